@@ -1,0 +1,178 @@
+"""
+A bundle is a directory with everything that turns ORFs into scores, and no pickle.
+
+``bundle.json`` names the other files and their checksums: ``protein.safetensors``,
+``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from .failures import BadBundle, UnknownBundle
+from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+
+PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
+DEFAULT = "tiny-500"
+PUBLISHED = ("virnucpro-500", "virnucpro-300")
+HOW_TO_GET = "docs/models.md says how to make virnucpro-500 and virnucpro-300 of the published files."
+
+_FORMAT = 1
+_SHIPPED = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The dimensions of the three networks of a bundle."""
+
+    protein: ProteinShape
+    nucleotide: NucleotideShape
+    classifier: ClassifierShape
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk, as its ``bundle.json`` describes it."""
+
+    directory: Path
+    name: str
+    length: int  # of the fragments that it was trained on, in bases
+    shapes: Shapes
+    checksums: Mapping[str, str]  # file name -> sha256
+    origin: Mapping[str, str]  # where each part came from
+    licence: str = ""
+    notice: str = ""  # what a user of this bundle should be told on every run
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the scores: the files and the fragment length, not names or places."""
+        facts = json.dumps([self.length, sorted(self.checksums.items())])
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def check(self) -> None:
+        """
+        Compare every file with its checksum; reads them all.
+
+        Raises:
+            BadBundle: a file is missing or is not the one that the bundle was made with
+        """
+        for name, wanted in self.checksums.items():
+            try:
+                found = sha256(self.directory / name)
+            except OSError as error:
+                raise BadBundle(str(self.directory), f"{name}: {error.strerror}") from error
+            if found != wanted:
+                raise BadBundle(
+                    str(self.directory), f"{name} has changed or is damaged (sha256 {found[:12]})"
+                )
+
+    def tokenizer(self) -> str:
+        """Give the definition of the tokenizer for bases, as text."""
+        return (self.directory / "tokenizer.json").read_text("utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Give the checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_directory() -> Path:
+    """Where bundles are looked for by name, beside the shipped ones."""
+    return user_cache_path("virnucpro-async") / "models"
+
+
+def known() -> Iterator[tuple[str, Path]]:
+    """Give the name and directory of every bundle installed here, the default one first."""
+    for place in (_SHIPPED, cache_directory()):
+        if place.is_dir():
+            for path in sorted(place.iterdir()):
+                if (path / "bundle.json").is_file():
+                    yield path.name, path
+
+
+def find(name: str | Path) -> Bundle:
+    """
+    Read the bundle called *name*, or the one in the directory *name*.
+
+    Raises:
+        UnknownBundle: there is neither
+        BadBundle: there is, but its description cannot be read
+    """
+    directory = dict(known()).get(str(name), Path(name))
+    if not (directory / "bundle.json").is_file():
+        hint = HOW_TO_GET if str(name) in PUBLISHED else ""
+        raise UnknownBundle(str(name), [name for name, _ in known()], hint)
+    return _read(directory)
+
+
+def seal(
+    directory: Path, name: str, length: int, shapes: Shapes, origin: Mapping[str, str], **more: str
+) -> Bundle:
+    """
+    Describe the finished parts in *directory* in its ``bundle.json``, and read it back.
+
+    *more* may hold ``licence`` and ``notice``.
+    """
+    described = {
+        "format": _FORMAT,
+        "name": name,
+        "fragment_length": length,
+        **more,
+        **asdict(shapes),
+        "origin": dict(origin),
+        "files": {part: sha256(directory / part) for part in PARTS},
+    }
+    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+    (directory / "bundle.json").write_text(text, "utf-8")
+    return _read(directory)
+
+
+def _read(directory: Path) -> Bundle:
+    path = directory / "bundle.json"
+    try:
+        described = json.loads(path.read_bytes())
+        if described["format"] != _FORMAT:
+            raise BadBundle(
+                str(directory), f"its format is {described['format']}, this program reads {_FORMAT}"
+            )
+        return Bundle(
+            directory=directory,
+            name=str(described["name"]),
+            length=_positive(described["fragment_length"]),
+            shapes=_shapes(described),
+            checksums=_checksums(described["files"]),
+            origin=described.get("origin", {}),
+            licence=described.get("licence", ""),
+            notice=described.get("notice", ""),
+        )
+    except OSError as error:
+        raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
+
+
+def _shapes(described: Mapping[str, Any]) -> Shapes:
+    return Shapes(
+        ProteinShape(**described["protein"]),
+        NucleotideShape(**described["nucleotide"]),
+        ClassifierShape(**described["classifier"]),
+    )
+
+
+def _checksums(files: Mapping[str, str]) -> dict[str, str]:
+    # Names are compared, not joined: a bundle from elsewhere cannot point outside itself.
+    if set(files) != set(PARTS):
+        raise ValueError(f"it must describe {', '.join(PARTS)}, not {', '.join(files)}")
+    return dict(files)
+
+
+def _positive(number: Any) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"a fragment length of {number!r}")
+    return number

@@ -1,0 +1,381 @@
+"""
+Arguments in, exit code out: the only module that prints, reads the environment, or exits.
+
+Everything heavy is imported by the command that needs it, so that ``--help`` answers at once.
+"""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .failures import UnreadableInput, UsageError, VirnucError
+from .settings import Precision, Settings
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+    from .results import Summary
+
+PROGRAM = "virnucpro-async"
+DONE, FAILED, INCOMPLETE, USAGE = 0, 1, 2, 64
+
+_EXAMPLES = """\
+examples:
+  python -m virnucpro_async predict contigs.fa out/
+  python -m virnucpro_async predict sample1.fq.gz sample2.fa.zst reads/ out/
+  zcat reads.fq.gz | python -m virnucpro_async predict - out/
+  python -m virnucpro_async predict contigs.fa out/ --model /data/virnucpro-500 --gpus 0,1
+  python -m virnucpro_async models list
+
+The same command resumes a run that was interrupted.
+"""
+_PREDICT_EXAMPLES = """\
+inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or -
+for standard input; the last name is the output directory.
+
+exit codes: 0 done; 1 failed; 2 done, but see failed_files.txt; 64 wrong usage; 130 and 143
+interrupted, the same command resumes.
+"""
+
+
+def run() -> NoReturn:
+    """Run the command line of this process and end it."""
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code > 128:
+        # Interrupted while a thread may wait for standard input: nothing wakes it, so it is left.
+        os._exit(code)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; give its exit code. Bugs keep their traceback."""
+    try:
+        options = _parser().parse_args(arguments)
+        command: Callable[[Namespace], int] = options.command
+        return command(options)
+    except VirnucError as failure:
+        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        return failure.exit_code
+    except KeyboardInterrupt:
+        return 128 + SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\nTry '{self.prog} --help'.")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        PROGRAM,
+        description="Tell viral from non-viral DNA in reads and contigs, as VirNucPro does.",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_predict(commands)
+    _add_models(commands)
+    devices = commands.add_parser("devices", help="show which devices a run would use")
+    devices.set_defaults(command=_devices)
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="predict which sequences are viral",
+        description="Predict which sequences are viral.",
+        epilog=_PREDICT_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+        usage="%(prog)s INPUT [INPUT ...] OUT_DIR [options]",
+    )
+    predict.add_argument(
+        "names", nargs="*", metavar="INPUT ... OUT_DIR", help="inputs, then the output directory"
+    )
+    predict.add_argument(
+        "--input", action="append", default=[], metavar="FILE", help="an input; may be repeated"
+    )
+    predict.add_argument("--input-list", metavar="FILE", help="a file with one input a line")
+    predict.add_argument(
+        "--output-dir", metavar="DIR", help="the output directory; all names are inputs then"
+    )
+    predict.add_argument("--overwrite", action="store_true", help="start anew where DIR holds another run")
+    _add_model_options(predict.add_argument_group("model"))
+    _add_device_options(predict.add_argument_group("devices"))
+    talk = predict.add_mutually_exclusive_group()
+    talk.add_argument("--verbose", action="store_true", help="say more, every batch too")
+    talk.add_argument("--quiet", action="store_true", help="say only what went wrong")
+    predict.set_defaults(command=_predict)
+
+
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--model", default="tiny-500", metavar="NAME|DIR", help="see 'models list' (default: tiny-500)"
+    )
+    group.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of viral fragments from which on a contig is viral (default: 0.5)",
+    )
+    group.add_argument("--embeddings", action="store_true", help="write merged_features.pt too")
+
+
+def _add_device_options(group: Any) -> None:
+    group.add_argument(
+        "--gpus", type=_numbers, default=(), metavar="0,2", help="GPUs by nvidia-smi's numbers"
+    )
+    group.add_argument(
+        "--devices",
+        type=_words,
+        default=(),
+        metavar="LIST",
+        help="cuda:0,cuda:1 or cpu or cpu,cpu (default: every GPU, else one cpu)",
+    )
+    group.add_argument(
+        "--precision",
+        type=Precision,
+        choices=list(Precision),
+        default=Precision.AUTO,
+        help="auto: BF16 where the GPUs have it, else FP32 (default: auto)",
+    )
+    group.add_argument(
+        "--esm-batch-size",
+        type=_tokens,
+        default=None,
+        metavar="N|auto",
+        help="residue tokens per batch (default: auto, by the devices' memory)",
+    )
+
+
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser("models", help="list, describe or import models")
+    actions = models.add_subparsers(metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="list the models of this machine")
+    listing.set_defaults(command=_list_models)
+    info = actions.add_parser("info", help="describe one model and check its files")
+    info.add_argument("name", metavar="NAME|DIR")
+    info.set_defaults(command=_model_info)
+    take = actions.add_parser("import", help="make a model of published checkpoints")
+    take.add_argument(
+        "--protein", type=Path, required=True, metavar="FILE", help="ESM-2: fair-esm .pt, or Hugging Face"
+    )
+    take.add_argument(
+        "--nucleotide", type=Path, required=True, metavar="DIR", help="DNABERT-S as on Hugging Face"
+    )
+    take.add_argument(
+        "--classifier", type=Path, required=True, metavar="FILE", help="300_model.pth or 500_model.pth"
+    )
+    take.add_argument("--length", type=int, required=True, metavar="BP", help="of the fragments: 300 or 500")
+    take.add_argument("--name", required=True)
+    take.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new directory for the model"
+    )
+    take.set_defaults(command=_import_model)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _words(text))
+
+
+def _tokens(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _predict(options: Namespace) -> int:
+    inputs, out_dir = _names(options)
+    settings = _settings(options)
+    if options.gpus:
+        # Before torch looks: no context is made on a GPU that was not named, and what an outer
+        # script left in CUDA_VISIBLE_DEVICES does not hide one that was.
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.gpus))
+    import anyio
+
+    with _console(options):
+        return anyio.run(_predict_until_signalled, inputs, out_dir, settings)
+
+
+async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Settings) -> int:
+    import anyio
+
+    from .pipeline import run_pipeline
+
+    caught: list[int] = []
+    summary: Summary | None = None
+
+    async def watch_signals() -> None:
+        with anyio.open_signal_receiver(SIGINT, SIGTERM) as signals:
+            async for signal in signals:
+                if caught:
+                    os._exit(128 + signal)  # asked twice; what is in the store is whole at any instant
+                caught.append(signal)
+                print("Stopping after the batches under way ...", file=sys.stderr)
+                run_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch_signals)
+            with anyio.CancelScope() as run_scope:
+                command = (PROGRAM, *sys.argv[1:])
+                summary = await run_pipeline(
+                    inputs, out_dir, settings, stdin=sys.stdin.buffer, command=command
+                )
+            tasks.cancel_scope.cancel()
+    except* VirnucError as group:
+        raise group.exceptions[0] from None
+    if summary is None:
+        print("Interrupted. The same command resumes this run.", file=sys.stderr)
+        return 128 + caught[0]
+    return INCOMPLETE if summary.counts["failures"] else DONE
+
+
+def _names(options: Namespace) -> tuple[list[str], str]:
+    """Tell inputs from the output directory."""
+    names, out_dir = list(options.names), options.output_dir
+    if out_dir is None:
+        if not names:
+            raise UsageError("name an input and an output directory")
+        out_dir = names.pop()
+    inputs = [*options.input, *names, *_listed(options.input_list)]
+    if not inputs:
+        raise UsageError(f"name an input before the output directory {out_dir!r}")
+    if Path(out_dir).is_file():
+        raise UsageError(f"the output directory comes last, but {out_dir!r} is a file")
+    return inputs, out_dir
+
+
+def _listed(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UnreadableInput(path, error.strerror or str(error)) from error
+    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
+
+
+def _settings(options: Namespace) -> Settings:
+    return Settings(
+        model=options.model,
+        devices=options.devices,
+        gpus=options.gpus,
+        precision=options.precision,
+        tokens_per_batch=options.esm_batch_size,
+        threshold=options.threshold,
+        embeddings=options.embeddings,
+        overwrite=options.overwrite,
+    )
+
+
+@contextmanager
+def _console(options: Namespace) -> Iterator[None]:
+    """Show what a run says on standard error: bars on a terminal, lines elsewhere."""
+    from rich.console import Console
+
+    from .progress import Bars, Lines, logger
+
+    level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
+    console = Console(stderr=True)
+    if console.is_terminal and not options.quiet:
+        with Bars(console) as bars:
+            sink = logger.add(bars, format=_line, level=level, catch=False)
+            yield
+            logger.remove(sink)
+        return
+    sink = logger.add(Lines(sys.stderr), format=_line, level=level, catch=False)
+    try:
+        yield
+    finally:
+        logger.remove(sink)
+
+
+def _line(record: "Record") -> str:
+    level = record["level"]
+    return "{level.name}: {message}\n" if level.no >= 30 else "{message}\n"
+
+
+def _devices(options: Namespace) -> int:
+    from .devices import available, choose
+
+    used = {device.name for device in choose(Settings())}
+    for device in available():
+        capability = "" if device.capability is None else "capability {}.{}".format(*device.capability)
+        mark = "used" if device.name in used else "not used"
+        print(f"{device.name}\t{device.model}\t{device.memory / 2**30:.0f} GiB\t{capability}\t{mark}")
+    return DONE
+
+
+def _list_models(options: Namespace) -> int:
+    from .bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
+
+    names = []
+    for name, directory in known():
+        bundle = find(directory)
+        mark = " (default)" if name == DEFAULT else ""
+        print(f"{name}{mark}\tfragments of {bundle.length} bp\t{directory}")
+        names.append(name)
+    missing = [name for name in PUBLISHED if name not in names]
+    for name in missing:
+        print(f"{name}\tnot on this machine")
+    if missing:
+        print(HOW_TO_GET)
+    return DONE
+
+
+def _model_info(options: Namespace) -> int:
+    from .bundles import find
+
+    bundle = find(options.name)
+    bundle.check()
+    protein, nucleotide, classifier = (
+        bundle.shapes.protein,
+        bundle.shapes.nucleotide,
+        bundle.shapes.classifier,
+    )
+    facts = {
+        "name": bundle.name,
+        "directory": bundle.directory,
+        "fingerprint": bundle.fingerprint,
+        "fragments": f"{bundle.length} bp",
+        "protein": f"ESM-2, {protein.layers} layers of {protein.width}",
+        "nucleotide": f"DNABERT-S, {nucleotide.layers} layers of {nucleotide.width}",
+        "classifier": f"{classifier.inputs} -> {classifier.hidden} -> 2",
+        "licence": bundle.licence or "not stated",
+        **{f"origin of {part}": place for part, place in bundle.origin.items()},
+        **{name: f"sha256 {checksum}, checked" for name, checksum in bundle.checksums.items()},
+    }
+    for name, fact in facts.items():
+        print(f"{name:24}{fact}")
+    if bundle.notice:
+        print(bundle.notice)
+    return DONE
+
+
+def _import_model(options: Namespace) -> int:
+    from .upstream import Parts, import_bundle
+
+    if options.length < 1:
+        raise UsageError(f"a fragment length of {options.length}")
+    parts = Parts(options.protein, options.nucleotide, options.classifier)
+    bundle = import_bundle(parts, options.output, options.name, options.length)
+    print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
+    return DONE

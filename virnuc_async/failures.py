@@ -1,0 +1,239 @@
+"""
+Every failure that this package raises on purpose.
+
+::
+
+    VirnucError                 exit code 1
+    ├── UsageError              exit code 64: the command line or the settings make no sense
+    ├── InputError              one input file; the run goes on without it
+    │   ├── UnreadableInput     missing, a directory without sequences, no permission
+    │   ├── NotSequences        not FASTA, not FASTQ, or not DNA; says which line and what it saw
+    │   └── BrokenInput         ends or breaks half way; the records before the break count
+    ├── NoRecords               no input holds a single record
+    ├── BundleError             a set of models
+    │   ├── UnknownBundle       no such name and no such directory; says which there are
+    │   ├── BadBundle           a file is missing, changed, or of the wrong shape
+    │   └── BadCheckpoint       a file of somebody else's that cannot be imported
+    ├── DeviceError             one device
+    │   ├── UnknownDevice       no such device; says which there are
+    │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
+    │   └── DeviceLost          the device answers no more: retire it
+    ├── NoDevicesLeft           too many devices were lost to go on
+    ├── MixedDevices            the devices of one run would compute differently
+    └── OutputError             the output directory
+        ├── NotOurDirectory     it holds something else
+        ├── AnotherRun          it holds a run with other inputs, models or settings
+        ├── DirectoryBusy       another process is writing there
+        └── CannotWrite         disk full, read-only
+
+A failure carries its facts as fields and makes its text in one place, ``__str__``. Anything else
+that is raised is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Where something failed; the second column of ``failed_files.txt``."""
+
+    INPUT = "Input"
+    NUCLEOTIDE = "DNABERT-S"
+    PROTEIN = "ESM-2"
+    CLASSIFIER = "Classifier"
+    OUTPUT = "Output"
+
+
+class VirnucError(Exception):
+    """The root of the tree; *exit_code* is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(VirnucError):
+    """A setting or an argument that makes no sense; *reason* says which and what would."""
+
+    exit_code = 64
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InputError(VirnucError):
+    """One input cannot be used, wholly or from some line on; the others can."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UnreadableInput(InputError):
+    """The file is missing, may not be read, or is a directory without sequence files."""
+
+
+class NotSequences(InputError):
+    """The content is not DNA in FASTA or FASTQ; *line* counts from 1."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(path, f"line {line:,}: {reason}")
+        self.line = line
+
+
+class BrokenInput(InputError):
+    """The file ends or breaks half way: *records* whole records came before."""
+
+    def __init__(self, path: str, records: int, reason: str) -> None:
+        super().__init__(path, f"breaks after {records:,} records: {reason}")
+        self.records = records
+
+
+class NoRecords(VirnucError):
+    """There is nothing to do: none of *paths* holds a record; *failures* say why, where one does."""
+
+    def __init__(self, paths: Sequence[str], failures: Sequence[InputError] = ()) -> None:
+        super().__init__(tuple(paths), tuple(failures))
+        self.paths, self.failures = tuple(paths), tuple(failures)
+
+    def __str__(self) -> str:
+        which = self.paths[0] if len(self.paths) == 1 else f"the {len(self.paths)} inputs"
+        return "\n".join((f"no sequence record in {which}", *map(str, self.failures)))
+
+
+class BundleError(VirnucError):
+    """A set of models cannot be used."""
+
+
+class UnknownBundle(BundleError):
+    """Neither a bundle that is installed here nor a directory with one."""
+
+    def __init__(self, name: str, known: Iterable[str], hint: str = "") -> None:
+        super().__init__(name)
+        self.name, self.known, self.hint = name, tuple(known), hint
+
+    def __str__(self) -> str:
+        text = f"no model {self.name!r} here. Installed: {', '.join(self.known)}."
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class BadBundle(BundleError):
+    """The bundle at *path* is incomplete, damaged, or of another shape than it says."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is not a usable bundle: {self.reason}"
+
+
+class BadCheckpoint(BundleError):
+    """The checkpoint at *path* was not taken: it is damaged, hostile, or another network's."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be imported: {self.reason}"
+
+
+class DeviceError(VirnucError):
+    """One device cannot do what was asked of it."""
+
+
+class UnknownDevice(DeviceError):
+    """The machine has no such device."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(name)
+        self.name, self.known = name, tuple(known)
+
+    def __str__(self) -> str:
+        return f"no device {self.name!r} here. There are: {', '.join(self.known)}"
+
+
+class DeviceOutOfMemory(DeviceError):
+    """A batch of *tokens* tokens did not fit, at *stage*; half of it may."""
+
+    def __init__(self, device: str, tokens: int, stage: Stage = Stage.PROTEIN) -> None:
+        super().__init__(device, tokens, stage)
+        self.device, self.tokens, self.stage = device, tokens, stage
+
+    def __str__(self) -> str:
+        return f"{self.device} ran out of memory on a batch of {self.tokens:,} tokens"
+
+
+class DeviceLost(DeviceError):
+    """The device failed in a way that it does not recover from within this process."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(device, reason)
+        self.device, self.reason = device, reason
+
+    def __str__(self) -> str:
+        return f"{self.device} failed: {self.reason}"
+
+
+class NoDevicesLeft(VirnucError):
+    """The run cannot go on; what was finished is kept."""
+
+    def __init__(self, lost: Sequence[DeviceLost]) -> None:
+        super().__init__(tuple(lost))
+        self.lost = tuple(lost)
+
+    def __str__(self) -> str:
+        each = "; ".join(map(str, self.lost))
+        return f"too many devices failed to go on ({each}). Finished work is kept: the same command resumes"
+
+
+class MixedDevices(VirnucError):
+    """The devices differ in how they compute, and nobody said which precision to use."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        super().__init__(tuple(kinds))
+        self.kinds = tuple(kinds)
+
+    def __str__(self) -> str:
+        return (
+            f"these devices compute differently ({', '.join(self.kinds)}): "
+            "name devices of one kind, or choose --precision fp32 or bf16 to mix them"
+        )
+
+
+class OutputError(VirnucError):
+    """The output directory *path* cannot take this run."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class NotOurDirectory(OutputError):
+    """The directory holds files of somebody else's, or is not a directory."""
+
+
+class AnotherRun(OutputError):
+    """The directory holds a run that differs from the one asked for."""
+
+    def __init__(self, path: str, differences: Sequence[str]) -> None:
+        reason = (
+            f"holds another run: {'; '.join(differences)}. "
+            "Choose another directory, or --overwrite to start anew"
+        )
+        super().__init__(path, reason)
+        self.differences = tuple(differences)
+
+
+class DirectoryBusy(OutputError):
+    """Another process holds the store of this directory."""
+
+
+class CannotWrite(OutputError):
+    """The operating system refused to write; the disk may be full."""

@@ -1,0 +1,24 @@
+"""VirNucPro's classifier: both embeddings of an ORF to "others" or "virus"."""
+
+from torch import Tensor, nn
+
+from .shapes import ClassifierShape
+
+
+class Classifier(nn.Module):
+    """Linear, batch norm, ReLU, dropout, Linear, softmax; always computed in FP32."""
+
+    def __init__(self, shape: ClassifierShape, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(shape.inputs, shape.hidden)
+        self.norm = nn.BatchNorm1d(shape.hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(shape.hidden, 2)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Map *features* (B, inputs), bases' embedding first, to (B, 2): others, virus."""
+        return self.output(self.dropout(self.norm(self.hidden(features)).relu()))  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give P(others) and P(virus) of each row, (B, 2)."""
+        return self.logits(features).softmax(1)

@@ -1,0 +1,82 @@
+"""
+DNABERT-S (Zhou et al. 2024, arXiv:2402.08777): a MosaicBERT, on packed tokens.
+
+Post-norm layers, a gated MLP whose first half is activated, no position embedding: attention is
+biased by -slope * distance, with one slope a head (ALiBi; Press et al. 2022, arXiv:2108.12409).
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .packing import Packed, attend, means
+from .shapes import NucleotideShape
+
+
+class Layer(nn.Module):
+    """One transformer layer in two regions, before and after attention."""
+
+    def __init__(self, shape: NucleotideShape) -> None:
+        super().__init__()
+        width = shape.width
+        self.heads = shape.heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, shape.eps)
+        self.gate_up = nn.Linear(width, 2 * shape.intermediate, bias=False)
+        self.down = nn.Linear(shape.intermediate, width)
+        self.mlp_norm = nn.LayerNorm(width, shape.eps)
+
+    def before(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys and values of *x* (T, C), each (T, H, D)."""
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        return q, k, v
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add what attention (T, H, D) and then the MLP make of *x* (T, C), normed each time."""
+        x = self.attention_norm(self.out(attended.flatten(1)) + x)
+        gate, up = self.gate_up(x).chunk(2, dim=1)
+        return self.mlp_norm(self.down(functional.gelu(gate) * up) + x)  # type: ignore[no-any-return]
+
+
+class DnabertS(nn.Module):
+    """The encoder alone: token ids to the last layer's states."""
+
+    def __init__(self, shape: NucleotideShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.embed = nn.Embedding(shape.vocabulary, shape.width)
+        self.token_type = nn.Parameter(torch.empty(shape.width))
+        self.norm = nn.LayerNorm(shape.width, shape.eps)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+
+    def forward(self, packed: Packed) -> Tensor:
+        """Give the last hidden state of every token, (T, C)."""
+        bias = _distance_bias(self.heads, packed.longest, packed.ids.device)
+        if packed.ids.device.type == "cuda":
+            bias = bias.to(self.token_type.dtype)  # its kernels want the queries' type
+        x = self.norm(self.embed(packed.ids) + self.token_type)
+        for layer in cast(Iterable[Layer], self.layers):
+            q, k, v = layer.before(x)
+            x = layer.after(x, attend(q, k, v, packed, bias))
+        return x  # type: ignore[no-any-return]
+
+    def embeddings(self, packed: Packed) -> Tensor:
+        """Average over all tokens of each row, [CLS] and [SEP] too: (B, C) in FP32."""
+        return means(self(packed), packed)
+
+
+def slopes(heads: int) -> list[float]:
+    """Give ALiBi's slope of each head; heads beyond a power of two lie between the others."""
+    whole = 1 << (heads.bit_length() - 1)
+    rates = [2 ** (-8 * (head + 1) / whole) for head in range(whole)]
+    return rates if whole == heads else rates + slopes(2 * whole)[0::2][: heads - whole]
+
+
+def _distance_bias(heads: int, length: int, device: torch.device) -> Tensor:
+    at = torch.arange(length, device=device)
+    distance = (at[:, None] - at).abs()
+    return -torch.tensor(slopes(heads), device=device)[:, None, None] * distance  # H L L

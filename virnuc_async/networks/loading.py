@@ -1,0 +1,45 @@
+"""Weights from a safetensors file straight into a network, one tensor at a time."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..failures import BadBundle
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load(network: Network, path: Path, device: torch.device, dtype: torch.dtype) -> Network:
+    """
+    Fill *network*, built on the meta device, with the tensors of *path*; ready for inference.
+
+    The file is mapped, not read: on the CPU in its own dtype the weights are the file's pages.
+
+    Raises:
+        BadBundle: a tensor is missing, unknown, or of another shape; or no safetensors file
+    """
+    wanted = network.state_dict()
+    weights = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_names(path, set(file.keys()), set(wanted))
+            for name, like in wanted.items():
+                tensor = file.get_tensor(name)
+                if tensor.shape != like.shape:
+                    shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
+                    raise BadBundle(str(path), f"{name} has the shape {shapes}")
+                weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    except (OSError, SafetensorError) as error:
+        raise BadBundle(str(path), str(error)) from error
+    network.load_state_dict(weights, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def _check_names(path: Path, found: set[str], wanted: set[str]) -> None:
+    for names, word in ((wanted - found, "missing"), (found - wanted, "unknown")):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise BadBundle(str(path), f"{len(names)} tensors are {word}: {shown}")

@@ -1,0 +1,606 @@
+"""
+One run: files to windows to batches to scores to tables, and who waits for whom.
+
+One task reads ahead, one hands out batches, one or two per device have them scored, one keeps the
+scores. Every wait is bounded by a stream, and every task is owned by the one task group. Cancelling
+lets the batches that are running finish and be kept; nothing else is waited for.
+"""
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+from uuid import uuid4
+
+import aiofiles
+import anyio
+import numpy as np
+from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from . import __version__, results
+from .batches import Batch, Reader, Window, form_windows
+from .bundles import Bundle, find
+from .devices import Device, choose, decide_budget, decide_precision
+from .failures import (
+    AnotherRun,
+    CannotWrite,
+    DeviceLost,
+    DeviceOutOfMemory,
+    NoDevicesLeft,
+    NoRecords,
+    Stage,
+    VirnucError,
+)
+from .progress import PROGRESS, Counts, logger, run_files
+from .replica import FAULTS, Replica, Scores
+from .sequences import STDIN, expand, read_contigs
+from .settings import Precision, Settings
+from .store import FEATURES, Failure, FileLine, Finished, Store
+from .tokens import OrfTokenizer
+
+_MOST_LOST = 3  # devices: after so many, the fault is not the devices'
+_REFRESH = 0.5  # seconds between two looks at the counts
+_LINES = 10_000  # of a table written at a time
+
+_Item = TypeVar("_Item")
+
+
+class Scorer(Protocol):
+    """What the pipeline asks of a device."""
+
+    name: str
+
+    def peak_memory(self) -> int:
+        """Give the most bytes of device memory that were in use at once."""
+
+    async def load(self) -> None:
+        """Get ready; raises DeviceLost or BadBundle."""
+
+    async def score(self, batch: Batch) -> Scores:
+        """Score a batch; raises DeviceOutOfMemory or DeviceLost."""
+
+    async def close(self) -> None:
+        """Free the device."""
+
+
+async def run_pipeline(
+    inputs: Iterable[str | Path],
+    out_dir: str | Path,
+    settings: Settings | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    command: Sequence[str] = (),
+) -> results.Summary:
+    """
+    Predict every sequence of *inputs* and write the tables into *out_dir*; resume what is there.
+
+    Runs inside any asyncio event loop, several times at once if the directories differ. It
+    prints nothing and touches no signal; ``virnuc_async.progress.logger`` takes sinks. When it
+    is cancelled, it ends within one batch, frees the devices and leaves a run that resumes.
+
+    Raises:
+        NoRecords: no input holds a record
+        UnknownBundle, BadBundle: the model
+        UnknownDevice, MixedDevices: the devices
+        NoDevicesLeft: too many devices failed; finished work is kept
+        NotOurDirectory, AnotherRun, DirectoryBusy, CannotWrite: the output directory
+    """
+    settings = settings or Settings()
+    bundle = await to_thread.run_sync(find, settings.model)
+    devices = await to_thread.run_sync(choose, settings)
+    plan = Plan(tuple(await to_thread.run_sync(list, expand(inputs))), settings, bundle, tuple(devices))
+    return await score_with(plan, Path(out_dir), Replica, stdin=stdin, command=command)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a run is asked to do."""
+
+    paths: tuple[str, ...]  # files, or "-"; directories are expanded
+    settings: Settings
+    bundle: Bundle
+    devices: tuple[Device, ...]
+
+
+MakeScorer = Callable[[Device, Bundle, Precision, bool], Scorer]
+
+
+async def score_with(
+    plan: Plan,
+    out_dir: Path,
+    make_scorer: MakeScorer,
+    *,
+    stdin: BinaryIO | None = None,
+    command: Sequence[str] = (),
+) -> results.Summary:
+    """
+    Carry out *plan*, with a scorer for each of its devices.
+
+    Raises:
+        what :func:`run_pipeline` raises
+    """
+    run = _Run(plan, out_dir, make_scorer, partial(read_contigs, stdin=stdin))
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run.watch, name="watch")
+            summary = await run.go(" ".join(command))
+            tasks.cancel_scope.cancel()
+        return summary
+    except BaseExceptionGroup as group:
+        # Tasks fail in groups; a caller wants the one failure that there nearly always is.
+        raise _first_failure(group) from group
+
+
+def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the leaf to raise: a bug before a failure, since failures may follow from it."""
+    leaves = list(_leaves(group))
+    bugs = [leaf for leaf in leaves if not isinstance(leaf, VirnucError)]
+    return (bugs or leaves)[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+class Supply:
+    """
+    Batches for whichever device is free, in order; one that was given back comes round first.
+
+    Holds *room* batches at most, given-back ones aside.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._ready: deque[Batch] = deque()
+        self._out = 0  # taken, and neither done nor given back
+        self._is_all_in = False
+        self._changed = anyio.Condition()
+
+    def __repr__(self) -> str:
+        state = "all in" if self._is_all_in else "open"
+        return f"<Supply [{len(self._ready)} ready, {self._out} out, {state}]>"
+
+    async def put(self, batch: Batch) -> None:
+        """Add *batch* behind the others; waits for room."""
+        async with self._changed:
+            while len(self._ready) >= self._room:
+                await self._changed.wait()
+            self._ready.append(batch)
+            self._changed.notify_all()
+
+    async def end(self) -> None:
+        """Say that no batch will be put any more."""
+        async with self._changed:
+            self._is_all_in = True
+            self._changed.notify_all()
+
+    async def take(self) -> Batch | None:
+        """Get the next batch; None once all are done."""
+        async with self._changed:
+            # An idle device waits for the others' last batches: one may be given back.
+            while not self._ready:
+                if self._is_all_in and not self._out:
+                    return None
+                await self._changed.wait()
+            self._out += 1
+            self._changed.notify_all()
+            return self._ready.popleft()
+
+    async def done(self, *unfinished: Batch) -> None:
+        """End what :meth:`take` began; what is *unfinished* of it goes to another device."""
+        async with self._changed:
+            self._out -= 1
+            self._ready.extendleft(reversed(unfinished))
+            self._changed.notify_all()
+
+
+class _Run:
+    """A plan under way."""
+
+    def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.out_dir = out_dir
+        self.make_scorer = make_scorer
+        self.id = uuid4().hex
+        self.log = logger.bind(run=self.id)
+        self.counts = Counts()
+        self.lost: list[DeviceLost] = []
+        self.supply = Supply(2 * len(plan.devices))
+        self.load_seconds = 0.0
+        self.peaks: dict[str, int] = {}
+        self.started = time.monotonic()
+        self.windows = _windows(plan, read)
+        self.disk = CapacityLimiter(1)  # one thread at a time has the store
+
+    async def watch(self) -> None:
+        """Say how far the run is, for as long as it is not cancelled."""
+        while True:
+            self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
+            await anyio.sleep(_REFRESH)
+
+    async def go(self, command: str) -> results.Summary:
+        """Score what is left to score, and write the tables."""
+        first = await self._next_window()
+        if first is None or not first.contigs:
+            failures = [file.failure for file in first.files if file.failure] if first else []
+            raise NoRecords(self.plan.paths, failures)
+        self.store = await self._on_disk(Store, self.out_dir, self.settings.overwrite)
+        try:
+            await self._on_disk(self._identify)
+            with run_files(self.id, self.out_dir):
+                self._introduce()
+                try:
+                    if not self.store.is_finished:
+                        await self._score(first)
+                    return await self._finish(command)
+                except BaseException:
+                    self.log.warning("stopped before the end; the same command goes on from here")
+                    raise
+        finally:
+            self.store.close()
+
+    def _identify(self) -> None:
+        """Settle precision and budget, as the store has them or anew, and check that the run is its."""
+        plan, known = self.plan, self.store.fact("identity") or {}
+        wanted = self.settings.precision
+        if wanted is Precision.AUTO and known:
+            wanted = Precision(known["precision"])
+        self.precision = decide_precision(plan.devices, wanted)
+        budget = self.settings.tokens_per_batch or known.get("tokens per batch")
+        self.budget = decide_budget(plan.devices, self.precision, budget)
+        self.store.identify(self._identity(), plan.paths)
+
+    def _identity(self) -> dict[str, Any]:
+        kinds = sorted({device.kind for device in self.plan.devices})
+        return {
+            "inputs": [_file_facts(path) for path in self.plan.paths],
+            "model": f"{self.plan.bundle.name} ({self.plan.bundle.fingerprint})",
+            "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
+            "precision": self.precision,
+            "tokens per batch": self.budget,
+            "threshold": self.settings.threshold,
+            "embeddings": self.settings.embeddings,
+        }
+
+    def _introduce(self) -> None:
+        bundle = self.plan.bundle
+        self.log.info(
+            "virnucpro-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length
+        )
+        if bundle.notice:
+            self.log.warning(bundle.notice)
+        if self.store.is_finished:
+            self.log.info("this run is finished already; its tables are written again")
+            return
+        for device in self.plan.devices:
+            self.log.info("{}", _described(device, self.precision, self.budget))
+        if self.store.count("batches"):
+            self.log.info("going on after {:,} ORFs of an earlier session", self.store.count("scores"))
+
+    async def _score(self, first: Window) -> None:
+        self.counts.doing = "checking the model's files"
+        await to_thread.run_sync(self.plan.bundle.check)
+        self.counts.doing = "loading the model"
+        send, receive = anyio.create_memory_object_stream[Finished](2 * len(self.plan.devices))
+        read, feed = anyio.create_memory_object_stream[Window](1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._read, first, read, name="read")
+            tasks.start_soon(self._feed, feed, name="feed")
+            tasks.start_soon(self._keep, receive, name="keep")
+            for device in self.plan.devices:
+                tasks.start_soon(self._serve, device, send.clone(), name=f"serve {device.name}")
+            send.close()
+        await self._on_disk(self.store.note, "finished", True)
+
+    async def _read(self, first: Window, send: MemoryObjectSendStream[Window]) -> None:
+        """Form windows ahead of the devices, in a worker thread."""
+        async with send:
+            window: Window | None = first
+            while window is not None:
+                await send.send(window)
+                window = await self._next_window()
+
+    async def _feed(self, windows: MemoryObjectReceiveStream[Window]) -> None:
+        """Hand out the batches that are not done yet, window by window."""
+        count = 0
+        async with windows:
+            async for window in windows:
+                count += 1
+                await self._on_disk(self._keep_window, window)
+                done = await self._on_disk(self.store.finished_parts, window.number)
+                left = [part for batch in window.batches(self.budget) for part in _unfinished(batch, done)]
+                self.counts.read += len(window.places)
+                self.counts.done += len(window.places) - sum(map(len, left))
+                for batch in left:
+                    await self.supply.put(batch)
+        if self.store.count("windows") != count:
+            raise AnotherRun(str(self.out_dir), ["the sequences have changed: there are fewer now"])
+        self.counts.is_all_read = True
+        await self.supply.end()
+
+    def _keep_window(self, window: Window) -> None:
+        """Store what the window is made of; on resume, check that it still is."""
+        known = self.store.window(window.number)
+        if known is None:
+            self.store.add_window(window)
+            for file in window.files:
+                if file.failure:
+                    self._tell_failure(Failure(file.path, Stage.INPUT, file.failure.reason))
+                elif not file.contigs:
+                    self.log.warning("{} holds no sequence", file.path)
+        elif known != window.digest:
+            raise AnotherRun(str(self.out_dir), ["the sequences have changed"])
+
+    async def _serve(self, device: Device, send: MemoryObjectSendStream[Finished]) -> None:
+        """Have one device score batches until there are none, or until it is lost."""
+        scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
+        try:
+            async with send:
+                await scorer.load()
+                self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
+                self.counts.ready(device.name)
+                await self._drain(scorer, send)
+        except DeviceLost as error:
+            self._retire(error)
+        except anyio.BrokenResourceError:
+            pass  # scores cannot be kept any more: the task that keeps them has failed and says why
+        finally:
+            self.peaks[device.name] = scorer.peak_memory()
+            with CancelScope(shield=True):
+                await scorer.close()
+
+    async def _drain(self, scorer: Scorer, send: MemoryObjectSendStream[Finished]) -> None:
+        room = self.budget
+        while (batch := await self.supply.take()) is not None:
+            left = deque([batch])
+            try:
+                # Shielded: what a device has begun is finished and kept, also when cancelled.
+                with CancelScope(shield=True):
+                    while left:
+                        room = await self._advance(scorer, left, room, send)
+            finally:
+                with CancelScope(shield=True):
+                    await self.supply.done(*left)
+
+    async def _advance(
+        self, scorer: Scorer, left: deque[Batch], room: int, send: MemoryObjectSendStream[Finished]
+    ) -> int:
+        """Score the first of *left*, or halve it; give the tokens that the device has room for."""
+        batch = left[0]
+        if batch.tokens > room and len(batch) > 1:
+            left.popleft()
+            left.extendleft(reversed(batch.halves()))
+            return room
+        try:
+            scores = await scorer.score(batch)
+        except DeviceOutOfMemory as error:
+            self.log.warning("{}; trying halves" if len(batch) > 1 else "{}", error)
+            stage, reason = error.stage, str(error)
+        else:
+            await send.send(_finished(scorer.name, scores))
+            left.popleft()
+            return room
+        # Not inside the handler: its traceback would keep the failed batch's tensors alive.
+        if len(batch) == 1:
+            await send.send(_hopeless(scorer.name, batch, stage, reason))
+            left.popleft()
+            return room
+        return batch.tokens // 2
+
+    def _retire(self, error: DeviceLost) -> None:
+        self.lost.append(error)
+        self.log.error("{}; the other devices take its batches", error)
+        if len(self.lost) in (_MOST_LOST, len(self.plan.devices)):
+            raise NoDevicesLeft(self.lost)
+
+    async def _keep(self, scored: MemoryObjectReceiveStream[Finished]) -> None:
+        """Store batches as they come, until the last device has gone; never cancelled before that."""
+        with CancelScope(shield=True):
+            async with scored:
+                async for done in scored:
+                    for failure in await self._on_disk(self.store.add_batch, done):
+                        self._tell_failure(failure)
+                    self.counts.finished(done.device, len(done.batch), done.batch.tokens)
+                    self.log.debug("batch {} done on {}", done.batch.name, done.device)
+
+    def _tell_failure(self, failure: Failure) -> None:
+        told = self.log.bind(failure=results.failed_line(failure))
+        told.error("{}: {}", failure.path, failure.message)
+
+    async def _finish(self, command: str) -> results.Summary:
+        """Write every file that people read, each at once or not at all."""
+        self.counts.doing = "writing tables"
+        store, threshold = self.store, self.settings.threshold
+        await self._write("prediction_results.txt", results.predictions(store))
+        await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
+        await self._write("contigs.tsv", results.contig_verdicts(store, threshold))
+        await self._write_failures()
+        if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
+            await self._on_disk(self._write_features)
+        summary = await self._on_disk(self._summary, command)
+        text = json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
+        await self._write("summary.json", iter([text]))
+        self.log.info("{}", _told(summary, self.out_dir))
+        return summary
+
+    async def _write(self, name: str, lines: Iterator[bytes]) -> None:
+        """Write a file beside its place and move it there once it is whole and on disk."""
+        partial_path = self.out_dir / f".{name}.partial"
+        try:
+            async with aiofiles.open(partial_path, "wb") as file:
+                while block := await self._on_disk(_joined, lines):
+                    await file.write(block)
+                await file.flush()
+                await to_thread.run_sync(os.fsync, file.fileno())
+            partial_path.replace(self.out_dir / name)
+        except OSError as error:
+            raise CannotWrite(str(self.out_dir), f"{name}: {error.strerror}") from error
+
+    async def _write_failures(self) -> None:
+        name = "failed_files.txt"
+        lines = (results.failed_line(failure) for failure in self.store.failures())
+        encoded = (line.encode("utf-8", "surrogateescape") for line in lines)
+        if self.store.count("failures"):
+            await self._write(name, encoded)
+        else:
+            (self.out_dir / name).unlink(missing_ok=True)
+
+    def _write_features(self) -> None:
+        path = self.out_dir / ".merged_features.pt.partial"
+        try:
+            results.save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
+            path.replace(self.out_dir / "merged_features.pt")
+            (self.out_dir / FEATURES).unlink(missing_ok=True)
+        except OSError as error:
+            raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
+
+    def _summary(self, command: str) -> results.Summary:
+        store, bundle = self.store, self.plan.bundle
+        contigs = store.count("contigs")
+        counts = {
+            "contigs": contigs,
+            "fragments": store.fragments(),
+            "orfs": store.count("scores"),
+            "batches": store.count("batches"),
+            "viral_contigs": results.count_viral(store, self.settings.threshold),
+            "failures": store.count("failures"),
+        }
+        work = store.work()
+        return results.Summary(
+            version=__version__,
+            command=command,
+            settings=self._settings_used(),
+            bundle={"name": bundle.name, "fingerprint": bundle.fingerprint},
+            inputs=[_input_facts(file) for file in store.files()],
+            counts=counts,
+            devices=[self._device_facts(name, *sums) for name, sums in work.items()],
+            seconds={
+                "total": round(time.monotonic() - self.started, 3),
+                "load": round(self.load_seconds, 3),
+                "model": round(sum(sums[3] for sums in work.values()), 3),
+            },
+            reproducible=store.is_reproducible() and len({d.kind for d in self.plan.devices}) == 1,
+            finished=store.is_finished,
+        )
+
+    def _settings_used(self) -> dict[str, Any]:
+        used = {"precision": self.precision, "tokens_per_batch": self.budget}
+        return {key: _plain(value) for key, value in (asdict(self.settings) | used).items()}
+
+    def _device_facts(
+        self, name: str, batches: int, orfs: int, tokens: int, seconds: float
+    ) -> dict[str, Any]:
+        device = next((device for device in self.plan.devices if device.name == name), None)
+        return {
+            "name": name,
+            "kind": device.model if device else "of an earlier session",
+            "precision": str(self.precision),
+            "tokens_per_batch": self.budget,
+            "batches": batches,
+            "orfs": orfs,
+            "tokens": tokens,
+            "busy_seconds": round(seconds, 3),
+            "peak_memory_bytes": self.peaks.get(name, 0),
+        }
+
+    async def _next_window(self) -> Window | None:
+        # Forming a window parses, translates and tokenizes: too long to hold the event loop for.
+        # Abandoned when cancelled: standard input may never say another word.
+        return await to_thread.run_sync(next, self.windows, None, abandon_on_cancel=True)
+
+    async def _on_disk(self, work: Callable[..., _Item], *args: Any) -> _Item:
+        return await to_thread.run_sync(work, *args, limiter=self.disk)
+
+
+def _windows(plan: Plan, read: Reader) -> Iterator[Window]:
+    tokenizer = OrfTokenizer(plan.bundle.tokenizer())
+    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer)
+
+
+def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
+    """Give what is left of *batch*, halved where an earlier session halved it."""
+    parts = {part for number, part in done if number == batch.number and part.startswith(batch.part)}
+    if not parts:
+        yield batch
+    elif batch.part not in parts:
+        for half in batch.halves():
+            yield from _unfinished(half, done)
+
+
+def _finished(device: str, scores: Scores) -> Finished:
+    faults = {
+        int(row): (FAULTS[scores.faults[row] - 1], "its score is not finite")
+        for row in scores.faults.nonzero()[0]
+    }
+    return Finished(scores.batch, device, scores.seconds, scores.probabilities, scores.embeddings, faults)
+
+
+def _hopeless(device: str, batch: Batch, stage: Stage, reason: str) -> Finished:
+    """Give up on the one ORF of *batch*."""
+    nothing = np.zeros((1, 2), dtype=np.float32)
+    return Finished(batch, device, 0.0, nothing, None, {0: (stage, reason)})
+
+
+def _joined(lines: Iterator[bytes]) -> bytes:
+    return b"".join(islice(lines, _LINES))
+
+
+def _file_facts(path: str) -> list[Any]:
+    """Say which file this is without reading it: place, size and time of change."""
+    if path == STDIN:
+        return [path]
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return [os.path.abspath(path), None]
+    return [os.path.abspath(path), facts.st_size, facts.st_mtime_ns]
+
+
+def _input_facts(file: FileLine) -> dict[str, Any]:
+    status = "failed" if file.failed else "read" if file.contigs else "empty"
+    if file.failed and file.contigs:
+        status = "broken"
+    return {"path": file.path, "contigs": file.contigs or 0, "status": status}
+
+
+def _described(device: Device, precision: Precision, budget: int) -> str:
+    capability = (
+        "" if device.capability is None else f", capability {device.capability[0]}.{device.capability[1]}"
+    )
+    memory = f"{device.memory / 2**30:.0f} GiB"
+    if precision is Precision.BF16:
+        why = "BF16 enabled"
+    else:
+        why = "FP32" if device.has_bf16 else "FP32: BF16 is for GPUs of capability 8.0 and above"
+    threads = f", {device.threads} threads" if device.capability is None else ""
+    return f"{device.name}: {device.model}{capability}, {memory}{threads}; {why}; {budget:,} tokens per batch"
+
+
+def _told(summary: results.Summary, out_dir: Path) -> str:
+    counts = summary.counts
+    text = (
+        f"{counts['viral_contigs']:,} of {counts['contigs']:,} contigs are viral "
+        f"({counts['orfs']:,} ORFs of {counts['fragments']:,} fragments scored in "
+        f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
+    )
+    failed = counts["failures"]
+    return text + (f"; {failed:,} failures are in {out_dir / 'failed_files.txt'}" if failed else "")
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON can hold of a setting."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

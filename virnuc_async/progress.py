@@ -1,0 +1,213 @@
+"""
+What a run says while it works: counts and lines, through loguru sinks.
+
+``logger`` is this package's own loguru logger, apart from the one that a host program may use: a
+host's sinks see nothing of ours unless it adds one here, and nothing is printed by itself.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from loguru import Logger, Message, Record
+
+PROGRESS = "PROGRESS"
+EVERY_SECONDS = 10.0  # between two lines where there are no bars
+
+
+def _own_logger() -> "Logger":
+    """Load a second, private copy of loguru's module, whose logger shares no sink with the first."""
+    spec = find_spec("loguru")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    own: Logger = module.logger
+    own.remove()
+    own.level(PROGRESS, no=22)
+    return own
+
+
+logger = _own_logger()
+
+
+@dataclass(slots=True)
+class DeviceCount:
+    """What one device has done in this session."""
+
+    name: str
+    started: float = 0.0
+    batches: int = 0
+    orfs: int = 0
+    tokens: int = 0
+
+    def rate(self, now: float) -> tuple[float, float]:
+        """Give ORFs and tokens per second since it was ready."""
+        seconds = max(now - self.started, 1e-9) if self.started else float("inf")
+        return self.orfs / seconds, self.tokens / seconds
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run has done so far; *doing* says what it waits for before the first batch."""
+
+    devices: dict[str, DeviceCount] = field(default_factory=dict)
+    doing: str = "reading"
+    read: int = 0  # ORFs
+    is_all_read: bool = False
+    done: int = 0  # ORFs, those of earlier sessions too
+    started: float = field(default_factory=time.monotonic)
+
+    def ready(self, device: str) -> None:
+        """Begin to count what *device* does."""
+        self.devices[device] = DeviceCount(device, time.monotonic())
+
+    def finished(self, device: str, orfs: int, tokens: int) -> None:
+        """Count a batch."""
+        count = self.devices[device]
+        count.batches += 1
+        count.orfs += orfs
+        count.tokens += tokens
+        self.done += orfs
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate the rest by the rate so far; None before all is read or anything is done."""
+        rate = sum(device.rate(now)[0] for device in self.devices.values())
+        return (self.read - self.done) / rate if self.is_all_read and rate else None
+
+    def line(self, now: float) -> str:
+        """Say it all in one line."""
+        if not any(device.batches for device in self.devices.values()):
+            return f"{self.doing} ({now - self.started:.0f} s)"
+        total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
+        left = self.seconds_left(now)
+        eta = "" if left is None else f", {_duration(left)} left"
+        each = "; ".join(_rates(device, now) for device in self.devices.values())
+        return f"{self.done:,} of {total} ORFs{eta} ({each})"
+
+
+@dataclass(slots=True)
+class Lines:
+    """A sink for streams that are no terminal: lines, and the progress every ten seconds."""
+
+    stream: TextIO
+    _last: float = field(default_factory=time.monotonic)
+
+    def __call__(self, message: "Message") -> None:
+        """Write one record."""
+        if message.record["level"].name == PROGRESS:
+            if time.monotonic() - self._last < EVERY_SECONDS:
+                return
+            self._last = time.monotonic()
+        self.stream.write(message)
+        self.stream.flush()
+
+
+class Bars:
+    """A sink for terminals: a bar per device, one for the whole, and lines above them."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, message: "Message") -> None:
+        """Draw one record."""
+        counts = message.record["extra"].get("counts")
+        if counts is None:
+            self._progress.console.print(message.rstrip("\n"), markup=False, highlight=False)
+        else:
+            self._draw(counts, time.monotonic())
+
+    def _draw(self, counts: Counts, now: float) -> None:
+        for device in counts.devices.values():
+            orfs, tokens = device.rate(now)
+            facts = f"{device.orfs:,} ORFs  {orfs:,.0f} ORFs/s  {tokens:,.0f} tokens/s"
+            self._bar(device.name, device.orfs, counts.read, facts)
+        left = counts.seconds_left(now)
+        eta = "" if left is None else f"  {_duration(left)} left"
+        so_far = "" if counts.is_all_read else " so far"
+        facts = f"{counts.done:,} of {counts.read:,} ORFs{so_far}{eta}" if counts.done else counts.doing
+        self._bar("all", counts.done, counts.read, facts)
+
+    def _bar(self, name: str, done: int, total: int, facts: str) -> None:
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, facts="")
+        self._progress.update(self._bars[name], completed=done, total=total or None, facts=facts)
+
+
+@contextmanager
+def run_files(run: str, directory: Path) -> Iterator[None]:
+    """Write what run *run* says into ``run.log``, and its failures as they come into theirs."""
+    log = _appended(directory / "run.log")
+    failed = _appended(directory / "failed_files.txt")
+    last = -EVERY_SECONDS
+
+    def is_of_run(record: "Record") -> bool:
+        nonlocal last
+        if record["extra"].get("run") != run:
+            return False
+        if record["level"].name != PROGRESS:
+            return True
+        now = time.monotonic()
+        last, is_due = (now, True) if now - last >= EVERY_SECONDS else (last, False)
+        return is_due
+
+    def is_failure_of_run(record: "Record") -> bool:
+        return record["extra"].get("run") == run and "failure" in record["extra"]
+
+    sinks = [
+        logger.add(log, format=_log_format, filter=is_of_run, level="DEBUG", catch=False),
+        logger.add(failed, format=_failure_format, filter=is_failure_of_run, catch=False),
+    ]
+    try:
+        yield
+    finally:
+        for sink in sinks:
+            logger.remove(sink)
+
+
+def _appended(path: Path) -> Callable[[str], None]:
+    """Give a sink that adds to *path*, which is made by the first line."""
+
+    def write(line: str) -> None:
+        # A log that cannot be written must not stop the run that it tells of: what counts is
+        # in the store, and a full disk is said there.
+        with suppress(OSError), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(line)
+
+    return write
+
+
+def _log_format(_: "Record") -> str:
+    return "{time:YYYY-MM-DD HH:mm:ss} {level: <8} {message}\n"
+
+
+def _failure_format(_: "Record") -> str:
+    return "{extra[failure]}"
+
+
+def _rates(device: DeviceCount, now: float) -> str:
+    orfs, tokens = device.rate(now)
+    return f"{device.name} {orfs:,.0f} ORFs/s, {tokens:,.0f} tokens/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,44 @@
+"""What a run can be told: every knob, checked once, frozen."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from .failures import UsageError
+
+
+class Precision(StrEnum):
+    """The number format of the encoders' weights and activations."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    The settings of one run.
+
+    Raises:
+        UsageError: a value is out of its range
+    """
+
+    model: str | Path = "tiny-500"  # a bundle's name or directory
+    devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
+    gpus: tuple[int, ...] = ()  # numbers as nvidia-smi counts; excludes *devices*
+    precision: Precision = Precision.AUTO
+    tokens_per_batch: int | None = None  # residue tokens; None: by the devices' memory
+    threshold: float = 0.5  # share of viral fragments that makes a contig viral
+    embeddings: bool = False  # write merged_features.pt
+    overwrite: bool = False  # start anew where the directory holds another run of ours
+
+    def __post_init__(self) -> None:
+        if self.devices and self.gpus:
+            raise UsageError("name devices or gpus, not both")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
+            raise UsageError(f"tokens per batch must be at least 1, not {self.tokens_per_batch}")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"the threshold is a share from 0 to 1, not {self.threshold}")
+        if len(set(self.gpus)) < len(self.gpus):
+            raise UsageError("a gpu is named twice")

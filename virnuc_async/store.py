@@ -1,0 +1,388 @@
+"""
+What is done: a SQLite file, a transaction per batch, the only thing that must survive a crash.
+
+Every table of a run is written from it. It also says which run it belongs to, so that a directory
+never mixes two: inputs, models and settings are compared before anything is reused.
+
+There is a rollback journal, not a write-ahead log, and the lock is exclusive: both work on network
+file systems, where a write-ahead log's shared memory does not.
+"""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import starmap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batches import Batch, FileRow, Window
+from .failures import AnotherRun, CannotWrite, DirectoryBusy, NotOurDirectory, Stage
+from .orfs import Frame
+
+STORE = "run.sqlite3"
+FEATURES = "merged_features.partial"
+OURS = (
+    "prediction_results.txt",
+    "prediction_results_highestscore.csv",
+    "contigs.tsv",
+    "failed_files.txt",
+    "merged_features.pt",
+    FEATURES,
+    "summary.json",
+    "report.html",
+    "run.log",
+)
+
+_APPLICATION = 0x56697250  # "VirP", in the file's header: the store is ours
+_TABLES = {
+    "run": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
+    "files": "number INTEGER PRIMARY KEY, path BLOB NOT NULL, contigs INTEGER, failed INTEGER",
+    "contigs": "number INTEGER PRIMARY KEY, file INTEGER NOT NULL, id BLOB NOT NULL, "
+    "length INTEGER NOT NULL, fragments INTEGER NOT NULL",
+    "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL",
+    "batches": "window INTEGER, number INTEGER, part TEXT, device TEXT NOT NULL, orfs INTEGER NOT NULL, "
+    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (window, number, part)",
+    "scores": "orf INTEGER PRIMARY KEY, contig INTEGER NOT NULL, fragment INTEGER NOT NULL, "
+    "frame INTEGER NOT NULL, others REAL NOT NULL, virus REAL NOT NULL",
+    "failures": "file INTEGER NOT NULL, orf INTEGER, stage TEXT NOT NULL, message BLOB NOT NULL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One line of ``failed_files.txt``."""
+
+    path: str
+    stage: Stage
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileLine:
+    """An input; *contigs* is None until it was read, to its end or to where it broke."""
+
+    path: str
+    contigs: int | None
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A batch that was scored, ready to be kept; row i is the batch's ORF i."""
+
+    batch: Batch
+    device: str
+    seconds: float
+    probabilities: NDArray[np.float32]  # (B, 2): others, virus
+    embeddings: NDArray[np.float32] | None  # (B, C)
+    failures: Mapping[int, tuple[Stage, str]]  # row -> where and why this ORF got no score
+
+
+class ScoreLine(NamedTuple):
+    """A scored ORF with its place."""
+
+    orf: int
+    contig: int
+    fragment: int
+    frame: int
+    others: float
+    virus: float
+
+
+class ContigLine(NamedTuple):
+    """A record with the file that it came from."""
+
+    number: int
+    id: bytes
+    file: bytes
+    length: int
+    fragments: int
+
+
+class Store:
+    """
+    The store in *directory*, locked for this process; use from one thread at a time.
+
+    Raises, from every method:
+        CannotWrite: the disk is full, or the directory cannot be written
+    """
+
+    def __init__(self, directory: Path, overwrite: bool = False) -> None:
+        """
+        Open the store, or make a new one in a new or empty directory.
+
+        Raises:
+            NotOurDirectory: the directory holds something else
+            DirectoryBusy: another process has it open
+        """
+        self.directory = directory
+        if not (directory / STORE).is_file():
+            _claim(directory, overwrite)
+        with _write_failures(directory):
+            self._db = sqlite3.connect(
+                directory / STORE, timeout=0, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self._db.close()
+            raise
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything of the run is in the store."""
+        return bool(self.fact("finished"))
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._db.close()
+
+    def identify(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
+        """
+        Say which run this is, with all its inputs; or check that it is the one in the store.
+
+        Raises:
+            AnotherRun: it holds another one
+        """
+        asked = json.loads(json.dumps(identity))
+        known = self.fact("identity")
+        if known is not None:
+            if differences := list(_differences(known, asked)):
+                raise AnotherRun(str(self.directory), differences)
+            return
+        with self._transaction():
+            rows = [(number, os.fsencode(path)) for number, path in enumerate(paths)]
+            self._db.executemany("INSERT INTO files VALUES (?, ?, NULL, NULL)", rows)
+            self._db.execute("INSERT INTO run VALUES ('identity', ?)", (json.dumps(asked),))
+
+    def fact(self, key: str) -> Any:
+        """Give what was noted under *key*, or None."""
+        row = self._db.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+        return row and json.loads(row[0])
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep *value*, anything that JSON can hold, under *key*."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
+
+    def window(self, number: int) -> bytes | None:
+        """Give the digest of a window that was read before, or None."""
+        query = "SELECT digest FROM windows WHERE number = ?"
+        row = self._db.execute(query, (number,)).fetchone()
+        return row and bytes(row[0])
+
+    def finished_parts(self, window: int) -> set[tuple[int, str]]:
+        """Give the number and part of every batch of *window* that is done."""
+        return set(self._db.execute("SELECT number, part FROM batches WHERE window = ?", (window,)))
+
+    def add_window(self, window: Window) -> None:
+        """Keep what a window is made of, before any of its batches."""
+        contigs = [(row.number, row.file, row.id, row.length, row.fragments) for row in window.contigs]
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO windows VALUES (?, ?, ?)", (window.number, len(window.places), window.digest)
+            )
+            self._db.executemany("INSERT INTO contigs VALUES (?, ?, ?, ?, ?)", contigs)
+            for file in window.files:
+                self._end_file(file)
+
+    def add_batch(self, done: Finished) -> list[Failure]:
+        """Keep the scores of a batch, all or nothing; give the failures of its ORFs, which it keeps too."""
+        batch = done.batch
+        scored = [row for row in range(len(batch)) if row not in done.failures]
+        if done.embeddings is not None:
+            self._write_embeddings(batch, done.embeddings)
+        rows = np.column_stack((batch.orfs, batch.places))[scored].tolist()
+        scores = done.probabilities[scored].tolist()
+        numbers = (batch.window, batch.number, batch.part)
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
+                [(*place, *score) for place, score in zip(rows, scores, strict=True)],
+            )
+            self._db.execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*numbers, done.device, len(batch), batch.tokens, done.seconds),
+            )
+            return [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
+
+    def failures(self) -> Iterator[Failure]:
+        """Give every failure of the run, in the order of the input."""
+        query = "SELECT path, stage, message FROM failures JOIN files ON number = file ORDER BY file, orf"
+        for path, stage, message in self._db.execute(query):
+            yield Failure(os.fsdecode(path), Stage(stage), os.fsdecode(message))
+
+    def files(self) -> Iterator[FileLine]:
+        """Give every input, in order."""
+        for path, contigs, failed in self._db.execute(
+            "SELECT path, contigs, failed FROM files ORDER BY number"
+        ):
+            yield FileLine(os.fsdecode(path), contigs, bool(failed))
+
+    def contigs(self) -> Iterator[ContigLine]:
+        """Give every record that was read, in input order."""
+        query = (
+            "SELECT contigs.number, id, path, length, fragments FROM contigs "
+            "JOIN files ON files.number = contigs.file ORDER BY contigs.number"
+        )
+        for number, name, path, length, fragments in self._db.execute(query):
+            yield ContigLine(number, name, path, length, fragments)
+
+    def scores(self) -> Iterator[ScoreLine]:
+        """Give every scored ORF, in input order."""
+        query = "SELECT orf, contig, fragment, frame, others, virus FROM scores ORDER BY orf"
+        return starmap(ScoreLine, self._db.execute(query))
+
+    def fragments_by_id(self) -> Iterator[tuple[bytes, bool]]:
+        """Give the id of every fragment with a scored ORF and whether it is viral, sorted by id."""
+        # SQLite sorts on disk what does not fit in memory, and bytes as bytes: UTF-8 ids come
+        # in the order of their code points. Equal ids keep the order of the input.
+        query = (
+            "SELECT CAST(id || '_chunk_' || fragment AS BLOB) AS name, MAX(virus) >= MAX(others) "
+            "FROM scores JOIN contigs ON number = contig GROUP BY contig, fragment "
+            "ORDER BY name, contig, fragment"
+        )
+        for name, is_virus in self._db.execute(query):
+            yield name, bool(is_virus)
+
+    def fragments(self) -> int:
+        """Give the number of fragments that all records were cut into."""
+        return int(self._db.execute("SELECT TOTAL(fragments) FROM contigs").fetchone()[0])
+
+    def count(self, table: str) -> int:
+        """Give the number of rows of one of the tables."""
+        assert table in _TABLES
+        return int(self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+    def work(self) -> dict[str, tuple[int, int, int, float]]:
+        """Give, for each device that took part: its batches, ORFs, tokens and busy seconds."""
+        query = "SELECT device, COUNT(*), SUM(orfs), SUM(tokens), SUM(seconds) FROM batches GROUP BY device"
+        return {device: tuple(sums) for device, *sums in self._db.execute(query)}
+
+    def is_reproducible(self) -> bool:
+        """Whether every batch was scored as it was packed: halves differ in their last digits."""
+        return not self._db.execute("SELECT 1 FROM batches WHERE part <> '' LIMIT 1").fetchone()
+
+    def _open(self, overwrite: bool) -> None:
+        with _write_failures(self.directory):
+            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=FULL"):
+                self._db.execute(f"PRAGMA {setting}")
+        with self._transaction("EXCLUSIVE"):
+            (kind,) = self._db.execute("PRAGMA application_id").fetchone()
+            tables = [
+                name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            ]
+            if tables and kind != _APPLICATION:
+                raise NotOurDirectory(str(self.directory), f"its {STORE} is not a run of this program")
+            if tables and not overwrite:
+                return
+            for name in tables:
+                self._db.execute(f"DROP TABLE {name}")
+            for name, columns in _TABLES.items():
+                self._db.execute(f"CREATE TABLE {name} ({columns})")
+            self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+            for name in OURS if tables else ():
+                (self.directory / name).unlink(missing_ok=True)
+
+    def _end_file(self, file: FileRow) -> None:
+        self._db.execute(
+            "UPDATE files SET contigs = ?, failed = ? WHERE number = ?",
+            (file.contigs, file.failure is not None, file.number),
+        )
+        if file.failure is not None:
+            message = os.fsencode(file.failure.reason)
+            self._db.execute(
+                "INSERT INTO failures VALUES (?, NULL, ?, ?)", (file.number, Stage.INPUT, message)
+            )
+
+    def _add_failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> Failure:
+        contig, fragment, frame = batch.places[row].tolist()
+        query = (
+            "SELECT file, path, id FROM contigs JOIN files ON files.number = file WHERE contigs.number = ?"
+        )
+        file, path, name = self._db.execute(query, (contig,)).fetchone()
+        text = orf_id(name, fragment, frame) + b": " + message.encode()
+        number = int(batch.orfs[row])
+        self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?)", (file, number, stage, text))
+        return Failure(os.fsdecode(path), stage, os.fsdecode(text))
+
+    def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
+        """Write each row at its ORF's place, on disk before the batch counts as done."""
+        with _write_failures(self.directory):
+            file = os.open(self.directory / FEATURES, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
+                    os.pwrite(file, row.tobytes(), orf * row.nbytes)
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    @contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        with _write_failures(self.directory):
+            self._db.execute(f"BEGIN {kind}")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+
+def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:
+    """Give an ORF's published id: contig, fragment, frame."""
+    return b"%s_chunk_%d%s" % (contig, fragment, Frame(frame).name.encode())
+
+
+def _claim(directory: Path, overwrite: bool) -> None:
+    """Make *directory*, or see that what is in it is in nobody's way."""
+    with _write_failures(directory):
+        if directory.exists() and not directory.is_dir():
+            raise NotOurDirectory(str(directory), "is a file, not a directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(path.name for path in directory.iterdir())
+    in_the_way = set(strangers) & set(OURS) if overwrite else strangers
+    if in_the_way:
+        reason = f"holds {strangers[0]!r} and no run of this program. Choose a new or empty directory"
+        raise NotOurDirectory(str(directory), reason)
+
+
+def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(known.keys() | asked.keys()):
+        then, now = known.get(key), asked.get(key)
+        if then == now:
+            continue
+        if isinstance(then, list) and isinstance(now, list):
+            yield f"other {key}" + "".join(f", {value} now" for value in now if value not in then)
+        else:
+            yield f"{key} was {then}, is {now} now"
+
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_STRANGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+@contextmanager
+def _write_failures(directory: Path) -> Iterator[None]:
+    """Turn what SQLite and the operating system raise into our own failures."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in _BUSY:
+            raise DirectoryBusy(
+                str(directory), "another process is writing there. Wait for it to end"
+            ) from error
+        if code in _STRANGE:
+            raise NotOurDirectory(str(directory), f"its {STORE} is damaged, or is something else") from error
+        if code == sqlite3.SQLITE_ERROR:
+            raise  # a bug of ours
+        raise CannotWrite(str(directory), f"cannot write {STORE}: {error}") from error
+    except OSError as error:
+        raise CannotWrite(str(directory), error.strerror or str(error)) from error

@@ -1,0 +1,80 @@
+"""ORFs as token ids: bases by DNABERT-S's byte-pair encoding, residues by ESM-2's alphabet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+# Letter i has token id i: fair-esm's ``Alphabet.from_architecture("ESM-1b")``, which ESM-2 uses.
+ESM2_ALPHABET = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
+CLS, EOS, UNKNOWN = (ESM2_ALPHABET.index(name) for name in ("<cls>", "<eos>", "<unk>"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Sequences of token ids, one behind the other, with nothing between them."""
+
+    ids: NDArray[np.int32]  # (tokens,)
+    lengths: NDArray[np.int64]  # (sequences,)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, rows: NDArray[np.int64]) -> "Ragged":
+        """Give the sequences *rows*, in that order."""
+        lengths = self.lengths[rows]
+        starts = (np.cumsum(self.lengths) - self.lengths)[rows]
+        # Each output token lies as far behind its sequence's start as it does in the input.
+        shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        return Ragged(self.ids[np.arange(len(shift)) + shift], lengths)
+
+
+class OrfTokenizer:
+    """
+    Makes token ids of ORFs; *definition* is the text of a ``tokenizer.json``.
+
+    Safe to use from one thread at a time; the byte-pair encoding itself uses all cores.
+    """
+
+    def __init__(self, definition: str) -> None:
+        self._bases = Tokenizer.from_str(definition)
+        # The published file cuts and pads to 2,000 tokens: that is its training, not the method.
+        self._bases.no_truncation()
+        self._bases.no_padding()
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of different token ids that bases can become."""
+        return self._bases.get_vocab_size()
+
+    def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
+        """Encode upper-case *bases*, each between [CLS] and [SEP]."""
+        encodings = self._bases.encode_batch_fast([text.decode("ascii") for text in bases])
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)
+        return Ragged(np.fromiter(ids, np.int32, lengths.sum()), lengths)
+
+    def residues(self, proteins: Sequence[bytes]) -> Ragged:
+        """Encode *proteins*, each between <cls> and <eos>."""
+        head, tail = bytes([CLS]), bytes([EOS])
+        rows = [head + protein.translate(_RESIDUE_IDS) + tail for protein in proteins]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return Ragged(np.frombuffer(b"".join(rows), dtype=np.uint8).astype(np.int32), lengths)
+
+
+def _residue_ids() -> bytes:
+    ids = bytearray([UNKNOWN] * 256)
+    for number, letter in enumerate(ESM2_ALPHABET):
+        if len(letter) == 1:
+            ids[ord(letter)] = number
+    return bytes(ids)
+
+
+_RESIDUE_IDS = _residue_ids()

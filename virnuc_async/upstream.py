@@ -1,0 +1,363 @@
+"""
+Other people's checkpoints become a bundle: fair-esm, Hugging Face, and VirNucPro's own.
+
+Two of these forms are pickles. They are read with torch's restricted unpickler and an allow-list,
+which builds tensors and the few named types and runs nothing; whatever else a file asks for is
+refused.
+"""
+
+import argparse
+import json
+import pickle
+import re
+import shutil
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.serialization import safe_globals
+
+from .bundles import Bundle, Shapes, seal, sha256
+from .failures import BadCheckpoint, NotOurDirectory
+from .networks.classifier import Classifier
+from .networks.dnabert_s import DnabertS
+from .networks.esm2 import Esm2
+from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+
+Tensors = dict[str, Tensor]
+
+# The number of heads is in no tensor: these are ESM-2's published sizes, layers and width.
+_ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
+_ALPHABET = 33
+
+
+class MLPClassifier(nn.Module):
+    """Stands for the class that VirNucPro pickled its classifier as; it only holds the parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where each part of a bundle is to come from."""
+
+    protein: Path
+    nucleotide: Path
+    classifier: Path
+
+
+def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bundle:
+    """
+    Make a bundle called *name*, for fragments of *length* bases, in the new *directory*.
+
+    Raises:
+        BadCheckpoint: a part is damaged, hostile, of an unknown form, or does not fit the others
+        NotOurDirectory: *directory* exists and is not empty
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise NotOurDirectory(str(directory), "exists and is not empty")
+    protein, protein_shape = read_protein(parts.protein)
+    nucleotide, nucleotide_shape = read_nucleotide(parts.nucleotide)
+    classifier, classifier_shape = read_classifier(parts.classifier)
+    if classifier_shape.inputs != nucleotide_shape.width + protein_shape.width:
+        reason = (
+            f"it takes {classifier_shape.inputs} numbers, but the encoders give "
+            f"{nucleotide_shape.width} + {protein_shape.width}"
+        )
+        raise BadCheckpoint(str(parts.classifier), reason)
+    tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(protein, directory / "protein.safetensors")
+    save_file(nucleotide, directory / "nucleotide.safetensors")
+    save_file(classifier, directory / "classifier.safetensors")
+    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
+    return seal(directory, name, length, shapes, _origin(parts))
+
+
+def _origin(parts: Parts) -> dict[str, str]:
+    """Say which files the parts came from, by name and content; where they lay is nobody's business."""
+    places = {"protein": parts.protein, "nucleotide": parts.nucleotide, "classifier": parts.classifier}
+    return {
+        part: f"{path.name}, sha256 {sha256(path)}" if path.is_file() else path.name
+        for part, path in places.items()
+    }
+
+
+def read_protein(path: Path) -> tuple[Tensors, ProteinShape]:
+    """
+    Read an ESM-2: a fair-esm ``.pt``, or a Hugging Face EsmModel (directory or safetensors).
+
+    Raises:
+        BadCheckpoint: it is not one
+    """
+    if path.is_dir() or path.suffix == ".safetensors":
+        config = _config(path if path.is_dir() else path.parent, required=path.is_dir())
+        if config.get("position_embedding_type", "rotary") != "rotary" or not config.get(
+            "token_dropout", True
+        ):
+            raise BadCheckpoint(str(path), "not an ESM-2: config.json describes an older ESM")
+        tensors = _renamed(path, _hugging_face(path), _FROM_HF_ESM)
+        return _with_shape(path, tensors, config.get("num_attention_heads"))
+    found = _unpickle(path, [argparse.Namespace])
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        raise BadCheckpoint(str(path), "not a fair-esm checkpoint: it has no 'model'")
+    settings = _fair_esm_settings(found)
+    if not getattr(settings, "token_dropout", True):
+        raise BadCheckpoint(str(path), "not an ESM-2: its settings describe an older ESM")
+    heads = getattr(settings, "encoder_attention_heads", None)
+    return _with_shape(path, _renamed(path, found["model"], _FROM_FAIR_ESM), heads)
+
+
+def read_nucleotide(path: Path) -> tuple[Tensors, NucleotideShape]:
+    """
+    Read a DNABERT-S or DNABERT-2 directory as Hugging Face has it.
+
+    Raises:
+        BadCheckpoint: it is not one
+    """
+    config = _config(path, required=True)
+    tensors = _renamed(path, _hugging_face(path), _FROM_DNABERT)
+    vocabulary, width = _matrix(path, tensors, "embed.weight")
+    _, intermediate = _matrix(path, tensors, "layers.0.down.weight")
+    _matrix(path, tensors, "token_types")
+    # Every token of ours is of type 0; the other row is never looked up.
+    tensors["token_type"] = tensors.pop("token_types")[0].clone()
+    eps = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(eps, float):
+        raise BadCheckpoint(str(path), f"config.json says layer_norm_eps {eps!r}")
+    heads = _heads(path, config["num_attention_heads"], width)
+    shape = NucleotideShape(_layers(tensors), width, heads, intermediate, vocabulary, eps)
+    return _complete(path, tensors, partial(DnabertS, shape)), shape
+
+
+def read_classifier(path: Path) -> tuple[Tensors, ClassifierShape]:
+    """
+    Read VirNucPro's ``300_model.pth`` or ``500_model.pth``: a pickled module, never executed.
+
+    Raises:
+        BadCheckpoint: it is not one
+    """
+    allowed = [
+        (MLPClassifier, "__main__.MLPClassifier"),
+        *(nn.Linear, nn.BatchNorm1d, nn.Dropout, set),
+    ]
+    module = _unpickle(path, allowed)
+    if not isinstance(module, MLPClassifier):
+        raise BadCheckpoint(str(path), "not a pickled MLPClassifier")
+    try:
+        tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    except (AttributeError, TypeError) as error:
+        raise BadCheckpoint(str(path), "the pickled module is incomplete") from error
+    tensors = _renamed(path, tensors, _FROM_CLASSIFIER)
+    hidden, inputs = _matrix(path, tensors, "hidden.weight")
+    shape = ClassifierShape(inputs=inputs, hidden=hidden)
+    return _complete(path, tensors, partial(Classifier, shape)), shape
+
+
+# What a damaged file was seen to make the readers raise.
+_DAMAGED = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError),
+    *(struct.error, SafetensorError),
+)
+
+# Patterns of names: (theirs, ours). None for ours: a tensor that we have no use for.
+_Names = tuple[tuple[str, str | None], ...]
+
+_FROM_FAIR_ESM: _Names = (
+    (r"(?:encoder\.)?(?:sentence_encoder\.)?embed_tokens\.weight", "embed.weight"),
+    (r".*layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", r"layers.\1.\2.\3"),
+    (r".*layers\.(\d+)\.self_attn\.out_proj\.(weight|bias)", r"layers.\1.out.\2"),
+    (r".*layers\.(\d+)\.self_attn_layer_norm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r".*layers\.(\d+)\.fc1\.(weight|bias)", r"layers.\1.up.\2"),
+    (r".*layers\.(\d+)\.fc2\.(weight|bias)", r"layers.\1.down.\2"),
+    (r".*layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"layers.\1.mlp_norm.\2"),
+    (r".*emb_layer_norm_after\.(weight|bias)", r"norm.\1"),
+    (r".*rot_emb\.inv_freq|.*lm_head\..*|.*contact_head\..*", None),
+)
+_FROM_HF_ESM: _Names = (
+    (r"(?:esm\.)?embeddings\.word_embeddings\.weight", "embed.weight"),
+    (r".*layer\.(\d+)\.attention\.self\.([qkv])(?:uery|ey|alue)\.(weight|bias)", r"layers.\1.\2.\3"),
+    (r".*layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layers.\1.out.\2"),
+    (r".*layer\.(\d+)\.attention\.LayerNorm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r".*layer\.(\d+)\.intermediate\.dense\.(weight|bias)", r"layers.\1.up.\2"),
+    (r".*layer\.(\d+)\.output\.dense\.(weight|bias)", r"layers.\1.down.\2"),
+    (r".*layer\.(\d+)\.LayerNorm\.(weight|bias)", r"layers.\1.mlp_norm.\2"),
+    (r".*emb_layer_norm_after\.(weight|bias)", r"norm.\1"),
+    (r".*inv_freq|.*position_ids|.*position_embeddings\..*|.*pooler\..*", None),
+    (r"lm_head\..*|.*contact_head\..*", None),
+)
+_FROM_DNABERT: _Names = (
+    (r"(?:bert\.)?embeddings\.word_embeddings\.weight", "embed.weight"),
+    (r"(?:bert\.)?embeddings\.token_type_embeddings\.weight", "token_types"),
+    (r"(?:bert\.)?embeddings\.LayerNorm\.(weight|bias)", r"norm.\1"),
+    (r".*layer\.(\d+)\.attention\.self\.Wqkv\.(weight|bias)", r"layers.\1.qkv.\2"),
+    (r".*layer\.(\d+)\.attention\.output\.dense\.(weight|bias)", r"layers.\1.out.\2"),
+    (r".*layer\.(\d+)\.attention\.output\.LayerNorm\.(weight|bias)", r"layers.\1.attention_norm.\2"),
+    (r".*layer\.(\d+)\.mlp\.gated_layers\.weight", r"layers.\1.gate_up.weight"),
+    (r".*layer\.(\d+)\.mlp\.wo\.(weight|bias)", r"layers.\1.down.\2"),
+    (r".*layer\.(\d+)\.mlp\.layernorm\.(weight|bias)", r"layers.\1.mlp_norm.\2"),
+    (r"(?:bert\.)?pooler\..*|cls\..*|.*position_ids", None),
+)
+_FROM_CLASSIFIER: _Names = (
+    (r"hidden_layer\.(weight|bias)", r"hidden.\1"),
+    (r"bn1\.(weight|bias|running_mean|running_var|num_batches_tracked)", r"norm.\1"),
+    (r"output_layer\.(weight|bias)", r"output.\1"),
+)
+
+
+def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> Tensors:
+    """Rename every tensor by the first pattern that fits its whole name; fuse q, k and v."""
+    ours: Tensors = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not isinstance(name, str):
+            raise BadCheckpoint(str(path), f"{name!r} is not a tensor")
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms, at times
+        for theirs, own in names:
+            if found := re.fullmatch(theirs, name):
+                if own is not None:
+                    ours[found.expand(own)] = tensor.contiguous()
+                break
+        else:
+            raise BadCheckpoint(str(path), f"unknown tensor {name!r}: not one of the networks known here")
+    return _fused(ours)
+
+
+def _fused(tensors: Tensors) -> Tensors:
+    """Stack each layer's q, k and v, where they are apart, into one qkv."""
+    for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
+        three = [name.replace(".q.", f".{letter}.") for letter in "qkv"]
+        if all(each in tensors for each in three):
+            tensors[name.replace(".q.", ".qkv.")] = torch.cat([tensors.pop(each) for each in three])
+    return tensors
+
+
+def _layers(tensors: Iterable[str]) -> int:
+    return len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+
+
+def _with_shape(path: Path, tensors: Tensors, heads: Any) -> tuple[Tensors, ProteinShape]:
+    letters, width = _matrix(path, tensors, "embed.weight")
+    if letters != _ALPHABET:
+        raise BadCheckpoint(str(path), f"not an ESM-2: it has {letters} letters, not {_ALPHABET}")
+    layers = _layers(tensors)
+    heads = heads or _ESM2_HEADS.get((layers, width))
+    if heads is None:
+        reason = (
+            f"nothing says how many heads this network of {layers} layers has; a config.json beside it would"
+        )
+        raise BadCheckpoint(str(path), reason)
+    shape = ProteinShape(layers=layers, width=width, heads=_heads(path, heads, width, even=True))
+    return _complete(path, tensors, partial(Esm2, shape)), shape
+
+
+def _matrix(path: Path, tensors: Tensors, name: str) -> tuple[int, int]:
+    """Give the shape of the matrix *name*; ours, not the file's."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dim() != 2 or not tensor.numel():
+        raise BadCheckpoint(str(path), f"not the network that it should be: it has no matrix {name}")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _heads(path: Path, heads: Any, width: int, even: bool = False) -> int:
+    """Give *heads* if they can share *width*; rotary positions want an *even* share."""
+    if not isinstance(heads, int) or heads < 1 or width % (heads * (1 + even)):
+        raise BadCheckpoint(str(path), f"{heads!r} heads cannot share a width of {width}")
+    return heads
+
+
+def _complete(path: Path, tensors: Tensors, build: Callable[[], nn.Module]) -> Tensors:
+    """Give *tensors* if they are, by name and shape, all that the network wants."""
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            reason = f"{name} has the shape {found.get(name)}, not {wanted.get(name)}"
+            raise BadCheckpoint(str(path), f"damaged or incomplete: {reason}")
+    return tensors
+
+
+def _fair_esm_settings(found: Mapping[str, Any]) -> Any:
+    """ESM-2's settings lie under ``cfg``, older models' under ``args``."""
+    config = found.get("cfg")
+    return config.get("model") if isinstance(config, dict) else found.get("args")
+
+
+def _hugging_face(path: Path) -> Tensors:
+    """Read the tensors of a safetensors file, or of a directory that holds them in any form."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise BadCheckpoint(str(path), "no *.safetensors and no pytorch_model*.bin in it")
+    tensors: Tensors = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            tensors |= _translated(file, partial(load_file, file))
+        else:
+            found = _unpickle(file, [])
+            if not isinstance(found, dict):
+                raise BadCheckpoint(str(file), "it holds no named tensors")
+            tensors |= found
+    return tensors
+
+
+def _config(directory: Path, required: bool) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        if not required:
+            return {}
+        raise BadCheckpoint(str(directory), "there is no config.json in it") from error
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(str(path), str(error)) from error
+    if not isinstance(config, dict) or not isinstance(config.get("num_attention_heads"), int):
+        raise BadCheckpoint(str(path), "it does not say num_attention_heads")
+    return config
+
+
+def _tokenizer(directory: Path, shape: NucleotideShape) -> Path:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise BadCheckpoint(str(directory), "there is no tokenizer.json in it")
+    try:
+        vocabulary = Tokenizer.from_str(path.read_text("utf-8")).get_vocab_size()
+    except Exception as error:  # the Rust library raises this very type and nothing narrower
+        raise BadCheckpoint(str(path), str(error)) from error
+    if vocabulary > shape.vocabulary:
+        raise BadCheckpoint(str(path), f"it has {vocabulary} tokens, the network {shape.vocabulary}")
+    return path
+
+
+def _unpickle(path: Path, allowed: list[Any]) -> Any:
+    # Of a strange file torch warns before it refuses it: the refusal is enough.
+    with safe_globals(allowed), warnings.catch_warnings(action="ignore"):
+        return _translated(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _translated(path: Path, read: Callable[[], Any]) -> Any:
+    """Call *read*; what torch and safetensors raise about the file becomes ours."""
+    try:
+        return read()
+    except pickle.UnpicklingError as error:
+        raise BadCheckpoint(str(path), _refusal(str(error))) from error
+    except OSError as error:
+        raise BadCheckpoint(str(path), error.strerror or str(error)) from error
+    except _DAMAGED as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+        raise BadCheckpoint(str(path), f"damaged, or not a checkpoint ({what})") from error
+
+
+def _refusal(text: str) -> str:
+    if named := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds more than tensors ({named[1]}); nothing of it was executed"
+    return "damaged, or not a checkpoint; nothing of it was executed"
