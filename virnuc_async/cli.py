@@ -203,6 +203,9 @@ def _tokens(text: str) -> int | None:
 def _predict(options: Namespace) -> int:
     inputs, out_dir = _names(options)
     settings = _settings(options)
+    # Threads that spin while they wait halve a machine that others use too, and make a run on
+    # busy cores ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.gpus:
         # Before torch looks: no context is made on a GPU that was not named, and what an outer
         # script left in CUDA_VISIBLE_DEVICES does not hide one that was.

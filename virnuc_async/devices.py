@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pynvml
 import torch
@@ -22,11 +22,12 @@ _BYTES_PER_TOKEN = {Precision.FP32: 12 * 2560 * 4, Precision.BF16: 12 * 2560 * 2
 class Device:
     """A GPU, or a share of the CPU's cores."""
 
-    name: str  # cuda:1; cpu:0, cpu:1 for replicas on the CPU
+    name: str  # cuda:1, or cuda:1/1 for a second replica there; cpu:0, cpu:1
     model: str
     memory: int  # bytes in all
     capability: tuple[int, int] | None = None  # CUDA's; None on the CPU
     threads: int = 1  # of a CPU replica
+    index: int = 0  # CUDA's number of the GPU
 
     @property
     def kind(self) -> str:
@@ -43,7 +44,7 @@ class Device:
     @property
     def torch_device(self) -> torch.device:
         """The device as torch knows it."""
-        return torch.device("cpu" if self.capability is None else self.name)
+        return torch.device("cpu") if self.capability is None else torch.device("cuda", self.index)
 
     def free_memory(self) -> int:
         """Give the bytes that nobody uses now."""
@@ -106,7 +107,8 @@ def _gpus() -> list[Device]:
 
 def _gpu(number: int) -> Device:
     facts = torch.cuda.get_device_properties(number)
-    return Device(f"cuda:{number}", facts.name, facts.total_memory, (facts.major, facts.minor))
+    capability = (facts.major, facts.minor)
+    return Device(f"cuda:{number}", facts.name, facts.total_memory, capability, index=number)
 
 
 def _cpu_replicas(count: int) -> list[Device]:
@@ -117,13 +119,20 @@ def _cpu_replicas(count: int) -> list[Device]:
 
 
 def _by_name(names: Sequence[str]) -> list[Device]:
-    replicas = iter(_cpu_replicas(sum(name == "cpu" for name in names)))
+    replicas = iter(_cpu_replicas(names.count("cpu")))
     gpus = {gpu.name: gpu for gpu in _gpus()}
+    found: list[Device] = []
     for name in names:
-        if name not in ("cpu", "cuda", *gpus) or (name == "cuda" and not gpus):
+        if name not in ("cpu", *gpus):
             raise UnknownDevice(name, [*gpus, "cpu"])
-    found = [next(replicas) if name == "cpu" else gpus.get(name, gpus.get("cuda:0")) for name in names]
-    return [device for device in found if device]
+        found.append(next(replicas) if name == "cpu" else _another(gpus[name], found))
+    return found
+
+
+def _another(gpu: Device, others: Sequence[Device]) -> Device:
+    """Give *gpu* a name of its own where there are replicas on it already."""
+    before = sum(other.torch_device == gpu.torch_device for other in others)
+    return replace(gpu, name=f"{gpu.name}/{before}") if before else gpu
 
 
 def _by_number(numbers: Sequence[int]) -> list[Device]:

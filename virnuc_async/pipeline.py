@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -237,19 +238,22 @@ class _Run:
             failures = [file.failure for file in first.files if file.failure] if first else []
             raise NoRecords(self.plan.paths, failures)
         self.store = await self._on_disk(Store, self.out_dir, self.settings.overwrite)
-        try:
+        with closing(self.store):
             await self._on_disk(self._identify)
-            with run_files(self.id, self.out_dir):
+            with run_files(self.id, self.out_dir), self._farewell():
                 self._introduce()
-                try:
-                    if not self.store.is_finished:
-                        await self._score(first)
-                    return await self._finish(command)
-                except BaseException:
-                    self.log.warning("stopped before the end; the same command goes on from here")
-                    raise
-        finally:
-            self.store.close()
+                if not self.store.is_finished:
+                    await self._score(first)
+                return await self._finish(command)
+
+    @contextmanager
+    def _farewell(self) -> Iterator[None]:
+        """Say what to do about a run that ends before its end."""
+        with ExitStack() as unless_finished:
+            advice = "stopped before the end; what is done is kept, and the same command goes on from here"
+            unless_finished.callback(self.log.warning, advice)
+            yield
+            unless_finished.pop_all()
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""

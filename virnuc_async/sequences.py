@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -26,13 +27,6 @@ except ImportError:
 
 STDIN = "-"
 
-# These readers hand over all that came before a break; faster ones lose a buffer of it.
-_UNPACK: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
-    b"\x28\xb5\x2f\xfd": zstd.open,
-}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 _BLOCK = 1 << 20  # bytes of text parsed at a time
@@ -59,6 +53,47 @@ class _Text(Protocol):
     def read1(self, size: int, /) -> bytes:
         """Give what there is, at most *size* bytes; nothing at the end."""
         ...
+
+
+class _Members(io.RawIOBase):
+    """
+    Compressed members, one behind the other, as one text.
+
+    ``bz2.open`` and ``lzma.open`` take a damaged member for garbage after the end, and end there.
+    """
+
+    def __init__(self, raw: io.BufferedReader, begin: Callable[[], Any]) -> None:
+        self._raw, self._begin, self._member = raw, begin, begin()
+
+    def read1(self, size: int, /) -> bytes:
+        while True:
+            packed = b""
+            if self._member.eof:
+                packed = self._next_member()
+                if not packed:
+                    return b""
+                self._member = self._begin()
+            elif self._member.needs_input:
+                packed = self._raw.read1()
+                if not packed:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            if text := self._member.decompress(packed, size):
+                return text  # type: ignore[no-any-return]
+
+    def _next_member(self) -> bytes:
+        packed: bytes = self._member.unused_data.lstrip(b"\0")  # padding
+        while not packed and (block := self._raw.read1()):
+            packed = block.lstrip(b"\0")
+        return packed
+
+
+# These hand over all that came before a break; faster readers lose a buffer of it.
+_UNPACK: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": partial(_Members, begin=bz2.BZ2Decompressor),
+    b"\xfd7zXZ\0": partial(_Members, begin=lzma.LZMADecompressor),
+    b"\x28\xb5\x2f\xfd": zstd.open,
+}
 
 
 def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
@@ -196,9 +231,9 @@ class _Reader:
     def _fasta(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         pieces: list[bytes] = []  # of the record that may go on in the next block
         for block in blocks:
-            goes_on, *records = (b"\n" + block).split(b"\n>")
+            goes_on, *records = (b"\n" + block.removesuffix(b"\n")).split(b"\n>")
             if goes_on:
-                pieces.append(goes_on[1:])
+                pieces.append(goes_on)
             for record in records:
                 if pieces:
                     yield self._fasta_record(b"".join(pieces))
@@ -206,7 +241,6 @@ class _Reader:
         yield self._fasta_record(b"".join(pieces))
 
     def _fasta_record(self, text: bytes) -> Contig:
-        text = text.removesuffix(b"\n")
         header, _, body = text.partition(b"\n")
         contig = Contig(_id(header), self._bases(body, 1))
         self._line += text.count(b"\n") + 1

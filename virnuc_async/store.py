@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
@@ -128,11 +128,10 @@ class Store:
             self._db = sqlite3.connect(
                 directory / STORE, timeout=0, isolation_level=None, check_same_thread=False
             )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._db.close)
             self._open(overwrite)
-        except BaseException:
-            self._db.close()
-            raise
+            undo.pop_all()
 
     @property
     def is_finished(self) -> bool:
