@@ -139,7 +139,7 @@ def longest_first(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[n
 
 
 def form_windows(
-    paths: Iterable[str], read: Reader, length: int, tokenizer: OrfTokenizer, size: int = WINDOW_ORFS
+    paths: Iterable[str], read: Reader, length: int, tokenizer: OrfTokenizer, size: int
 ) -> Iterator[Window]:
     """
     Read *paths* in order and give windows of *size* ORFs, or up to five more to end a fragment.

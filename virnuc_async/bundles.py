@@ -144,7 +144,7 @@ def _read(directory: Path) -> Bundle:
         return Bundle(
             directory=directory,
             name=str(described["name"]),
-            length=_positive(described["fragment_length"]),
+            length=_positive("fragment_length", described["fragment_length"]),
             shapes=_shapes(described),
             checksums=_checksums(described["files"]),
             origin=described.get("origin", {}),
@@ -153,11 +153,14 @@ def _read(directory: Path) -> Bundle:
         )
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
 
 
 def _shapes(described: Mapping[str, Any]) -> Shapes:
+    for part in ("protein", "nucleotide", "classifier"):
+        for name, number in described[part].items():
+            _positive(name, number, float if name == "eps" else int)
     return Shapes(
         ProteinShape(**described["protein"]),
         NucleotideShape(**described["nucleotide"]),
@@ -172,7 +175,8 @@ def _checksums(files: Mapping[str, str]) -> dict[str, str]:
     return dict(files)
 
 
-def _positive(number: Any) -> int:
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"a fragment length of {number!r}")
+def _positive(name: str, number: Any, kind: type[int] | type[float] = int) -> Any:
+    # By type and not isinstance: true is an int.
+    if type(number) is not kind or number <= 0:
+        raise ValueError(f"{name} is {number!r}")
     return number

@@ -6,15 +6,15 @@ Everything heavy is imported by the command that needs it, so that ``--help`` an
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .failures import UnreadableInput, UsageError, VirnucError
+from .failures import CannotWrite, UnreadableInput, UsageError, VirnucError
 from .settings import Precision, Settings
 
 if TYPE_CHECKING:
@@ -36,11 +36,31 @@ examples:
 The same command resumes a run that was interrupted.
 """
 _PREDICT_EXAMPLES = """\
+examples:
+  python -m virnucpro_async predict contigs.fa out/
+  python -m virnucpro_async predict reads_1.fq.gz reads_2.fq.gz out/ --threshold 0.8
+  python -m virnucpro_async predict --input-list samples.txt --output-dir out/ --quiet
+  zcat reads.fq.gz | python -m virnucpro_async predict - out/ --devices cpu,cpu
+
 inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or -
 for standard input; the last name is the output directory.
 
 exit codes: 0 done; 1 failed; 2 done, but see failed_files.txt; 64 wrong usage; 130 and 143
 interrupted, the same command resumes.
+"""
+_MODELS_EXAMPLES = """\
+examples:
+  python -m virnucpro_async models list
+  python -m virnucpro_async models info tiny-500
+  python -m virnucpro_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
+      --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
+
+docs/models.md says where the published files are.
+"""
+_DEVICES_EXAMPLES = """\
+examples:
+  python -m virnucpro_async devices
+  python -m virnucpro_async predict contigs.fa out/ --devices cuda:0,cuda:1
 """
 
 
@@ -76,6 +96,15 @@ class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}\nTry '{self.prog} --help'.")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # argparse ends a list of names at the first option behind it: ours may stand between them.
+        options, rest = super().parse_known_args(args, namespace)
+        if flags := [word for word in rest if word.startswith("-") and word != "-"]:
+            self.error(f"no such option: {', '.join(flags)}")
+        if hasattr(options, "names"):
+            options.names, rest = options.names + rest, []
+        return options, rest
+
 
 def _parser() -> ArgumentParser:
     parser = _Parser(
@@ -88,20 +117,25 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_models(commands)
-    devices = commands.add_parser("devices", help="show which devices a run would use")
+    devices = _add(commands, "devices", "show which devices a run would use", _DEVICES_EXAMPLES)
     devices.set_defaults(command=_devices)
     return parser
 
 
-def _add_predict(commands: Any) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="predict which sequences are viral",
-        description="Predict which sequences are viral.",
-        epilog=_PREDICT_EXAMPLES,
+def _add(commands: Any, name: str, purpose: str, examples: str) -> Any:
+    """Add the command *name*, with what its ``--help`` says."""
+    return commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=examples,
         formatter_class=RawDescriptionHelpFormatter,
-        usage="%(prog)s INPUT [INPUT ...] OUT_DIR [options]",
     )
+
+
+def _add_predict(commands: Any) -> None:
+    predict = _add(commands, "predict", "predict which sequences are viral", _PREDICT_EXAMPLES)
+    predict.usage = "%(prog)s INPUT [INPUT ...] OUT_DIR [options]"
     predict.add_argument(
         "names", nargs="*", metavar="INPUT ... OUT_DIR", help="inputs, then the output directory"
     )
@@ -127,7 +161,7 @@ def _add_model_options(group: Any) -> None:
     )
     group.add_argument(
         "--threshold",
-        type=float,
+        type=_share,
         default=0.5,
         metavar="SHARE",
         help="share of viral fragments from which on a contig is viral (default: 0.5)",
@@ -148,9 +182,8 @@ def _add_device_options(group: Any) -> None:
     )
     group.add_argument(
         "--precision",
-        type=Precision,
-        choices=list(Precision),
-        default=Precision.AUTO,
+        choices=[precision.value for precision in Precision],
+        default=Precision.AUTO.value,
         help="auto: BF16 where the GPUs have it, else FP32 (default: auto)",
     )
     group.add_argument(
@@ -163,14 +196,14 @@ def _add_device_options(group: Any) -> None:
 
 
 def _add_models(commands: Any) -> None:
-    models = commands.add_parser("models", help="list, describe or import models")
+    models = _add(commands, "models", "list, describe or import models", _MODELS_EXAMPLES)
     actions = models.add_subparsers(metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="list the models of this machine")
+    listing = _add(actions, "list", "list the models of this machine", _MODELS_EXAMPLES)
     listing.set_defaults(command=_list_models)
-    info = actions.add_parser("info", help="describe one model and check its files")
+    info = _add(actions, "info", "describe one model and check its files", _MODELS_EXAMPLES)
     info.add_argument("name", metavar="NAME|DIR")
     info.set_defaults(command=_model_info)
-    take = actions.add_parser("import", help="make a model of published checkpoints")
+    take = _add(actions, "import", "make a model of published checkpoints", _MODELS_EXAMPLES)
     take.add_argument(
         "--protein", type=Path, required=True, metavar="FILE", help="ESM-2: fair-esm .pt, or Hugging Face"
     )
@@ -189,15 +222,31 @@ def _add_models(commands: Any) -> None:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise ArgumentTypeError(f"expected names such as cuda:0,cuda:1 or cpu, not {text!r}")
+    return words
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in _words(text))
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"expected GPU numbers such as 0,2, not {text!r}") from None
 
 
 def _tokens(text: str) -> int | None:
-    return None if text == "auto" else int(text)
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number of tokens, or auto, not {text!r}") from None
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number from 0 to 1, not {text!r}") from None
 
 
 def _predict(options: Namespace) -> int:
@@ -259,6 +308,8 @@ def _names(options: Namespace) -> tuple[list[str], str]:
             raise UsageError("name an input and an output directory")
         out_dir = names.pop()
     inputs = [*options.input, *names, *_listed(options.input_list)]
+    if not inputs and options.input_list:
+        raise UsageError(f"the input list {options.input_list!r} names no input")
     if not inputs:
         raise UsageError(f"name an input before the output directory {out_dir!r}")
     if Path(out_dir).is_file():
@@ -281,7 +332,7 @@ def _settings(options: Namespace) -> Settings:
         model=options.model,
         devices=options.devices,
         gpus=options.gpus,
-        precision=options.precision,
+        precision=Precision(options.precision),
         tokens_per_batch=options.esm_batch_size,
         threshold=options.threshold,
         embeddings=options.embeddings,
@@ -298,17 +349,11 @@ def _console(options: Namespace) -> Iterator[None]:
 
     level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
     console = Console(stderr=True)
-    if console.is_terminal and not options.quiet:
-        with Bars(console) as bars:
-            sink = logger.add(bars, format=_line, level=level, catch=False)
-            yield
-            logger.remove(sink)
-        return
-    sink = logger.add(Lines(sys.stderr), format=_line, level=level, catch=False)
-    try:
+    with ExitStack() as undo:
+        draws = console.is_terminal and not options.quiet
+        sink = undo.enter_context(Bars(console)) if draws else Lines(sys.stderr)
+        undo.callback(logger.remove, logger.add(sink, format=_line, level=level, catch=False))
         yield
-    finally:
-        logger.remove(sink)
 
 
 def _line(record: "Record") -> str:
@@ -323,7 +368,8 @@ def _devices(options: Namespace) -> int:
     for device in available():
         capability = "" if device.capability is None else "capability {}.{}".format(*device.capability)
         mark = "used" if device.name in used else "not used"
-        print(f"{device.name}\t{device.model}\t{device.memory / 2**30:.0f} GiB\t{capability}\t{mark}")
+        name = "cpu" if device.capability is None else device.name  # what --devices takes
+        print(f"{name}\t{device.model}\t{device.memory / 2**30:.0f} GiB\t{capability}\t{mark}")
     return DONE
 
 
@@ -377,8 +423,11 @@ def _import_model(options: Namespace) -> int:
     from .upstream import Parts, import_bundle
 
     if options.length < 1:
-        raise UsageError(f"a fragment length of {options.length}")
+        raise UsageError(f"--length is a number of bases, 300 or 500 as published, not {options.length}")
     parts = Parts(options.protein, options.nucleotide, options.classifier)
-    bundle = import_bundle(parts, options.output, options.name, options.length)
+    try:
+        bundle = import_bundle(parts, options.output, options.name, options.length)
+    except OSError as error:
+        raise CannotWrite(str(options.output), error.strerror or str(error)) from error
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
     return DONE

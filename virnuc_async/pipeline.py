@@ -10,8 +10,8 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -26,7 +26,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from . import __version__, results
-from .batches import Batch, Reader, Window, form_windows
+from .batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from .bundles import Bundle, find
 from .devices import Device, choose, decide_budget, decide_precision
 from .failures import (
@@ -108,6 +108,7 @@ class Plan:
     settings: Settings
     bundle: Bundle
     devices: tuple[Device, ...]
+    window: int = WINDOW_ORFS  # ORFs
 
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], Scorer]
@@ -137,6 +138,8 @@ async def score_with(
     except BaseExceptionGroup as group:
         # Tasks fail in groups; a caller wants the one failure that there nearly always is.
         raise _first_failure(group) from group
+    finally:
+        run.stop_reading()
 
 
 def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -225,6 +228,11 @@ class _Run:
         self.windows = _windows(plan, read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
 
+    def stop_reading(self) -> None:
+        """Close the input that is open, unless a thread still waits for it to say something."""
+        with suppress(ValueError):
+            self.windows.close()
+
     async def watch(self) -> None:
         """Say how far the run is, for as long as it is not cancelled."""
         while True:
@@ -274,6 +282,7 @@ class _Run:
             "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
             "precision": self.precision,
             "tokens per batch": self.budget,
+            "ORFs per window": self.plan.window,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
         }
@@ -528,9 +537,9 @@ class _Run:
         return await to_thread.run_sync(work, *args, limiter=self.disk)
 
 
-def _windows(plan: Plan, read: Reader) -> Iterator[Window]:
+def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
-    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer)
+    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
 
 
 def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:

@@ -68,6 +68,7 @@ class Counts:
 
     def ready(self, device: str) -> None:
         """Begin to count what *device* does."""
+        self.doing = "scoring"
         self.devices[device] = DeviceCount(device, time.monotonic())
 
     def finished(self, device: str, orfs: int, tokens: int) -> None:
@@ -85,7 +86,8 @@ class Counts:
 
     def line(self, now: float) -> str:
         """Say it all in one line."""
-        if not any(device.batches for device in self.devices.values()):
+        is_all_done = self.is_all_read and self.done == self.read
+        if is_all_done or not any(device.batches for device in self.devices.values()):
             return f"{self.doing} ({now - self.started:.0f} s)"
         total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
         left = self.seconds_left(now)
@@ -99,14 +101,19 @@ class Lines:
     """A sink for streams that are no terminal: lines, and the progress every ten seconds."""
 
     stream: TextIO
-    _last: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
 
     def __call__(self, message: "Message") -> None:
         """Write one record."""
         if message.record["level"].name == PROGRESS:
-            if time.monotonic() - self._last < EVERY_SECONDS:
+            now = self.clock()
+            if now - self._last < EVERY_SECONDS:
                 return
-            self._last = time.monotonic()
+            self._last = now
         self.stream.write(message)
         self.stream.flush()
 
@@ -152,7 +159,7 @@ class Bars:
 
 
 @contextmanager
-def run_files(run: str, directory: Path) -> Iterator[None]:
+def run_files(run: str, directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Write what run *run* says into ``run.log``, and its failures as they come into theirs."""
     log = _appended(directory / "run.log")
     failed = _appended(directory / "failed_files.txt")
@@ -164,7 +171,7 @@ def run_files(run: str, directory: Path) -> Iterator[None]:
             return False
         if record["level"].name != PROGRESS:
             return True
-        now = time.monotonic()
+        now = clock()
         last, is_due = (now, True) if now - last >= EVERY_SECONDS else (last, False)
         return is_due
 

@@ -132,10 +132,12 @@ def save_features(store: Store, width: int, path: Path) -> None:
     # Rows of failed ORFs are left out, so the rows are packed anew beside their first place.
     packed = path.with_suffix(".rows")
     every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
-    data = np.memmap(packed, np.float32, "w+", shape=(len(orfs), width))
     step = max(1, _BLOCK_BYTES // (4 * width))
-    for start in range(0, len(orfs), step):
-        data[start : start + step] = every[orfs[start : start + step]]
+    # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
+    with open(packed, "wb") as file:
+        for start in range(0, len(orfs), step):
+            file.write(every[orfs[start : start + step]].data)
+    data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
     torch.save({"ids": ids, "data": torch.from_numpy(data)}, path)
     packed.unlink()
 

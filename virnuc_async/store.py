@@ -11,6 +11,7 @@ file systems, where a write-ahead log's shared memory does not.
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ OURS = (
     "report.html",
     "run.log",
 )
+
+_MOST_NAMED = 3  # files in a message
+_ELSEWHERE = "Choose a new or empty directory"
 
 _APPLICATION = 0x56697250  # "VirP", in the file's header: the store is ours
 _TABLES = {
@@ -122,9 +126,9 @@ class Store:
             DirectoryBusy: another process has it open
         """
         self.directory = directory
-        if not (directory / STORE).is_file():
-            _claim(directory, overwrite)
         with _write_failures(directory):
+            if not (directory / STORE).is_file():
+                _claim(directory)
             self._db = sqlite3.connect(
                 directory / STORE, timeout=0, isolation_level=None, check_same_thread=False
             )
@@ -162,7 +166,7 @@ class Store:
 
     def fact(self, key: str) -> Any:
         """Give what was noted under *key*, or None."""
-        row = self._db.execute("SELECT value FROM run WHERE key = ?", (key,)).fetchone()
+        row = next(self._rows("SELECT value FROM run WHERE key = ?", key), None)
         return row and json.loads(row[0])
 
     def note(self, key: str, value: Any) -> None:
@@ -173,12 +177,12 @@ class Store:
     def window(self, number: int) -> bytes | None:
         """Give the digest of a window that was read before, or None."""
         query = "SELECT digest FROM windows WHERE number = ?"
-        row = self._db.execute(query, (number,)).fetchone()
+        row = next(self._rows(query, number), None)
         return row and bytes(row[0])
 
     def finished_parts(self, window: int) -> set[tuple[int, str]]:
         """Give the number and part of every batch of *window* that is done."""
-        return set(self._db.execute("SELECT number, part FROM batches WHERE window = ?", (window,)))
+        return set(self._rows("SELECT number, part FROM batches WHERE window = ?", window))
 
     def add_window(self, window: Window) -> None:
         """Keep what a window is made of, before any of its batches."""
@@ -214,14 +218,12 @@ class Store:
     def failures(self) -> Iterator[Failure]:
         """Give every failure of the run, in the order of the input."""
         query = "SELECT path, stage, message FROM failures JOIN files ON number = file ORDER BY file, orf"
-        for path, stage, message in self._db.execute(query):
+        for path, stage, message in self._rows(query):
             yield Failure(os.fsdecode(path), Stage(stage), os.fsdecode(message))
 
     def files(self) -> Iterator[FileLine]:
         """Give every input, in order."""
-        for path, contigs, failed in self._db.execute(
-            "SELECT path, contigs, failed FROM files ORDER BY number"
-        ):
+        for path, contigs, failed in self._rows("SELECT path, contigs, failed FROM files ORDER BY number"):
             yield FileLine(os.fsdecode(path), contigs, bool(failed))
 
     def contigs(self) -> Iterator[ContigLine]:
@@ -230,13 +232,13 @@ class Store:
             "SELECT contigs.number, id, path, length, fragments FROM contigs "
             "JOIN files ON files.number = contigs.file ORDER BY contigs.number"
         )
-        for number, name, path, length, fragments in self._db.execute(query):
+        for number, name, path, length, fragments in self._rows(query):
             yield ContigLine(number, name, path, length, fragments)
 
     def scores(self) -> Iterator[ScoreLine]:
         """Give every scored ORF, in input order."""
         query = "SELECT orf, contig, fragment, frame, others, virus FROM scores ORDER BY orf"
-        return starmap(ScoreLine, self._db.execute(query))
+        return starmap(ScoreLine, self._rows(query))
 
     def fragments_by_id(self) -> Iterator[tuple[bytes, bool]]:
         """Give the id of every fragment with a scored ORF and whether it is viral, sorted by id."""
@@ -247,26 +249,26 @@ class Store:
             "FROM scores JOIN contigs ON number = contig GROUP BY contig, fragment "
             "ORDER BY name, contig, fragment"
         )
-        for name, is_virus in self._db.execute(query):
+        for name, is_virus in self._rows(query):
             yield name, bool(is_virus)
 
     def fragments(self) -> int:
         """Give the number of fragments that all records were cut into."""
-        return int(self._db.execute("SELECT TOTAL(fragments) FROM contigs").fetchone()[0])
+        return int(next(self._rows("SELECT TOTAL(fragments) FROM contigs"))[0])
 
     def count(self, table: str) -> int:
         """Give the number of rows of one of the tables."""
         assert table in _TABLES
-        return int(self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+        return int(next(self._rows(f"SELECT COUNT(*) FROM {table}"))[0])
 
     def work(self) -> dict[str, tuple[int, int, int, float]]:
         """Give, for each device that took part: its batches, ORFs, tokens and busy seconds."""
         query = "SELECT device, COUNT(*), SUM(orfs), SUM(tokens), SUM(seconds) FROM batches GROUP BY device"
-        return {device: tuple(sums) for device, *sums in self._db.execute(query)}
+        return {device: tuple(sums) for device, *sums in self._rows(query)}
 
     def is_reproducible(self) -> bool:
         """Whether every batch was scored as it was packed: halves differ in their last digits."""
-        return not self._db.execute("SELECT 1 FROM batches WHERE part <> '' LIMIT 1").fetchone()
+        return not any(self._rows("SELECT 1 FROM batches WHERE part <> '' LIMIT 1"))
 
     def _open(self, overwrite: bool) -> None:
         with _write_failures(self.directory):
@@ -278,7 +280,9 @@ class Store:
                 name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")
             ]
             if tables and kind != _APPLICATION:
-                raise NotOurDirectory(str(self.directory), f"its {STORE} is not a run of this program")
+                raise NotOurDirectory(
+                    str(self.directory), f"its {STORE} is not a run of this program. {_ELSEWHERE}"
+                )
             if tables and not overwrite:
                 return
             for name in tables:
@@ -322,6 +326,10 @@ class Store:
             finally:
                 os.close(file)
 
+    def _rows(self, query: str, *values: Any) -> Iterator[Any]:
+        with _write_failures(self.directory):
+            yield from self._db.execute(query, values)
+
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
         with _write_failures(self.directory):
@@ -339,16 +347,13 @@ def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:
     return b"%s_chunk_%d%s" % (contig, fragment, Frame(frame).name.encode())
 
 
-def _claim(directory: Path, overwrite: bool) -> None:
-    """Make *directory*, or see that what is in it is in nobody's way."""
-    with _write_failures(directory):
-        if directory.exists() and not directory.is_dir():
-            raise NotOurDirectory(str(directory), "is a file, not a directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(path.name for path in directory.iterdir())
-    in_the_way = set(strangers) & set(OURS) if overwrite else strangers
-    if in_the_way:
-        reason = f"holds {strangers[0]!r} and no run of this program. Choose a new or empty directory"
+def _claim(directory: Path) -> None:
+    """Make *directory*, or see that it is empty: nothing without a store in it is known to be ours."""
+    if directory.exists() and not directory.is_dir():
+        raise NotOurDirectory(str(directory), "is a file, not a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    if strangers := sorted(path.name for path in directory.iterdir()):
+        reason = f"holds {strangers[0]!r} and no run of this program. {_ELSEWHERE}"
         raise NotOurDirectory(str(directory), reason)
 
 
@@ -358,9 +363,25 @@ def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator
         if then == now:
             continue
         if isinstance(then, list) and isinstance(now, list):
-            yield f"other {key}" + "".join(f", {value} now" for value in now if value not in then)
+            yield f"other {key}: {_other_files(dict(_keyed(then)), dict(_keyed(now)))}"
         else:
             yield f"{key} was {then}, is {now} now"
+
+
+def _keyed(files: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Give each file's path with its other facts; one that is named twice counts twice."""
+    seen: Counter[str] = Counter()
+    for path, *facts in files:
+        seen[path] += 1
+        yield (path if seen[path] == 1 else f"{path} once more"), facts
+
+
+def _other_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    words = [f"{path} is new" for path in now if path not in then]
+    words += [f"{path} was there" for path in then if path not in now]
+    words += [f"{path} has changed" for path in now if path in then and then[path] != now[path]]
+    shown = ", ".join(words[:_MOST_NAMED]) or "the same in another order"
+    return shown + (f" and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else "")
 
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -379,7 +400,8 @@ def _write_failures(directory: Path) -> Iterator[None]:
                 str(directory), "another process is writing there. Wait for it to end"
             ) from error
         if code in _STRANGE:
-            raise NotOurDirectory(str(directory), f"its {STORE} is damaged, or is something else") from error
+            reason = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
+            raise NotOurDirectory(str(directory), reason) from error
         if code == sqlite3.SQLITE_ERROR:
             raise  # a bug of ours
         raise CannotWrite(str(directory), f"cannot write {STORE}: {error}") from error

@@ -165,7 +165,7 @@ def read_classifier(path: Path) -> tuple[Tensors, ClassifierShape]:
 # What a damaged file was seen to make the readers raise.
 _DAMAGED = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError),
-    *(struct.error, SafetensorError),
+    *(OSError, struct.error, SafetensorError),
 )
 
 # Patterns of names: (theirs, ours). None for ours: a tensor that we have no use for.
@@ -350,7 +350,7 @@ def _translated(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except pickle.UnpicklingError as error:
         raise BadCheckpoint(str(path), _refusal(str(error))) from error
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise BadCheckpoint(str(path), error.strerror or str(error)) from error
     except _DAMAGED as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")

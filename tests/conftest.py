@@ -1,0 +1,48 @@
+"""Fixtures that several test modules use."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from virnuc_async.bundles import Bundle
+from virnuc_async.upstream import Parts, import_bundle
+
+# The same examples every time: a red test is red for everybody.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
+
+torch.set_num_threads(1)  # the networks here are too small to share
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """What others' code gave; tests/data/golden/README.md says how each was made."""
+    return Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session", params=(500, 300))
+def length(request: pytest.FixtureRequest) -> int:
+    """The fragment lengths that VirNucPro was published with."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def expected(golden: Path, length: int) -> Path:
+    """The files that the published program makes of upstream/input.fa."""
+    return golden / "upstream" / f"expected_{length}"
+
+
+@pytest.fixture(scope="session")
+def golden_parts(golden: Path) -> Parts:
+    """Small networks in the forms that upstream's files have."""
+    models = golden / "upstream" / "models"
+    return Parts(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(golden_parts: Parts, length: int, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of *golden_parts*; what it gives for upstream/input.fa is in *expected*."""
+    directory = tmp_path_factory.mktemp("bundles") / f"golden-{length}"
+    return import_bundle(golden_parts, directory, directory.name, length)

@@ -1,0 +1,79 @@
+"""What several tests share that is no fixture."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from virnuc_async.fragments import cut
+from virnuc_async.networks.packing import Packed, pack
+from virnuc_async.orfs import Orf, Strands
+from virnuc_async.sequences import read_contigs
+from virnuc_async.tokens import Ragged
+
+CPU = torch.device("cpu")
+_BESIDE = Path(__file__).parents[2] / "shared" / "golden"
+
+
+def beside(name: str) -> Path:
+    """Give a part of the optional golden data beside the checkout (others' files); skip without."""
+    path = _BESIDE / name
+    if not path.exists():
+        pytest.skip(f"there is no optional golden-data directory with {name} beside the checkout")
+    return path
+
+
+class Piece(NamedTuple):
+    """A fragment, as the published program writes it, and its ORFs."""
+
+    id: str
+    bases: str
+    orfs: tuple[Orf, ...]
+
+
+def pieces(path: Path, length: int) -> Iterator[Piece]:
+    """Read, cut and translate *path*."""
+    for contig in read_contigs(str(path)):
+        strands = Strands(contig.bases)
+        for number, (start, end) in enumerate(cut(len(contig.bases), length), 1):
+            name = f"{contig.id.decode()}_chunk_{number}"
+            yield Piece(name, contig.bases[start:end].decode(), tuple(strands.open_frames(start, end)))
+
+
+def fasta(records: Iterable[tuple[str, str]], width: int = 0) -> str:
+    """Write FASTA as the published program does; lines of *width* letters, 0 for a single one."""
+    return "".join(f">{name}\n{wrapped(letters, width)}\n" for name, letters in records)
+
+
+def wrapped(letters: str, width: int) -> str:
+    """Break *letters* into lines."""
+    return "\n".join(letters[at : at + width] for at in range(0, len(letters), width)) if width else letters
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """Give the rows of a tab-separated file, its header first."""
+    return [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+
+
+def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Give upstream's embeddings of each ORF, by id: of the bases, of the residues."""
+    bases = torch.load(directory / "dnabert.pt", weights_only=True)
+    residues = torch.load(directory / "esm.pt", weights_only=True)
+    return (
+        {row["label"]: torch.tensor(row["mean_representation"]) for row in bases["data"]},
+        dict(zip(residues["proteins"], residues["data"], strict=True)),
+    )
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    """Put *rows* of token ids behind each other."""
+    flat = [token for row in rows for token in row]
+    return Ragged(np.array(flat, np.int32), np.array([len(row) for row in rows], np.int64))
+
+
+def packed(rows: Sequence[Sequence[int]]) -> Packed:
+    """Pack *rows* of token ids into one batch."""
+    return pack(ragged(rows))

@@ -1,0 +1,611 @@
+"""The orchestrator: what waits for what, what is kept when something fails, and the golden answer."""
+
+import asyncio
+import gzip
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+import torch
+from fakes import Rules, fake_devices, p_virus
+from support import read_table
+
+from virnuc_async.batches import Batch
+from virnuc_async.bundles import Bundle
+from virnuc_async.devices import Device
+from virnuc_async.failures import (
+    AnotherRun,
+    BadBundle,
+    DirectoryBusy,
+    NoDevicesLeft,
+    NoRecords,
+    NotOurDirectory,
+    UnknownDevice,
+)
+from virnuc_async.fragments import cut
+from virnuc_async.orfs import Strands
+from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
+from virnuc_async.replica import Replica
+from virnuc_async.results import Summary
+from virnuc_async.sequences import read_contigs
+from virnuc_async.settings import Settings
+from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.upstream import Parts, import_bundle
+
+TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
+
+
+@pytest.fixture(params=[1, 3])
+def count(request: pytest.FixtureRequest) -> int:
+    """The number of devices: everything works the same with one and with several."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives() -> Iterator[None]:
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("replica")]
+
+
+@pytest.fixture(scope="session")
+def source(golden: Path) -> Path:
+    return golden / "upstream" / "input.fa"
+
+
+@pytest.fixture(scope="session")
+def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One length is enough for all that is not about the published answer."""
+    return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
+
+
+class Bench:
+    """Runs the pipeline on fake devices; a small budget and window, so that there is much to do."""
+
+    def __init__(self, source: Path, bundle: Bundle, out: Path) -> None:
+        self.source, self.bundle, self.out = source, bundle, out
+        self.settings = Settings(tokens_per_batch=400)
+        self.window = 15
+
+    async def run(self, rules: Rules | None = None, devices: int = 1, out: str = "out") -> Summary:
+        plan = Plan((str(self.source),), self.settings, self.bundle, fake_devices(devices), self.window)
+        return await score_with(plan, self.out / out, (rules or Rules()).scorer)
+
+    def tables(self, out: str = "out") -> dict[str, bytes]:
+        return {name: (self.out / out / name).read_bytes() for name in TABLES}
+
+    def orfs(self) -> dict[str, int]:
+        """The id of every ORF with its number of tokens, by the slow way."""
+        lengths = {}
+        for contig in read_contigs(str(self.source)):
+            for number, (start, end) in enumerate(cut(len(contig.bases), self.bundle.length), 1):
+                for orf in Strands(contig.bases[start:end]).open_frames(0, end - start):
+                    lengths[f"{contig.id.decode()}_chunk_{number}{orf.frame.name}"] = len(orf.protein) + 2
+        return lengths
+
+
+@pytest.fixture
+def bench(source: Path, bundle: Bundle, tmp_path: Path) -> Bench:
+    return Bench(source, bundle, tmp_path)
+
+
+# The published answer
+
+
+async def test_the_published_answer(
+    source: Path, expected: Path, golden_bundle: Bundle, tmp_path: Path, count: int
+) -> None:
+    settings = Settings(golden_bundle.directory, devices=("cpu",) * count, embeddings=True)
+    await run_pipeline([source], tmp_path, settings)
+    ours = read_table(tmp_path / "prediction_results.txt")
+    published = read_table(expected / "prediction_results.txt")
+    assert [row[:2] for row in ours] == [row[:2] for row in published]
+    scores, wanted = (np.array([row[2:] for row in rows[1:]], float) for rows in (ours, published))
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+    name = "prediction_results_highestscore.csv"
+    assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
+    features = torch.load(tmp_path / "merged_features.pt", weights_only=True)
+    merged = torch.load(expected / "merged.pt", weights_only=True)
+    assert features["ids"] == merged["ids"]
+    torch.testing.assert_close(features["data"], merged["data"], rtol=0, atol=1e-5)
+
+
+async def test_contigs_by_the_published_scores(
+    source: Path, expected: Path, golden_bundle: Bundle, tmp_path: Path
+) -> None:
+    await run_pipeline([source], tmp_path, Settings(golden_bundle.directory, threshold=0.6))
+    rows = read_table(tmp_path / "contigs.tsv")[1:]
+    scores: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, _, others, virus in read_table(expected / "prediction_results.txt")[1:]:
+        contig, _, orf = name.rpartition("_chunk_")
+        best = scores.setdefault(contig, {}).setdefault(orf[:-2], (0.0, 0.0))
+        scores[contig][orf[:-2]] = (max(best[0], float(others)), max(best[1], float(virus)))
+    contigs = list(read_contigs(str(source)))
+    assert [row[0] for row in rows] == [contig.id.decode() for contig in contigs]
+    for contig, (name, file, length, fragments, with_orf, viral, *shares, verdict) in zip(
+        contigs, rows, strict=True
+    ):
+        best = list(scores.get(name, {}).values())
+        count = sum(virus >= others for others, virus in best)
+        cuts = list(cut(len(contig.bases), golden_bundle.length))
+        assert (file, int(length), int(fragments)) == (str(source), len(contig.bases), len(cuts))
+        assert (int(with_orf), int(viral)) == (len(best), count)
+        share = count / len(best) if best else 0
+        means = (np.mean([virus for _, virus in best]), max(virus for _, virus in best)) if best else (0, 0)
+        np.testing.assert_allclose([float(share) for share in shares], [share, *means], rtol=0, atol=1e-5)
+        assert verdict == ("no_orf" if not best else "virus" if share >= 0.6 else "others")
+
+
+async def test_one_or_three_replicas_give_the_same_bytes(
+    source: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    for devices in (1, 3):
+        settings = Settings(bundle.directory, devices=("cpu",) * devices, tokens_per_batch=500)
+        summary = await run_pipeline([source], tmp_path / str(devices), settings)
+        assert summary.counts["batches"] > 6
+        assert summary.reproducible
+    for name in TABLES:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+# As part of another program
+
+
+async def test_runs_beside_other_tasks_and_beside_itself(
+    source: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    """The host's loop goes on while two runs share it, and each run has its own answer."""
+    beats = 0
+
+    async def beat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+
+    heart = asyncio.create_task(beat())
+    half = tmp_path / "half.fa"
+    half.write_bytes(source.read_bytes().split(b">Bas03")[0])
+    settings = Settings(bundle.directory)
+    one, other = await asyncio.gather(
+        run_pipeline([source], tmp_path / "one", settings),
+        run_pipeline([half], tmp_path / "other", settings),
+    )
+    heart.cancel()
+    assert beats > 5
+    assert (one.counts["contigs"], other.counts["contigs"]) == (33, 10)
+    await run_pipeline([half], tmp_path / "alone", settings)
+    for name in TABLES[:2]:
+        assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert (tmp_path / "one" / "run.log").read_text().count("contigs are viral") == 1
+
+
+async def test_prints_nothing(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    await bench.run()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: int) -> None:
+    await bench.run(devices=count, out="calm")
+    rules = Rules(pause_after=batches)
+    task = asyncio.create_task(bench.run(rules, devices=count))
+    await rules.paused.wait()
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert not task.done()  # what the devices have begun is waited for
+    rules.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not rules.open
+    begun = len(rules.seen)
+    assert batches <= begun <= batches + 2 * count
+    again = Rules()
+    summary = await bench.run(again, devices=count)
+    assert begun + len(again.seen) == summary.counts["batches"]  # none is lost, none is done twice
+    assert bench.tables() == bench.tables("calm")
+    assert summary.finished
+
+
+async def test_cancelled_while_standard_input_is_silent(bundle: Bundle, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as stdin, os.fdopen(writer, "wb") as pipe:
+        with anyio.move_on_after(0.3) as scope:
+            await run_pipeline(["-"], tmp_path / "out", Settings(bundle.directory), stdin=stdin)
+        assert scope.cancelled_caught
+        pipe.write(b">a\nACGT\n")
+
+
+async def test_a_finished_run_is_not_run_again(bench: Bench) -> None:
+    await bench.run()
+    tables = bench.tables()
+    (bench.out / "out" / "contigs.tsv").unlink()
+    rules = Rules()
+    summary = await bench.run(rules)
+    assert not rules.seen
+    assert summary.finished
+    assert bench.tables() == tables
+
+
+# Devices that fail
+
+
+async def test_scores_are_each_orfs_own(bench: Bench, count: int) -> None:
+    """Joined by position: whichever device scored an ORF, the row holds the score of its residues."""
+    rules = Rules()
+    await bench.run(rules, devices=count)
+    assert {name for name, _ in rules.seen} == {f"fake:{number}" for number in range(count)}
+    tokenizer = OrfTokenizer(bench.bundle.tokenizer())
+    rows = read_table(bench.out / "out" / "prediction_results.txt")[1:]
+    wanted = []
+    for contig in read_contigs(str(bench.source)):
+        for number, (start, end) in enumerate(cut(len(contig.bases), bench.bundle.length), 1):
+            for orf in Strands(contig.bases[start:end]).open_frames(0, end - start):
+                score = p_virus(tokenizer.residues([orf.protein]).ids.tolist())
+                name = f"{contig.id.decode()}_chunk_{number}{orf.frame.name}"
+                wanted.append([name, str(np.float32(1) - score), str(score)])
+    assert [[name, others, virus] for name, _, others, virus in rows] == wanted
+
+
+async def test_a_batch_that_does_not_fit_is_halved(bench: Bench, count: int) -> None:
+    await bench.run(out="calm")
+    rules = Rules(room=max(bench.orfs().values()))
+    summary = await bench.run(rules, devices=count)
+    assert bench.tables() == bench.tables("calm")
+    assert all(batch.tokens <= rules.room for _, batch in rules.seen)
+    assert not summary.reproducible
+    assert summary.counts["failures"] == 0
+    assert "ran out of memory on a batch of" in (bench.out / "out" / "run.log").read_text()
+
+
+async def test_a_device_that_ran_out_of_memory_is_not_asked_for_as_much_again(bench: Bench) -> None:
+    longest = max(bench.orfs().values())
+    tried: list[int] = []
+
+    class Remembering(Rules):
+        def scorer(self, *args: object) -> object:
+            scorer = super().scorer(*args)  # type: ignore[arg-type]
+            score = scorer.score
+
+            async def remember(batch: Batch) -> object:
+                tried.append(batch.tokens)
+                return await score(batch)
+
+            scorer.score = remember  # type: ignore[method-assign, assignment]
+            return scorer
+
+    await bench.run(Remembering(room=longest))
+    refused = [tokens for tokens in tried if tokens > longest]
+    assert refused == sorted(refused, reverse=True)
+    assert len(set(refused)) == len(refused)
+
+
+async def test_halves_are_kept_when_the_run_is_resumed(bench: Bench) -> None:
+    room = max(bench.orfs().values())
+    await bench.run(Rules(room=room), out="calm")
+    rules = Rules(room=room, pause_after=3)
+    task = asyncio.create_task(bench.run(rules))
+    await rules.paused.wait()
+    task.cancel()
+    rules.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    roomy = Rules()
+    summary = await bench.run(roomy)
+    assert not summary.reproducible
+    scored = sorted(orf for _, batch in [*rules.seen, *roomy.seen] for orf in batch.orfs.tolist())
+    assert scored == list(range(len(bench.orfs())))
+
+
+async def test_one_orf_that_does_not_fit_fails_alone(bench: Bench, count: int) -> None:
+    lengths = bench.orfs()
+    longest = max(lengths.values())
+    failed = [name for name, length in lengths.items() if length == longest]
+    summary = await bench.run(Rules(room=longest - 1), devices=count)
+    rows = read_table(bench.out / "out" / "prediction_results.txt")[1:]
+    assert [row[0] for row in rows] == [name for name in lengths if name not in failed]
+    lines = (bench.out / "out" / "failed_files.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"{bench.source}|ESM-2|{name}" for name in failed]
+    assert lines[0].endswith(f"ran out of memory on a batch of {longest} tokens")
+    assert summary.counts["failures"] == len(failed)
+
+
+async def test_a_score_that_is_not_finite_fails_alone(bench: Bench, count: int) -> None:
+    lengths = bench.orfs()
+    strange = sorted(lengths.values())[len(lengths) // 2]
+    failed = [name for name, length in lengths.items() if length == strange]
+    await bench.run(Rules(strange=strange), devices=count)
+    rows = read_table(bench.out / "out" / "prediction_results.txt")[1:]
+    assert [row[0] for row in rows] == [name for name in lengths if name not in failed]
+    lines = (bench.out / "out" / "failed_files.txt").read_text().splitlines()
+    assert lines == [f"{bench.source}|ESM-2|{name}: its score is not finite" for name in failed]
+
+
+@pytest.mark.parametrize("lives", [-1, 0, 2])  # -1: it does not even load
+async def test_a_lost_device_leaves_its_batches_to_the_others(bench: Bench, lives: int) -> None:
+    await bench.run(out="calm")
+    rules = Rules(lost={"fake:0": lives, "fake:2": lives})
+    summary = await bench.run(rules, devices=3)
+    assert bench.tables() == bench.tables("calm")
+    assert sum(name == "fake:0" for name, _ in rules.seen) <= max(lives, 0)
+    assert summary.reproducible
+    assert "fake:0 failed: it fell off the bus" in (bench.out / "out" / "run.log").read_text()
+
+
+async def test_a_device_lost_with_halves_gives_back_what_is_left(bench: Bench) -> None:
+    room = max(bench.orfs().values())
+    await bench.run(out="calm")
+    await bench.run(Rules(room=room, lost={"fake:0": 1}), devices=2)
+    assert bench.tables() == bench.tables("calm")
+
+
+@pytest.mark.parametrize(("devices", "lost"), [(1, 1), (2, 2), (5, 3)])
+async def test_too_many_lost_devices_end_the_run_and_it_resumes(
+    bench: Bench, devices: int, lost: int
+) -> None:
+    await bench.run(out="calm")
+    rules = Rules(lost={f"fake:{number}": 1 for number in range(lost)})
+    with pytest.raises(NoDevicesLeft) as caught:
+        await bench.run(rules, devices=devices)
+    assert sorted(failure.device for failure in caught.value.lost) == sorted(rules.lost)
+    assert "the same command resumes" in str(caught.value)
+    assert not (bench.out / "out" / "contigs.tsv").exists()
+    again = Rules()
+    summary = await bench.run(again, devices=devices)
+    assert len(rules.seen) + len(again.seen) == summary.counts["batches"]
+    assert bench.tables() == bench.tables("calm")
+
+
+async def test_a_damaged_model_is_said_before_anything_is_scored(
+    source: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    broken = replace(bundle, checksums={**bundle.checksums, "tokenizer.json": "0"})
+    plan = Plan((str(source),), Settings(), broken, fake_devices(1))
+    rules = Rules()
+    with pytest.raises(BadBundle, match=r"tokenizer\.json has changed or is damaged"):
+        await score_with(plan, tmp_path / "out", rules.scorer)
+    assert not rules.seen
+
+
+# Inputs
+
+
+async def test_small_files_fill_batches_as_one_large_file_does(bench: Bench, tmp_path: Path) -> None:
+    rules = Rules()
+    await bench.run(rules, out="one")
+    records = bench.source.read_bytes().split(b">")[1:]
+    directory = tmp_path / "many"
+    directory.mkdir()
+    for number, record in enumerate(records):
+        (directory / f"{number:03}.fa.gz").write_bytes(gzip.compress(b">" + record))
+    apart = Rules()
+    plan = Plan(
+        tuple(str(path) for path in sorted(directory.iterdir())),
+        bench.settings,
+        bench.bundle,
+        fake_devices(1),
+        bench.window,
+    )
+    summary = await score_with(plan, tmp_path / "apart", apart.scorer)
+    assert [batch.orfs.tolist() for _, batch in apart.seen] == [
+        batch.orfs.tolist() for _, batch in rules.seen
+    ]
+    assert bench.tables("apart") | {"contigs.tsv": b""} == bench.tables("one") | {"contigs.tsv": b""}
+    assert [entry["contigs"] for entry in summary.inputs] == [1] * len(records)
+
+
+async def test_what_cannot_be_read_does_not_stop_the_rest(bench: Bench, tmp_path: Path) -> None:
+    good, cut_short, empty, text = (tmp_path / name for name in ("good.fa", "cut.fq", "empty.fa", "text.fa"))
+    good.write_bytes(b">g\nGCAGCAGCA\n")
+    cut_short.write_bytes(b"@whole\nGCAGCA\n+\nIIIIII\n@half\nGCA\n")
+    empty.write_bytes(b"\n")
+    text.write_bytes(b"Dear reviewer,\n")
+    missing = tmp_path / "missing.fa"
+    paths = [str(path) for path in (missing, cut_short, empty, text, good)]
+    plan = Plan(tuple(paths), bench.settings, bench.bundle, fake_devices(1))
+    summary = await score_with(plan, tmp_path / "out", Rules().scorer)
+    assert [(entry["path"], entry["contigs"], entry["status"]) for entry in summary.inputs] == [
+        (str(missing), 0, "failed"),
+        (str(cut_short), 1, "broken"),
+        (str(empty), 0, "empty"),
+        (str(text), 0, "failed"),
+        (str(good), 1, "read"),
+    ]
+    assert [row[0] for row in read_table(tmp_path / "out" / "contigs.tsv")[1:]] == ["whole", "g"]
+    assert (tmp_path / "out" / "failed_files.txt").read_text().splitlines() == [
+        f"{missing}|Input|No such file or directory",
+        f"{cut_short}|Input|breaks after 1 records: line 5: the last record ends early",
+        f"{text}|Input|line 1: expected '>' (FASTA) or '@' (FASTQ), saw 'Dear reviewer,'",
+    ]
+    assert f"{empty} holds no sequence" in (tmp_path / "out" / "run.log").read_text()
+
+
+async def test_nothing_to_do_leaves_nothing_behind(bench: Bench, tmp_path: Path) -> None:
+    empty, missing = tmp_path / "empty.fa", tmp_path / "missing.fa"
+    empty.touch()
+    rules = Rules()
+    plan = Plan((str(empty), str(missing)), bench.settings, bench.bundle, fake_devices(1))
+    with pytest.raises(NoRecords, match=r"in the 2 inputs\n.*missing\.fa: No such file"):
+        await score_with(plan, tmp_path / "out", rules.scorer)
+    assert not (tmp_path / "out").exists()
+
+
+async def test_records_without_orfs_are_kept(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "none.fa"
+    path.write_bytes(b">empty\n>short\nAC\n>stops\nTAACTAACTAATTAGTTAGTTA\n")
+    plan = Plan((str(path),), replace(bench.settings, embeddings=True), bench.bundle, fake_devices(1))
+    summary = await score_with(plan, tmp_path / "out", Rules().scorer)
+    rows = read_table(tmp_path / "out" / "contigs.tsv")[1:]
+    assert [(row[0], row[2], row[3], row[-1]) for row in rows] == [
+        ("empty", "0", "0", "no_orf"),
+        ("short", "2", "1", "no_orf"),
+        ("stops", "22", "1", "no_orf"),
+    ]
+    assert (summary.counts["orfs"], summary.counts["failures"]) == (0, 0)
+    features = torch.load(tmp_path / "out" / "merged_features.pt", weights_only=True)
+    assert (features["ids"], tuple(features["data"].shape)) == ([], (0, 160))
+
+
+async def test_standard_input_is_piped_again_to_resume(bench: Bench, tmp_path: Path) -> None:
+    await bench.run(out="file")
+    plan = Plan(("-",), bench.settings, bench.bundle, fake_devices(1), bench.window)
+    rules = Rules(lost={"fake:0": 2})
+    stdin = BytesIO(bench.source.read_bytes())
+    with pytest.raises(NoDevicesLeft):
+        await score_with(plan, tmp_path / "out", rules.scorer, stdin=stdin)
+    stdin = BytesIO(bench.source.read_bytes())
+    await score_with(plan, tmp_path / "out", Rules().scorer, stdin=stdin)
+    for name in TABLES[:2]:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
+
+
+# One directory, one run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threshold": 0.7}, "threshold was 0.5, is 0.7 now"),
+        ({"embeddings": True}, "embeddings was False, is True now"),
+        ({"tokens_per_batch": 500}, "tokens per batch was 400, is 500 now"),
+        ({"precision": "bf16"}, "precision was fp32, is bf16 now"),
+    ],
+)
+async def test_another_setting_is_another_run(bench: Bench, change: dict[str, object], said: str) -> None:
+    await bench.run()
+    bench.settings = replace(bench.settings, **change)  # type: ignore[arg-type]
+    with pytest.raises(AnotherRun) as caught:
+        await bench.run()
+    assert caught.value.differences == (said,)
+    bench.settings = replace(bench.settings, overwrite=True)
+    rules = Rules()
+    await bench.run(rules)
+    assert rules.seen
+
+
+async def test_another_input_is_another_run(bench: Bench, tmp_path: Path) -> None:
+    bench.source = Path(tmp_path / "copy.fa")
+    bench.source.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")
+    await bench.run()
+    bench.source.write_bytes(b">a\nGCAGCA\n")
+    with pytest.raises(AnotherRun, match="other inputs"):
+        await bench.run()
+
+
+async def test_content_that_changed_under_its_date_is_another_run(bench: Bench, tmp_path: Path) -> None:
+    path = bench.source = tmp_path / "copy.fa"
+    path.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")
+    facts = path.stat()
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 0}))
+    path.write_bytes(b">a\nGCAGCT\n>b\nGCAGCAGCA\n")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(AnotherRun, match="the sequences have changed"):
+        await bench.run()
+
+
+async def test_precision_and_budget_of_a_run_are_kept(bench: Bench) -> None:
+    bench.settings = Settings(tokens_per_batch=300)
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 2}))
+    bench.settings = Settings()
+    summary = await bench.run()
+    assert summary.settings["tokens_per_batch"] == 300
+    assert summary.settings["precision"] == "fp32"
+
+
+async def test_a_directory_is_one_run_at_a_time(bench: Bench) -> None:
+    rules = Rules(pause_after=1)
+    first = asyncio.create_task(bench.run(rules))
+    await rules.paused.wait()
+    with pytest.raises(DirectoryBusy):
+        await bench.run()
+    rules.go_on.set()
+    await first
+
+
+async def test_a_directory_of_somebody_elses_is_refused(bench: Bench) -> None:
+    (bench.out / "out").mkdir()
+    (bench.out / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(NotOurDirectory, match=r"holds 'thesis\.tex' and no run of this program"):
+        await bench.run()
+    assert [path.name for path in (bench.out / "out").iterdir()] == ["thesis.tex"]
+
+
+async def test_summary_says_what_happened(bench: Bench, bundle: Bundle) -> None:
+    summary = await bench.run(devices=2)
+    assert json.loads((bench.out / "out" / "summary.json").read_text()) == summary.as_dict()
+    orfs = bench.orfs()
+    assert summary.counts["orfs"] == len(orfs) == sum(device["orfs"] for device in summary.devices)
+    assert sum(device["tokens"] for device in summary.devices) == sum(orfs.values())
+    assert summary.bundle == {"name": bundle.name, "fingerprint": bundle.fingerprint}
+    assert summary.seconds["model"] == 0.5 * summary.counts["batches"]
+
+
+# Parts
+
+
+async def test_supply_gives_batches_in_order_and_waits_for_room(bench: Bench) -> None:
+    rules = Rules()
+    await bench.run(rules)
+    batches = [batch for _, batch in rules.seen][:4]
+    supply = Supply(2)
+    await supply.put(batches[0])
+    await supply.put(batches[1])
+    with anyio.move_on_after(0.01) as scope:
+        await supply.put(batches[2])
+    assert scope.cancelled_caught
+    assert await supply.take() is batches[0]
+    assert repr(supply) == "<Supply [1 ready, 1 out, open]>"
+    await supply.put(batches[2])
+    await supply.done(batches[3], batches[0])  # given back: these two come first
+    assert [await supply.take() for _ in range(4)] == [batches[3], batches[0], batches[1], batches[2]]
+
+
+async def test_an_idle_device_waits_for_what_another_may_give_back(bench: Bench) -> None:
+    rules = Rules()
+    await bench.run(rules)
+    batch = rules.seen[0][1]
+    supply = Supply(2)
+    await supply.put(batch)
+    await supply.end()
+    assert await supply.take() is batch
+    taken = asyncio.create_task(supply.take())
+    await asyncio.sleep(0)
+    assert not taken.done()
+    await supply.done(batch)
+    assert await taken is batch
+    await supply.done()
+    assert await supply.take() is None
+
+
+async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: Bench) -> None:
+    rules = Rules()
+    await bench.run(rules)
+    device = Device("cpu:7", "CPU", 1 << 30, threads=1)
+    replica = Replica(device, bundle, Settings().precision.FP32)
+    try:
+        await replica.load()
+        before = {thread.name for thread in threading.enumerate() if "cpu:7" in thread.name}
+        for _, batch in rules.seen[:3]:
+            scores = await replica.score(batch)
+            assert scores.probabilities.dtype == np.float32
+            np.testing.assert_allclose(scores.probabilities.sum(1), 1, atol=1e-6)
+        assert {t.name for t in threading.enumerate() if "cpu:7" in t.name} == before
+        assert len(before) == 1
+        assert repr(replica) == "<Replica cpu:7 [3 batches done]>"
+    finally:
+        await replica.close()
+
+
+async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path: Path) -> None:
+    for settings in (Settings(bundle.directory, devices=("cuda:9",)), Settings(gpus=(9,))):
+        with pytest.raises(UnknownDevice, match="There are: .*cpu"):
+            await run_pipeline([source], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
