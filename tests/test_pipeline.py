@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +24,7 @@ from virnuc_async.devices import Device
 from virnuc_async.failures import (
     AnotherRun,
     BadBundle,
+    CannotWrite,
     DirectoryBusy,
     NoDevicesLeft,
     NoRecords,
@@ -72,9 +74,11 @@ class Bench:
         self.source, self.bundle, self.out = source, bundle, out
         self.settings = Settings(tokens_per_batch=400)
         self.window = 15
+        self.copies = 1
 
     async def run(self, rules: Rules | None = None, devices: int = 1, out: str = "out") -> Summary:
-        plan = Plan((str(self.source),), self.settings, self.bundle, fake_devices(devices), self.window)
+        paths = (str(self.source),) * self.copies
+        plan = Plan(paths, self.settings, self.bundle, fake_devices(devices), self.window)
         return await score_with(plan, self.out / out, (rules or Rules()).scorer)
 
     def tables(self, out: str = "out") -> dict[str, bytes]:
@@ -356,10 +360,31 @@ async def test_too_many_lost_devices_end_the_run_and_it_resumes(
     assert sorted(failure.device for failure in caught.value.lost) == sorted(rules.lost)
     assert "the same command resumes" in str(caught.value)
     assert not (bench.out / "out" / "contigs.tsv").exists()
+    unfinished = json.loads((bench.out / "out" / "summary.json").read_text())
+    assert not unfinished["finished"]
+    assert unfinished["counts"]["batches"] == len(rules.seen)
     again = Rules()
     summary = await bench.run(again, devices=devices)
     assert len(rules.seen) + len(again.seen) == summary.counts["batches"]
     assert bench.tables() == bench.tables("calm")
+
+
+async def test_a_full_disk_stops_the_run_and_it_resumes(bench: Bench, count: int) -> None:
+    bench.copies = 12
+    await bench.run(out="calm")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes of a file: a few batches' worth
+    rules = Rules()
+    try:
+        with pytest.raises(CannotWrite, match="disk|file|I/O"):
+            await bench.run(rules, devices=count)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not rules.open
+    assert rules.seen
+    summary = await bench.run(devices=count)
+    assert bench.tables() == bench.tables("calm")
+    assert summary.finished
 
 
 async def test_a_damaged_model_is_said_before_anything_is_scored(

@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .failures import CannotWrite, UnreadableInput, UsageError, VirnucError
+from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
 from .settings import Precision, Settings
 
 if TYPE_CHECKING:
@@ -378,9 +378,12 @@ def _list_models(options: Namespace) -> int:
 
     names = []
     for name, directory in known():
-        bundle = find(directory)
         mark = " (default)" if name == DEFAULT else ""
-        print(f"{name}{mark}\tfragments of {bundle.length} bp\t{directory}")
+        try:
+            fact = f"fragments of {find(directory).length} bp"
+        except BadBundle as failure:  # the others can still be used
+            fact = f"not usable: {failure.reason}"
+        print(f"{name}{mark}\t{fact}\t{directory}")
         names.append(name)
     missing = [name for name in PUBLISHED if name not in names]
     for name in missing:

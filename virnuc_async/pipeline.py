@@ -8,6 +8,7 @@ lets the batches that are running finish and be kept; nothing else is waited for
 
 import json
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -132,7 +133,7 @@ async def score_with(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.watch, name="watch")
-            summary = await run.go(" ".join(command))
+            summary = await run.go(shlex.join(command))
             tasks.cancel_scope.cancel()
         return summary
     except BaseExceptionGroup as group:
@@ -248,20 +249,26 @@ class _Run:
         self.store = await self._on_disk(Store, self.out_dir, self.settings.overwrite)
         with closing(self.store):
             await self._on_disk(self._identify)
-            with run_files(self.id, self.out_dir), self._farewell():
-                self._introduce()
+            with run_files(self.id, self.out_dir), self._farewell(command):
+                await self._on_disk(self._introduce)
                 if not self.store.is_finished:
                     await self._score(first)
                 return await self._finish(command)
 
     @contextmanager
-    def _farewell(self) -> Iterator[None]:
-        """Say what to do about a run that ends before its end."""
+    def _farewell(self, command: str) -> Iterator[None]:
+        """Leave a summary of a run that ends before its end."""
         with ExitStack() as unless_finished:
-            advice = "stopped before the end; what is done is kept, and the same command goes on from here"
-            unless_finished.callback(self.log.warning, advice)
+            unless_finished.callback(self._leave_unfinished, command)
             yield
             unless_finished.pop_all()
+
+    def _leave_unfinished(self, command: str) -> None:
+        self.log.debug("stopped before the end; what is done is kept, and the same command goes on from here")
+        # What ended the run is being raised; that the summary cannot be written either is no news.
+        with suppress(CannotWrite, OSError):
+            text = json.dumps(self._summary(command).as_dict(), indent=2)
+            (self.out_dir / "summary.json").write_text(text + "\n", "utf-8")
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
@@ -338,7 +345,7 @@ class _Run:
                 self.counts.done += len(window.places) - sum(map(len, left))
                 for batch in left:
                     await self.supply.put(batch)
-        if self.store.count("windows") != count:
+        if await self._on_disk(self.store.count, "windows") != count:
             raise AnotherRun(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
         await self.supply.end()
@@ -358,21 +365,22 @@ class _Run:
 
     async def _serve(self, device: Device, send: MemoryObjectSendStream[Finished]) -> None:
         """Have one device score batches until there are none, or until it is lost."""
-        scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
-        try:
-            async with send:
+        # The stream is closed whatever happens: the task that keeps the scores waits for that.
+        async with send:
+            scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
+            try:
                 await scorer.load()
                 self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
                 self.counts.ready(device.name)
                 await self._drain(scorer, send)
-        except DeviceLost as error:
-            self._retire(error)
-        except anyio.BrokenResourceError:
-            pass  # scores cannot be kept any more: the task that keeps them has failed and says why
-        finally:
-            self.peaks[device.name] = scorer.peak_memory()
-            with CancelScope(shield=True):
-                await scorer.close()
+            except DeviceLost as error:
+                self._retire(error)
+            except anyio.BrokenResourceError:
+                pass  # scores cannot be kept any more: the task that keeps them has failed and says why
+            finally:
+                self.peaks[device.name] = scorer.peak_memory()
+                with CancelScope(shield=True):
+                    await scorer.close()
 
     async def _drain(self, scorer: Scorer, send: MemoryObjectSendStream[Finished]) -> None:
         room = self.budget
@@ -465,7 +473,7 @@ class _Run:
         name = "failed_files.txt"
         lines = (results.failed_line(failure) for failure in self.store.failures())
         encoded = (line.encode("utf-8", "surrogateescape") for line in lines)
-        if self.store.count("failures"):
+        if await self._on_disk(self.store.count, "failures"):
             await self._write(name, encoded)
         else:
             (self.out_dir / name).unlink(missing_ok=True)
@@ -481,15 +489,15 @@ class _Run:
 
     def _summary(self, command: str) -> results.Summary:
         store, bundle = self.store, self.plan.bundle
-        contigs = store.count("contigs")
         counts = {
-            "contigs": contigs,
+            "contigs": store.count("contigs"),
             "fragments": store.fragments(),
             "orfs": store.count("scores"),
             "batches": store.count("batches"),
-            "viral_contigs": results.count_viral(store, self.settings.threshold),
             "failures": store.count("failures"),
         }
+        if store.is_finished:
+            counts["viral_contigs"] = results.count_viral(store, self.settings.threshold)
         work = store.work()
         return results.Summary(
             version=__version__,
@@ -589,16 +597,16 @@ def _input_facts(file: FileLine) -> dict[str, Any]:
 
 
 def _described(device: Device, precision: Precision, budget: int) -> str:
-    capability = (
-        "" if device.capability is None else f", capability {device.capability[0]}.{device.capability[1]}"
-    )
-    memory = f"{device.memory / 2**30:.0f} GiB"
-    if precision is Precision.BF16:
-        why = "BF16 enabled"
+    facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
+    if device.capability is None:
+        facts.append("1 thread" if device.threads == 1 else f"{device.threads} threads")
     else:
-        why = "FP32" if device.has_bf16 else "FP32: BF16 is for GPUs of capability 8.0 and above"
-    threads = f", {device.threads} threads" if device.capability is None else ""
-    return f"{device.name}: {device.model}{capability}, {memory}{threads}; {why}; {budget:,} tokens per batch"
+        facts.append("capability {}.{}".format(*device.capability))
+    if precision is Precision.BF16:
+        facts.append("BF16 enabled")
+    else:
+        facts.append("FP32" if device.has_bf16 else "FP32 (BF16 is for GPUs of capability 8.0 and above)")
+    return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch"
 
 
 def _told(summary: results.Summary, out_dir: Path) -> str:

@@ -252,7 +252,11 @@ class _Reader:
             lines += block.removesuffix(b"\n").split(b"\n")
             whole = len(lines) // 4 * 4
             for number in range(0, whole, 4):
-                yield self._fastq_record(*lines[number : number + 4])
+                record = lines[number : number + 4]
+                if any(line.strip() for line in record):
+                    yield self._fastq_record(*record)
+                else:
+                    self._line += 4  # blank lines, as some programs leave at the end
             del lines[:whole]
         if any(line.strip() for line in lines):
             raise BrokenInput(self.path, self.records, f"line {self._line:,}: the last record ends early")

@@ -1,0 +1,224 @@
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from virnuc_async import bundles
+from virnuc_async.bundles import Bundle, cache_directory, find, known, seal, sha256
+from virnuc_async.failures import BadBundle, UnknownBundle
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+
+SHAPES = bundles.Shapes(
+    ProteinShape(layers=1, width=8, heads=2),
+    NucleotideShape(layers=1, width=8, heads=2, intermediate=16, vocabulary=32),
+    ClassifierShape(inputs=16, hidden=4),
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "virnucpro-async" / "models"
+
+
+def make(directory: Path, name: str = "mine", length: int = 500, **more: str) -> Bundle:
+    """Make a bundle whose parts are no networks: here they are files with checksums."""
+    directory.mkdir(parents=True)
+    for part in bundles.PARTS:
+        (directory / part).write_text(f"the content of {part}\n")
+    return seal(directory, name, length, SHAPES, {"protein": "somewhere"}, **more)
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / "bundle.json"
+    described = json.loads(path.read_bytes())
+    change(described)
+    path.write_text(json.dumps(described))
+
+
+# Finding
+
+
+def test_a_sealed_bundle_is_read_back_as_it_was(tmp_path: Path):
+    sealed = make(tmp_path / "b", licence="CC0-1.0", notice="only a toy – not for use")
+    assert sealed == Bundle(
+        directory=tmp_path / "b",
+        name="mine",
+        length=500,
+        shapes=SHAPES,
+        checksums={part: sha256(tmp_path / "b" / part) for part in bundles.PARTS},
+        origin={"protein": "somewhere"},
+        licence="CC0-1.0",
+        notice="only a toy – not for use",
+    )
+    assert find(tmp_path / "b") == find(str(tmp_path / "b")) == sealed
+    assert sealed.tokenizer() == "the content of tokenizer.json\n"
+    sealed.check()
+
+
+def test_bundle_json_says_everything_in_plain_words(tmp_path: Path):
+    make(tmp_path / "b", licence="MIT")
+    described = json.loads((tmp_path / "b" / "bundle.json").read_bytes())
+    assert list(described) == [
+        *("format", "name", "fragment_length", "licence"),
+        *("protein", "nucleotide", "classifier", "origin", "files"),
+    ]
+    assert described["fragment_length"] == 500
+    assert described["protein"] == {"layers": 1, "width": 8, "heads": 2}
+    assert described["files"]["tokenizer.json"] == sha256(tmp_path / "b" / "tokenizer.json")
+
+
+def test_a_bundle_of_the_cache_is_found_by_name(empty_cache: Path):
+    assert cache_directory() == empty_cache
+    made = make(empty_cache / "virnucpro-500")
+    (empty_cache / "unfinished").mkdir()
+    (empty_cache / "file").touch()
+    assert find("virnucpro-500") == made
+    assert [name for name, _ in known() if name in ("unfinished", "file")] == []
+    assert dict(known())["virnucpro-500"] == empty_cache / "virnucpro-500"
+
+
+def test_a_known_name_wins_over_a_directory_here(empty_cache: Path, tmp_path: Path, monkeypatch):
+    made = make(empty_cache / "mine")
+    make(tmp_path / "mine", length=300)
+    monkeypatch.chdir(tmp_path)
+    assert find("mine") == made
+    assert find("./mine").length == 300
+
+
+def test_an_unknown_name_is_told_what_there_is(empty_cache: Path):
+    make(empty_cache / "b-300")
+    make(empty_cache / "a-500")
+    names = [name for name, _ in known()]
+    assert names[-2:] == ["a-500", "b-300"]
+    with pytest.raises(UnknownBundle) as caught:
+        find("nonesuch")
+    assert caught.value.known == tuple(names)
+    assert str(caught.value) == f"no model 'nonesuch' here. Installed: {', '.join(names)}."
+
+
+@pytest.mark.parametrize("name", ["virnucpro-500", "virnucpro-300"])
+def test_a_published_name_comes_with_a_hint(name: str):
+    with pytest.raises(UnknownBundle) as caught:
+        find(name)
+    assert str(caught.value).startswith(f"no model '{name}' here. Installed: ")
+    assert str(caught.value).endswith(bundles.HOW_TO_GET)
+
+
+def test_a_directory_without_a_bundle_is_unknown(tmp_path: Path):
+    with pytest.raises(UnknownBundle, match="no model"):
+        find(tmp_path)
+
+
+# Checking
+
+
+@pytest.mark.parametrize("part", bundles.PARTS)
+def test_a_changed_file_is_noticed(part: str, tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    path = tmp_path / "b" / part
+    path.write_bytes(path.read_bytes().replace(b"e", b"E", 1))
+    with pytest.raises(BadBundle) as caught:
+        bundle.check()
+    changed = f"{part} has changed or is damaged (sha256 {sha256(path)[:12]})"
+    assert str(caught.value) == f"{tmp_path / 'b'} is not a usable bundle: {changed}"
+
+
+@pytest.mark.parametrize("part", bundles.PARTS)
+def test_a_missing_file_is_noticed(part: str, tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / part).unlink()
+    with pytest.raises(BadBundle) as caught:
+        bundle.check()
+    assert str(caught.value).endswith(f"not a usable bundle: {part}: No such file or directory")
+
+
+def test_the_golden_bundle_is_whole(golden_bundle: Bundle, length: int):
+    golden_bundle.check()
+    assert find(golden_bundle.directory) == golden_bundle
+    assert (golden_bundle.name, golden_bundle.length) == (f"golden-{length}", length)
+    assert golden_bundle.shapes == bundles.Shapes(
+        ProteinShape(layers=3, width=64, heads=4),
+        NucleotideShape(layers=2, width=96, heads=12, intermediate=192, vocabulary=1024, eps=1e-12),
+        ClassifierShape(inputs=160, hidden=32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d.update(format=2), "its format is 2, this program reads 1"),
+        (lambda d: d.pop("format"), "bundle.json: KeyError('format')"),
+        (lambda d: d.pop("name"), "bundle.json: KeyError('name')"),
+        (lambda d: d.pop("fragment_length"), "bundle.json: KeyError('fragment_length')"),
+        (lambda d: d.pop("protein"), "bundle.json: KeyError('protein')"),
+        (lambda d: d.pop("files"), "bundle.json: KeyError('files')"),
+        (lambda d: d.update(fragment_length=0), "bundle.json: ValueError('fragment_length is 0')"),
+        (lambda d: d.update(fragment_length="500"), "fragment_length is '500'"),
+        (lambda d: d.update(fragment_length=500.0), "fragment_length is 500.0"),
+        (lambda d: d.update(fragment_length=True), "fragment_length is True"),
+        (lambda d: d["classifier"].pop("hidden"), "missing 1 required positional argument: 'hidden'"),
+        (lambda d: d["protein"].update(depth=3), "unexpected keyword argument 'depth'"),
+        (lambda d: d["protein"].update(layers="3"), "layers is '3'"),
+        (lambda d: d["protein"].update(heads=0), "heads is 0"),
+        (lambda d: d["nucleotide"].update(eps=None), "eps is None"),
+        (lambda d: d.update(nucleotide=[1, 2]), "bundle.json: AttributeError"),
+        (lambda d: d["files"].pop("tokenizer.json"), "it must describe protein.safetensors"),
+        (lambda d: d["files"].update({"more.bin": "0"}), "tokenizer.json, more.bin"),
+        (lambda d: d["files"].update({"../../secret": d["files"].pop("tokenizer.json")}), "not protein"),
+        (lambda d: d["files"].update({"/etc/passwd": "0"}), "/etc/passwd"),
+        (lambda d: d.update(files=[*d["files"]]), "bundle.json: "),
+        (lambda d: d.update(files=None), "bundle.json: TypeError"),
+    ],
+)
+def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
+    make(tmp_path / "b")
+    edit(tmp_path / "b", change)
+    with pytest.raises(BadBundle) as caught:
+        find(tmp_path / "b")
+    assert str(caught.value).startswith(f"{tmp_path / 'b'} is not a usable bundle: ")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b"name: mine"])
+def test_a_bundle_json_that_is_no_description(content: bytes, tmp_path: Path):
+    make(tmp_path / "b")
+    (tmp_path / "b" / "bundle.json").write_bytes(content)
+    with pytest.raises(BadBundle, match=r"is not a usable bundle: bundle\.json: "):
+        find(tmp_path / "b")
+
+
+# The fingerprint
+
+
+def test_the_fingerprint_is_of_content_and_length_alone(tmp_path: Path):
+    first = make(tmp_path / "first", "first", licence="MIT")
+    second = make(tmp_path / "second", "another name", notice="moved")
+    assert first.fingerprint == second.fingerprint
+    shutil.copytree(tmp_path / "first", tmp_path / "third")
+    assert find(tmp_path / "third").fingerprint == first.fingerprint
+    assert len(first.fingerprint) == 16
+    assert int(first.fingerprint, 16) >= 0
+
+
+def test_the_fingerprint_changes_with_the_length(tmp_path: Path):
+    fingerprints = {make(tmp_path / str(size), length=size).fingerprint for size in (300, 500)}
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("part", bundles.PARTS)
+def test_the_fingerprint_changes_with_every_file(part: str, tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / part).write_bytes(b"other content")
+    resealed = seal(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    assert resealed.fingerprint != bundle.fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_files(tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    turned = dataclasses.replace(bundle, checksums=dict(reversed(bundle.checksums.items())))
+    assert turned.fingerprint == bundle.fingerprint
