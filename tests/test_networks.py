@@ -283,7 +283,7 @@ def test_packing_sorts_by_length_and_remembers_the_places(rows: list[list[int]])
     assert [ordered[place] for place in batch.places.tolist()] == rows
     assert batch.longest == max(map(len, rows))
     assert [run.length for run in batch.runs] == sorted({len(row) for row in rows}, reverse=True)
-    viewed = [row for run in batch.runs for row in run.view(batch.ids).tolist()]
+    viewed = [row for view in batch.views(batch.ids) for row in view.tolist()]
     assert viewed == ordered
     assert positions(batch).tolist() == [at for row in ordered for at in range(len(row))]
     copy = batch.to(CPU)
@@ -305,11 +305,14 @@ def test_means_are_those_of_each_row(rows: list[list[int]], inner: tuple[int, in
         assert twice == pytest.approx(-2 * sum(part) / len(part))
 
 
-def test_a_run_is_a_view():
-    tokens = torch.arange(20).reshape(10, 2)
-    view = Run(start=2, count=2, length=3).view(tokens)
-    assert view.tolist() == [[[4, 5], [6, 7], [8, 9]], [[10, 11], [12, 13], [14, 15]]]
-    assert view.data_ptr() == tokens[2:].data_ptr()
+def test_runs_are_views():
+    tokens = torch.arange(16).reshape(8, 2)
+    batch = packed([[0] * 3, [0] * 2, [0] * 3])
+    assert batch.runs == (Run(count=2, length=3), Run(count=1, length=2))
+    first, second = batch.views(tokens)
+    assert first.tolist() == [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]
+    assert second.tolist() == [[[12, 13], [14, 15]]]
+    assert second.data_ptr() == tokens[6:].data_ptr()
 
 
 @pytest.mark.parametrize("biased", [False, True])

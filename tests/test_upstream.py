@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from virnuc_async import upstream
-from virnuc_async.bundles import PARTS, find
+from virnuc_async.bundles import PARTS, Bundle, find
 from virnuc_async.failures import BadCheckpoint, NotOurDirectory
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
@@ -729,3 +729,10 @@ def test_a_tokenizer_of_more_tokens_than_the_network_has(golden_parts: Parts, dn
 
 def test_the_stand_in_class_holds_parts_and_does_nothing():
     assert set(vars(upstream.MLPClassifier)) <= {"__doc__", "__module__"}
+
+
+def test_every_file_of_an_imported_bundle_follows_the_umask(golden_bundle: Bundle):
+    modes = {path.stat().st_mode & 0o777 for path in golden_bundle.directory.iterdir()}
+    mask = os.umask(0)
+    os.umask(mask)
+    assert modes == {0o666 & ~mask}

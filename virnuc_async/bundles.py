@@ -92,7 +92,8 @@ def known() -> Iterator[tuple[str, Path]]:
     for place in (_SHIPPED, cache_directory()):
         if place.is_dir():
             for path in sorted(place.iterdir()):
-                if (path / "bundle.json").is_file():
+                # A hidden one is being made, or being replaced.
+                if path.name[0] != "." and (path / "bundle.json").is_file():
                     yield path.name, path
 
 

@@ -74,12 +74,20 @@ def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bund
         raise BadCheckpoint(str(parts.classifier), reason)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(protein, directory / "protein.safetensors")
-    save_file(nucleotide, directory / "nucleotide.safetensors")
-    save_file(classifier, directory / "classifier.safetensors")
+    _save(protein, directory / "protein.safetensors")
+    _save(nucleotide, directory / "nucleotide.safetensors")
+    _save(classifier, directory / "classifier.safetensors")
     shutil.copyfile(tokenizer, directory / "tokenizer.json")
     shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
     return seal(directory, name, length, shapes, _origin(parts))
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    # safetensors makes files for their owner alone; a bundle may be for a group, as umask says.
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def _origin(parts: Parts) -> dict[str, str]:

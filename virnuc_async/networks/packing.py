@@ -6,6 +6,7 @@ sequence begins, as runs: sequences of equal length stand together, so that each
 (sequences, length, width) view.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,16 +20,10 @@ from ..tokens import Ragged
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """*count* sequences of *length* tokens each; the first begins at token *start*."""
+    """*count* sequences of *length* tokens each, one behind the other."""
 
-    start: int
     count: int
     length: int
-
-    def view(self, tokens: Tensor) -> Tensor:
-        """See this run's part of *tokens* (tokens, ...) as (count, length, ...)."""
-        part = tokens[self.start : self.start + self.count * self.length]
-        return part.view(self.count, self.length, *part.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +33,13 @@ class Packed:
     ids: Tensor  # T, int32
     places: Tensor  # B, int64: where each row of the batch stands among the sorted sequences
     runs: tuple[Run, ...]
+
+    def views(self, tokens: Tensor) -> Iterator[Tensor]:
+        """See each run's part of *tokens* (T, ...) as (count, length, ...)."""
+        # One split for all runs: a slice for each would cost its backward a full-size zero.
+        parts = torch.split(tokens, [run.count * run.length for run in self.runs])
+        for run, part in zip(self.runs, parts, strict=True):
+            yield part.view(run.count, run.length, *part.shape[1:])
 
     def to(self, device: torch.device) -> "Packed":
         """Copy to *device*; the copy is ordered on its current stream."""
@@ -63,11 +65,7 @@ def pack(rows: Ragged) -> Packed:
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     packed = rows.take(order)
-    runs, start = [], 0
-    for length, same in groupby(packed.lengths.tolist()):
-        count = sum(1 for _ in same)
-        runs.append(Run(start, count, length))
-        start += count * length
+    runs = [Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())]
     return Packed(torch.from_numpy(packed.ids), torch.from_numpy(places), tuple(runs))
 
 
@@ -78,10 +76,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, bias: Tensor | None 
     *bias* is (H, longest, longest); a shorter sequence uses its upper left corner.
     """
     attended = []
-    for run in packed.runs:
-        corner = None if bias is None else bias[:, : run.length, : run.length]
-        queries, keys, values = (run.view(tensor).transpose(1, 2) for tensor in (q, k, v))  # B H L D
-        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=corner)
+    for queries, keys, values in zip(*map(packed.views, (q, k, v)), strict=True):
+        length = queries.shape[1]
+        corner = None if bias is None else bias[:, :length, :length]
+        out = functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),  # B H L D
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=corner,
+        )
         attended.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended)  # T H D
 
@@ -93,9 +96,11 @@ def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = Non
     With *first*, as many tokens are left out at the end; at most *most* tokens are averaged.
     """
     pooled = []
-    for run in packed.runs:
-        end = run.length - first if most is None else min(run.length - first, first + most)
-        pooled.append(run.view(hidden)[:, first:end].float().mean(1))
+    for view in packed.views(hidden):
+        end = view.shape[1] - first
+        if most is not None:
+            end = min(end, first + most)
+        pooled.append(view[:, first:end].float().mean(1))
     return torch.cat(pooled)[packed.places]
 
 
