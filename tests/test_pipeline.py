@@ -187,7 +187,7 @@ async def test_runs_beside_other_tasks_and_beside_itself(
     await run_pipeline([half], tmp_path / "alone", settings)
     for name in TABLES[:2]:
         assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    assert (tmp_path / "one" / "run.log").read_text().count("contigs are viral") == 1
+    assert (tmp_path / "one" / "run.log").read_text().count("Viral: ") == 1
 
 
 async def test_prints_nothing(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
@@ -445,7 +445,7 @@ async def test_what_cannot_be_read_does_not_stop_the_rest(bench: Bench, tmp_path
     assert [row[0] for row in read_table(tmp_path / "out" / "contigs.tsv")[1:]] == ["whole", "g"]
     assert (tmp_path / "out" / "failed_files.txt").read_text().splitlines() == [
         f"{missing}|Input|No such file or directory",
-        f"{cut_short}|Input|breaks after 1 records: line 5: the last record ends early",
+        f"{cut_short}|Input|breaks after 1 record: line 5: the last record ends early",
         f"{text}|Input|line 1: expected '>' (FASTA) or '@' (FASTQ), saw 'Dear reviewer,'",
     ]
     assert f"{empty} holds no sequence" in (tmp_path / "out" / "run.log").read_text()
@@ -532,6 +532,15 @@ async def test_content_that_changed_under_its_date_is_another_run(bench: Bench, 
     path.write_bytes(b">a\nGCAGCT\n>b\nGCAGCAGCA\n")
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     with pytest.raises(AnotherRun, match="the sequences have changed"):
+        await bench.run()
+
+
+async def test_embeddings_that_are_gone_cannot_be_resumed(bench: Bench) -> None:
+    bench.settings = replace(bench.settings, embeddings=True)
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 2}))
+    (bench.out / "out" / "merged_features.partial").unlink()
+    with pytest.raises(AnotherRun, match=r"merged_features\.partial, are gone\. .* --overwrite"):
         await bench.run()
 
 

@@ -67,7 +67,6 @@ examples:
 def run() -> NoReturn:
     """Run the command line of this process and end it."""
     code = main(sys.argv[1:])
-    sys.stdout.flush()
     sys.stderr.flush()
     if code > 128:
         # Interrupted while a thread may wait for standard input: nothing wakes it, so it is left.
@@ -78,9 +77,12 @@ def run() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; give its exit code. Bugs keep their traceback."""
     try:
-        options = _parser().parse_args(arguments)
-        command: Callable[[Namespace], int] = options.command
-        return command(options)
+        try:
+            options = _parser().parse_args(arguments)
+            command: Callable[[Namespace], int] = options.command
+            return command(options)
+        finally:
+            sys.stdout.flush()  # a reader that has gone is met here, not while Python exits
     except VirnucError as failure:
         print(f"{PROGRAM}: {failure}", file=sys.stderr)
         return failure.exit_code

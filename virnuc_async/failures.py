@@ -44,6 +44,11 @@ class Stage(StrEnum):
     OUTPUT = "Output"
 
 
+def counted(number: int, noun: str) -> str:
+    """Say how many: 1 record, 2 records."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class VirnucError(Exception):
     """The root of the tree; *exit_code* is what the command line ends with."""
 
@@ -87,7 +92,7 @@ class BrokenInput(InputError):
     """The file ends or breaks half way: *records* whole records came before."""
 
     def __init__(self, path: str, records: int, reason: str) -> None:
-        super().__init__(path, f"breaks after {records:,} records: {reason}")
+        super().__init__(path, f"breaks after {counted(records, 'record')}: {reason}")
         self.records = records
 
 
@@ -99,7 +104,7 @@ class NoRecords(VirnucError):
         self.paths, self.failures = tuple(paths), tuple(failures)
 
     def __str__(self) -> str:
-        which = self.paths[0] if len(self.paths) == 1 else f"the {len(self.paths)} inputs"
+        which = self.paths[0] if len(self.paths) == 1 else f"the {len(self.paths):,} inputs"
         return "\n".join((f"no sequence record in {which}", *map(str, self.failures)))
 
 
@@ -193,7 +198,7 @@ class NoDevicesLeft(VirnucError):
 class MixedDevices(VirnucError):
     """The devices differ in how they compute, and nobody said which precision to use."""
 
-    def __init__(self, kinds: Iterable[str]) -> None:
+    def __init__(self, kinds: Sequence[str]) -> None:
         super().__init__(tuple(kinds))
         self.kinds = tuple(kinds)
 

@@ -39,6 +39,7 @@ from .failures import (
     NoRecords,
     Stage,
     VirnucError,
+    counted,
 )
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
@@ -280,6 +281,13 @@ class _Run:
         budget = self.settings.tokens_per_batch or known.get("tokens per batch")
         self.budget = decide_budget(plan.devices, self.precision, budget)
         self.store.identify(self._identity(), plan.paths)
+        if self.settings.embeddings and not self.store.is_finished and self.store.count("scores"):
+            self._check_features()
+
+    def _check_features(self) -> None:
+        """See that the embeddings of what is done are still there: they are in no other place."""
+        if not (self.out_dir / FEATURES).exists():
+            raise AnotherRun(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are gone"])
 
     def _identity(self) -> dict[str, Any]:
         kinds = sorted({device.kind for device in self.plan.devices})
@@ -328,8 +336,7 @@ class _Run:
         """Form windows ahead of the devices, in a worker thread."""
         async with send:
             window: Window | None = first
-            while window is not None:
-                await send.send(window)
+            while window is not None and await _is_sent(send, window):
                 window = await self._next_window()
 
     async def _feed(self, windows: MemoryObjectReceiveStream[Window]) -> None:
@@ -375,8 +382,6 @@ class _Run:
                 await self._drain(scorer, send)
             except DeviceLost as error:
                 self._retire(error)
-            except anyio.BrokenResourceError:
-                pass  # scores cannot be kept any more: the task that keeps them has failed and says why
             finally:
                 self.peaks[device.name] = scorer.peak_memory()
                 with CancelScope(shield=True):
@@ -405,20 +410,19 @@ class _Run:
             left.extendleft(reversed(batch.halves()))
             return room
         try:
-            scores = await scorer.score(batch)
+            done = _finished(scorer.name, await scorer.score(batch))
         except DeviceOutOfMemory as error:
             self.log.warning("{}; trying halves" if len(batch) > 1 else "{}", error)
-            stage, reason = error.stage, str(error)
-        else:
-            await send.send(_finished(scorer.name, scores))
-            left.popleft()
-            return room
+            stage, reason, done = error.stage, str(error), None
         # Not inside the handler: its traceback would keep the failed batch's tensors alive.
-        if len(batch) == 1:
-            await send.send(_hopeless(scorer.name, batch, stage, reason))
+        if done is None and len(batch) > 1:
+            return batch.tokens // 2
+        if await _is_sent(send, done or _hopeless(scorer.name, batch, stage, reason)):
             left.popleft()
-            return room
-        return batch.tokens // 2
+        else:
+            # Scores cannot be kept any more: the task that keeps them has failed, and says why.
+            left.clear()
+        return room
 
     def _retire(self, error: DeviceLost) -> None:
         self.lost.append(error)
@@ -574,6 +578,15 @@ def _hopeless(device: str, batch: Batch, stage: Stage, reason: str) -> Finished:
     return Finished(batch, device, 0.0, nothing, None, {0: (stage, reason)})
 
 
+async def _is_sent(send: MemoryObjectSendStream[_Item], item: _Item) -> bool:
+    """Send *item*; false where nobody will ever receive it, since the receiving task has ended."""
+    try:
+        await send.send(item)
+    except anyio.BrokenResourceError:
+        return False
+    return True
+
+
 def _joined(lines: Iterator[bytes]) -> bytes:
     return b"".join(islice(lines, _LINES))
 
@@ -599,7 +612,7 @@ def _input_facts(file: FileLine) -> dict[str, Any]:
 def _described(device: Device, precision: Precision, budget: int) -> str:
     facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
     if device.capability is None:
-        facts.append("1 thread" if device.threads == 1 else f"{device.threads} threads")
+        facts.append(counted(device.threads, "thread"))
     else:
         facts.append("capability {}.{}".format(*device.capability))
     if precision is Precision.BF16:
@@ -612,12 +625,12 @@ def _described(device: Device, precision: Precision, budget: int) -> str:
 def _told(summary: results.Summary, out_dir: Path) -> str:
     counts = summary.counts
     text = (
-        f"{counts['viral_contigs']:,} of {counts['contigs']:,} contigs are viral "
-        f"({counts['orfs']:,} ORFs of {counts['fragments']:,} fragments scored in "
+        f"Viral: {counts['viral_contigs']:,} of {counted(counts['contigs'], 'contig')} "
+        f"({counted(counts['orfs'], 'ORF')} of {counted(counts['fragments'], 'fragment')} scored in "
         f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
     )
     failed = counts["failures"]
-    return text + (f"; {failed:,} failures are in {out_dir / 'failed_files.txt'}" if failed else "")
+    return text + (f"; {counted(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
 
 
 def _plain(value: Any) -> Any:

@@ -79,6 +79,11 @@ class Counts:
         count.tokens += tokens
         self.done += orfs
 
+    @property
+    def is_all_done(self) -> bool:
+        """Whether every ORF is: what is left is in *doing*."""
+        return self.is_all_read and self.done == self.read
+
     def seconds_left(self, now: float) -> float | None:
         """Estimate the rest by the rate so far; None before all is read or anything is done."""
         rate = sum(device.rate(now)[0] for device in self.devices.values())
@@ -86,8 +91,7 @@ class Counts:
 
     def line(self, now: float) -> str:
         """Say it all in one line."""
-        is_all_done = self.is_all_read and self.done == self.read
-        if is_all_done or not any(device.batches for device in self.devices.values()):
+        if self.is_all_done or not any(device.batches for device in self.devices.values()):
             return f"{self.doing} ({now - self.started:.0f} s)"
         total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
         left = self.seconds_left(now)
@@ -121,7 +125,8 @@ class Lines:
 class Bars:
     """A sink for terminals: a bar per device, one for the whole, and lines above them."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
         self._bars: dict[str, TaskID] = {}
@@ -139,7 +144,7 @@ class Bars:
         if counts is None:
             self._progress.console.print(message.rstrip("\n"), markup=False, highlight=False)
         else:
-            self._draw(counts, time.monotonic())
+            self._draw(counts, self._clock())
 
     def _draw(self, counts: Counts, now: float) -> None:
         for device in counts.devices.values():
@@ -149,7 +154,9 @@ class Bars:
         left = counts.seconds_left(now)
         eta = "" if left is None else f"  {_duration(left)} left"
         so_far = "" if counts.is_all_read else " so far"
-        facts = f"{counts.done:,} of {counts.read:,} ORFs{so_far}{eta}" if counts.done else counts.doing
+        facts = f"{counts.done:,} of {counts.read:,} ORFs{so_far}{eta}"
+        if counts.is_all_done or not counts.done:
+            facts = counts.doing
         self._bar("all", counts.done, counts.read, facts)
 
     def _bar(self, name: str, done: int, total: int, facts: str) -> None:

@@ -127,7 +127,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
             ids.append(orf_id(contig.id, orf.fragment, orf.frame).decode("utf-8", "surrogateescape"))
             orfs.append(orf.orf)
     if not orfs:
-        torch.save({"ids": ids, "data": torch.empty(0, width)}, path)
+        _save({"ids": ids, "data": torch.empty(0, width)}, path)
         return
     # Rows of failed ORFs are left out, so the rows are packed anew beside their first place.
     packed = path.with_suffix(".rows")
@@ -138,8 +138,19 @@ def save_features(store: Store, width: int, path: Path) -> None:
         for start in range(0, len(orfs), step):
             file.write(every[orfs[start : start + step]].data)
     data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
-    torch.save({"ids": ids, "data": torch.from_numpy(data)}, path)
+    _save({"ids": ids, "data": torch.from_numpy(data)}, path)
     packed.unlink()
+
+
+def _save(features: dict[str, Any], path: Path) -> None:
+    try:
+        with open(path, "wb") as file:
+            torch.save(features, file)
+    except RuntimeError as error:
+        # torch hides behind an error of its own why the file could not be written.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _by_contig(store: Store) -> Iterator[tuple[ContigLine, list[ScoreLine]]]:

@@ -1,0 +1,128 @@
+"""Every failure says its facts, keeps them as fields, and stands where the docstring says."""
+
+import inspect
+import re
+
+import pytest
+
+from virnuc_async import failures
+from virnuc_async.failures import (
+    AnotherRun,
+    BadBundle,
+    BadCheckpoint,
+    BrokenInput,
+    BundleError,
+    CannotWrite,
+    DeviceError,
+    DeviceLost,
+    DeviceOutOfMemory,
+    DirectoryBusy,
+    InputError,
+    MixedDevices,
+    NoDevicesLeft,
+    NoRecords,
+    NotOurDirectory,
+    NotSequences,
+    OutputError,
+    Stage,
+    UnknownBundle,
+    UnknownDevice,
+    UnreadableInput,
+    UsageError,
+    VirnucError,
+)
+
+CLASSES = {
+    kind.__name__: kind
+    for _, kind in inspect.getmembers(failures, inspect.isclass)
+    if issubclass(kind, Exception)
+}
+
+SAID: list[tuple[VirnucError, str]] = [
+    (VirnucError("text"), "text"),
+    (UsageError("name an input"), "name an input"),
+    (InputError("a.fa", "odd"), "a.fa: odd"),
+    (UnreadableInput("a.fa", "Permission denied"), "a.fa: Permission denied"),
+    (NotSequences("a.fa", 12345, "saw 'x'"), "a.fa: line 12,345: saw 'x'"),
+    (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
+    (NoRecords(["a.fa"]), "no sequence record in a.fa"),
+    (
+        NoRecords(["a.fa", "b.fa"], [UnreadableInput("b.fa", "gone")]),
+        "no sequence record in the 2 inputs\nb.fa: gone",
+    ),
+    (BundleError("text"), "text"),
+    (UnknownBundle("x", ["tiny-500", "mine"]), "no model 'x' here. Installed: tiny-500, mine."),
+    (UnknownBundle("x", ["tiny-500"], "Get it."), "no model 'x' here. Installed: tiny-500. Get it."),
+    (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
+    (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
+    (DeviceError("text"), "text"),
+    (UnknownDevice("cuda:7", ["cuda:0", "cpu"]), "no device 'cuda:7' here. There are: cuda:0, cpu"),
+    (DeviceOutOfMemory("cuda:0", 4096), "cuda:0 ran out of memory on a batch of 4,096 tokens"),
+    (DeviceLost("cuda:0", "bus error"), "cuda:0 failed: bus error"),
+    (
+        NoDevicesLeft([DeviceLost("cuda:0", "a"), DeviceLost("cuda:1", "b")]),
+        "too many devices failed to go on (cuda:0 failed: a; cuda:1 failed: b). "
+        "Finished work is kept: the same command resumes",
+    ),
+    (
+        MixedDevices(["CPU", "GPU with BF16"]),
+        "these devices compute differently (CPU, GPU with BF16): "
+        "name devices of one kind, or choose --precision fp32 or bf16 to mix them",
+    ),
+    (OutputError("out", "odd"), "out: odd"),
+    (NotOurDirectory("out", "holds 'x'"), "out: holds 'x'"),
+    (
+        AnotherRun("out", ["threshold was 0.5, is 0.6 now", "model was a, is b now"]),
+        "out: holds another run: threshold was 0.5, is 0.6 now; model was a, is b now. "
+        "Choose another directory, or --overwrite to start anew",
+    ),
+    (DirectoryBusy("out", "another process is writing there"), "out: another process is writing there"),
+    (CannotWrite("out", "No space left on device"), "out: No space left on device"),
+]
+
+
+@pytest.mark.parametrize(("failure", "text"), SAID, ids=lambda value: type(value).__name__)
+def test_failure_says_its_facts(failure: VirnucError, text: str) -> None:
+    assert str(failure) == text
+    assert failure.exit_code == (64 if isinstance(failure, UsageError) else 1)
+
+
+def test_every_failure_is_tried_here() -> None:
+    assert {type(failure) for failure, _ in SAID} == set(CLASSES.values())
+
+
+def test_facts_are_fields() -> None:
+    assert (NotSequences("a", 3, "b").line, BrokenInput("a", 3, "b").records) == (3, 3)
+    lost = DeviceLost("cuda:0", "why")
+    assert (lost.device, lost.reason, NoDevicesLeft([lost]).lost) == ("cuda:0", "why", (lost,))
+    full = DeviceOutOfMemory("cuda:0", 7)
+    assert (full.device, full.tokens, full.stage) == ("cuda:0", 7, Stage.PROTEIN)
+    assert DeviceOutOfMemory("cuda:0", 7, Stage.NUCLEOTIDE).stage == "DNABERT-S"
+    assert UnknownBundle("x", iter("ab")).known == UnknownDevice("x", iter("ab")).known == ("a", "b")
+    assert MixedDevices(["a", "b"]).kinds == ("a", "b")
+    assert AnotherRun("out", ["a"]).differences == ("a",)
+    assert CannotWrite("out", "why").path == "out"
+    gone = UnreadableInput("b", "c")
+    assert (NoRecords(["a"], [gone]).paths, NoRecords(["a"], [gone]).failures) == (("a",), (gone,))
+
+
+def test_tree_in_the_docstring_is_the_tree_of_classes() -> None:
+    assert failures.__doc__
+    path: list[str] = []
+    drawn = {}
+    for line in failures.__doc__.splitlines():
+        if found := re.match(r"    ([│├└─ ]*)([A-Z][A-Za-z]+)  +\S", line):
+            level = len(found[1]) // 4
+            path[level:] = [found[2]]
+            drawn[found[2]] = path[level - 1] if level else "Exception"
+    assert drawn == {name: kind.__base__.__name__ for name, kind in CLASSES.items()}  # type: ignore[union-attr]
+
+
+def test_exit_codes_are_those_of_the_docstring() -> None:
+    assert failures.__doc__
+    codes = dict(re.findall(r"([A-Z][A-Za-z]+) +exit code (\d+)", failures.__doc__))
+    assert codes == {"VirnucError": "1", "UsageError": "64"}
+
+
+def test_stages_are_the_words_of_the_file() -> None:
+    assert [str(stage) for stage in Stage] == ["Input", "DNABERT-S", "ESM-2", "Classifier", "Output"]

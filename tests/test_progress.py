@@ -1,0 +1,290 @@
+"""What a run says, and to whom."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import loguru
+import pytest
+from rich.console import Console
+from running import python
+
+from virnuc_async.progress import PROGRESS, Bars, Counts, DeviceCount, Lines, logger, run_files
+
+
+class Clock:
+    """A time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def said() -> Iterator[io.StringIO]:
+    """All that the package says while the test runs."""
+    stream = io.StringIO()
+    sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
+    yield stream
+    logger.remove(sink)
+
+
+def working(**devices: tuple[int, int]) -> Counts:
+    """Counts of a run whose devices, ready at 1000, have done so many ORFs and tokens."""
+    counts = Counts(started=990.0)
+    for name, (orfs, tokens) in devices.items():
+        counts.ready(name)
+        counts.devices[name].started = 1000.0
+        counts.finished(name, orfs, tokens)
+    return counts
+
+
+# The logger
+
+
+def test_logger_is_apart_from_the_hosts(said: io.StringIO) -> None:
+    hosts = io.StringIO()
+    sink = loguru.logger.add(hosts, format="{message}", level=0)
+    try:
+        logger.warning("of ours")
+        loguru.logger.warning("of the host")
+    finally:
+        loguru.logger.remove(sink)
+    assert said.getvalue() == "WARNING of ours\n"
+    assert hosts.getvalue() == "of the host\n"
+
+
+def test_nothing_is_printed_unless_a_sink_is_added() -> None:
+    script = """
+import sys
+sys.stderr = sys.stdout
+from virnuc_async.progress import logger
+logger.error("to nobody")
+"""
+    assert python(script) == ""
+
+
+def test_host_may_take_all_its_sinks_away(said: io.StringIO) -> None:
+    sink = loguru.logger.add(io.StringIO())
+    loguru.logger.remove(sink)
+    loguru.logger.disable("virnuc_async")
+    try:
+        logger.info("still here")
+    finally:
+        loguru.logger.enable("virnuc_async")
+    assert said.getvalue() == "INFO still here\n"
+
+
+def test_progress_is_above_info_and_below_warning(said: io.StringIO) -> None:
+    numbers = [logger.level(name).no for name in ("INFO", PROGRESS, "WARNING")]
+    assert numbers == sorted(set(numbers))
+    with pytest.raises(ValueError, match=PROGRESS):
+        loguru.logger.level(PROGRESS)
+
+
+# The files of a run
+
+
+def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    with run_files("1", one), run_files("2", two):
+        logger.bind(run="1").info("to {}", "the first")
+        logger.bind(run="2").debug("to the second {not a field}")
+        logger.bind(run="2", failure="a|Input|gone\n").error("gone")
+        logger.info("to nobody")
+    logger.bind(run="1").info("too late")
+    logs = [(path / "run.log").read_text().splitlines() for path in (one, two)]
+    assert [[line[20:] for line in lines] for lines in logs] == [
+        ["INFO     to the first"],
+        ["DEBUG    to the second {not a field}", "ERROR    gone"],
+    ]
+    assert not (one / "failed_files.txt").exists()
+    assert (two / "failed_files.txt").read_text() == "a|Input|gone\n"
+
+
+def test_files_of_a_run_go_on_where_they_were(tmp_path: Path) -> None:
+    for session in ("first", "second"):
+        with run_files("1", tmp_path):
+            logger.bind(run="1", failure=f"{session}|\n").error("{}", session)
+    assert (tmp_path / "failed_files.txt").read_text() == "first|\nsecond|\n"
+    assert [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()] == [
+        "ERROR    first",
+        "ERROR    second",
+    ]
+
+
+def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) -> None:
+    with run_files("1", tmp_path, clock):
+        for second in range(31):
+            clock.now = 1000.0 + second
+            logger.bind(run="1").log(PROGRESS, f"at {second}")
+            logger.bind(run="2").log(PROGRESS, "of another run")
+    said = [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert said == [f"PROGRESS at {second}" for second in (0, 10, 20, 30)]
+
+
+def test_names_that_are_no_text_are_written_as_they_came(tmp_path: Path) -> None:
+    with run_files("1", tmp_path):
+        logger.bind(run="1", failure="a\udcff|Input|gone\n").error("{}: gone", "a\udcff")
+    assert (tmp_path / "run.log").read_bytes().endswith(b"ERROR    a\xff: gone\n")
+    assert (tmp_path / "failed_files.txt").read_bytes() == b"a\xff|Input|gone\n"
+
+
+def test_log_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run.log").mkdir()
+    with run_files("1", tmp_path):
+        logger.bind(run="1", failure="a\n").error("gone")
+    assert (tmp_path / "failed_files.txt").read_text() == "a\n"
+
+
+# Counts
+
+
+def test_line_of_a_run_under_way() -> None:
+    counts = working(**{"cpu:0": (300, 9000), "cuda:1": (900, 60_000)})
+    counts.read = 4096
+    assert counts.line(1030.0) == (
+        "1,200 of 4,096 so far ORFs (cpu:0 10 ORFs/s, 300 tokens/s; cuda:1 30 ORFs/s, 2,000 tokens/s)"
+    )
+    counts.read, counts.is_all_read = 6000, True
+    assert counts.line(1030.0).startswith("1,200 of 6,000 ORFs, 2:00 left (cpu:0 10 ORFs/s, ")
+
+
+def test_line_before_the_first_batch_says_what_takes_so_long() -> None:
+    counts = Counts(started=990.0)
+    assert counts.line(1000.4) == "reading (10 s)"
+    counts.doing = "loading the model"
+    assert counts.line(1075.0) == "loading the model (85 s)"
+    counts.ready("cpu:0")
+    assert counts.line(1080.0) == "scoring (90 s)"
+
+
+def test_line_after_the_last_batch_says_what_is_done_now() -> None:
+    counts = working(**{"cpu:0": (300, 9000)})
+    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    assert counts.line(1000.0) == "writing tables (10 s)"
+
+
+def test_orfs_of_an_earlier_session_do_not_make_this_one_faster() -> None:
+    counts = working(**{"cpu:0": (100, 1000)})
+    counts.done += 5000
+    counts.read, counts.is_all_read = 6100, True
+    assert counts.seconds_left(1010.0) == pytest.approx(100.0)
+    assert counts.line(1010.0) == "5,100 of 6,100 ORFs, 1:40 left (cpu:0 10 ORFs/s, 100 tokens/s)"
+
+
+def test_time_that_is_left_is_not_guessed_too_early() -> None:
+    counts = working(**{"cpu:0": (100, 1000)})
+    counts.read = 200
+    assert counts.seconds_left(1010.0) is None  # more may come
+    counts.is_all_read = True
+    assert counts.seconds_left(1010.0) == pytest.approx(10.0)
+    idle = Counts(read=200, is_all_read=True)
+    assert idle.seconds_left(1010.0) is None
+    idle.ready("cpu:0")
+    assert idle.seconds_left(1010.0) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (100_000, "27:46:40")],
+)
+def test_long_runs_are_told_in_hours(seconds: float, text: str) -> None:
+    counts = working(**{"cpu:0": (1000, 1)})
+    counts.read, counts.is_all_read = 1000 + round(seconds * 10), True
+    assert f", {text} left " in counts.line(1100.0)
+
+
+def test_rates_of_a_device_that_is_not_ready_are_nothing() -> None:
+    assert DeviceCount("cpu:0").rate(5.0) == (0.0, 0.0)
+    assert DeviceCount("cpu:0", started=5.0, orfs=0).rate(5.0) == (0.0, 0.0)
+
+
+# Sinks
+
+
+def test_lines_hold_progress_every_ten_seconds_and_all_else_at_once(clock: Clock) -> None:
+    stream = io.StringIO()
+    sink = logger.add(Lines(stream, clock), format="{message}", level="INFO", catch=False)
+    try:
+        for second in range(26):
+            clock.now = 1000.0 + second
+            logger.log(PROGRESS, f"at {second}")
+            if second in (3, 4):
+                logger.info("news")
+    finally:
+        logger.remove(sink)
+    # What a run begins with needs no progress: the first line of it comes after ten seconds.
+    assert stream.getvalue().splitlines() == ["news", "news", "at 10", "at 20"]
+
+
+def draw(counts: Counts, *messages: str) -> str:
+    """Give what a terminal shows last."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120, color_system=None)
+    with Bars(console, lambda: 1030.0) as bars:
+        sink = logger.add(bars, format="{message}\n", level="INFO", catch=False)
+        try:
+            for message in messages:
+                logger.info("{}", message)
+            logger.bind(counts=counts).log(PROGRESS, "not shown: the bars are")
+        finally:
+            logger.remove(sink)
+    return stream.getvalue()
+
+
+def test_bars_for_each_device_and_the_whole() -> None:
+    counts = working(**{"cpu:0": (300, 9000), "cuda:1": (900, 60_000)})
+    counts.read, counts.is_all_read = 6000, True
+    shown = draw(counts, "a [bold]plain[/bold] line")
+    assert "a [bold]plain[/bold] line" in shown
+    assert "not shown" not in shown
+    assert "cpu:0" in shown
+    assert "300 ORFs  10 ORFs/s  300 tokens/s" in shown
+    assert "cuda:1" in shown
+    assert "900 ORFs  30 ORFs/s  2,000 tokens/s" in shown
+    assert "1,200 of 6,000 ORFs  2:00 left" in shown
+
+
+def test_bars_before_the_first_batch() -> None:
+    counts = Counts(doing="loading the model")
+    assert "loading the model" in draw(counts)
+
+
+def test_bars_after_the_last_batch() -> None:
+    counts = working(**{"cpu:0": (300, 9000)})
+    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    shown = draw(counts)
+    assert "writing tables" in shown
+    assert "left" not in shown
+
+
+def test_bars_say_that_more_may_come() -> None:
+    counts = working(**{"cpu:0": (300, 9000)})
+    counts.read = 4096
+    assert "300 of 4,096 ORFs so far" in draw(counts)
+
+
+def test_bars_are_drawn_again_in_their_place() -> None:
+    counts = working(**{"cpu:0": (300, 9000)})
+    counts.read = 4096
+    stream = io.StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=120, color_system=None)) as bars:
+        sink = logger.add(bars, format="{message}\n", catch=False)
+        for _ in range(3):
+            logger.bind(counts=counts).log(PROGRESS, "")
+            counts.finished("cpu:0", 1, 1)
+        logger.remove(sink)
+        names = [task.description for task in bars._progress.tasks]
+        done = [task.completed for task in bars._progress.tasks]
+    assert names == ["cpu:0", "all"]
+    assert done == [302, 302]

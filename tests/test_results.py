@@ -1,0 +1,307 @@
+"""From scores to verdicts to tables, against a slow and plain account of the same rules."""
+
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from running import files_no_larger_than
+
+from virnuc_async.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.failures import Stage
+from virnuc_async.orfs import Frame
+from virnuc_async.results import (
+    Verdict,
+    contig_verdicts,
+    count_viral,
+    failed_line,
+    fragment_verdicts,
+    judge,
+    predictions,
+    save_features,
+)
+from virnuc_async.store import Failure, Finished, ScoreLine, Store
+from virnuc_async.tokens import Ragged
+
+WIDTH = 4
+
+
+class ScoredOrf(NamedTuple):
+    """An ORF of a made-up run."""
+
+    fragment: int  # from 1
+    frame: int
+    others: float
+    virus: float
+    failed: bool = False
+
+
+class Record(NamedTuple):
+    """A contig of a made-up run; *orfs* are in order."""
+
+    id: bytes
+    orfs: tuple[ScoredOrf, ...]
+
+
+def stored(directory: Path, records: Sequence[Record], embeddings: bool = False) -> Store:
+    """Keep *records* as a run does, in batches that are not in input order."""
+    orfs = [orf for record in records for orf in record.orfs]
+    places = [
+        (number, orf.fragment, orf.frame) for number, record in enumerate(records) for orf in record.orfs
+    ]
+    rows = tuple(ContigRow(n, 0, record.id, 7 * n, 9) for n, record in enumerate(records))
+    tokens = Ragged(np.full(len(orfs), 5, np.int32), np.ones(len(orfs), np.int64))
+    table = np.array(places, np.int64).reshape(-1, 3)
+    window = Window(0, 0, rows, (FileRow(0, "a", len(rows), None),), table, b"", tokens, tokens)
+    store = Store(directory)
+    store.identify({}, ["dir\t1/a.fa"])
+    store.add_window(window)
+    for batch in reversed(list(window.batches(max(3, len(orfs) // 4)))):
+        store.add_batch(_scored(batch, orfs, embeddings))
+    return store
+
+
+def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> Finished:
+    own = [orfs[number] for number in batch.orfs]
+    scores = np.array([(orf.others, orf.virus) for orf in own], np.float32)
+    failures = {row: (Stage.PROTEIN, "no") for row, orf in enumerate(own) if orf.failed}
+    features = np.repeat(batch.orfs[:, None], WIDTH, 1).astype(np.float32)
+    return Finished(batch, "cpu:0", 0.0, scores, features if embeddings else None, failures)
+
+
+def lines(*scores: tuple[int, float, float]) -> list[ScoreLine]:
+    return [ScoreLine(number, 0, fragment, 0, o, v) for number, (fragment, o, v) in enumerate(scores)]
+
+
+# The verdict on a contig
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict", "label"),
+    [
+        ([], Verdict(0, 0, 0.0, 0.0, 0.0), "no_orf"),
+        ([(1, 0.25, 0.75)], Verdict(1, 1, 1.0, 0.75, 0.75), "virus"),
+        ([(1, 0.5, 0.5)], Verdict(1, 1, 1.0, 0.5, 0.5), "virus"),  # a tie is viral
+        ([(1, 0.625, 0.375)], Verdict(1, 0, 0.0, 0.375, 0.375), "others"),
+        # The highest of each decides, not the same ORF's and not their number.
+        ([(1, 0.75, 0.25), (1, 0.75, 0.25), (1, 0.125, 0.875)], Verdict(1, 1, 1.0, 0.875, 0.875), "virus"),
+        ([(1, 0.875, 0.125), (1, 0.125, 0.875)], Verdict(1, 1, 1.0, 0.875, 0.875), "virus"),
+        # Half of the fragments is enough; fragment 2 had no ORF and does not count.
+        ([(1, 0.25, 0.75), (3, 1.0, 0.0)], Verdict(2, 1, 0.5, 0.375, 0.75), "virus"),
+        ([(1, 0.25, 0.75), (3, 1.0, 0.0), (9, 1.0, 0.25)], Verdict(3, 1, 1 / 3, 1 / 3, 0.75), "others"),
+    ],
+)
+def test_judge(scores: list[tuple[int, float, float]], verdict: Verdict, label: str) -> None:
+    assert judge(lines(*scores)) == verdict
+    assert verdict.label(0.5) == label
+
+
+def test_label_at_the_threshold() -> None:
+    verdict = judge(lines(*((n, float(n > 3), float(n <= 3)) for n in range(1, 6))))
+    assert verdict.viral_fraction == 0.6
+    labels = {threshold: verdict.label(threshold) for threshold in (0, 0.6, math.nextafter(0.6, 1), 1)}
+    assert list(labels.values()) == ["virus", "virus", "others", "others"]
+    assert Verdict(1, 0, 0.0, 0.0, 0.0).label(0) == "virus"
+    assert Verdict(0, 0, 0.0, 0.0, 0.0).label(0) == "no_orf"
+
+
+# The tables
+
+
+PROBABILITIES = st.floats(0, 1, width=32) | st.sampled_from([0.5, 1e-5, 1 / 3, 1e-30])
+IDS = st.sampled_from([b"a", b"b", b"a_chunk_1", b"\xff", "\u00e9".encode(), "\U0001f9a0".encode(), b""])
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    places = draw(st.sets(st.tuples(st.integers(1, 12), st.integers(0, 5)), max_size=8))
+    score = st.tuples(PROBABILITIES, PROBABILITIES, st.booleans())
+    return Record(draw(IDS), tuple(ScoredOrf(*place, *draw(score)) for place in sorted(places)))
+
+
+def slowly(records: Sequence[Record], threshold: float) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """What the three tables must hold, their headers aside."""
+    orf_rows, fragment_rows, contig_rows = [], [], []
+    for number, (name, orfs) in enumerate(records):
+        best: dict[int, tuple[np.float32, np.float32]] = {}
+        for orf in orfs:
+            if orf.failed:
+                continue
+            others, virus = np.float32(orf.others), np.float32(orf.virus)
+            where = b"%s_chunk_%d" % (name, orf.fragment)
+            label = ("others", "virus")[int(np.argmax([others, virus]))]
+            cells = (Frame(orf.frame).name, f"\t{label}\t{others!s}\t{virus!s}\n")
+            orf_rows.append(where + "".join(cells).encode())
+            before = best.get(orf.fragment, (np.float32(0), np.float32(0)))
+            best[orf.fragment] = (max(before[0], others), max(before[1], virus))
+        viral = [bool(virus >= others) for others, virus in best.values()]
+        fragment_rows += [
+            b"%s_chunk_%d\t%s\n" % (name, fragment, str(is_viral).encode())
+            for fragment, is_viral in zip(best, viral, strict=True)
+        ]
+        share = sum(viral) / len(viral) if viral else 0.0
+        tops = [float(virus) for _, virus in best.values()]
+        numbers = (share, math.fsum(tops) / len(tops) if tops else 0.0, max(tops, default=0.0))
+        verdict = "no_orf" if not best else "virus" if share >= threshold else "others"
+        facts = ["dir 1/a.fa", 7 * number, 9, len(best), sum(viral), *map(np.float32, numbers), verdict]
+        contig_rows.append(name + b"\t" + "\t".join(map(str, facts)).encode() + b"\n")
+    # By id; Python's sort, too, leaves equal ids in the order of the input.
+    fragment_rows.sort(key=lambda row: row.split(b"\t")[0])
+    return orf_rows, fragment_rows, contig_rows
+
+
+@given(st.lists(records(), max_size=6), st.sampled_from([0, 0.5, 0.6, 1]))
+def test_tables_against_the_slow_way(run: list[Record], threshold: float) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store = stored(Path(directory), run)
+        orf_rows, fragment_rows, contig_rows = slowly(run, threshold)
+        assert list(predictions(store)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
+        assert list(fragment_verdicts(store)) == [b"Modified_ID\tIs_Virus\n", *fragment_rows]
+        header, *found = contig_verdicts(store, threshold)
+        assert found == contig_rows
+        assert header == (
+            b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
+            b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
+        )
+        assert count_viral(store, threshold) == sum(row.endswith(b"\tvirus\n") for row in contig_rows)
+        store.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.1, "0.1"),
+        (1 / 3, "0.33333334"),
+        (0.0001, "1e-04"),
+        (0.00001, "1e-05"),
+        (1.2345678e-05, "1.2345678e-05"),
+        (1.0, "1.0"),
+        (0.0, "0.0"),
+        (1 - 2**-24, "0.99999994"),
+        (1e-45, "1e-45"),
+        (0.037826713, "0.037826713"),
+    ],
+)
+def test_decimals_are_the_shortest_that_give_back_the_number(
+    number: float, text: str, tmp_path: Path
+) -> None:
+    store = stored(tmp_path, [Record(b"c", (ScoredOrf(1, 0, number, 1.0),))])
+    _, row = predictions(store)
+    assert row.decode().split("\t")[2] == text == str(np.float32(number))
+    store.close()
+
+
+def test_fragments_are_sorted_by_code_point_and_equal_ids_stay(tmp_path: Path) -> None:
+    names = ["b", "a", "Z", "\U0001f9a0", "\uffee", "\u00e9", "a", "a_chunk_1"]
+    run = [
+        Record(name.encode(), tuple(ScoredOrf(fragment, 0, n % 2, 1 - n % 2) for fragment in (1, 2, 10)))
+        for n, name in enumerate(names)
+    ]
+    store = stored(tmp_path, run)
+    _, *found = [line.decode().split("\t") for line in fragment_verdicts(store)]
+    ids = [row[0] for row in found]
+    assert ids == sorted(ids)
+    assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, as published
+    assert [row for row in found if row[0] == "a_chunk_1"] == [
+        ["a_chunk_1", "False\n"],
+        ["a_chunk_1", "True\n"],
+    ]
+    store.close()
+
+
+# failed_files.txt
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "line"),
+    [
+        ("a.fa", "gone", "a.fa|Input|gone\n"),
+        ("a|b.fa", "saw '|'", "a\\|b.fa|Input|saw '\\|'\n"),
+        ("a\\b", "c\\|d", "a\\\\b|Input|c\\\\\\|d\n"),
+        ("a\nb", "c\r\nd\re", "a\\nb|Input|c\\nd\\ne\n"),
+        ("caf\u00e9\udcff", "\t", "caf\u00e9\udcff|Input|\t\n"),
+    ],
+)
+def test_failed_line(path: str, message: str, line: str) -> None:
+    assert failed_line(Failure(path, Stage.INPUT, message)) == line
+
+
+@given(st.text(), st.sampled_from(list(Stage)), st.text())
+def test_failed_line_can_be_taken_apart_again(path: str, stage: Stage, message: str) -> None:
+    line = failed_line(Failure(path, stage, message))
+    assert line.count("\n") == 1
+    assert "\r" not in line
+    fields, field, escaped = [], "", False
+    for letter in line[:-1]:
+        if escaped:
+            field += {"n": "\n"}.get(letter, letter)
+            escaped = False
+        elif letter == "|":
+            fields.append(field)
+            field = ""
+        elif letter == "\\":
+            escaped = True
+        else:
+            field += letter
+    assert not escaped
+    ends = [text.replace("\r\n", "\n").replace("\r", "\n") for text in (path, stage, message)]
+    assert [*fields, field] == ends
+
+
+# merged_features.pt
+
+
+def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
+    return ScoredOrf(fragment, frame, 0.5, 0.5, failed)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1 << 20])
+def test_features_are_those_of_scored_orfs(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnuc_async.results._BLOCK_BYTES", block * 4 * WIDTH)
+    run = [
+        Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
+        Record(b"none", ()),
+        Record(b"caf\xe9", (orf(1, 1, failed=True), orf(1, 2), orf(1, 4, failed=True))),
+    ]
+    store = stored(tmp_path / "out", run, embeddings=True)
+    path = tmp_path / "out" / ".features"
+    save_features(store, WIDTH, path)
+    found = torch.load(path, weights_only=True)
+    assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
+    assert found["data"].dtype == torch.float32
+    assert found["data"].tolist() == [[0] * WIDTH, [2] * WIDTH, [4] * WIDTH]
+    assert not [left.name for left in (tmp_path / "out").iterdir() if "rows" in left.name]
+    store.close()
+
+
+@pytest.mark.parametrize("run", [[], [Record(b"x", (orf(1, 0, failed=True),))], [Record(b"x", ())]])
+def test_features_of_nothing(run: list[Record], tmp_path: Path) -> None:
+    store = stored(tmp_path, run, embeddings=True)
+    save_features(store, WIDTH, tmp_path / "features.pt")
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert found["ids"] == []
+    assert found["data"].shape == (0, WIDTH)
+    store.close()
+
+
+def test_features_on_a_full_disk(tmp_path: Path) -> None:
+    many = Record(b"x", tuple(orf(fragment, 0) for fragment in range(1, 5000)))
+    store = stored(tmp_path, [many], embeddings=True)
+    path = tmp_path / "features.pt"
+    rows = 4 * WIDTH * 4999
+    for room in (rows // 2, rows):  # for the rows, and for the file that is made of them
+        with files_no_larger_than(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            save_features(store, WIDTH, path)
+    save_features(store, WIDTH, path)
+    assert len(torch.load(path, weights_only=True)["ids"]) == 4999
+    store.close()

@@ -1,0 +1,67 @@
+"""The settings of a run: what is taken, what is refused, and what is said of it."""
+
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+
+from virnuc_async.failures import UsageError
+from virnuc_async.settings import Precision, Settings
+
+
+def test_nothing_need_be_said() -> None:
+    assert {field.name: getattr(Settings(), field.name) for field in fields(Settings)} == {
+        "model": "tiny-500",
+        "devices": (),
+        "gpus": (),
+        "precision": Precision.AUTO,
+        "tokens_per_batch": None,
+        "threshold": 0.5,
+        "embeddings": False,
+        "overwrite": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"devices": ("cpu",), "gpus": (0,)}, "name devices or gpus, not both"),
+        ({"tokens_per_batch": 0}, "tokens per batch must be at least 1, not 0"),
+        ({"tokens_per_batch": -5}, "tokens per batch must be at least 1, not -5"),
+        ({"threshold": -0.01}, "the threshold is a share from 0 to 1, not -0.01"),
+        ({"threshold": 1.01}, "the threshold is a share from 0 to 1, not 1.01"),
+        ({"threshold": float("nan")}, "the threshold is a share from 0 to 1, not nan"),
+        ({"threshold": float("inf")}, "the threshold is a share from 0 to 1, not inf"),
+        ({"gpus": (1, 0, 1)}, "a gpu is named twice"),
+    ],
+)
+def test_nonsense_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Settings(**wrong)
+    assert str(caught.value) == caught.value.reason == said
+    with pytest.raises(UsageError):
+        replace(Settings(), **wrong)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"threshold": 0},
+        {"threshold": 1},
+        {"tokens_per_batch": 1},
+        {"gpus": (2, 0)},
+        {"devices": ("cpu", "cpu")},
+    ],
+)
+def test_ends_of_ranges_are_taken(right: dict[str, Any]) -> None:
+    assert replace(Settings(), **right) == Settings(**right)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().threshold = 0.7  # type: ignore[misc]
+
+
+def test_precisions_are_words() -> None:
+    assert [str(precision) for precision in Precision] == ["auto", "fp32", "bf16"]
+    assert Precision("bf16") is Precision.BF16

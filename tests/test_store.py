@@ -1,0 +1,442 @@
+"""What survives: transactions, the lock, whose directory it is, and what comes back as it went in."""
+
+import errno
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import ROOT, files_no_larger_than
+
+from virnuc_async.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.failures import (
+    AnotherRun,
+    BrokenInput,
+    CannotWrite,
+    DirectoryBusy,
+    InputError,
+    NotOurDirectory,
+    Stage,
+    UnreadableInput,
+)
+from virnuc_async.store import FEATURES, OURS, STORE, ContigLine, Failure, FileLine, Finished, Store, orf_id
+from virnuc_async.tokens import Ragged
+
+WIDTH = 3
+A, B = ["/data/a.fa", 10, 1], ["/data/b.fa", 20, 2]
+IDENTITY = {"inputs": [A, B], "model": "m", "threshold": 0.5}
+
+
+def a_window(number: int = 0, ids: Sequence[bytes] = (b"c0", b"c1"), files: Sequence[FileRow] = ()) -> Window:
+    """Two ORFs per contig, in fragment 1; contigs and ORFs are numbered through the run."""
+    first = number * len(ids)
+    places = [(first + contig, 1, frame) for contig in range(len(ids)) for frame in (0, 5)]
+    tokens = Ragged(np.full(3 * len(places), 5, np.int32), np.full(len(places), 3))
+    return Window(
+        number=number,
+        first=2 * first,
+        contigs=tuple(ContigRow(first + n, 0, name, 100 + n, 1) for n, name in enumerate(ids)),
+        files=tuple(files),
+        places=np.array(places, np.int64).reshape(-1, 3),
+        digest=b"digest %d" % number,
+        nucleotides=tokens,
+        residues=tokens,
+    )
+
+
+def scored(batch: Batch, embeddings: bool = False, **failed: tuple[Stage, str]) -> Finished:
+    """Score ORF n with n/100 for virus; its embedding is n, n, n."""
+    virus = (batch.orfs / 100).astype(np.float32)
+    rows = np.repeat(batch.orfs[:, None], WIDTH, 1).astype(np.float32) if embeddings else None
+    failures = {int(row.removeprefix("row")): why for row, why in failed.items()}
+    return Finished(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), rows, failures)
+
+
+def batches(window: Window, budget: int = 6) -> list[Batch]:
+    return list(window.batches(budget))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "out"
+
+
+@pytest.fixture
+def store(out: Path) -> Iterator[Store]:
+    store = Store(out)
+    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    yield store
+    store.close()
+
+
+def reopened(store: Store) -> Store:
+    store.close()
+    store.__init__(store.directory)  # type: ignore[misc]
+    return store
+
+
+# Keeping
+
+
+def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
+    window = a_window(files=[FileRow(0, "/data/a.fa", 2, None)])
+    store.add_window(window)
+    for batch in batches(window):
+        assert store.add_batch(scored(batch)) == []
+    store.note("finished", True)
+    store = reopened(store)
+    assert store.is_finished
+    assert store.fact("identity") == IDENTITY
+    assert store.fact("no such") is None
+    assert store.window(0) == b"digest 0"
+    assert store.window(1) is None
+    assert store.finished_parts(0) == {(0, ""), (1, "")}
+    assert store.finished_parts(1) == set()
+    assert list(store.contigs()) == [
+        ContigLine(0, b"c0", b"/data/a.fa", 100, 1),
+        ContigLine(1, b"c1", b"/data/a.fa", 101, 1),
+    ]
+    assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", None, False)]
+    one = np.float32(1)
+    assert [(*line[:4], np.float32(line.others), np.float32(line.virus)) for line in store.scores()] == [
+        (0, 0, 1, 0, one - np.float32(0.00), np.float32(0.00)),
+        (1, 0, 1, 5, one - np.float32(0.01), np.float32(0.01)),
+        (2, 1, 1, 0, one - np.float32(0.02), np.float32(0.02)),
+        (3, 1, 1, 5, one - np.float32(0.03), np.float32(0.03)),
+    ]
+    assert store.work() == {"cpu:0": (2, 4, 12, 1.0)}
+    assert store.fragments() == 2
+    assert [store.count(table) for table in ("windows", "batches", "contigs", "scores", "failures")] == [
+        *(1, 2, 2, 4, 0)
+    ]
+
+
+def test_scores_keep_every_bit(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    (batch,) = batches(window, 100)
+    values = np.array([[1e-45, 1], [0.1, 0.9], [1 / 3, 2 / 3], [3.4e38, 1e-38]], np.float32)
+    store.add_batch(replace(scored(batch), probabilities=values))
+    read = [(line.others, line.virus) for line in reopened(store).scores()]
+    assert np.array(read, np.float32).tobytes() == values.tobytes()
+
+
+def test_batch_is_kept_whole_or_not_at_all(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    first, second = batches(window)
+    store.add_batch(scored(first))
+    twice = replace(second, orfs=np.array([second.orfs[0], first.orfs[0]]))
+    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
+        store.add_batch(scored(twice, row0=(Stage.PROTEIN, "no")))
+    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
+        store.add_batch(scored(first))
+    store = reopened(store)
+    assert store.finished_parts(0) == {(0, "")}
+    assert [line.orf for line in store.scores()] == [0, 1]
+    assert store.count("failures") == 0
+    store.add_batch(scored(second))
+    assert [line.orf for line in store.scores()] == [0, 1, 2, 3]
+
+
+def test_window_is_kept_whole_or_not_at_all(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    overlapping = replace(a_window(1), contigs=(ContigRow(2, 0, b"c2", 1, 1), ContigRow(1, 0, b"c1", 1, 1)))
+    with pytest.raises(CannotWrite):
+        store.add_window(overlapping)
+    assert store.window(1) is None
+    assert [line.id for line in store.contigs()] == [b"c0", b"c1"]
+
+
+def test_what_a_killed_process_had_committed_is_there(out: Path) -> None:
+    script = """
+import os, sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_store import Store, a_window, batches, scored, IDENTITY
+store = Store(Path(sys.argv[1]))
+store.identify(IDENTITY, ["a", "b"])
+window = a_window()
+store.add_window(window)
+first, second = batches(window)
+store.add_batch(scored(first, embeddings=True))
+with store._transaction():
+    store._db.execute("DELETE FROM scores")
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script, out], cwd=ROOT)
+    assert done.returncode == -9
+    store = Store(out)
+    assert store.finished_parts(0) == {(0, "")}
+    assert [line.orf for line in store.scores()] == [0, 1]
+    assert features(out)[:2].tolist() == [[0, 0, 0], [1, 1, 1]]
+    store.close()
+
+
+def test_halves_are_remembered_and_make_a_run_not_reproducible(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    first, second = batches(window)
+    store.add_batch(scored(first))
+    assert store.is_reproducible()
+    left, right = second.halves()
+    store.add_batch(scored(right))
+    assert store.finished_parts(0) == {(0, ""), (1, "1")}
+    store.add_batch(scored(left))
+    assert not reopened(store).is_reproducible()
+
+
+def test_bytes_that_are_no_text_come_back_as_they_came(out: Path) -> None:
+    store = Store(out)
+    paths = ["/data/\udcff.fa", "/data/caf\u00e9.fa"]
+    store.identify(IDENTITY, paths)
+    ids = [b"caf\xe9", b"\xff\xfe|\\", "\u00e9\U0001f9a0".encode(), b"", b"a\0b"]
+    broken = FileRow(0, paths[0], 5, BrokenInput(paths[0], 5, "saw '\udcfe'"))
+    window = a_window(ids=ids, files=[broken])
+    store.add_window(window)
+    (batch,) = batches(window, 1000)
+    failures = store.add_batch(scored(batch, row1=(Stage.CLASSIFIER, "caf\u00e9")))
+    store = reopened(store)
+    assert [line.id for line in store.contigs()] == ids
+    assert [line.path for line in store.files()] == paths
+    assert {line.file for line in store.contigs()} == {b"/data/\xff.fa"}
+    assert sorted(store.fragments_by_id()) == sorted((name + b"_chunk_1", False) for name in ids)
+    of_orf = Failure(paths[0], Stage.CLASSIFIER, "caf\udce9_chunk_1R3: caf\u00e9")
+    assert failures == [of_orf]
+    of_file = Failure(paths[0], Stage.INPUT, "breaks after 5 records: saw '\udcfe'")
+    assert list(store.failures()) == [of_file, of_orf]
+    store.close()
+
+
+def test_failures_come_in_the_order_of_the_input(store: Store) -> None:
+    unreadable = FileRow(1, "/data/b.fa", 0, UnreadableInput("/data/b.fa", "gone"))
+    window = a_window(files=[FileRow(0, "/data/a.fa", 2, None), unreadable])
+    store.add_window(window)
+    first, second = batches(window)
+    store.add_batch(scored(second, row1=(Stage.PROTEIN, "x"), row0=(Stage.NUCLEOTIDE, "y")))
+    store.add_batch(scored(first, row1=(Stage.PROTEIN, "z")))
+    assert [(line.path, line.stage, line.message) for line in store.failures()] == [
+        ("/data/a.fa", "ESM-2", "c0_chunk_1R3: z"),
+        ("/data/a.fa", "DNABERT-S", "c1_chunk_1F1: y"),
+        ("/data/a.fa", "ESM-2", "c1_chunk_1R3: x"),
+        ("/data/b.fa", "Input", "gone"),
+    ]
+    assert [line.orf for line in store.scores()] == [0]
+    assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", 0, True)]
+
+
+def features(out: Path) -> np.ndarray:
+    return np.fromfile(out / FEATURES, np.float32).reshape(-1, WIDTH)
+
+
+def test_embeddings_lie_at_their_orfs_place(store: Store) -> None:
+    first, second = a_window(0), a_window(1)
+    for window in (first, second):
+        store.add_window(window)
+    late, early = batches(second, 100)[0], batches(first, 100)[0]
+    store.add_batch(scored(late, embeddings=True))
+    assert features(store.directory).tolist() == [[0] * 3] * 4 + [[n] * 3 for n in range(4, 8)]
+    store = reopened(store)
+    store.add_batch(scored(early, embeddings=True))
+    assert features(store.directory).tolist() == [[n] * 3 for n in range(8)]
+
+
+def test_orf_ids_are_the_published_ones() -> None:
+    names = [orf_id(b"c|1", 12, frame) for frame in range(6)]
+    assert names == [b"c|1_chunk_12" + frame for frame in (b"F1", b"F2", b"F3", b"R1", b"R2", b"R3")]
+
+
+# Whose directory it is
+
+
+def test_the_same_run_is_taken_again(store: Store) -> None:
+    reopened(store).identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    assert [line.path for line in store.files()] == ["/data/a.fa", "/data/b.fa"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"threshold": 0.6}, ["threshold was 0.5, is 0.6 now"]),
+        ({"model": "n", "more": 1}, ["model was m, is n now", "more was None, is 1 now"]),
+        ({"inputs": [A]}, ["other inputs: /data/b.fa was there"]),
+        ({"inputs": [A, ["/data/b.fa", 20, 3]]}, ["other inputs: /data/b.fa has changed"]),
+        ({"inputs": [A, ["/data/b.fa", None]]}, ["other inputs: /data/b.fa has changed"]),
+        ({"inputs": [B, A]}, ["other inputs: the same in another order"]),
+        ({"inputs": [A, B, A]}, ["other inputs: /data/a.fa once more is new"]),
+        (
+            {"inputs": [["-"], ["/c", 1, 1]]},
+            ["other inputs: - is new, /c is new, /data/a.fa was there and 1 more"],
+        ),
+    ],
+)
+def test_another_run_says_what_differs(change: dict[str, object], said: list[str], store: Store) -> None:
+    with pytest.raises(AnotherRun) as caught:
+        store.identify({**IDENTITY, **change}, [])
+    assert list(caught.value.differences) == said
+    assert store.fact("identity") == IDENTITY
+
+
+def test_second_opener_is_told_to_wait(store: Store) -> None:
+    with pytest.raises(DirectoryBusy, match="another process is writing there. Wait for it to end") as caught:
+        Store(store.directory)
+    assert caught.value.path == str(store.directory)
+    with pytest.raises(DirectoryBusy):
+        Store(store.directory, overwrite=True)
+    script = """
+import sys
+from pathlib import Path
+from virnuc_async.failures import DirectoryBusy
+from virnuc_async.store import Store
+try:
+    Store(Path(sys.argv[1]), overwrite=True)
+except DirectoryBusy as busy:
+    print(busy)
+"""
+    command = [sys.executable, "-c", script, store.directory]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{caught.value}\n"
+    assert store.fact("identity") == IDENTITY
+    reopened(store)  # once it has been let go
+
+
+def strangers(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["notes.txt", "contigs.tsv", ".hidden"])
+def test_directory_of_somebody_else_is_not_touched(name: str, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(NotOurDirectory) as caught:
+        Store(tmp_path, overwrite)
+    assert (
+        caught.value.reason == f"holds {name!r} and no run of this program. Choose a new or empty directory"
+    )
+    assert strangers(tmp_path) == {name: b"mine"}
+
+
+def somebodys_database(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE run (key, value)")
+    database.close()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("content", [b"SQLite format 3\0garbage" * 100, b"PK\3\4" * 1000, None])
+def test_store_of_somebody_else_is_not_touched(
+    content: bytes | None, overwrite: bool, tmp_path: Path
+) -> None:
+    if content is None:
+        somebodys_database(tmp_path / STORE)
+    else:
+        (tmp_path / STORE).write_bytes(content)
+    before = strangers(tmp_path)
+    with pytest.raises(NotOurDirectory, match=f"its {STORE} is .*Choose a new or empty directory"):
+        Store(tmp_path, overwrite)
+    assert strangers(tmp_path) == before
+
+
+def test_damage_that_is_found_later_is_no_traceback(store: Store) -> None:
+    window = a_window(ids=[b"c%d" % number for number in range(2000)])
+    store.add_window(window)
+    for batch in batches(window, 600):
+        store.add_batch(scored(batch))
+    store.close()
+    with open(store.directory / STORE, "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        for page in range(file.tell() // 4096 // 2, file.tell() // 4096):
+            file.seek(4096 * page)
+            file.write(b"\xa5" * 4096)
+    with pytest.raises(NotOurDirectory, match="is damaged"):  # noqa: PT012
+        store = Store(store.directory)
+        list(store.scores())
+        list(store.contigs())
+
+
+def test_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(NotOurDirectory, match="is a file, not a directory"):
+        Store(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["file/out", "loop", "loop/out", "n" * 300])
+def test_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((CannotWrite, NotOurDirectory)) as caught:
+        Store(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+def test_new_directories_are_made_as_deep_as_asked(tmp_path: Path) -> None:
+    Store(tmp_path / "a" / "b" / "c").close()
+    Store(tmp_path / "a" / "b" / "c").close()
+    (tmp_path / "empty").mkdir()
+    Store(tmp_path / "empty").close()
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == [STORE]
+
+
+def test_overwrite_begins_anew_and_deletes_our_files_only(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    store.add_batch(scored(batches(window)[0], embeddings=True))
+    store.note("finished", True)
+    store.close()
+    for name in (*OURS, "notes.txt"):
+        (store.directory / name).write_bytes(b"x")
+    Store(store.directory, overwrite=True).close()
+    assert sorted(path.name for path in store.directory.iterdir()) == ["notes.txt", STORE]
+    store = Store(store.directory)
+    assert store.fact("identity") is None
+    assert not store.is_finished
+    assert not any(map(store.count, ("files", "contigs", "windows", "batches", "scores", "failures")))
+    store.identify({"model": "other"}, ["x"])
+    store.close()
+
+
+def test_without_overwrite_nothing_is_deleted(store: Store) -> None:
+    for name in (*OURS, "notes.txt"):
+        (store.directory / name).write_bytes(b"x")
+    reopened(store)
+    assert {path.name for path in store.directory.iterdir()} == {*OURS, "notes.txt", STORE}
+
+
+# The disk
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_full_disk_is_said_and_loses_nothing(embeddings: bool, store: Store) -> None:
+    window = a_window(ids=[b"c%d" % number for number in range(5000)])
+    store.add_window(window)
+    first, *rest = batches(window, 6000)
+    store.add_batch(scored(first, embeddings))
+    room = 8192 if embeddings else (store.directory / STORE).stat().st_size + 8192
+    with files_no_larger_than(room), pytest.raises(CannotWrite) as caught:  # noqa: PT012
+        for batch in rest:
+            store.add_batch(scored(batch, embeddings))
+    said = str(caught.value).removeprefix(f"{store.directory}: ")
+    assert said == os.strerror(errno.EFBIG) if embeddings else re.match(f"cannot write {STORE}: .*disk", said)
+    # And once there is room, it goes on.
+    done = store.finished_parts(0)
+    for batch in rest:
+        if (batch.number, "") not in done:
+            store.add_batch(scored(batch, embeddings))
+    assert [line.orf for line in reopened(store).scores()] == list(range(10_000))
+    if embeddings:
+        assert np.array_equal(features(store.directory)[:, 0], np.arange(10_000))
+
+
+def test_failures_keep_what_was_raised(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite) as caught:
+        Store(tmp_path / "file" / "out")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert not isinstance(caught.value, InputError)
