@@ -1,7 +1,7 @@
 """
 One run: files to windows to batches to scores to tables, and who waits for whom.
 
-One task reads ahead, one hands out batches, one or two per device have them scored, one keeps the
+One task reads ahead, one hands out batches, one for each device has them scored, one keeps the
 scores. Every wait is bounded by a stream, and every task is owned by the one task group. Cancelling
 lets the batches that are running finish and be kept; nothing else is waited for.
 """
@@ -213,6 +213,10 @@ class Supply:
 
 class _Run:
     """A plan under way."""
+
+    store: Store  # once there is something to do
+    precision: Precision  # these two as the store has them, if it has
+    budget: int
 
     def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
         self.plan = plan
@@ -550,6 +554,7 @@ class _Run:
 
 
 def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
+    plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
 
