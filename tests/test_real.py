@@ -1,9 +1,22 @@
 """The published program's own run of the published models, where the optional data are at hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from fakes import Rules, fake_devices
+from numpy.typing import NDArray
 from support import beside, fasta, pieces, read_table
+
+from virnuc_async.batches import Batch
+from virnuc_async.bundles import Bundle
+from virnuc_async.networks.shapes import ClassifierShape
+from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.replica import Scores
+from virnuc_async.settings import Settings
+from virnuc_async.upstream import Parts, import_bundle
 
 LENGTH = 500  # of the run's fragments
 
@@ -51,3 +64,45 @@ def test_the_input_is_read_whole(real: Path):
     records = (real / "input.fa").read_text("ascii").split(">")[1:]
     wanted = {record.split()[0] + "_chunk_1": "".join(record.split("\n")[1:]) for record in records}
     assert letters == wanted
+
+
+class Stored(Rules):
+    """A device that gives the stored scores and embeddings of the published models."""
+
+    def __init__(self, real: Path) -> None:
+        super().__init__()
+        _, *rows = read_table(real / "prediction_results.txt")
+        self.scores: NDArray[np.float32] = np.array([row[2:] for row in rows], np.float32)
+        self.features = torch.load(real / "merged.pt", weights_only=True)["data"].numpy()
+
+    def scorer(self, *args: object) -> object:
+        scorer = super().scorer(*args)
+
+        async def score(batch: Batch) -> Scores:
+            orfs = batch.orfs
+            nothing = np.zeros(len(batch), dtype=np.int64)
+            return Scores(batch, self.scores[orfs], nothing, self.features[orfs], 0.0)
+
+        scorer.score = score
+        return scorer
+
+
+@pytest.fixture(scope="module")
+def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Of the published widths, as far as tables depend on them."""
+    made = import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "stored", LENGTH)
+    return replace(made, shapes=replace(made.shapes, classifier=ClassifierShape(3328, 512)))
+
+
+async def test_the_published_files_from_the_stored_scores(real: Path, bundle: Bundle, tmp_path: Path):
+    settings = Settings(embeddings=True, tokens_per_batch=70)
+    plan = Plan((str(real / "input.fa"),), settings, bundle, fake_devices(3), window=2)
+    await score_with(plan, tmp_path, Stored(real).scorer)
+    for name in ("prediction_results.txt", "prediction_results_highestscore.csv"):
+        assert (tmp_path / name).read_bytes() == (real / name).read_bytes()
+    ours, published = (
+        torch.load(path / name, weights_only=True)
+        for path, name in ((tmp_path, "merged_features.pt"), (real, "merged.pt"))
+    )
+    assert ours["ids"] == published["ids"]
+    assert torch.equal(ours["data"], published["data"])
