@@ -23,7 +23,7 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import pack
-from virnuc_async.orfs import Orf, Strands
+from virnuc_async.orfs import Orf, open_frames
 from virnuc_async.tokens import OrfTokenizer
 
 LENGTHS = (500, 300, 150)  # bases of a fragment
@@ -113,9 +113,12 @@ def score(scorer: Scorer, pieces: Sequence[Piece], length: int) -> Scored:
 def _fragments(pieces: Sequence[Piece], length: int) -> Iterator[tuple[Piece, list[Orf]]]:
     for piece in pieces:
         if len(piece.bases) >= length:
-            strands = Strands(piece.bases)
-            for start, end in cut(len(piece.bases), length):
-                yield piece, list(strands.open_frames(start, end))
+            ranges = list(cut(len(piece.bases), length))
+            orfs = open_frames(piece.bases, ranges)
+            found: list[list[Orf]] = [[] for _ in ranges]
+            for row, orf in zip(orfs.fragments, orfs, strict=True):
+                found[row].append(orf)
+            yield from ((piece, of_fragment) for of_fragment in found)
 
 
 def auroc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:

@@ -33,7 +33,7 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.orfs import Orf, Strands
+from virnuc_async.orfs import Orf, open_frames
 from virnuc_async.tokens import OrfTokenizer
 
 LENGTH = 500  # bases of a fragment
@@ -99,7 +99,7 @@ class Sampler:
             window = [
                 Example(orf, viral)
                 for bases, viral in self.stretches(_WINDOW)
-                for orf in Strands(bases).open_frames(0, len(bases))
+                for orf in open_frames(bases, [(0, len(bases))])
             ]
             yield from (window[at] for at in self._random.permutation(len(window)))
 

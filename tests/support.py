@@ -10,7 +10,7 @@ import torch
 
 from virnuc_async.fragments import cut
 from virnuc_async.networks.packing import Packed, pack
-from virnuc_async.orfs import Orf, Strands
+from virnuc_async.orfs import Orf, open_frames
 from virnuc_async.sequences import read_contigs
 from virnuc_async.tokens import Ragged
 
@@ -37,10 +37,12 @@ class Piece(NamedTuple):
 def pieces(path: Path, length: int) -> Iterator[Piece]:
     """Read, cut and translate *path*."""
     for contig in read_contigs(str(path)):
-        strands = Strands(contig.bases)
-        for number, (start, end) in enumerate(cut(len(contig.bases), length), 1):
-            name = f"{contig.id.decode()}_chunk_{number}"
-            yield Piece(name, contig.bases[start:end].decode(), tuple(strands.open_frames(start, end)))
+        ranges = list(cut(len(contig.bases), length))
+        orfs = open_frames(contig.bases, ranges)
+        for at, (start, end) in enumerate(ranges):
+            own = tuple(orf for orf, row in zip(orfs, orfs.fragments, strict=True) if row == at)
+            name = f"{contig.id.decode()}_chunk_{at + 1}"
+            yield Piece(name, contig.bases[start:end].decode(), own)
 
 
 def fasta(records: Iterable[tuple[str, str]], width: int = 0) -> str:

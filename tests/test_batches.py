@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from virnuc_async.batches import Batch, Window, form_windows, longest_first
 from virnuc_async.failures import BrokenInput
 from virnuc_async.fragments import cut
-from virnuc_async.orfs import Strands
+from virnuc_async.orfs import open_frames
 from virnuc_async.sequences import Contig, read_contigs
 from virnuc_async.tokens import OrfTokenizer
 
@@ -143,7 +143,7 @@ def test_tokens_of_the_golden_input_are_those_of_each_orf_alone(
         for row, (contig, fragment, frame) in enumerate(window.places.tolist()):
             bases = contigs[contig].bases
             start, end = list(cut(len(bases), 500))[fragment - 1]
-            (orf,) = [orf for orf in Strands(bases).open_frames(start, end) if orf.frame == frame]
+            (orf,) = [orf for orf in open_frames(bases, [(start, end)]) if orf.frame == frame]
             one = np.array([row])
             assert (
                 window.nucleotides.take(one).ids.tolist() == tokenizer.nucleotides([orf.bases]).ids.tolist()
@@ -159,7 +159,7 @@ def _form(files: list[list[Contig]], tokenizer: OrfTokenizer, length: int, size:
 def _slow_places(contigs: list[Contig], length: int) -> Iterator[list[int]]:
     for number, contig in enumerate(contigs):
         for fragment, (start, end) in enumerate(cut(len(contig.bases), length), 1):
-            for orf in Strands(contig.bases[start:end]).open_frames(0, end - start):
+            for orf in open_frames(contig.bases[start:end], [(0, end - start)]):
                 yield [number, fragment, orf.frame]
 
 

@@ -32,7 +32,7 @@ from virnuc_async.failures import (
     UnknownDevice,
 )
 from virnuc_async.fragments import cut
-from virnuc_async.orfs import Strands
+from virnuc_async.orfs import open_frames
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.replica import Replica
 from virnuc_async.results import Summary
@@ -89,7 +89,7 @@ class Bench:
         lengths = {}
         for contig in read_contigs(str(self.source)):
             for number, (start, end) in enumerate(cut(len(contig.bases), self.bundle.length), 1):
-                for orf in Strands(contig.bases[start:end]).open_frames(0, end - start):
+                for orf in open_frames(contig.bases[start:end], [(0, end - start)]):
                     lengths[f"{contig.id.decode()}_chunk_{number}{orf.frame.name}"] = len(orf.protein) + 2
         return lengths
 
@@ -250,7 +250,7 @@ async def test_scores_are_each_orfs_own(bench: Bench, count: int) -> None:
     wanted = []
     for contig in read_contigs(str(bench.source)):
         for number, (start, end) in enumerate(cut(len(contig.bases), bench.bundle.length), 1):
-            for orf in Strands(contig.bases[start:end]).open_frames(0, end - start):
+            for orf in open_frames(contig.bases[start:end], [(0, end - start)]):
                 score = p_virus(tokenizer.residues([orf.protein]).ids.tolist())
                 name = f"{contig.id.decode()}_chunk_{number}{orf.frame.name}"
                 wanted.append([name, str(np.float32(1) - score), str(score)])

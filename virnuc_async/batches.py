@@ -8,13 +8,15 @@ is in it. A window runs across files, so that many small files fill batches as o
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .failures import InputError
 from .fragments import cut
-from .orfs import Orf, Strands
+from .orfs import open_frames
 from .sequences import Contig
 from .tokens import OrfTokenizer, Ragged
 
@@ -22,11 +24,14 @@ from .tokens import OrfTokenizer, Ragged
 # window is one of many; small enough that the first batch is ready in a second.
 WINDOW_ORFS = 4096
 
+# Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
+_BLOCK_BASES = 1 << 16
+_BLOCK_ITEMS = 1 << 12
+
 Reader = Callable[[str], Iterator[Contig]]
 
 
-@dataclass(frozen=True, slots=True)
-class ContigRow:
+class ContigRow(NamedTuple):
     """What is kept of a record: where it stood, its id and its size."""
 
     number: int  # in the run, from 0
@@ -148,68 +153,155 @@ def form_windows(
     fails is in ``Window.files`` with its failure; the records before that count.
     """
     forming = _Forming()
-    for path in paths:
-        contigs, failure = 0, None
-        try:
-            for contig in read(path):
-                contigs += 1
-                fragments = list(cut(len(contig.bases), length))
-                forming.begin(contig, len(fragments))
-                for number, orfs in enumerate(_open_frames(contig, fragments), start=1):
-                    forming.add(number, orfs)
-                    if forming.size >= size:
-                        yield forming.window(tokenizer)
-        except InputError as error:
-            failure = error
-        forming.end_file(path, contigs, failure)
+    for block in _blocks(_items(paths, read, length)):
+        for item, first, last in block.items():
+            if isinstance(item, FileRow):
+                forming.files.append(item)
+                continue
+            if item.is_first:
+                forming.begin(item)
+            while last - first >= (room := size - len(forming.proteins)):
+                end = block.fragment_end(first + room - 1)
+                forming.add(block, first, end)
+                yield forming.window(tokenizer)
+                first = end
+            forming.add(block, first, last)
+            # Records count too: a million of them without an ORF must not gather in memory.
+            if len(forming.contigs) >= size:
+                yield forming.window(tokenizer)
     if forming.holds_anything:
         yield forming.window(tokenizer)
 
 
-def _open_frames(contig: Contig, fragments: list[tuple[int, int]]) -> Iterator[list[Orf]]:
-    """Give each fragment's ORFs; an empty contig's are none, once, so that it too takes a turn."""
-    strands = Strands(contig.bases)
-    return (list(strands.open_frames(start, end)) for start, end in fragments or [(0, 0)])
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Consecutive fragments of a contig, of about _BLOCK_BASES bases at most."""
+
+    file: int
+    number: int  # of the contig in the run, from 0
+    contig: Contig
+    count: int  # of the contig's fragments
+    before: int  # fragments of the contig before these
+    fragments: list[tuple[int, int]]
+
+    @property
+    def is_first(self) -> bool:
+        return not self.before
+
+    @property
+    def bases(self) -> bytes:
+        return self.contig.bases[self.begin : self.fragments[-1][1]] if self.fragments else b""
+
+    @property
+    def begin(self) -> int:
+        return self.fragments[0][0] if self.fragments else 0
+
+
+_Item = _Part | FileRow
+
+
+def _items(paths: Iterable[str], read: Reader, length: int) -> Iterator[_Item]:
+    """Give the parts of every contig, and each file's end behind the parts of its contigs."""
+    number, step = 0, max(1, _BLOCK_BASES // length)
+    for file, path in enumerate(paths):
+        begun, failure = number, None
+        try:
+            for contig in read(path):
+                fragments = list(cut(len(contig.bases), length))
+                for before in range(0, max(1, len(fragments)), step):
+                    some = fragments[before : before + step]
+                    yield _Part(file, number, contig, len(fragments), before, some)
+                number += 1
+        except InputError as error:
+            failure = error
+        yield FileRow(file, path, number - begun, failure)
+
+
+def _blocks(items: Iterable[_Item]) -> Iterator["_Block"]:
+    """Gather items so that many short contigs are translated as one long one."""
+    some: list[_Item] = []
+    bases = 0
+    for item in items:
+        some.append(item)
+        bases += len(item.bases) if isinstance(item, _Part) else 0
+        if bases >= _BLOCK_BASES or len(some) >= _BLOCK_ITEMS:
+            yield _Block(some)
+            some, bases = [], 0
+    yield _Block(some)
+
+
+class _Block:
+    """Items with the ORFs of all their fragments, in columns."""
+
+    def __init__(self, items: list[_Item]) -> None:
+        parts = [item for item in items if isinstance(item, _Part)]
+        pieces = [part.bases for part in parts]
+        shifts = [0, *accumulate(map(len, pieces))]
+        ranges = [
+            (start + shift - part.begin, end + shift - part.begin)
+            for part, shift in zip(parts, shifts, strict=False)
+            for start, end in part.fragments
+        ]
+        self._items = items
+        self._orfs = open_frames(b"".join(pieces), ranges)
+        self._part_ends = np.searchsorted(
+            self._orfs.fragments, np.cumsum([len(part.fragments) for part in parts])
+        ).tolist()
+        self.places = self._places(parts)  # of the ORFs: contig's number, fragment's from 1, frame
+        self.proteins, self.bases = self._orfs.proteins, self._orfs.bases
+
+    def items(self) -> Iterator[tuple[_Item, int, int]]:
+        """Give each item with the half-open range of its ORFs."""
+        ends, last = iter(self._part_ends), 0
+        for item in self._items:
+            first, last = last, next(ends) if isinstance(item, _Part) else last
+            yield item, first, last
+
+    def fragment_end(self, orf: int) -> int:
+        """Give the number behind the last ORF of the fragment that *orf* is of."""
+        fragments = self._orfs.fragments
+        return int(np.searchsorted(fragments, fragments[orf], side="right"))
+
+    def _places(self, parts: list[_Part]) -> NDArray[np.int64]:
+        fragments = [
+            (part.number, part.before + number)
+            for part in parts
+            for number in range(1, len(part.fragments) + 1)
+        ]
+        of_fragment = np.array(fragments, dtype=np.int64).reshape(-1, 2)
+        return np.column_stack((of_fragment[self._orfs.fragments], self._orfs.frames))
 
 
 @dataclass(slots=True)
 class _Forming:
-    """The window that is being filled; counts contigs, files and ORFs through the run."""
+    """The window that is being filled; counts windows and ORFs through the run."""
 
     number: int = 0
-    file: int = 0
-    contig: int = -1
     first: int = 0
-    orfs: list[Orf] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
+    proteins: list[bytes] = field(default_factory=list)
+    bases: list[bytes] = field(default_factory=list)
+    places: list[NDArray[np.int64]] = field(default_factory=list)
     contigs: list[ContigRow] = field(default_factory=list)
     files: list[FileRow] = field(default_factory=list)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     @property
     def holds_anything(self) -> bool:
-        return bool(self.orfs or self.contigs or self.files)
+        return bool(self.proteins or self.contigs or self.files)
 
-    @property
-    def size(self) -> int:
-        # Records count too: a million of them without an ORF must not gather in memory.
-        return max(len(self.orfs), len(self.contigs))
-
-    def begin(self, contig: Contig, fragments: int) -> None:
-        self.contig += 1
-        self.contigs.append(ContigRow(self.contig, self.file, contig.id, len(contig.bases), fragments))
+    def begin(self, part: _Part) -> None:
+        contig, length = part.contig, len(part.contig.bases)
+        self.contigs.append(ContigRow(part.number, part.file, contig.id, length, part.count))
         # Lengths first, so that no other division into file, id and bases reads the same.
-        self.digest.update(b"%d %d %d\n" % (self.file, len(contig.id), len(contig.bases)))
+        self.digest.update(b"%d %d %d\n" % (part.file, len(contig.id), length))
         self.digest.update(contig.id)
         self.digest.update(contig.bases)
 
-    def add(self, fragment: int, orfs: list[Orf]) -> None:
-        self.orfs += orfs
-        self.places += [(self.contig, fragment, orf.frame) for orf in orfs]
-
-    def end_file(self, path: str, contigs: int, failure: InputError | None) -> None:
-        self.files.append(FileRow(self.file, path, contigs, failure))
-        self.file += 1
+    def add(self, block: _Block, first: int, last: int) -> None:
+        if first < last:
+            self.proteins += block.proteins[first:last]
+            self.bases += block.bases[first:last]
+            self.places.append(block.places[first:last])
 
     def window(self, tokenizer: OrfTokenizer) -> Window:
         """Give the window as it is and begin the next one."""
@@ -218,13 +310,13 @@ class _Forming:
             first=self.first,
             contigs=tuple(self.contigs),
             files=tuple(self.files),
-            places=np.array(self.places, dtype=np.int64).reshape(-1, 3),
+            places=np.concatenate([np.empty((0, 3), dtype=np.int64), *self.places]),
             digest=self.digest.digest(),
-            nucleotides=tokenizer.nucleotides([orf.bases for orf in self.orfs]),
-            residues=tokenizer.residues([orf.protein for orf in self.orfs]),
+            nucleotides=tokenizer.nucleotides(self.bases),
+            residues=tokenizer.residues(self.proteins),
         )
         self.number += 1
-        self.first += len(self.orfs)
-        self.orfs, self.places, self.contigs, self.files = [], [], [], []
-        self.digest = hashlib.sha256()
+        self.first += len(self.proteins)
+        self.proteins, self.bases, self.places = [], [], []
+        self.contigs, self.files, self.digest = [], [], hashlib.sha256()
         return window
