@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pynvml
 import pytest
@@ -11,10 +12,12 @@ from virnuc_async import devices
 from virnuc_async.devices import (
     BASE_BUDGET,
     Device,
+    MemoryUse,
     available,
     choose,
     decide_budget,
     decide_precision,
+    memory_use,
 )
 from virnuc_async.failures import MixedDevices, UnknownDevice
 from virnuc_async.settings import Precision, Settings
@@ -109,8 +112,8 @@ def test_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_gpu_that_is_seen_is_used() -> None:
     assert names(Settings()) == ["cuda:0", "cuda:1"]
     t4, a100 = choose(Settings())
-    assert t4 == Device("cuda:0", "T4", 16 * GIB, (7, 5), index=0)
-    assert a100 == Device("cuda:1", "A100", 80 * GIB, (8, 0), index=1)
+    assert t4 == Device("cuda:0", "T4", 16 * GIB, (7, 5), index=0, uuid="GPU-cc")
+    assert a100 == Device("cuda:1", "A100", 80 * GIB, (8, 0), index=1, uuid="GPU-aa")
     assert a100.torch_device == torch.device("cuda", 1)
     assert (t4.free_memory(), a100.free_memory()) == (9 * GIB, 70 * GIB)
     assert [device.name for device in available()] == ["cuda:0", "cuda:1", "cpu:0"]
@@ -251,3 +254,34 @@ def test_budget_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine([], [Gpu("aa", free_memory=0)]).install(monkeypatch)
     assert decide_budget(choose(Settings()), Precision.FP32, 100_000) == 100_000
     assert decide_budget([CPU], Precision.FP32, 1) == 1
+
+
+def test_memory_in_use_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: asked.append("init"))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(
+        pynvml,
+        "nvmlDeviceGetMemoryInfo",
+        lambda uuid: Memory(60 * GIB, 80 * GIB) if uuid == "GPU-aa" else None,
+    )
+    use = memory_use(Device("cuda:0", "A100", 80 * GIB, (8, 0), uuid="GPU-aa"))
+    assert use == MemoryUse(60 * GIB, 80 * GIB)
+    assert (str(use), use.share) == ("60.0 of 80.0 GiB in use (75%)", 0.75)
+    assert asked == ["init", "shutdown"]
+
+
+def test_memory_in_use_is_unknown_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert memory_use(Device("cuda:0", "A100", 80 * GIB, (8, 0), uuid="GPU-aa")) is None
+
+
+class Memory(NamedTuple):
+    """What the driver says of a GPU's memory."""
+
+    used: int
+    total: int

@@ -18,9 +18,10 @@ import torch
 from fakes import Rules, fake_devices, p_virus
 from support import read_table
 
+from virnuc_async import pipeline
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
-from virnuc_async.devices import Device
+from virnuc_async.devices import Device, MemoryUse
 from virnuc_async.failures import (
     AnotherRun,
     BadBundle,
@@ -580,6 +581,40 @@ async def test_summary_says_what_happened(bench: Bench, bundle: Bundle) -> None:
     assert sum(device["tokens"] for device in summary.devices) == sum(orfs.values())
     assert summary.bundle == {"name": bundle.name, "fingerprint": bundle.fingerprint}
     assert summary.seconds["model"] == 0.5 * summary.counts["batches"]
+
+
+async def test_a_gpu_that_is_nearly_full_is_said_once(bench: Bench, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "_MEMORY_SECONDS", 0.01)
+    asked: list[str] = []
+    enough = threading.Event()
+
+    def memory_use(device: Device) -> MemoryUse | None:
+        asked.append(device.name)
+        if len(asked) == 9:
+            enough.set()
+        used = {"cuda:0": 70, "cuda:1": 76}.get(device.name)
+        return MemoryUse(used << 30, 80 << 30) if used else None
+
+    gpus = [Device(f"cuda:{n}", "GPU", 80 << 30, (9, 0), index=n, uuid=f"GPU-{n}") for n in range(3)]
+    second = replace(gpus[0], name="cuda:0/1")  # on the same card: asked about once
+    plan = Plan(
+        (str(bench.source),),
+        bench.settings,
+        bench.bundle,
+        (*gpus, second),
+        bench.window,
+        memory_use,
+    )
+    rules = Rules(pause_after=1)
+    task = asyncio.create_task(score_with(plan, bench.out / "out", rules.scorer))
+    await asyncio.to_thread(enough.wait)
+    rules.go_on.set()
+    await task
+    log = (bench.out / "out" / "run.log").read_text()
+    assert "DEBUG    cuda:0: 70.0 of 80.0 GiB in use (88%)" in log
+    assert log.count("cuda:1 is nearly full: 76.0 of 80.0 GiB in use (95%)") == 1
+    assert "cuda:0 is nearly full" not in log
+    assert set(asked) == {"cuda:0", "cuda:1", "cuda:2"}
 
 
 # Parts

@@ -1,8 +1,8 @@
 """Which devices there are, which of them a run uses, and what they can do."""
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import pynvml
@@ -28,6 +28,7 @@ class Device:
     capability: tuple[int, int] | None = None  # CUDA's; None on the CPU
     threads: int = 1  # of a CPU replica
     index: int = 0  # CUDA's number of the GPU
+    uuid: str = ""  # of the GPU, as the driver writes it
 
     @property
     def kind(self) -> str:
@@ -52,6 +53,30 @@ class Device:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         free, _ = torch.cuda.mem_get_info(self.torch_device)
         return free
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What of a GPU's memory is in use, by whomever, in bytes."""
+
+    used: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The part of all memory that is in use, 0 to 1."""
+        return self.used / self.total
+
+    def __str__(self) -> str:
+        return f"{self.used / 2**30:.1f} of {self.total / 2**30:.1f} GiB in use ({self.share:.0%})"
+
+
+def memory_use(device: Device) -> MemoryUse | None:
+    """Ask the driver about a GPU's memory; None where there is no driver, or it does not say."""
+    with suppress(pynvml.NVMLError), _driver():
+        facts = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid))
+        return MemoryUse(int(facts.used), int(facts.total))
+    return None
 
 
 def available() -> list[Device]:
@@ -108,7 +133,8 @@ def _gpus() -> list[Device]:
 def _gpu(number: int) -> Device:
     facts = torch.cuda.get_device_properties(number)
     capability = (facts.major, facts.minor)
-    return Device(f"cuda:{number}", facts.name, facts.total_memory, capability, index=number)
+    name, uuid = f"cuda:{number}", f"GPU-{facts.uuid}"
+    return Device(name, facts.name, facts.total_memory, capability, index=number, uuid=uuid)
 
 
 def _cpu_replicas(count: int) -> list[Device]:
@@ -137,22 +163,27 @@ def _another(gpu: Device, others: Sequence[Device]) -> Device:
 
 def _by_number(numbers: Sequence[int]) -> list[Device]:
     """Find GPUs by nvidia-smi's numbers, whatever order and choice this process sees them in."""
-    visible = {str(torch.cuda.get_device_properties(i).uuid): i for i in range(torch.cuda.device_count())}
+    visible = {gpu.uuid: gpu for gpu in _gpus()}
     by_number = {n: visible[uuid] for n, uuid in enumerate(_uuids()) if uuid in visible}
     for number in numbers:
         if number not in by_number:
             names = [f"GPU {known}" for known in by_number] or ["cpu (no GPU that CUDA can use)"]
             raise UnknownDevice(f"GPU {number}", names)
-    return [_gpu(by_number[number]) for number in numbers]
+    return [by_number[number] for number in numbers]
 
 
 def _uuids() -> list[str]:
     """Give the UUID of every GPU of the machine, in nvidia-smi's order; none without a driver."""
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-            return [pynvml.nvmlDeviceGetUUID(handle).removeprefix("GPU-") for handle in handles]
-        finally:
-            pynvml.nvmlShutdown()
+    with suppress(pynvml.NVMLError), _driver():
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return list(map(pynvml.nvmlDeviceGetUUID, handles))
     return []
+
+
+@contextmanager
+def _driver() -> Iterator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()

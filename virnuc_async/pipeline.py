@@ -29,7 +29,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from . import __version__, results
 from .batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from .bundles import Bundle, find
-from .devices import Device, choose, decide_budget, decide_precision
+from .devices import Device, MemoryUse, choose, decide_budget, decide_precision, memory_use
 from .failures import (
     AnotherRun,
     CannotWrite,
@@ -50,6 +50,8 @@ from .tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
+_MEMORY_SECONDS = 10.0  # between two looks at the memory of GPUs
+_MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
 _LINES = 10_000  # of a table written at a time
 
 _Item = TypeVar("_Item")
@@ -111,6 +113,7 @@ class Plan:
     bundle: Bundle
     devices: tuple[Device, ...]
     window: int = WINDOW_ORFS  # ORFs
+    memory_use: Callable[[Device], MemoryUse | None] = memory_use
 
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], Scorer]
@@ -134,6 +137,7 @@ async def score_with(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.watch, name="watch")
+            tasks.start_soon(run.watch_memory, name="watch memory")
             summary = await run.go(shlex.join(command))
             tasks.cancel_scope.cancel()
         return summary
@@ -233,6 +237,7 @@ class _Run:
         self.started = time.monotonic()
         self.windows = _windows(plan, read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
+        self.has_log = anyio.Event()
 
     def stop_reading(self) -> None:
         """Close the input that is open, unless a thread still waits for it to say something."""
@@ -245,6 +250,23 @@ class _Run:
             self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
             await anyio.sleep(_REFRESH)
 
+    async def watch_memory(self) -> None:
+        """Say how full the GPUs are; warn once of each that is nearly full, by whomever."""
+        # By card: there may be several replicas on one.
+        gpus = {device.uuid: device for device in reversed(self.plan.devices) if device.uuid}
+        warned: set[str] = set()
+        await self.has_log.wait()
+        while gpus:
+            for uuid, gpu in gpus.items():
+                use = await to_thread.run_sync(self.plan.memory_use, gpu)
+                if use is None:
+                    continue
+                self.log.debug("{}: {}", gpu.name, use)
+                if use.share > _MEMORY_FULL and uuid not in warned:
+                    warned.add(uuid)
+                    self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
+            await anyio.sleep(_MEMORY_SECONDS)
+
     async def go(self, command: str) -> results.Summary:
         """Score what is left to score, and write the tables."""
         first = await self._next_window()
@@ -255,6 +277,7 @@ class _Run:
         with closing(self.store):
             await self._on_disk(self._identify)
             with run_files(self.id, self.out_dir), self._farewell(command):
+                self.has_log.set()
                 await self._on_disk(self._introduce)
                 if not self.store.is_finished:
                     await self._score(first)
