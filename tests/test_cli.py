@@ -849,19 +849,21 @@ def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ended = run("models", "list")
     assert ended.code == 0
-    default, *missing, hint = ended.out.splitlines()
+    *table, hint = ended.out.splitlines()
+    header, default, *missing = [re.split(r"  +", line) for line in table]
+    assert header == ["model", "fragments", "directory"]
     shipped = ROOT / "virnuc_async" / "models" / "tiny-500"
-    assert default == f"tiny-500 (default)\tfragments of 500 bp\t{shipped}"
-    assert missing == ["virnucpro-500\tnot on this machine", "virnucpro-300\tnot on this machine"]
+    assert default == ["tiny-500 (default)", "500 bp", str(shipped)]
+    assert missing == [[name, "-", "not on this machine"] for name in ("virnucpro-500", "virnucpro-300")]
     assert "docs/models.md" in hint
     mine = tmp_path / "virnucpro-async" / "models" / "virnucpro-500"
     shutil.copytree(model.directory, mine)
-    assert f"virnucpro-500\tfragments of 500 bp\t{mine}\n" in run("models", "list").out
+    assert re.search(f"^virnucpro-500 +500 bp +{mine}$", run("models", "list").out, re.MULTILINE)
     assert run("models", "info", "virnucpro-500").code == 0
     (mine / "bundle.json").write_text("{")
     ended = run("models", "list")
     assert ended.code == 0
-    assert re.search(rf"^virnucpro-500\tnot usable: bundle\.json: .*\t{mine}$", ended.out, re.MULTILINE)
+    assert re.search(rf"^virnucpro-500 +not usable: bundle\.json: .* {mine}$", ended.out, re.MULTILINE)
 
 
 def test_model_info_checks_the_files(model: Bundle, tmp_path: Path) -> None:
@@ -925,12 +927,14 @@ def test_import_says_what_is_wrong_with_its_arguments(golden_parts: Parts, tmp_p
 def test_devices_names_them_as_the_option_wants_them(good: Path, out: Path) -> None:
     ended = run("devices")
     assert (ended.code, ended.err) == (0, "")
-    lines = [line.split("\t") for line in ended.out.splitlines()]
-    name, model, memory, _, used = lines[-1]
-    assert name == "cpu"
+    header, *_, cpu = [re.split(r"  +", line) for line in ended.out.splitlines()]
+    assert header == ["device", "model", "memory", "capability", "precision", "tokens per batch", "used"]
+    name, model, memory, capability, precision, tokens, used = cpu
+    assert (name, capability, precision, tokens) == ("cpu", "-", "FP32", "2,048")
     assert model.startswith("CPU (")
     assert re.fullmatch(r"\d+ GiB", memory)
-    assert used == ("not used" if torch.cuda.is_available() else "used")
+    has_gpu = torch.cuda.is_available()
+    assert used == ("no, there are GPUs" if has_gpu else "yes, no GPU here that CUDA can use")
     assert predict(good, out, "--devices", name).code == 0
     assert summary(out)["devices"][0]["kind"] == model
 

@@ -364,32 +364,50 @@ def _line(record: "Record") -> str:
 
 
 def _devices(options: Namespace) -> int:
-    from .devices import available, choose
+    from .devices import available, choose, decide_budget, decide_precision
 
     used = {device.name for device in choose(Settings())}
+    rows = [("device", "model", "memory", "capability", "precision", "tokens per batch", "used")]
     for device in available():
-        capability = "" if device.capability is None else "capability {}.{}".format(*device.capability)
-        mark = "used" if device.name in used else "not used"
-        name = "cpu" if device.capability is None else device.name  # what --devices takes
-        print(f"{name}\t{device.model}\t{device.memory / 2**30:.0f} GiB\t{capability}\t{mark}")
+        precision = decide_precision([device], Precision.AUTO)
+        is_cpu = device.capability is None
+        why = "yes"
+        if is_cpu:
+            why = "yes, no GPU here that CUDA can use" if device.name in used else "no, there are GPUs"
+        rows.append(
+            (
+                "cpu" if is_cpu else device.name,  # what --devices takes
+                device.model,
+                f"{device.memory / 2**30:.0f} GiB",
+                "-" if device.capability is None else "{}.{}".format(*device.capability),
+                precision.upper(),
+                f"{decide_budget([device], precision, None):,}",
+                why,
+            )
+        )
+    _print_table(rows)
     return DONE
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _list_models(options: Namespace) -> int:
     from .bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
 
-    names = []
+    rows = [("model", "fragments", "directory")]
     for name, directory in known():
-        mark = " (default)" if name == DEFAULT else ""
         try:
-            fact = f"fragments of {find(directory).length} bp"
+            fact = f"{find(directory).length} bp"
         except BadBundle as failure:  # the others can still be used
             fact = f"not usable: {failure.reason}"
-        print(f"{name}{mark}\t{fact}\t{directory}")
-        names.append(name)
-    missing = [name for name in PUBLISHED if name not in names]
-    for name in missing:
-        print(f"{name}\tnot on this machine")
+        rows.append((f"{name} (default)" if name == DEFAULT else name, fact, str(directory)))
+    here = {name for name, _ in known()}
+    missing = [name for name in PUBLISHED if name not in here]
+    _print_table(rows + [(name, "-", "not on this machine") for name in missing])
     if missing:
         print(HOW_TO_GET)
     return DONE

@@ -29,7 +29,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from . import __version__, results
 from .batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from .bundles import Bundle, find
-from .devices import Device, MemoryUse, choose, decide_budget, decide_precision, memory_use
+from .devices import BASE_BUDGET, Device, MemoryUse, choose, decide_budget, decide_precision, memory_use
 from .failures import (
     AnotherRun,
     CannotWrite,
@@ -647,7 +647,9 @@ def _described(device: Device, precision: Precision, budget: int) -> str:
         facts.append("BF16 enabled")
     else:
         facts.append("FP32" if device.has_bf16 else "FP32 (BF16 is for GPUs of capability 8.0 and above)")
-    return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch"
+    base = BASE_BUDGET[precision]
+    scaled = "" if budget == base else f" ({base:,} before looking at memory and settings)"
+    return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"
 
 
 def _told(summary: results.Summary, out_dir: Path) -> str:
