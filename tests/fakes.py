@@ -30,6 +30,8 @@ class Rules:
     pause_after: int | None = None  # batches, in all; then every device waits for `go_on`
     go_on: anyio.Event = field(default_factory=anyio.Event)
     paused: anyio.Event = field(default_factory=anyio.Event)
+    warning: str | None = None  # of every device, once it is loaded
+    depth: int = 2  # batches that a device takes at once
     seen: list[tuple[str, Batch]] = field(default_factory=list)  # what was scored, by whom
     open: set[str] = field(default_factory=set)
 
@@ -45,14 +47,16 @@ class FakeScorer:
         self._rules = rules
         self._width = width
         self._done = 0
+        self.depth = rules.depth
 
     def peak_memory(self) -> int:
         return 0
 
-    async def load(self) -> None:
+    async def load(self) -> str | None:
         self._rules.open.add(self.name)
         if self._rules.lost.get(self.name) == -1:
             raise DeviceLost(self.name, "it fell off the bus while loading")
+        return self._rules.warning
 
     async def close(self) -> None:
         self._rules.open.discard(self.name)

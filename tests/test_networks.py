@@ -1,3 +1,4 @@
+import copy
 import json
 import sys
 from argparse import Namespace
@@ -19,11 +20,12 @@ from torch.testing import assert_close
 
 from virnuc_async.bundles import Bundle
 from virnuc_async.failures import BadBundle
+from virnuc_async.networks import esm2
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
-from virnuc_async.networks.packing import Run, attend, means, pack, positions
+from virnuc_async.networks.packing import Packed, Run, attend, means, pack, positions
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import read_nucleotide, read_protein
@@ -222,6 +224,69 @@ def test_esm2_in_bf16_is_close_to_fp32(pair: Pair):
     assert half(rows).dtype == torch.bfloat16
     assert found.dtype == torch.float32
     assert cosines(found, pair.ours.embeddings(rows)).min() > 0.999
+
+
+# Weights packed for the CPU, against the plain way
+
+
+def prepacked(network: Esm2 | DnabertS, dtype: torch.dtype) -> Esm2 | DnabertS:
+    """Give a copy of *network* in *dtype* and packed."""
+    ready = copy.deepcopy(network).to(dtype)
+    ready.prepack()
+    assert not any(isinstance(module, nn.Linear) for module in ready.modules())
+    return ready
+
+
+def some_rows() -> Packed:
+    return pack(OrfTokenizer.residues(None, some_proteins(5, 166, 1, 600, 166)))
+
+
+def some_bases(dnabert: Golden) -> Packed:
+    return packed([dnabert.ids(case) for case in dnabert.cases])
+
+
+def test_packed_esm2_is_the_plain_one(pair: Pair):
+    wanted, rows = pair.ours(some_rows()), some_rows()
+    assert_close(prepacked(pair.ours, torch.float32)(rows), wanted, **exact)
+    half = prepacked(pair.ours, torch.bfloat16)
+    assert half(rows).dtype == torch.bfloat16
+    assert cosines(half.embeddings(rows), pair.ours.embeddings(rows)).min() > 0.999
+
+
+def test_packed_dnabert_is_the_plain_one(dnabert: Golden):
+    ready = prepacked(dnabert.network, torch.float32)
+    for case in dnabert.cases:
+        found = ready.embeddings(packed([dnabert.ids(case)]))[0]
+        assert_close(found, dnabert.tensor(f"{case}/mean"), **exact)
+    rows = some_bases(dnabert)
+    found = prepacked(dnabert.network, torch.bfloat16).embeddings(rows)
+    assert cosines(found, dnabert.network.embeddings(rows)).min() > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_networks_give_the_same_bits_for_any_number_of_threads(
+    pair: Pair, dnabert: Golden, dtype: torch.dtype
+):
+    if pair.shape.heads == 1:
+        pytest.skip("a single head's attention is one product, which MKL shares among threads")
+    for ready, rows in (
+        (prepacked(pair.ours, dtype), some_rows()),
+        (prepacked(dnabert.network, dtype), some_bases(dnabert)),
+    ):
+        alone = ready.embeddings(rows)
+        try:
+            for threads in (2, 3):
+                torch.set_num_threads(threads)
+                assert torch.equal(ready.embeddings(rows), alone)
+        finally:
+            torch.set_num_threads(1)
+
+
+def test_a_torch_that_cannot_pack_computes_the_plain_way(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(esm2, "can_prepack", lambda dtype: False)
+    ready = copy.deepcopy(pair.ours)
+    ready.prepack()
+    assert torch.equal(ready(some_rows()), pair.ours(some_rows()))
 
 
 # The three networks together, against upstream

@@ -210,7 +210,7 @@ async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: 
         await task
     assert not rules.open
     begun = len(rules.seen)
-    assert batches <= begun <= batches + 2 * count
+    assert batches <= begun <= batches + 4 * count  # each device has two, and another two were begun
     again = Rules()
     summary = await bench.run(again, devices=count)
     assert begun + len(again.seen) == summary.counts["batches"]  # none is lost, none is done twice
@@ -285,7 +285,7 @@ async def test_a_device_that_ran_out_of_memory_is_not_asked_for_as_much_again(be
             scorer.score = remember  # type: ignore[method-assign, assignment]
             return scorer
 
-    await bench.run(Remembering(room=longest))
+    await bench.run(Remembering(room=longest, depth=1))
     refused = [tokens for tokens in tried if tokens > longest]
     assert refused == sorted(refused, reverse=True)
     assert len(set(refused)) == len(refused)
@@ -678,3 +678,17 @@ async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path:
         with pytest.raises(UnknownDevice, match="There are: .*cpu"):
             await run_pipeline([source], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+async def test_what_no_device_could_do_as_wanted_is_said_once(bench: Bench) -> None:
+    await bench.run(Rules(warning="no {compiler} here"), devices=3)
+    assert (bench.out / "out" / "run.log").read_text().count("no {compiler} here") == 1
+
+
+def test_the_size_of_the_input_is_known_unless_a_part_of_it_is_not(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"x" * 5)
+    two.write_bytes(b"x" * 7)
+    assert pipeline._input_bytes([str(one), str(two)]) == 12
+    assert pipeline._input_bytes([str(one), "-"]) is None
+    assert pipeline._input_bytes([str(one), str(tmp_path / "missing")]) is None

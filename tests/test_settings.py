@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from virnuc_async.failures import UsageError
-from virnuc_async.settings import Precision, Settings
+from virnuc_async.settings import Compile, Precision, Settings
 
 
 def test_nothing_need_be_said() -> None:
@@ -15,6 +15,7 @@ def test_nothing_need_be_said() -> None:
         "devices": (),
         "gpus": (),
         "precision": Precision.AUTO,
+        "compile": Compile.AUTO,
         "tokens_per_batch": None,
         "threshold": 0.5,
         "embeddings": False,

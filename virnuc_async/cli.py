@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
-from .settings import Precision, Settings
+from .settings import Compile, Precision, Settings
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -189,6 +189,12 @@ def _add_device_options(group: Any) -> None:
         help="auto: BF16 where the GPUs have it, else FP32 (default: auto)",
     )
     group.add_argument(
+        "--compile",
+        choices=[choice.value for choice in Compile],
+        default=Compile.AUTO.value,
+        help="kernels for the GPUs, before the first batch; auto: if the input is large (default: auto)",
+    )
+    group.add_argument(
         "--esm-batch-size",
         type=_tokens,
         default=None,
@@ -335,6 +341,7 @@ def _settings(options: Namespace) -> Settings:
         devices=options.devices,
         gpus=options.gpus,
         precision=Precision(options.precision),
+        compile=Compile(options.compile),
         tokens_per_batch=options.esm_batch_size,
         threshold=options.threshold,
         embeddings=options.embeddings,

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -41,6 +41,7 @@ from .failures import (
     VirnucError,
     counted,
 )
+from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
 from .sequences import STDIN, expand, read_contigs
@@ -61,12 +62,13 @@ class Scorer(Protocol):
     """What the pipeline asks of a device."""
 
     name: str
+    depth: int  # batches that it takes at once: one to run, others to be ready when that is done
 
     def peak_memory(self) -> int:
         """Give the most bytes of device memory that were in use at once."""
 
-    async def load(self) -> None:
-        """Get ready; raises DeviceLost or BadBundle."""
+    async def load(self) -> str | None:
+        """Get ready; say what could not be done as wanted. Raises DeviceLost or BadBundle."""
 
     async def score(self, batch: Batch) -> Scores:
         """Score a batch; raises DeviceOutOfMemory or DeviceLost."""
@@ -101,7 +103,11 @@ async def run_pipeline(
     bundle = await to_thread.run_sync(find, settings.model)
     devices = await to_thread.run_sync(choose, settings)
     plan = Plan(tuple(await to_thread.run_sync(list, expand(inputs))), settings, bundle, tuple(devices))
-    return await score_with(plan, Path(out_dir), Replica, stdin=stdin, command=command)
+    on_gpu = any(device.capability for device in devices)
+    input_bytes = await to_thread.run_sync(_input_bytes, plan.paths)
+    compiled = decide_compile(settings.compile, on_gpu, input_bytes)
+    make_scorer = partial(Replica, compiled=compiled)
+    return await score_with(plan, Path(out_dir), make_scorer, stdin=stdin, command=command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +233,13 @@ class _Run:
         self.settings = plan.settings
         self.out_dir = out_dir
         self.make_scorer = make_scorer
+        self.warned: set[str] = set()
         self.id = uuid4().hex
         self.log = logger.bind(run=self.id)
         self.counts = Counts()
         self.lost: list[DeviceLost] = []
         self.supply = Supply(2 * len(plan.devices))
+        self.rooms: dict[str, int] = {}  # tokens that a device was seen to have no room beyond
         self.load_seconds = 0.0
         self.peaks: dict[str, int] = {}
         self.started = time.monotonic()
@@ -295,7 +303,8 @@ class _Run:
         self.log.debug("stopped before the end; what is done is kept, and the same command goes on from here")
         # What ended the run is being raised; that the summary cannot be written either is no news.
         with suppress(CannotWrite, OSError):
-            text = json.dumps(self._summary(command).as_dict(), indent=2)
+            # No contig has a verdict before all are scored.
+            text = json.dumps(self._summary(command, Counter()).as_dict(), indent=2)
             (self.out_dir / "summary.json").write_text(text + "\n", "utf-8")
 
     def _identify(self) -> None:
@@ -374,7 +383,7 @@ class _Run:
                 count += 1
                 await self._on_disk(self._keep_window, window)
                 done = await self._on_disk(self.store.finished_parts, window.number)
-                left = [part for batch in window.batches(self.budget) for part in _unfinished(batch, done)]
+                left = await to_thread.run_sync(_batches_left, window, self.budget, done)
                 self.counts.read += len(window.places)
                 self.counts.done += len(window.places) - sum(map(len, left))
                 for batch in left:
@@ -403,39 +412,46 @@ class _Run:
         async with send:
             scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
             try:
-                await scorer.load()
+                self._warn_once(await scorer.load())
                 self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
                 self.counts.ready(device.name)
-                await self._drain(scorer, send)
-            except DeviceLost as error:
-                self._retire(error)
+                async with anyio.create_task_group() as workers:
+                    for _ in range(scorer.depth):
+                        workers.start_soon(self._drain, scorer, send, name=f"drain {device.name}")
+            except* DeviceLost as group:
+                self._retire(next(_leaves(group)))
             finally:
                 self.peaks[device.name] = scorer.peak_memory()
                 with CancelScope(shield=True):
                     await scorer.close()
 
+    def _warn_once(self, warning: str | None) -> None:
+        """Say what is the same on every device for the first of them alone."""
+        if warning and warning not in self.warned:
+            self.log.warning("{}", warning)
+            self.warned.add(warning)
+
     async def _drain(self, scorer: Scorer, send: MemoryObjectSendStream[Finished]) -> None:
-        room = self.budget
         while (batch := await self.supply.take()) is not None:
             left = deque([batch])
             try:
                 # Shielded: what a device has begun is finished and kept, also when cancelled.
                 with CancelScope(shield=True):
                     while left:
-                        room = await self._advance(scorer, left, room, send)
+                        await self._advance(scorer, left, send)
             finally:
                 with CancelScope(shield=True):
                     await self.supply.done(*left)
 
     async def _advance(
-        self, scorer: Scorer, left: deque[Batch], room: int, send: MemoryObjectSendStream[Finished]
-    ) -> int:
-        """Score the first of *left*, or halve it; give the tokens that the device has room for."""
+        self, scorer: Scorer, left: deque[Batch], send: MemoryObjectSendStream[Finished]
+    ) -> None:
+        """Score the first of *left*, or halve it where the device has no room for it."""
         batch = left[0]
-        if batch.tokens > room and len(batch) > 1:
+        if len(batch) > 1 and batch.tokens > self.rooms.get(scorer.name, self.budget):
             left.popleft()
             left.extendleft(reversed(batch.halves()))
-            return room
+            return
         try:
             done = _finished(scorer.name, await scorer.score(batch))
         except DeviceOutOfMemory as error:
@@ -443,15 +459,15 @@ class _Run:
             stage, reason, done = error.stage, str(error), None
         # Not inside the handler: its traceback would keep the failed batch's tensors alive.
         if done is None and len(batch) > 1:
-            return batch.tokens // 2
-        if await _is_sent(send, done or _hopeless(scorer.name, batch, stage, reason)):
+            self.rooms[scorer.name] = batch.tokens // 2
+        elif await _is_sent(send, done or _hopeless(scorer.name, batch, stage, reason)):
             left.popleft()
         else:
             # Scores cannot be kept any more: the task that keeps them has failed, and says why.
             left.clear()
-        return room
 
-    def _retire(self, error: DeviceLost) -> None:
+    def _retire(self, error: BaseException) -> None:
+        assert isinstance(error, DeviceLost)
         self.lost.append(error)
         self.log.error("{}; the other devices take its batches", error)
         if len(self.lost) in (_MOST_LOST, len(self.plan.devices)):
@@ -477,11 +493,12 @@ class _Run:
         store, threshold = self.store, self.settings.threshold
         await self._write("prediction_results.txt", results.predictions(store))
         await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
-        await self._write("contigs.tsv", results.contig_verdicts(store, threshold))
+        tally: Counter[str] = Counter()
+        await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally))
         await self._write_failures()
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
             await self._on_disk(self._write_features)
-        summary = await self._on_disk(self._summary, command)
+        summary = await self._on_disk(self._summary, command, tally)
         text = json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
         await self._write("summary.json", iter([text]))
         self.log.info("{}", _told(summary, self.out_dir))
@@ -518,17 +535,16 @@ class _Run:
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
 
-    def _summary(self, command: str) -> results.Summary:
+    def _summary(self, command: str, tally: Counter[str]) -> results.Summary:
         store, bundle = self.store, self.plan.bundle
         counts = {
             "contigs": store.count("contigs"),
             "fragments": store.fragments(),
             "orfs": store.count("scores"),
             "batches": store.count("batches"),
+            "viral_contigs": tally["virus"],
             "failures": store.count("failures"),
         }
-        if store.is_finished:
-            counts["viral_contigs"] = results.count_viral(store, self.settings.threshold)
         work = store.work()
         return results.Summary(
             version=__version__,
@@ -582,6 +598,10 @@ def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
 
 
+def _batches_left(window: Window, budget: int, done: set[tuple[int, str]]) -> list[Batch]:
+    return [part for batch in window.batches(budget) for part in _unfinished(batch, done)]
+
+
 def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
     """Give what is left of *batch*, halved where an earlier session halved it."""
     parts = {part for number, part in done if number == batch.number and part.startswith(batch.part)}
@@ -628,6 +648,16 @@ def _file_facts(path: str) -> list[Any]:
     except OSError:
         return [os.path.abspath(path), None]
     return [os.path.abspath(path), facts.st_size, facts.st_mtime_ns]
+
+
+def _input_bytes(paths: Iterable[str]) -> int | None:
+    """Give the size of all inputs, compressed as they are; None where it cannot be known."""
+    total = 0
+    for _, *facts in map(_file_facts, paths):
+        if not facts or facts[0] is None:
+            return None
+        total += facts[0]
+    return total
 
 
 def _input_facts(file: FileLine) -> dict[str, Any]:

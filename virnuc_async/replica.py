@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from .bundles import Bundle
 from .devices import Device
 from .failures import DeviceLost, DeviceOutOfMemory, Stage
 from .networks.classifier import Classifier
+from .networks.compiling import compile_layers
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.loading import load
@@ -33,6 +34,7 @@ from .tokens import Ragged
 FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+_SAMPLE = Ragged(np.full(12, 4, np.int32), np.array([7, 5], np.int64))  # ids that each encoder knows
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -48,6 +50,23 @@ class Scores:
     seconds: float  # that the device was busy with it
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A batch whose work is queued on the device; *host* is whole once that has ended."""
+
+    batch: Batch
+    began: float | torch.cuda.Event
+    ended: float | torch.cuda.Event = 0.0
+    host: list[torch.Tensor] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Wait for the end, and give the time that it took."""
+        if isinstance(self.began, torch.cuda.Event) and isinstance(self.ended, torch.cuda.Event):
+            self.ended.synchronize()
+            return float(self.began.elapsed_time(self.ended)) / 1000
+        return cast(float, self.ended) - cast(float, self.began)
+
+
 class Replica:
     """
     The three networks on *device*, in *precision*.
@@ -57,29 +76,39 @@ class Replica:
     """
 
     def __init__(
-        self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool = False
+        self,
+        device: Device,
+        bundle: Bundle,
+        precision: Precision,
+        embeddings: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.device = device
         self.name = device.name
         self._bundle = bundle
         self._dtype = _DTYPES[precision]
         self._embeddings = embeddings
+        self._compiled = compiled
         self._thread = ThreadPoolExecutor(1, f"replica {device.name}", initializer=self._enter)
+        # A GPU has the next batch queued while one runs. A CPU is free when a batch is done.
+        is_cpu = device.capability is None
+        self.depth = 1 if is_cpu else 2
+        self._waiting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
         self._batches = 0
 
     def __repr__(self) -> str:
         return f"<Replica {self.name} [{self._batches} batches done]>"
 
-    async def load(self) -> None:
+    async def load(self) -> str | None:
         """
-        Bring the weights onto the device.
+        Bring the weights onto the device and make them ready; say what could not be done as wanted.
 
         Raises:
             BadBundle: the files are not what the bundle says
             DeviceLost: the device cannot hold them, or failed
         """
         try:
-            await self._run(self._load)
+            return await self._run(self._load)
         except DeviceOutOfMemory as error:
             raise DeviceLost(self.name, "not enough memory for the model") from error
 
@@ -91,7 +120,10 @@ class Replica:
             DeviceOutOfMemory: it did not fit; halve it and try again
             DeviceLost: the device will not score anything any more
         """
-        return await self._run(self._score, batch)
+        flight = await self._run(self._launch, batch)
+        if self._waiting is None:
+            return self._land(flight)
+        return await asyncio.wrap_future(self._waiting.submit(self._land, flight))
 
     def peak_memory(self) -> int:
         """Give the most bytes in use at once: of the GPU, or of the whole process on the CPU."""
@@ -101,7 +133,9 @@ class Replica:
 
     async def close(self) -> None:
         """Wait for the batch that is running, and free the device."""
-        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+        for thread in (self._thread, self._waiting):
+            if thread is not None:
+                await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=True)
         self.__dict__.pop("_networks", None)
 
     async def _run(
@@ -120,7 +154,7 @@ class Replica:
             torch.cuda.set_device(self.device.torch_device)
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
-    def _load(self) -> None:
+    def _load(self) -> str | None:
         shapes, place, files = self._bundle.shapes, self.device.torch_device, self._bundle.directory
         with torch.device("meta"):
             nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
@@ -131,10 +165,19 @@ class Replica:
                 load(protein, files / "protein.safetensors", place, self._dtype),
                 load(classifier, files / "classifier.safetensors", place, torch.float32),
             )
+            return self._speed_up(nucleotide) or self._speed_up(protein)
+
+    def _speed_up(self, encoder: DnabertS | Esm2) -> str | None:
+        if self.device.capability is None:
+            encoder.prepack()
+        elif self._compiled:
+            return compile_layers(encoder, self._packed(_SAMPLE))
+        return None
 
     @torch.inference_mode()
-    def _score(self, batch: Batch) -> Scores:
-        started = time.perf_counter()
+    def _launch(self, batch: Batch) -> _Flight:
+        """Queue all work of *batch* on the device; on the CPU that is to do it."""
+        flight = _Flight(batch, self._mark())
         nucleotide, protein, classifier = self._networks
         with self._failures(batch.tokens, Stage.NUCLEOTIDE):
             bases = nucleotide.embeddings(self._packed(batch.nucleotides))
@@ -145,15 +188,31 @@ class Replica:
             scores = classifier(features)
             sound = torch.stack([part.isfinite().all(1) for part in (bases, residues, scores)])
             wanted = (scores, sound, features) if self._embeddings else (scores, sound)
-            # The first copy to the host waits for all of the batch: the scores are made last.
-            host = [part.cpu().numpy() for part in wanted]
+            # Into pinned memory, which torch gives to nobody else before the copy is done.
+            flight.host = [part.to("cpu", non_blocking=True) for part in wanted]
+        flight.ended = self._mark()
         self._batches += 1
+        return flight
+
+    def _mark(self) -> float | torch.cuda.Event:
+        """Take the time: on the host, or of the device's stream when it gets there."""
+        if self.device.capability is None:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _land(self, flight: _Flight) -> Scores:
+        """Wait until *flight* has been done, which leaves the device's own thread free to launch."""
+        with self._failures(flight.batch.tokens, Stage.CLASSIFIER):
+            seconds = flight.seconds()
+        scores, sound, *features = (part.numpy() for part in flight.host)
         return Scores(
-            batch=batch,
-            probabilities=host[0],
-            faults=np.where(host[1].all(0), 0, 1 + host[1].argmin(0)),
-            embeddings=host[2] if self._embeddings else None,
-            seconds=time.perf_counter() - started,
+            batch=flight.batch,
+            probabilities=scores,
+            faults=np.where(sound.all(0), 0, 1 + sound.argmin(0)),
+            embeddings=features[0] if features else None,
+            seconds=seconds,
         )
 
     def _packed(self, rows: Ragged) -> Packed:

@@ -1,6 +1,7 @@
 """Scores become verdicts, and verdicts become the tables that people read."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -88,8 +89,8 @@ def fragment_verdicts(store: Store) -> Iterator[bytes]:
         yield b"%s\t%s\n" % (name, b"True" if is_virus else b"False")
 
 
-def contig_verdicts(store: Store, threshold: float) -> Iterator[bytes]:
-    """Give the lines of ``contigs.tsv``: every record in input order."""
+def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Iterator[bytes]:
+    """Give the lines of ``contigs.tsv``: every record in input order; count verdicts in *tally*."""
     yield (
         b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
         b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
@@ -99,13 +100,9 @@ def contig_verdicts(store: Store, threshold: float) -> Iterator[bytes]:
         counts = (contig.length, contig.fragments, verdict.fragments_with_orf, verdict.viral_fragments)
         shares = (verdict.viral_fraction, verdict.mean_p_virus, verdict.max_p_virus)
         numbers = [b"%d" % number for number in counts] + [_decimal(share) for share in shares]
-        label = verdict.label(threshold).encode()
-        yield b"\t".join((contig.id, _field(contig.file), *numbers, label)) + b"\n"
-
-
-def count_viral(store: Store, threshold: float) -> int:
-    """Give the number of contigs whose verdict is virus."""
-    return sum(judge(orfs).label(threshold) == "virus" for _, orfs in _by_contig(store))
+        label = verdict.label(threshold)
+        tally[label] += 1
+        yield b"\t".join((contig.id, _field(contig.file), *numbers, label.encode())) + b"\n"
 
 
 def failed_line(failure: Failure) -> str:

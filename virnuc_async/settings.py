@@ -15,6 +15,14 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class Compile(StrEnum):
+    """Whether a GPU's kernels are compiled for the networks before the first batch."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
@@ -28,6 +36,7 @@ class Settings:
     devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
     gpus: tuple[int, ...] = ()  # numbers as nvidia-smi counts; excludes *devices*
     precision: Precision = Precision.AUTO
+    compile: Compile = Compile.AUTO  # auto: where the input is large enough to win the time back
     tokens_per_batch: int | None = None  # residue tokens; None: by the devices' memory
     threshold: float = 0.5  # share of viral fragments that makes a contig viral
     embeddings: bool = False  # write merged_features.pt

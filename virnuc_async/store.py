@@ -40,6 +40,7 @@ OURS = (
     "run.log",
 )
 
+_FRAMES = tuple(frame.name.encode() for frame in Frame)
 _MOST_NAMED = 3  # files in a message
 _ELSEWHERE = "Choose a new or empty directory"
 
@@ -344,7 +345,7 @@ class Store:
 
 def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:
     """Give an ORF's published id: contig, fragment, frame."""
-    return b"%s_chunk_%d%s" % (contig, fragment, Frame(frame).name.encode())
+    return b"%s_chunk_%d%s" % (contig, fragment, _FRAMES[frame])
 
 
 def _claim(directory: Path) -> None:
