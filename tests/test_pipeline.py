@@ -515,6 +515,16 @@ async def test_another_setting_is_another_run(bench: Bench, change: dict[str, ob
     assert rules.seen
 
 
+async def test_compiled_kernels_are_another_run(bench: Bench) -> None:
+    """They may differ from plain ones in their last digits."""
+    await bench.run()
+    plan = Plan(
+        (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
+    )
+    with pytest.raises(AnotherRun, match="compiled kernels was False, is True now"):
+        await score_with(plan, bench.out / "out", Rules().scorer)
+
+
 async def test_another_input_is_another_run(bench: Bench, tmp_path: Path) -> None:
     bench.source = Path(tmp_path / "copy.fa")
     bench.source.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")

@@ -102,10 +102,11 @@ async def run_pipeline(
     settings = settings or Settings()
     bundle = await to_thread.run_sync(find, settings.model)
     devices = await to_thread.run_sync(choose, settings)
-    plan = Plan(tuple(await to_thread.run_sync(list, expand(inputs))), settings, bundle, tuple(devices))
+    paths = tuple(await to_thread.run_sync(list, expand(inputs)))
     on_gpu = any(device.capability for device in devices)
-    input_bytes = await to_thread.run_sync(_input_bytes, plan.paths)
+    input_bytes = await to_thread.run_sync(_input_bytes, paths)
     compiled = decide_compile(settings.compile, on_gpu, input_bytes)
+    plan = Plan(paths, settings, bundle, tuple(devices), compiled=compiled)
     make_scorer = partial(Replica, compiled=compiled)
     return await score_with(plan, Path(out_dir), make_scorer, stdin=stdin, command=command)
 
@@ -120,6 +121,7 @@ class Plan:
     devices: tuple[Device, ...]
     window: int = WINDOW_ORFS  # ORFs
     memory_use: Callable[[Device], MemoryUse | None] = memory_use
+    compiled: bool = False  # whether GPUs compute with compiled kernels
 
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], Scorer]
@@ -334,6 +336,7 @@ class _Run:
             "precision": self.precision,
             "tokens per batch": self.budget,
             "ORFs per window": self.plan.window,
+            "compiled kernels": self.plan.compiled,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
         }

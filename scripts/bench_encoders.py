@@ -1,0 +1,466 @@
+"""
+The encoders beside others', paired: every engine computes the same rows, one after another, in each round.
+
+Random weights of a trained network's scale, the same in all engines. A ratio is the median over
+the rounds of times taken within one round, and so is the fraction of the machine's matrix rate,
+which is measured in every round too: what else the machine does slows all of them. Threads that
+spin while they wait distort figures on a busy machine: set OMP_WAIT_POLICY=PASSIVE, as predict does.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import esm
+import numpy as np
+import torch
+from esm_cpp_peer import EsmCpp, installed_version
+from measured import facts, save, table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import EsmConfig, EsmForMaskedLM
+
+from virnuc_async.batches import form_windows, longest_first
+from virnuc_async.bundles import DEFAULT, find
+from virnuc_async.networks.compiling import compile_layers
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.linear import can_prepack
+from virnuc_async.networks.packing import pack
+from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
+from virnuc_async.sequences import read_contigs
+from virnuc_async.tokens import OrfTokenizer, Ragged
+
+SHAPES = {
+    "8M": ProteinShape(6, 320, 20),
+    "35M": ProteinShape(12, 480, 20),
+    "150M": ProteinShape(30, 640, 20),
+    "650M": ProteinShape(33, 1280, 20),
+    "3B": ProteinShape(36, 2560, 40),
+}
+DNABERT_S = NucleotideShape(12, 768, 12, 3072, 4096)
+WORKS = ("168", "52", "mix")
+REFERENCE = "fair-esm FP32"
+PADDED = 2048  # tokens of a published batch, padding included
+FP32, BF16 = torch.float32, torch.bfloat16
+_NAMES = {FP32: "FP32", BF16: "BF16"}
+_BOS, _PAD, _EOS = 0, 1, 2
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Rows to compute, longest first."""
+
+    name: str
+    rows: Ragged
+    batch: int  # tokens
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rows.ids)
+
+    def lists(self) -> list[list[int]]:
+        """Give the rows one by one."""
+        return [row.tolist() for row in np.split(self.rows.ids, np.cumsum(self.rows.lengths)[:-1])]
+
+    def batches(self) -> Iterator[Ragged]:
+        """Cut the rows as the pipeline does."""
+        return (self.rows.take(some) for some in longest_first(self.rows.lengths, self.batch))
+
+    def flop(self, shape: ProteinShape | NucleotideShape) -> float:
+        """Count the products of the linear layers and of attention."""
+        inner = 2 * shape.intermediate / shape.width if isinstance(shape, NucleotideShape) else 4
+        down = inner / 2 if isinstance(shape, NucleotideShape) else inner
+        linear = 2 * shape.width**2 * (4 + inner + down) * self.tokens
+        attention = 4 * shape.width * int((self.rows.lengths**2).sum())
+        return float(shape.layers * (linear + attention))
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Something that embeds the rows of a work: *run* gives their means, if it can."""
+
+    name: str
+    run: Callable[[Work], Tensor | None]
+
+
+# Ours
+
+
+def ours(network: Esm2 | DnabertS, way: str, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Make *network*, which stays as it is, an engine: plain, packed or compiled."""
+    ready = copy.deepcopy(network).to(device, dtype)
+    if way == "packed":
+        ready.prepack()
+    if way == "compiled":
+        sample = pack(Ragged(np.full(12, 5, np.int32), np.array([7, 5]))).to(device)
+        if warning := compile_layers(ready, sample):
+            raise SystemExit(warning)
+
+    def run(work: Work) -> Tensor:
+        return torch.cat([ready.embeddings(pack(rows).to(device)) for rows in work.batches()])
+
+    return Engine(f"{way} {_NAMES[dtype]}", run)
+
+
+def one_by_one(network: DnabertS, device: torch.device) -> Engine:
+    """Make *network* an engine that takes single rows, as published."""
+    ready = copy.deepcopy(network).to(device)
+
+    def run(work: Work) -> Tensor:
+        rows = (work.rows.take(np.array([at])) for at in range(len(work.rows.lengths)))
+        return torch.cat([ready.embeddings(pack(row).to(device)) for row in rows])
+
+    return Engine("plain FP32, batch 1", run)
+
+
+def scaled(network: nn.Module) -> nn.Module:
+    """Fill *network* with random numbers as large as a trained network's."""
+    torch.manual_seed(1)
+    for name, tensor in network.named_parameters():
+        if tensor.ndim == 2:
+            tensor.data.normal_(0, 1 if "embed" in name else tensor.shape[1] ** -0.5)
+        elif "norm" in name and name.endswith("weight"):
+            tensor.data.uniform_(0.5, 1.5)
+        else:
+            tensor.data.normal_(0, 0.1)
+    return network.requires_grad_(False).eval()
+
+
+def from_fair_esm(theirs: nn.Module, shape: ProteinShape) -> Esm2:
+    """Give our network with fair-esm's weights."""
+    state, given = dict(theirs.state_dict()), {}
+    given["embed.weight"] = state["embed_tokens.weight"]
+    for kind in ("weight", "bias"):
+        given[f"norm.{kind}"] = state[f"emb_layer_norm_after.{kind}"]
+        for number in range(shape.layers):
+            at, layer = f"layers.{number}", f"layers.{number}.self_attn"
+            qkv = [state[f"{layer}.{part}_proj.{kind}"] for part in "qkv"]
+            given[f"{at}.qkv.{kind}"] = torch.cat(qkv)
+            given[f"{at}.out.{kind}"] = state[f"{layer}.out_proj.{kind}"]
+            given[f"{at}.attention_norm.{kind}"] = state[f"{layer}_layer_norm.{kind}"]
+            given[f"{at}.mlp_norm.{kind}"] = state[f"{at}.final_layer_norm.{kind}"]
+            given[f"{at}.up.{kind}"] = state[f"{at}.fc1.{kind}"]
+            given[f"{at}.down.{kind}"] = state[f"{at}.fc2.{kind}"]
+    with torch.device("meta"):
+        network = Esm2(shape)
+    network.load_state_dict(given, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+# Others'
+
+
+def padded_batches(work: Work) -> Iterator[tuple[list[int], Tensor]]:
+    """Cut as fair-esm does, shortest first, at 2,048 tokens with the padding; give rows' numbers, ids."""
+    rows, some = work.lists(), []
+    for at in [*reversed(range(len(rows))), None]:
+        if some and (at is None or len(rows[at]) * (len(some) + 1) > PADDED):
+            ids = torch.full((len(some), max(len(rows[i]) for i in some)), _PAD)
+            for line, number in enumerate(some):
+                ids[line, : len(rows[number])] = torch.tensor(rows[number])
+            yield some, ids
+            some = []
+        if at is not None:
+            some.append(at)
+
+
+def padded(name: str, states: Callable[[Tensor], Tensor], device: torch.device) -> Engine:
+    """Make an engine of a network that takes padded ids (B, T) and gives *states* (B, T, C)."""
+
+    def run(work: Work) -> Tensor:
+        means: list[Tensor] = [torch.empty(0)] * len(work.rows.lengths)
+        for some, ids in padded_batches(work):
+            hidden = states(ids.to(device))
+            for line, number in enumerate(some):
+                means[number] = hidden[line, 1 : work.rows.lengths[number] - 1].float().mean(0)
+        return torch.stack(means)
+
+    return Engine(name, run)
+
+
+def fair_esm(theirs: esm.ESM2, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Make fair-esm's network an engine: as published, or under autocast."""
+    network, last = theirs.to(device), theirs.num_layers
+    context = nullcontext() if dtype is FP32 else torch.autocast(device.type, dtype)
+
+    def states(ids: Tensor) -> Tensor:
+        with context:
+            return network(ids, repr_layers=[last])["representations"][last]  # type: ignore[no-any-return]
+
+    return padded(REFERENCE if dtype is FP32 else "fair-esm autocast BF16", states, device)
+
+
+def hugging_face(theirs: esm.ESM2, shape: ProteinShape) -> EsmForMaskedLM:
+    """Give transformers' network with fair-esm's weights."""
+    config = EsmConfig(
+        vocab_size=33,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        layer_norm_eps=1e-5,
+        pad_token_id=_PAD,
+        mask_token_id=32,
+        attn_implementation="sdpa",
+    )
+    network = EsmForMaskedLM(config)
+    state = network.state_dict()
+    state.update({_name_in_hugging_face(name): tensor for name, tensor in theirs.state_dict().items()})
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    return network.requires_grad_(False).eval()
+
+
+def _as_first_published(theirs: esm.ESM2, hub: EsmForMaskedLM) -> dict[str, Tensor]:
+    """Give transformers' tensors with the rotary frequencies, which today's version leaves out."""
+    state = {_name_in_hugging_face(name): tensor for name, tensor in theirs.state_dict().items()}
+    state = {name: tensor for name, tensor in state.items() if "inv_freq" in name} | hub.state_dict()
+    return {name: tensor.contiguous().clone() for name, tensor in state.items()}
+
+
+def _name_in_hugging_face(name: str) -> str:
+    changes = {
+        "embed_tokens": "esm.embeddings.word_embeddings",
+        "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+        "lm_head.weight": "lm_head.decoder.weight",
+        "layers.": "esm.encoder.layer.",
+        "self_attn_layer_norm": "attention.LayerNorm",
+        "final_layer_norm": "LayerNorm",
+        "self_attn.q_proj": "attention.self.query",
+        "self_attn.k_proj": "attention.self.key",
+        "self_attn.v_proj": "attention.self.value",
+        "self_attn.rot_emb": "attention.self.rotary_embeddings",
+        "self_attn.out_proj": "attention.output.dense",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    }
+    for theirs, here in changes.items():
+        name = name.replace(theirs, here)
+    return name
+
+
+def transformers_esm(network: EsmForMaskedLM, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Make transformers' EsmModel an engine, with its SDPA attention."""
+    encoder = copy.deepcopy(network.esm).to(device, dtype)
+
+    def states(ids: Tensor) -> Tensor:
+        return encoder(ids, attention_mask=ids.ne(_PAD)).last_hidden_state  # type: ignore[no-any-return]
+
+    return padded(f"transformers {_NAMES[dtype]}", states, device)
+
+
+# Work
+
+
+def uniform(length: int, tokens: int, batch: int) -> Work:
+    """Make random rows of *length* tokens each."""
+    count = max(1, tokens // length)
+    ids = np.random.default_rng(length).integers(4, 24, (count, length)).astype(np.int32)
+    ids[:, 0], ids[:, -1] = _BOS, _EOS
+    return Work(str(length), Ragged(ids.ravel(), np.full(count, length)), batch)
+
+
+def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
+    """Take ORFs of the fragments of a FASTA file, from all over it: their residues, and their bases."""
+    tokenizer = OrfTokenizer(find(DEFAULT).tokenizer())
+    window = next(form_windows([str(path)], read_contigs, 500, tokenizer, 1 << 20))
+    count = max(1, round(tokens / window.residues.lengths.mean()))
+    rows = np.linspace(0, len(window.residues.lengths) - 1, count).astype(np.int64)
+    rows = rows[np.argsort(-window.residues.lengths[rows], kind="stable")]
+    some = Work("mix", window.residues.take(rows), batch)
+    rows = rows[np.argsort(-window.nucleotides.lengths[rows], kind="stable")]
+    return some, Work("bases", window.nucleotides.take(rows), batch)
+
+
+# Measuring
+
+
+def matrix_rate(shape: ProteinShape | NucleotideShape, dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the FLOP/s of this network's own products alone, the better of torch's and oneDNN's way."""
+    width, tokens = shape.width, 2016 if device.type == "cpu" else 16384
+    wide = shape.intermediate if isinstance(shape, NucleotideShape) else 4 * width
+    flop, seconds = 0.0, 0.0
+    for outputs, inputs in ((3 * width, width), (width, width), (wide, width), (width, wide)):
+        x = torch.randn(tokens, inputs, device=device, dtype=dtype)
+        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        ways: list[Callable[[], Any]] = [lambda x=x, w=weight: torch.mm(x, w.T)]
+        if device.type == "cpu" and can_prepack(dtype):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            ways.append(lambda x=x, w=packed: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+        flop += 2 * tokens * outputs * inputs
+        seconds += min(min(timed(way, device)[0] for _ in range(3)) for way in ways)
+    return flop / seconds
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Give the seconds that *work* takes, and its result."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same for all measurements."""
+
+    device: torch.device
+    repeats: int
+    reference: str = REFERENCE
+
+
+def measure(
+    model: str, shape: ProteinShape | NucleotideShape, engines: Sequence[Engine], work: Work, setting: Setting
+) -> list[_Row]:
+    """Run all *engines* on *work*, round by round; give a row for each."""
+    means = {engine.name: engine.run(work) for engine in engines}  # warm
+    rates: dict[torch.dtype, list[float]] = {FP32: [], BF16: []}
+    times: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    for _ in range(setting.repeats):
+        for dtype, measured in rates.items():
+            measured.append(matrix_rate(shape, dtype, setting.device))
+        for engine in engines:
+            times[engine.name].append(timed(lambda engine=engine: engine.run(work), setting.device)[0])
+    rows = []
+    for name, spent in times.items():
+        rate = rates[BF16 if "BF16" in name else FP32]
+        shares = [work.flop(shape) / seconds / peak for seconds, peak in zip(spent, rate, strict=True)]
+        row: _Row = {"model": model, "tokens": work.name, "engine": name}
+        row["tokens/s"] = work.tokens / statistics.median(spent)
+        row["of matrix rate"] = "" if "INT8" in name else round(statistics.median(shares), 3)
+        row["matrix GFLOP/s"] = statistics.median(rate) / 1e9
+        rows.append(row | _differences(means[name], means[setting.reference]))
+        rows[-1] |= {f"x {peer}": _ratio(times[peer], spent) for peer in _peers(times, setting)}
+    return rows
+
+
+def _peers(times: dict[str, list[float]], setting: Setting) -> list[str]:
+    return [name for name in times if not name.startswith(("plain", "packed", "compiled"))] or [
+        setting.reference
+    ]
+
+
+def _ratio(theirs: Sequence[float], spent: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(theirs, spent, strict=True)), 2)
+
+
+def _differences(found: Tensor | None, wanted: Tensor | None) -> _Row:
+    if found is None or wanted is None:
+        return {"deviation": "", "cosine": ""}
+    a, b = found.double(), wanted.double()
+    cosine = nn.functional.cosine_similarity(a, b, dim=-1).min()
+    return {"deviation": f"{(a - b).abs().max():.1e}", "cosine": f"{cosine:.6f}"}
+
+
+# Commands
+
+
+def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: ExitStack) -> list[Engine]:
+    """Make every engine that was asked for."""
+    device = torch.device(options.device)
+    theirs = scaled(esm.ESM2(shape.layers, shape.width, shape.heads))
+    network, hub = from_fair_esm(theirs, shape), hugging_face(theirs, shape)
+    found = [ours(network, way, dtype, device) for way in _ways(options) for dtype in (FP32, BF16)]
+    found += [fair_esm(theirs, dtype, device) for dtype in (FP32, BF16)]
+    found += [transformers_esm(hub, dtype, device) for dtype in (FP32, BF16)]
+    if options.esm_cpp_python and device.type == "cpu":
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        save_file(_as_first_published(theirs, hub), place / "model.safetensors")
+        for kind in ("FP32", "INT8"):
+            peer = stack.enter_context(EsmCpp(options.esm_cpp_python, place / "model.safetensors", kind))
+            found.append(Engine(f"esm-cpp {kind}", lambda work, peer=peer: peer.run(work.lists())))
+    return found
+
+
+def _ways(options: argparse.Namespace) -> list[str]:
+    fast = "packed" if options.device == "cpu" else "compiled"
+    return ["plain", fast, *(["compiled"] if options.compiled and fast != "compiled" else [])]
+
+
+def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
+    """Measure the ESM-2 shapes that were asked for."""
+    setting = Setting(torch.device(options.device), options.repeats)
+    works = {
+        "168": uniform(168, options.tokens, options.batch),
+        "52": uniform(52, options.tokens, options.batch),
+        "mix": real(options.fasta, options.tokens, options.batch)[0],
+    }
+    for model in options.shapes:
+        with ExitStack() as stack:
+            engines = protein_engines(SHAPES[model], options, stack)
+            for name in options.works:
+                yield from measure(model, SHAPES[model], engines, works[name], setting)
+
+
+def bench_bases(options: argparse.Namespace) -> list[_Row]:
+    """Measure DNABERT-S at its real shape beside calls with one row each."""
+    device = torch.device(options.device)
+    network = scaled(DnabertS(DNABERT_S))
+    engines = [ours(network, way, dtype, device) for way in _ways(options) for dtype in (FP32, BF16)]
+    engines.append(one_by_one(network, device))
+    work = real(options.fasta, options.tokens, options.batch)[1]
+    setting = replace(Setting(device, options.repeats), reference=engines[-1].name)
+    return measure("DNABERT-S", DNABERT_S, engines, work, setting)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    cuda = torch.cuda.is_available()
+    parser.add_argument(
+        "--shapes", type=lambda text: text.split(","), default=["8M", "35M"], help=", ".join(SHAPES)
+    )
+    parser.add_argument(
+        "--works", type=lambda text: text.split(","), default=list(WORKS), help=", ".join(WORKS)
+    )
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds")
+    parser.add_argument("--tokens", type=int, default=1 << 17 if cuda else 2048, help="of a work")
+    parser.add_argument("--batch", type=int, default=16384 if cuda else 2048, help="tokens of our batches")
+    parser.add_argument("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"))
+    parser.add_argument("--esm-cpp-python", type=Path, help="the interpreter of an environment with esm-cpp")
+    parser.add_argument("--compiled", action="store_true", help="compile on the CPU too")
+    parser.add_argument("--no-bases", action="store_true", help="without DNABERT-S")
+    parser.add_argument("--output", type=Path, help="a JSON file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _arguments()
+    about = facts(sys.argv[1:])
+    about["versions"] |= {name: version(name) for name in ("fair-esm", "transformers")}
+    if options.esm_cpp_python:
+        about["versions"]["esm-cpp"] = installed_version(options.esm_cpp_python)
+    about["threads"] = torch.get_num_threads()
+    about["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "")
+    rows: list[_Row] = []
+    with torch.inference_mode():
+        for row in bench_proteins(options):
+            rows.append(row)
+            print(row["model"], row["tokens"], row["engine"], f"{row['tokens/s']:,.0f} tokens/s", flush=True)
+        bases = [] if options.no_bases else bench_bases(options)
+    for part in filter(None, (rows, bases)):
+        print(f"\n{table(part)}")
+    if options.output:
+        save(options.output, {**about, "proteins": rows, "bases": bases})
+
+
+if __name__ == "__main__":
+    main()

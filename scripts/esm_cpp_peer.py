@@ -1,0 +1,54 @@
+"""esm-cpp, in the interpreter of an environment of its own: it wants another numpy than ours."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# Runs there. It scores rows of ids, a JSON line at a time.
+_SERVER = """
+import json, sys
+import numpy as np
+import esm_cpp
+model = esm_cpp.Model.load_from_safetensors(sys.argv[1])
+if sys.argv[2] == "INT8":
+    model.quantize_weights()
+for line in sys.stdin:
+    rows = [np.array(row, np.int32) for row in json.loads(line)]
+    model.forward_scheduled(rows)
+    print("done", flush=True)
+"""
+
+
+def installed_version(python: Path) -> str:
+    """Ask the environment of *python* which esm-cpp it has."""
+    ask = "from importlib.metadata import version; print(version('esm-cpp'))"
+    return subprocess.run([str(python), "-c", ask], capture_output=True, check=True, text=True).stdout.strip()
+
+
+class EsmCpp:
+    """The engine in FP32, or INT8; it gives logits and keeps the hidden states to itself."""
+
+    def __init__(self, python: Path, model: Path, kind: str) -> None:
+        command = [str(python), "-c", _SERVER, str(model), kind]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, rows: list[list[int]]) -> None:
+        """Score *rows*."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(rows) + "\n")
+        self._process.stdin.flush()
+        if self._process.stdout.readline() != "done\n":
+            raise RuntimeError("esm-cpp stopped")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()

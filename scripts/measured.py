@@ -1,0 +1,58 @@
+"""What belongs to a figure: the machine, the versions, the command and the day; tables and JSON of it."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("virnucpro-async", "torch", "numpy", "tokenizers", "anyio")
+
+
+def facts(arguments: Sequence[str]) -> dict[str, Any]:
+    """Say where, when, with what and by which command something was measured."""
+    return {
+        "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *arguments]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": platform.platform(),
+            "load_at_start": round(os.getloadavg()[0], 2),
+            "gpus": torch.cuda.device_count(),
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+    }
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write *content* as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Give *rows*, which have the same keys, as a Markdown table."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([_told(row[name]) for name in head] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
