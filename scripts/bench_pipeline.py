@@ -1,0 +1,327 @@
+"""
+The whole program, measured from outside: what it spends beside the model, and what it holds.
+
+Each part can be run alone: predict (wall time over model time), start (the first batch that is
+kept), front (reading to tokens, without devices), memory (5 and 50 MB of reads), files (2,000
+small files or a single one), replay (the original's way on the same bundle).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from measured import facts, save, table
+from replay import replay
+from samples import KINDS, Source, write, write_many
+
+from virnuc_async.batches import WINDOW_ORFS, Batch, form_windows
+from virnuc_async.bundles import Bundle, find
+from virnuc_async.devices import Device
+from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.replica import Scores
+from virnuc_async.sequences import read_contigs
+from virnuc_async.settings import Precision, Settings
+from virnuc_async.tokens import OrfTokenizer, Ragged
+
+_LOOK = 0.02  # seconds between two looks at a process
+_TRIAL_BASES = 1_500_000  # of the run that says how large the long one has to be
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a command went, seen from outside."""
+
+    wall: float  # seconds
+    cpu: float  # seconds of all cores
+    peak: int  # bytes of memory in use at once
+    first_batch: float  # seconds from the command to the first batch in the store
+    summary: dict[str, Any]
+
+
+class Instant:
+    """A scorer that takes no time."""
+
+    depth = 1
+
+    depth = 1
+
+    def __init__(self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool) -> None:
+        self.name = device.name
+
+    def peak_memory(self) -> int:
+        return 0
+
+    async def load(self) -> None:
+        """There is nothing to load."""
+
+    async def close(self) -> None:
+        """There is nothing to free."""
+
+    async def score(self, batch: Batch) -> Scores:
+        await anyio.lowlevel.checkpoint()
+        half = np.full((len(batch), 2), 0.5, np.float32)
+        return Scores(batch, half, np.zeros(len(batch), np.int64), None, 0.0)
+
+
+class NoBases(OrfTokenizer):
+    """A tokenizer that leaves out the byte-pair encoding."""
+
+    def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
+        return Ragged(np.zeros(len(bases), np.int32), np.ones(len(bases), np.int64))
+
+
+def main(arguments: list[str]) -> None:
+    """Run the parts that were asked for, print their tables, and write them down."""
+    told = _parser().parse_args(arguments)
+    if told.inside:
+        work, *words = told.inside
+        print(json.dumps(_INSIDE[work](*words)))
+        return
+    if told.quick:
+        told.seconds, told.megabytes, told.files, told.repeats, told.kinds = 0.0, [0.2, 0.4], 20, 1, ["reads"]
+    record, bundle, source = facts(arguments), find(told.model), Source.read(told.fasta)
+    found = {}
+    for name in told.parts:
+        with tempfile.TemporaryDirectory(dir=told.work) as directory:
+            found[name] = list(_PARTS[name](told, bundle, source, Path(directory)))
+        print(f"{name}\n\n{table(found[name])}\n", flush=True)
+    if told.output:
+        save(told.output, {**record, "model": bundle.name, "parts": found})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--parts", type=lambda text: text.split(","), default=list(_PARTS), help=", ".join(_PARTS))
+    add("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="of reads,contigs,mixed")
+    add("--model", default="tiny-500", help="name or directory of a bundle")
+    add("--seconds", type=float, default=140.0, help="that a run of the part predict is to take, about")
+    add("--megabytes", type=_sizes, default=[5, 50], help="of reads in the part memory, as in 5,50")
+    add("--files", type=int, default=2000, help="in the part files, of five contigs each")
+    add("--repeats", type=int, default=3, help="of the parts start, front and replay")
+    add("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"), help="what input is made of")
+    add("--seed", type=int, default=0)
+    add("--quick", action="store_true", help="as little of everything as shows that it works")
+    add("--work", type=Path, help="where input and runs are written (default: the temporary directory)")
+    add("--output", type=Path, help="JSON file to write")
+    add("--inside", nargs="+", help=argparse.SUPPRESS)
+    return parser
+
+
+def _sizes(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _predict(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for kind in told.kinds:
+        path = work / f"{kind}.fa"
+        bases = _TRIAL_BASES
+        write(path, source, kind, bases, told.seed)
+        ran = _command([path], work / f"{kind} trial", told.model)
+        if told.seconds > ran.wall:
+            # What the run takes beside scoring does not grow with it.
+            bases = int(bases * told.seconds / max(ran.wall - ran.first_batch, 0.1))
+            write(path, source, kind, bases, told.seed)
+            ran = _command([path], work / kind, told.model)
+        seconds, counts = ran.summary["seconds"], ran.summary["counts"]
+        yield {
+            "input": kind,
+            "bases": bases,
+            "ORFs": counts["orfs"],
+            "batches": counts["batches"],
+            "wall, s": ran.wall,
+            "in the model, s": seconds["model"],
+            "wall / model": ran.wall / seconds["model"],
+            "first batch, s": ran.first_batch,
+            "ORFs/s": counts["orfs"] / ran.wall,
+            "CPU, s": ran.cpu,
+            "peak memory, MB": ran.peak / 1e6,
+        }
+
+
+def _start(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for number in range(told.repeats):
+        ran = _command([told.fasta], work / str(number), told.model)
+        yield {"run": number + 1, "first batch, s": ran.first_batch, "whole run, s": ran.wall}
+
+
+def _front(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    path, bases = work / "front.fa", 500_000 if told.quick else 20_000_000
+    definition = bundle.tokenizer()
+    for kind in told.kinds:
+        write(path, source, kind, bases, told.seed)
+        for name, tokenizer in (("with", OrfTokenizer(definition)), ("without", NoBases(definition))):
+            seconds, orfs = [], 0
+            for _ in range(told.repeats):
+                began = time.perf_counter()
+                windows = form_windows([str(path)], read_contigs, bundle.length, tokenizer, WINDOW_ORFS)
+                orfs = sum(len(window.places) for window in windows)
+                seconds.append(time.perf_counter() - began)
+            middle = statistics.median(seconds)
+            yield {
+                "input": kind,
+                "tokenization": name,
+                "ORFs": orfs,
+                "ORFs/s": orfs / middle,
+                "ORFs/s, best": orfs / min(seconds),
+                "Mb/s": bases / middle / 1e6,
+            }
+
+
+def _memory(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for size in told.megabytes:
+        path = work / f"{size}.fa"
+        write(path, source, "reads", int(size * 1e6), told.seed)
+        words = str(path), str(work / f"run {size}"), str(bundle.directory)
+        yield {"reads, MB": size} | _in_a_process_of_its_own("instant", *words)
+
+
+def _in_a_process_of_its_own(*words: str) -> _Row:
+    command = [sys.executable, str(Path(__file__)), "--inside", *words]
+    # As the command line sets it: threads that spin make times on busy cores meaningless.
+    quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=quiet)
+    row: _Row = json.loads(done.stdout)
+    return row
+
+
+def _instant_run(path: str, out: str, model: str) -> _Row:
+    """Run the real orchestrator with an instant scorer; say what this process has held at most."""
+    bundle = find(model)
+    plan = Plan((path,), Settings(bundle.directory), bundle, (Device("instant:0", "instant", 1 << 40),))
+    began = time.perf_counter()
+    before = _peak(os.getpid())
+    summary = anyio.run(partial(score_with, plan, Path(out), Instant))
+    return {
+        "ORFs": summary.counts["orfs"],
+        "wall, s": time.perf_counter() - began,
+        "peak memory, MB": _peak(os.getpid()) / 1e6,
+        "of it before the run, MB": before / 1e6,
+    }
+
+
+def _files(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    many, one = work / "many", work / "one.fa"
+    many.mkdir()
+    paths = write_many(many, source, told.files, 5, told.seed)
+    one.write_bytes(b"".join(path.read_bytes() for path in paths))
+    for name, given in ((f"{told.files:,} files of 5 contigs", many), ("the same in one file", one)):
+        ran = _command([given], work / f"run {given.stem}", told.model)
+        counts = ran.summary["counts"]
+        yield {
+            "input": name,
+            "ORFs": counts["orfs"],
+            "batches": counts["batches"],
+            "wall, s": ran.wall,
+            "in the model, s": ran.summary["seconds"]["model"],
+            "peak memory, MB": ran.peak / 1e6,
+        }
+
+
+def _replay(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    """Take turns, so that what else the machine does meets both."""
+    path = work / "replay.fa"
+    write(path, source, "contigs", 100_000 if told.quick else 4_000_000, told.seed)
+    for number in range(told.repeats):
+        out = work / f"ours {number}"
+        ran = _command([path], out, told.model)
+        began = time.perf_counter()
+        theirs = _in_a_process_of_its_own("replay", str(path), str(bundle.directory))
+        wall, stages = time.perf_counter() - began, theirs["seconds"]
+        yield {
+            "run": number + 1,
+            "ORFs": len(theirs["scores"]),
+            "original's way, whole process, s": wall,
+            "of it DNABERT-S, s": stages["DNABERT-S"],
+            "of it ESM-2, s": stages["ESM-2"],
+            "ours, whole command, s": ran.wall,
+            "ours, in the model, s": ran.summary["seconds"]["model"],
+            "ratio of walls": wall / ran.wall,
+            "ratio in the model": (stages["DNABERT-S"] + stages["ESM-2"] + stages["classify"])
+            / ran.summary["seconds"]["model"],
+            "largest difference of a score": _difference(out, theirs["scores"]),
+        }
+
+
+def _replay_run(path: str, model: str) -> _Row:
+    done = replay([path], find(model))
+    return {"seconds": done.seconds, "scores": done.scores}
+
+
+def _difference(out: Path, theirs: dict[str, list[float]]) -> float:
+    lines = (out / "prediction_results.txt").read_text("ascii").splitlines()[1:]
+    ours = {
+        name: (float(others), float(virus)) for name, _, others, virus in (li.split("\t") for li in lines)
+    }
+    if ours.keys() != theirs.keys():
+        raise ValueError("the original's way finds other ORFs")
+    return max(abs(a - b) for name, row in ours.items() for a, b in zip(row, theirs[name], strict=True))
+
+
+def _command(inputs: Sequence[Path], out: Path, model: str) -> Ran:
+    """Run ``predict`` as a user would, on the devices that it finds itself."""
+    words = ["predict", *map(str, inputs), str(out), "--model", model, "--quiet"]
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "virnucpro_async", *words], stderr=subprocess.PIPE)
+    peak, first = 0, float("nan")
+    while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        peak = max(peak, _peak(process.pid))
+        if first != first and _has_batch(out):
+            first = time.perf_counter() - began
+        time.sleep(_LOOK)
+    wall, (_, status, used) = time.perf_counter() - began, ended
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with process:
+        said = process.stderr.read() if process.stderr else b""
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, words, stderr=said)
+    summary = json.loads((out / "summary.json").read_bytes())
+    return Ran(wall, used.ru_utime + used.ru_stime, peak, first, summary)
+
+
+def _has_batch(out: Path) -> bool:
+    """Whether the log says that a batch is in the store."""
+    log = out / "run.log"
+    return log.exists() and b" done on " in log.read_bytes()
+
+
+def _peak(process: int) -> int:
+    """Give the most bytes that *process* has held; 0 where the system does not say."""
+    # Not ru_maxrss: a child's begins with what its parent held when it was started.
+    try:
+        lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+_Part = Callable[[argparse.Namespace, Bundle, Source, Path], Iterator[_Row]]
+_PARTS: dict[str, _Part] = {
+    "start": _start,
+    "front": _front,
+    "memory": _memory,
+    "files": _files,
+    "replay": _replay,
+    "predict": _predict,
+}
+
+_INSIDE: dict[str, Callable[..., _Row]] = {"instant": _instant_run, "replay": _replay_run}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
