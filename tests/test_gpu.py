@@ -1,7 +1,9 @@
 """What only a GPU can show: the same numbers as the CPU's, streams under load, memory that runs out."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +45,16 @@ def batches(bundle: Bundle, source: str, budget: int) -> Iterator[Batch]:
         yield from window.batches(budget)
 
 
-async def scored(device: Device, bundle: Bundle, source: str, precision: Precision) -> np.ndarray:
-    replica = Replica(device, bundle, precision, embeddings=True)
+async def scored(
+    device: Device, bundle: Bundle, source: str, precision: Precision, compiled: bool = False
+) -> np.ndarray:
+    """Give embeddings and scores of every ORF, with two batches at once as the pipeline does."""
+    replica = Replica(device, bundle, precision, embeddings=True, compiled=compiled)
     try:
-        await replica.load()
-        done = [await replica.score(batch) for batch in batches(bundle, source, 2048)]
+        assert await replica.load() is None
+        done = []
+        for pair in batched(batches(bundle, source, 2048)):
+            done += await asyncio.gather(*map(replica.score, pair))
     finally:
         await replica.close()
     rows = np.concatenate([np.hstack((scores.embeddings, scores.probabilities)) for scores in done])
@@ -58,6 +65,12 @@ async def test_fp32_is_the_cpus_answer(gpu: Device, golden_bundle: Bundle, sourc
     cpu = await scored(choose(Settings(devices=("cpu",)))[0], golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.FP32)
     np.testing.assert_allclose(ours, cpu, rtol=0, atol=1e-5)
+
+
+async def test_compiled_kernels_give_the_same_answer(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+    plain = await scored(gpu, golden_bundle, source, Precision.FP32)
+    ours = await scored(gpu, golden_bundle, source, Precision.FP32, compiled=True)
+    np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
 
 
 async def test_bf16_is_near_it(gpu: Device, golden_bundle: Bundle, source: str) -> None:
@@ -109,6 +122,12 @@ async def test_memory_that_runs_out_is_said_and_the_device_goes_on(
         assert np.isfinite((await replica.score(batch)).probabilities).all()
     finally:
         await replica.close()
+
+
+def batched(rows: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
+    """Give *rows* two at a time."""
+    while pair := tuple(islice(rows, 2)):
+        yield pair
 
 
 def _repeated(rows: Ragged, times: int) -> Ragged:
