@@ -281,7 +281,7 @@ def test_broken_model(good: Path, out: Path, model: Bundle, tmp_path: Path) -> N
     assert f"{broken} is not a usable bundle: classifier.safetensors has changed or is damaged" in ended.err
 
 
-# Exit code 2: SPEC 4, row by row
+# Exit code 2: what cannot be used, one by one
 
 
 def break_gzip(path: Path) -> None:
