@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support import TABLES
 
 from virnuc_async.cli import main
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
 
 # Stop-free in all six frames, whatever is cut of it; and with a stop in each of the six.
 OPEN, SHUT = "GCA", "TTAATTAATTAATTAA"

@@ -14,6 +14,9 @@ from virnuc_async.orfs import Orf, open_frames
 from virnuc_async.sequences import read_contigs
 from virnuc_async.tokens import Ragged
 
+# What a run writes for people to read, and what must not differ by a byte.
+TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
+
 CPU = torch.device("cpu")
 _BESIDE = Path(__file__).parents[2] / "shared" / "golden"
 
@@ -58,6 +61,14 @@ def wrapped(letters: str, width: int) -> str:
 def read_table(path: Path) -> list[list[str]]:
     """Give the rows of a tab-separated file, its header first."""
     return [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+
+
+def assert_published_scores(ours: Path, published: Path) -> None:
+    """See that the ids and labels in prediction_results.txt are equal, and the scores within 1e-5."""
+    found, wanted = (read_table(directory / TABLES[0]) for directory in (ours, published))
+    assert [row[:2] for row in found] == [row[:2] for row in wanted]
+    scores, exact = (np.array([row[2:] for row in rows[1:]], float) for rows in (found, wanted))
+    np.testing.assert_allclose(scores, exact, rtol=0, atol=1e-5)
 
 
 def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

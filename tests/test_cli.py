@@ -23,7 +23,6 @@ from running import (
     OPEN,
     ROOT,
     SHUT,
-    TABLES,
     Ran,
     log,
     predict,
@@ -38,7 +37,7 @@ from running import (
     wait_until,
 )
 from safetensors.torch import load_file, save_file
-from support import fasta
+from support import TABLES, fasta
 
 from virnuc_async import __version__
 from virnuc_async.bundles import Bundle, seal

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import read_table
+from support import TABLES, assert_published_scores
 
 from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle
@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here that torch can use"),
 ]
-
-TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +93,7 @@ async def test_the_published_answer(
     golden_bundle: Bundle, source: str, expected: Path, tmp_path: Path
 ) -> None:
     await run_pipeline([source], tmp_path, Settings(golden_bundle.directory, precision=Precision.FP32))
-    ours, published = (read_table(path / TABLES[0])[1:] for path in (tmp_path, expected))
-    assert [row[:2] for row in ours] == [row[:2] for row in published]
-    scores, wanted = (np.array([row[2:] for row in rows], float) for rows in (ours, published))
-    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+    assert_published_scores(tmp_path, expected)
 
 
 async def test_memory_that_runs_out_is_said_and_the_device_goes_on(

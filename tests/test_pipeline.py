@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import Rules, fake_devices, p_virus
-from support import read_table
+from support import TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline
 from virnuc_async.batches import Batch
@@ -41,8 +41,6 @@ from virnuc_async.sequences import read_contigs
 from virnuc_async.settings import Settings
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
-
-TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
 
 
 @pytest.fixture(params=[1, 3])
@@ -108,11 +106,7 @@ async def test_the_published_answer(
 ) -> None:
     settings = Settings(golden_bundle.directory, devices=("cpu",) * count, embeddings=True)
     await run_pipeline([source], tmp_path, settings)
-    ours = read_table(tmp_path / "prediction_results.txt")
-    published = read_table(expected / "prediction_results.txt")
-    assert [row[:2] for row in ours] == [row[:2] for row in published]
-    scores, wanted = (np.array([row[2:] for row in rows[1:]], float) for rows in (ours, published))
-    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+    assert_published_scores(tmp_path, expected)
     name = "prediction_results_highestscore.csv"
     assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
     features = torch.load(tmp_path / "merged_features.pt", weights_only=True)

@@ -31,22 +31,14 @@ def test_fragments(real: Path):
     assert fasta(found, width=60) == (real / "chunks.fa").read_text("ascii")
 
 
-def test_proteins(real: Path):
+@pytest.mark.parametrize(("letters", "name"), [("protein", "protein.faa"), ("bases", "nucleotide.fa")])
+def test_orfs(real: Path, letters: str, name: str):
     found = [
-        (f"{piece.id}{orf.frame.name}", orf.protein.decode())
+        (f"{piece.id}{orf.frame.name}", getattr(orf, letters).decode())
         for piece in pieces(real / "input.fa", LENGTH)
         for orf in piece.orfs
     ]
-    assert fasta(found) == (real / "protein.faa").read_text("ascii")
-
-
-def test_bases(real: Path):
-    found = [
-        (f"{piece.id}{orf.frame.name}", orf.bases.decode())
-        for piece in pieces(real / "input.fa", LENGTH)
-        for orf in piece.orfs
-    ]
-    assert fasta(found) == (real / "nucleotide.fa").read_text("ascii")
+    assert fasta(found) == (real / name).read_text("ascii")
 
 
 def test_ids_are_those_of_the_scores(real: Path):

@@ -189,12 +189,12 @@ class _Part:
         return not self.before
 
     @property
-    def bases(self) -> bytes:
-        return self.contig.bases[self.begin : self.fragments[-1][1]] if self.fragments else b""
-
-    @property
     def begin(self) -> int:
         return self.fragments[0][0] if self.fragments else 0
+
+    @property
+    def end(self) -> int:
+        return self.fragments[-1][1] if self.fragments else 0
 
 
 _Item = _Part | FileRow
@@ -223,7 +223,7 @@ def _blocks(items: Iterable[_Item]) -> Iterator["_Block"]:
     bases = 0
     for item in items:
         some.append(item)
-        bases += len(item.bases) if isinstance(item, _Part) else 0
+        bases += item.end - item.begin if isinstance(item, _Part) else 0
         if bases >= _BLOCK_BASES or len(some) >= _BLOCK_ITEMS:
             yield _Block(some)
             some, bases = [], 0
@@ -235,7 +235,7 @@ class _Block:
 
     def __init__(self, items: list[_Item]) -> None:
         parts = [item for item in items if isinstance(item, _Part)]
-        pieces = [part.bases for part in parts]
+        pieces = [part.contig.bases[part.begin : part.end] for part in parts]
         shifts = [0, *accumulate(map(len, pieces))]
         ranges = [
             (start + shift - part.begin, end + shift - part.begin)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .results import Summary
 
 PROGRAM = "virnucpro-async"
-DONE, FAILED, INCOMPLETE, USAGE = 0, 1, 2, 64
+DONE, FAILED, INCOMPLETE = 0, 1, 2
 
 _EXAMPLES = """\
 examples:
@@ -406,14 +406,14 @@ def _list_models(options: Namespace) -> int:
     from .bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
 
     rows = [("model", "fragments", "directory")]
-    for name, directory in known():
+    installed = list(known())
+    for name, directory in installed:
         try:
             fact = f"{find(directory).length} bp"
         except BadBundle as failure:  # the others can still be used
             fact = f"not usable: {failure.reason}"
         rows.append((f"{name} (default)" if name == DEFAULT else name, fact, str(directory)))
-    here = {name for name, _ in known()}
-    missing = [name for name in PUBLISHED if name not in here]
+    missing = [name for name in PUBLISHED if name not in {name for name, _ in installed}]
     _print_table(rows + [(name, "-", "not on this machine") for name in missing])
     if missing:
         print(HOW_TO_GET)
