@@ -56,8 +56,6 @@ class Instant:
 
     depth = 1
 
-    depth = 1
-
     def __init__(self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool) -> None:
         self.name = device.name
 
@@ -66,6 +64,9 @@ class Instant:
 
     async def load(self) -> None:
         """There is nothing to load."""
+
+    async def prove(self, tokens: int) -> None:
+        """There is room for all."""
 
     async def close(self) -> None:
         """There is nothing to free."""

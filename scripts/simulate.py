@@ -117,6 +117,9 @@ class Simulated:
     async def load(self) -> None:
         """There is nothing to load."""
 
+    async def prove(self, tokens: int) -> None:
+        """There is room for all."""
+
     async def close(self) -> None:
         for thread in (self._launching, self._waiting):
             await asyncio.to_thread(thread.shutdown)

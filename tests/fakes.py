@@ -25,6 +25,7 @@ class Rules:
     """What goes wrong, and when; shared by the fake devices of a run, which it can be asked about."""
 
     room: int | None = None  # tokens that fit on a device
+    proves: bool = False  # whether a device finds out at the start what has no room
     lost: dict[str, int] = field(default_factory=dict)  # device -> batches that it lives for
     strange: int | None = None  # an ORF of this many tokens gets no finite score
     pause_after: int | None = None  # batches, in all; then every device waits for `go_on`
@@ -33,6 +34,7 @@ class Rules:
     warning: str | None = None  # of every device, once it is loaded
     depth: int = 2  # batches that a device takes at once
     seen: list[tuple[str, Batch]] = field(default_factory=list)  # what was scored, by whom
+    proofs: list[tuple[str, int]] = field(default_factory=list)  # what was tried at the start, by whom
     open: set[str] = field(default_factory=set)
 
     def scorer(self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool) -> "FakeScorer":
@@ -48,6 +50,7 @@ class FakeScorer:
         self._width = width
         self._done = 0
         self.depth = rules.depth
+        self._turn = anyio.Lock()
 
     def peak_memory(self) -> int:
         return 0
@@ -58,10 +61,22 @@ class FakeScorer:
             raise DeviceLost(self.name, "it fell off the bus while loading")
         return self._rules.warning
 
+    async def prove(self, tokens: int) -> None:
+        rules = self._rules
+        rules.proofs.append((self.name, tokens))
+        if rules.room is not None and rules.proves and tokens > rules.room:
+            raise DeviceOutOfMemory(self.name, tokens, Stage.PROTEIN)
+
     async def close(self) -> None:
         self._rules.open.discard(self.name)
 
     async def score(self, batch: Batch) -> Scores:
+        # One after another; what has begun is finished, also when cancelled.
+        async with self._turn:
+            with anyio.CancelScope(shield=True):
+                return await self._scored(batch)
+
+    async def _scored(self, batch: Batch) -> Scores:
         rules = self._rules
         if rules.pause_after is not None and len(rules.seen) >= rules.pause_after:
             rules.paused.set()

@@ -95,7 +95,6 @@ def test_without_a_gpu_one_cpu_replica_is_used() -> None:
     assert (cpu.name, cpu.capability, cpu.kind) == ("cpu:0", None, "CPU")
     assert cpu.threads == torch.get_num_threads()
     assert cpu.memory > GIB // 4
-    assert 0 < cpu.free_memory() <= cpu.memory
     assert cpu.torch_device == torch.device("cpu")
     assert available() == [cpu]
 

@@ -25,7 +25,7 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
-from virnuc_async.networks.packing import Packed, Run, attend, means, pack, positions
+from virnuc_async.networks.packing import Packed, Run, means, pack, sample
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import read_nucleotide, read_protein
@@ -350,13 +350,11 @@ def test_packing_sorts_by_length_and_remembers_the_places(rows: list[list[int]])
     assert [run.length for run in batch.runs] == sorted({len(row) for row in rows}, reverse=True)
     viewed = [row for view in batch.views(batch.ids) for row in view.tolist()]
     assert viewed == ordered
-    assert positions(batch).tolist() == [at for row in ordered for at in range(len(row))]
+    assert batch.positions.tolist() == [at for row in ordered for at in range(len(row))]
+    assert batch.borders.diff().tolist() == list(map(len, ordered))
     copy = batch.to(CPU)
-    assert (copy.ids.tolist(), copy.places.tolist(), copy.runs) == (
-        batch.ids.tolist(),
-        batch.places.tolist(),
-        batch.runs,
-    )
+    assert copy.runs == batch.runs
+    assert all(map(torch.equal, copy.tensors, batch.tensors))
 
 
 @given(ROWS, st.sampled_from([(0, None), (1, None), (1, 1), (1, 4)]))
@@ -370,6 +368,12 @@ def test_means_are_those_of_each_row(rows: list[list[int]], inner: tuple[int, in
         assert twice == pytest.approx(-2 * sum(part) / len(part))
 
 
+def test_a_sample_has_the_lengths_and_known_tokens():
+    batch = pack(sample(3, 5))
+    assert batch.borders.tolist() == [0, 5, 8]
+    assert set(batch.ids.tolist()) == {4}
+
+
 def test_runs_are_views():
     tokens = torch.arange(16).reshape(8, 2)
     batch = packed([[0] * 3, [0] * 2, [0] * 3])
@@ -378,23 +382,6 @@ def test_runs_are_views():
     assert first.tolist() == [[[0, 1], [2, 3], [4, 5]], [[6, 7], [8, 9], [10, 11]]]
     assert second.tolist() == [[[12, 13], [14, 15]]]
     assert second.data_ptr() == tokens[6:].data_ptr()
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_attention_stays_within_each_sequence(biased: bool):
-    torch.manual_seed(2)
-    batch = packed([[0] * 3, [0] * 5, [0] * 3, [0] * 1])
-    q, k, v = torch.randn(3, 12, 2, 4)
-    bias = torch.randn(2, 5, 5) if biased else None
-    found = attend(q, k, v, batch, bias)
-    start = 0
-    for length in (5, 3, 3, 1):
-        part = slice(start, start + length)
-        for head in range(2):
-            logits = q[part, head] @ k[part, head].T / 2
-            logits = logits + bias[head, :length, :length] if bias is not None else logits
-            assert_close(found[part, head], logits.softmax(1) @ v[part, head])
-        start += length
 
 
 # Loading

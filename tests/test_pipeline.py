@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -35,10 +36,10 @@ from virnuc_async.failures import (
 from virnuc_async.fragments import cut
 from virnuc_async.orfs import open_frames
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
-from virnuc_async.replica import Replica
+from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences import read_contigs
-from virnuc_async.settings import Settings
+from virnuc_async.settings import Precision, Settings
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
 
@@ -204,7 +205,7 @@ async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: 
         await task
     assert not rules.open
     begun = len(rules.seen)
-    assert batches <= begun <= batches + 4 * count  # each device has two, and another two were begun
+    assert batches <= begun <= batches + count  # each device ends the one that it has begun
     again = Rules()
     summary = await bench.run(again, devices=count)
     assert begun + len(again.seen) == summary.counts["batches"]  # none is lost, none is done twice
@@ -675,6 +676,65 @@ async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: Benc
         assert repr(replica) == "<Replica cpu:7 [3 batches done]>"
     finally:
         await replica.close()
+
+
+async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
+    bundle: Bundle, bench: Bench
+) -> None:
+    rules = Rules()
+    await bench.run(rules)
+    (_, first), (_, second), *_ = rules.seen
+    begun, go_on, launched = threading.Event(), threading.Event(), []
+
+    class Slow(Replica):
+        def _launch(self, batch: Batch) -> Any:
+            launched.append(batch)
+            begun.set()
+            go_on.wait()
+            return super()._launch(batch)
+
+    done: list[Scores] = []
+    replica = Slow(Device("cpu:0", "CPU", 1 << 30, threads=1), bundle, Precision.FP32)
+
+    async def score(batch: Batch) -> None:
+        done.append(await replica.score(batch))
+
+    try:
+        await replica.load()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(score, first)
+            tasks.start_soon(score, second)
+            await asyncio.to_thread(begun.wait)
+            tasks.cancel_scope.cancel()
+            go_on.set()
+    finally:
+        await replica.close()
+    assert launched == [first]
+    assert [scores.batch for scores in done] == [first]
+    assert np.isfinite(done[0].probabilities).all()
+
+
+@pytest.mark.parametrize("room", [10_000, 300])
+async def test_devices_prove_themselves_with_the_largest_batch(bench: Bench, room: int) -> None:
+    await bench.run(out="calm")
+    longest = max(bench.orfs().values())
+    assert longest < 300
+    rules = Rules(room=room, proves=True)
+    summary = await bench.run(rules, devices=2)
+    assert bench.tables() == bench.tables("calm")
+    budget, log = summary.settings["tokens_per_batch"], (bench.out / "out" / "run.log").read_text()
+    tried = [tokens for name, tokens in rules.proofs if name == "fake:1"]
+    assert tried == [budget >> step for step in range(len(tried))]
+    assert tried[-1] <= room
+    assert all(tokens > room for tokens in tried[:-1])
+    assert summary.reproducible == (len(tried) == 1)
+    assert log.count("fake:1 has no room for batches of") == len(tried) - 1
+    assert "ran out of memory" not in log  # smaller batches are made, not tried
+
+
+async def test_a_device_without_room_for_anything_is_lost(bench: Bench) -> None:
+    with pytest.raises(NoDevicesLeft, match="not enough memory for a single token"):
+        await bench.run(Rules(room=0, proves=True))
 
 
 async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path: Path) -> None:

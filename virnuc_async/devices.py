@@ -48,9 +48,7 @@ class Device:
         return torch.device("cpu") if self.capability is None else torch.device("cuda", self.index)
 
     def free_memory(self) -> int:
-        """Give the bytes that nobody uses now."""
-        if self.capability is None:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        """Give the bytes of a GPU that nobody uses now."""
         free, _ = torch.cuda.mem_get_info(self.torch_device)
         return free
 

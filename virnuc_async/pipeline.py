@@ -70,8 +70,15 @@ class Scorer(Protocol):
     async def load(self) -> str | None:
         """Get ready; say what could not be done as wanted. Raises DeviceLost or BadBundle."""
 
+    async def prove(self, tokens: int) -> None:
+        """See that batches of *tokens* fit; raises DeviceOutOfMemory or DeviceLost."""
+
     async def score(self, batch: Batch) -> Scores:
-        """Score a batch; raises DeviceOutOfMemory or DeviceLost."""
+        """
+        Score a batch; raises DeviceOutOfMemory or DeviceLost.
+
+        When cancelled, it gives the batch up, or finishes it if the device has begun.
+        """
 
     async def close(self) -> None:
         """Free the device."""
@@ -416,6 +423,7 @@ class _Run:
             scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
             try:
                 self._warn_once(await scorer.load())
+                await self._prove(scorer)
                 self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
                 self.counts.ready(device.name)
                 async with anyio.create_task_group() as workers:
@@ -428,6 +436,26 @@ class _Run:
                 with CancelScope(shield=True):
                     await scorer.close()
 
+    async def _prove(self, scorer: Scorer) -> None:
+        """Find out now whether the run's batches fit, and take smaller ones if they do not."""
+        room = self.budget
+        while True:
+            try:
+                await scorer.prove(room)
+                return
+            except DeviceOutOfMemory:
+                room //= 2
+                if not room:
+                    raise DeviceLost(scorer.name, "not enough memory for a single token") from None
+            self.log.warning(
+                "{} has no room for batches of {:,} tokens; it gets halves. "
+                "--esm-batch-size {} would give every device the same",
+                scorer.name,
+                2 * room,
+                room,
+            )
+            self.rooms[scorer.name] = room
+
     def _warn_once(self, warning: str | None) -> None:
         """Say what is the same on every device for the first of them alone."""
         if warning and warning not in self.warned:
@@ -438,10 +466,8 @@ class _Run:
         while (batch := await self.supply.take()) is not None:
             left = deque([batch])
             try:
-                # Shielded: what a device has begun is finished and kept, also when cancelled.
-                with CancelScope(shield=True):
-                    while left:
-                        await self._advance(scorer, left, send)
+                while left:
+                    await self._advance(scorer, left, send)
             finally:
                 with CancelScope(shield=True):
                     await self.supply.done(*left)
@@ -463,10 +489,13 @@ class _Run:
         # Not inside the handler: its traceback would keep the failed batch's tensors alive.
         if done is None and len(batch) > 1:
             self.rooms[scorer.name] = batch.tokens // 2
-        elif await _is_sent(send, done or _hopeless(scorer.name, batch, stage, reason)):
-            left.popleft()
-        else:
-            # Scores cannot be kept any more: the task that keeps them has failed, and says why.
+            return
+        # Shielded: what was scored is kept, also when cancelled.
+        with CancelScope(shield=True):
+            is_kept = await _is_sent(send, done or _hopeless(scorer.name, batch, stage, reason))
+        left.popleft()
+        if not is_kept:
+            # The task that keeps scores has failed, and says why.
             left.clear()
 
     def _retire(self, error: BaseException) -> None:

@@ -7,14 +7,15 @@ What torch raises becomes our own failures here and nowhere else.
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
+from anyio import CancelScope
 from numpy.typing import NDArray
 
 from .batches import Batch
@@ -26,7 +27,7 @@ from .networks.compiling import compile_layers
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.loading import load
-from .networks.packing import Packed, pack
+from .networks.packing import Packed, pack, sample
 from .settings import Precision
 from .tokens import Ragged
 
@@ -34,8 +35,7 @@ from .tokens import Ragged
 FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
-_SAMPLE = Ragged(np.full(12, 4, np.int32), np.array([7, 5], np.int64))  # ids that each encoder knows
-_Arguments = ParamSpec("_Arguments")
+_SAMPLE = (7, 5)  # tokens of two sequences, to compile for
 _Result = TypeVar("_Result")
 
 
@@ -75,6 +75,8 @@ class Replica:
     batches run in the order of the calls.
     """
 
+    depth = 2  # batches that it takes at once: when one is done, the next is there already
+
     def __init__(
         self,
         device: Device,
@@ -90,9 +92,8 @@ class Replica:
         self._embeddings = embeddings
         self._compiled = compiled
         self._thread = ThreadPoolExecutor(1, f"replica {device.name}", initializer=self._enter)
-        # A GPU has the next batch queued while one runs. A CPU is free when a batch is done.
+        # A GPU's batch is waited for on a second thread, while the first launches the next one.
         is_cpu = device.capability is None
-        self.depth = 1 if is_cpu else 2
         self._waiting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
         self._batches = 0
 
@@ -108,22 +109,41 @@ class Replica:
             DeviceLost: the device cannot hold them, or failed
         """
         try:
-            return await self._run(self._load)
+            return await asyncio.wrap_future(self._thread.submit(self._load))
         except DeviceOutOfMemory as error:
             raise DeviceLost(self.name, "not enough memory for the model") from error
 
+    async def prove(self, tokens: int) -> None:
+        """
+        See that a GPU has the memory for a batch of *tokens* residue tokens, and leave it reserved.
+
+        Raises:
+            DeviceOutOfMemory: it has not
+            DeviceLost: the device will not score anything any more
+        """
+        if self._waiting is not None:
+            length = self._bundle.length // 3 + 2
+            count = max(1, tokens // length)
+            rows = sample(*[length] * count)
+            batch = Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), rows, rows)
+            await self.score(batch)
+
     async def score(self, batch: Batch) -> Scores:
         """
-        Score every ORF of *batch*.
+        Score every ORF of *batch*. What is cancelled before it has begun is not done, and no later.
 
         Raises:
             DeviceOutOfMemory: it did not fit; halve it and try again
             DeviceLost: the device will not score anything any more
         """
-        flight = await self._run(self._launch, batch)
+        flight = await _outcome(self._thread.submit(self._launch, batch))
+        self._batches += 1
         if self._waiting is None:
             return self._land(flight)
-        return await asyncio.wrap_future(self._waiting.submit(self._land, flight))
+        landing = asyncio.wrap_future(self._waiting.submit(self._land, flight))
+        with CancelScope(shield=True):
+            await asyncio.wait([landing])
+        return landing.result()
 
     def peak_memory(self) -> int:
         """Give the most bytes in use at once: of the GPU, or of the whole process on the CPU."""
@@ -138,14 +158,6 @@ class Replica:
                 await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=True)
         self.__dict__.pop("_networks", None)
 
-    async def _run(
-        self,
-        work: Callable[_Arguments, _Result],
-        *args: _Arguments.args,
-        **kwargs: _Arguments.kwargs,
-    ) -> _Result:
-        return await asyncio.wrap_future(self._thread.submit(work, *args, **kwargs))
-
     def _enter(self) -> None:
         """Set what belongs to the thread, once."""
         if self.device.capability is None:
@@ -153,6 +165,7 @@ class Replica:
         else:
             torch.cuda.set_device(self.device.torch_device)
             torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+            self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def _load(self) -> str | None:
         shapes, place, files = self._bundle.shapes, self.device.torch_device, self._bundle.directory
@@ -170,9 +183,9 @@ class Replica:
     def _speed_up(self, encoder: DnabertS | Esm2) -> str | None:
         if self.device.capability is None:
             encoder.prepack()
-        elif self._compiled:
-            return compile_layers(encoder, self._packed(_SAMPLE))
-        return None
+            return None
+        encoder.use_fastest_attention()
+        return compile_layers(encoder, self._packed(sample(*_SAMPLE))) if self._compiled else None
 
     @torch.inference_mode()
     def _launch(self, batch: Batch) -> _Flight:
@@ -191,7 +204,6 @@ class Replica:
             # Into pinned memory, which torch gives to nobody else before the copy is done.
             flight.host = [part.to("cpu", non_blocking=True) for part in wanted]
         flight.ended = self._mark()
-        self._batches += 1
         return flight
 
     def _mark(self) -> float | torch.cuda.Event:
@@ -216,8 +228,17 @@ class Replica:
         )
 
     def _packed(self, rows: Ragged) -> Packed:
+        """Bring *rows* onto the device, on a GPU while it still computes the batch before."""
         packed = pack(rows)
-        return packed if self.device.capability is None else packed.pinned().to(self.device.torch_device)
+        if self.device.capability is None:
+            return packed
+        with torch.cuda.stream(self._copies):
+            there = packed.pinned().to(self.device.torch_device)
+        computing = torch.cuda.current_stream()
+        computing.wait_stream(self._copies)
+        for tensor in there.tensors:
+            tensor.record_stream(computing)
+        return there
 
     @contextmanager
     def _failures(self, tokens: int, stage: Stage) -> Iterator[None]:
@@ -227,3 +248,16 @@ class Replica:
             raise DeviceOutOfMemory(self.name, tokens, stage) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(self.name, str(error).splitlines()[0]) from error
+
+
+async def _outcome(work: Future[_Result]) -> _Result:
+    """Wait for *work*. Where that is cancelled: take it back, or wait on if it has begun."""
+    waiting = asyncio.wrap_future(work)
+    try:
+        await asyncio.wait([waiting])
+    except asyncio.CancelledError:
+        if work.cancel():
+            raise
+        with CancelScope(shield=True):
+            await asyncio.wait([waiting])
+    return waiting.result()

@@ -11,7 +11,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from ..settings import Compile
 from .packing import Packed
@@ -39,6 +38,9 @@ def compile_layers(network: nn.Module, sample: Packed) -> str | None:
 
     Gives a warning where this machine cannot compile; *network* then stays as it was.
     """
+    # Not above: the compiler takes a second to import, and most runs have no use for it.
+    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415
+
     layers = list(cast(Iterable[nn.Module], network.layers))
     with _LOCK, torch.inference_mode():
         for layer in layers:

@@ -6,13 +6,15 @@ biased by -slope * distance, with one slope a head (ALiBi; Press et al. 2022, ar
 """
 
 from collections.abc import Iterable
+from functools import cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from .attention import Attention, fastest, on_runs
 from .linear import GatedLinear, Linear, can_prepack, prepack
-from .packing import Packed, attend, means
+from .packing import Packed, means
 from .shapes import NucleotideShape
 
 
@@ -46,7 +48,8 @@ class DnabertS(nn.Module):
 
     def __init__(self, shape: NucleotideShape) -> None:
         super().__init__()
-        self.heads = shape.heads
+        self.heads, self.head_width = shape.heads, shape.width // shape.heads
+        self.attention: Attention = on_runs
         self.embed = nn.Embedding(shape.vocabulary, shape.width)
         self.token_type = nn.Parameter(torch.empty(shape.width))
         self.norm = nn.LayerNorm(shape.width, shape.eps)
@@ -54,19 +57,22 @@ class DnabertS(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Give the last hidden state of every token, (T, C)."""
-        bias = _distance_bias(self.heads, packed.longest, packed.ids.device)
-        if packed.ids.device.type == "cuda":
-            bias = bias.to(self.token_type.dtype)  # its kernels want the queries' type
+        attend = self.attention(packed, _slopes_on(packed.ids.device, self.heads))
         x = self.norm(self.embed(packed.ids) + self.token_type)
         for layer in cast(Iterable[Layer], self.layers):
             q, k, v = layer.before(x)
-            x = layer.after(x, attend(q, k, v, packed, bias))
+            x = layer.after(x, attend(q, k, v))
         return x  # type: ignore[no-any-return]
 
     def prepack(self) -> None:
         """Prepare for inference on the CPU, where it can be done faster than the plain way."""
         if can_prepack(self.token_type.dtype):
             prepack(self)
+
+    def use_fastest_attention(self) -> None:
+        """Prepare for inference on a GPU, on which the weights are."""
+        like = self.token_type
+        self.attention = fastest(like.device, like.dtype, self.heads, self.head_width, biased=True)
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Average over all tokens of each row, [CLS] and [SEP] too: (B, C) in FP32."""
@@ -80,7 +86,8 @@ def slopes(heads: int) -> list[float]:
     return rates if whole == heads else rates + slopes(2 * whole)[0::2][: heads - whole]
 
 
-def _distance_bias(heads: int, length: int, device: torch.device) -> Tensor:
-    at = torch.arange(length, device=device)
-    distance = (at[:, None] - at).abs()
-    return -torch.tensor(slopes(heads), device=device)[:, None, None] * distance  # H L L
+@cache
+def _slopes_on(device: torch.device, heads: int) -> Tensor:
+    # Kept: to copy it for every batch would make the host wait for the batch before.
+    with torch.inference_mode(False):
+        return torch.tensor(slopes(heads), device=device)

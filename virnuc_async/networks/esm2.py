@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import ESM2_ALPHABET
+from .attention import Attention, fastest, on_runs
 from .linear import Linear, can_prepack, prepack
-from .packing import Packed, attend, means, positions
+from .packing import Packed, means
 from .shapes import ProteinShape
 
 _TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
@@ -64,18 +65,20 @@ class Esm2(nn.Module):
 
     def __init__(self, shape: ProteinShape) -> None:
         super().__init__()
-        self.head_width = shape.width // shape.heads
+        self.heads, self.head_width = shape.heads, shape.width // shape.heads
+        self.attention: Attention = on_runs
         self.embed = nn.Embedding(len(ESM2_ALPHABET), shape.width)
         self.layers = nn.ModuleList(Layer(shape.width, shape.heads) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
 
     def forward(self, packed: Packed) -> Tensor:
         """Give the last hidden state of every token, (T, C)."""
-        turns = _turns(positions(packed), self.head_width)
+        turns = _turns(packed.positions, self.head_width)
+        attend = self.attention(packed, None)
         x = self.embed(packed.ids) * _TOKEN_DROPOUT_SCALE
         for layer in cast(Iterable[Layer], self.layers):
             q, k, v = layer.before(x, turns)
-            x = layer.after(x, attend(q, k, v, packed))
+            x = layer.after(x, attend(q, k, v))
         return self.norm(x)  # type: ignore[no-any-return]
 
     def prepack(self) -> None:
@@ -84,6 +87,11 @@ class Esm2(nn.Module):
             for layer in cast(Iterable[Layer], self.layers):
                 layer.pair()
             prepack(self)
+
+    def use_fastest_attention(self) -> None:
+        """Prepare for inference on a GPU, on which the weights are."""
+        like = self.norm.weight
+        self.attention = fastest(like.device, like.dtype, self.heads, self.head_width, biased=False)
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Average over the residues of each row, the first 1,024 of them: (B, C) in FP32."""

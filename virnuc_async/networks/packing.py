@@ -6,16 +6,17 @@ sequence begins, as runs: sequences of equal length stand together, so that each
 (sequences, length, width) view.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..tokens import Ragged
+
+_KNOWN = 4  # L to ESM-2, and behind the special tokens of DNABERT-S
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,15 @@ class Packed:
     """A batch for one network: sorted by length, longest first."""
 
     ids: Tensor  # T, int32
+    positions: Tensor  # T, int64: of each token within its sequence
+    borders: Tensor  # B + 1, int32: the first token of each sequence, and the end
     places: Tensor  # B, int64: where each row of the batch stands among the sorted sequences
     runs: tuple[Run, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is on the device."""
+        return self.ids, self.positions, self.borders, self.places
 
     def views(self, tokens: Tensor) -> Iterator[Tensor]:
         """See each run's part of *tokens* (T, ...) as (count, length, ...)."""
@@ -43,15 +51,19 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         """Copy to *device*; the copy is ordered on its current stream."""
-        return Packed(
-            self.ids.to(device, non_blocking=True),
-            self.places.to(device, non_blocking=True),
-            self.runs,
-        )
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Packed":
-        """Copy to page-locked host memory, from where a device copies without waiting."""
-        return Packed(self.ids.pin_memory(), self.places.pin_memory(), self.runs)
+        """
+        Copy to page-locked host memory, from where a device copies without waiting.
+
+        torch keeps these buffers, and gives one again once the event of its last copy has come.
+        """
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
+        ids, positions, borders, places = map(move, self.tensors)
+        return Packed(ids, positions, borders, places, self.runs)
 
     @property
     def longest(self) -> int:
@@ -65,28 +77,20 @@ def pack(rows: Ragged) -> Packed:
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     packed = rows.take(order)
-    runs = [Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())]
-    return Packed(torch.from_numpy(packed.ids), torch.from_numpy(places), tuple(runs))
+    ends = np.cumsum(packed.lengths)
+    positions = np.arange(len(packed.ids)) - np.repeat(ends - packed.lengths, packed.lengths)
+    return Packed(
+        ids=torch.from_numpy(packed.ids),
+        positions=torch.from_numpy(positions),
+        borders=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
+        places=torch.from_numpy(places),
+        runs=tuple(Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())),
+    )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
-    """
-    Attend within each sequence: softmax(q k' / sqrt(D) + bias) v, for (T, H, D) each.
-
-    *bias* is (H, longest, longest); a shorter sequence uses its upper left corner.
-    """
-    attended = []
-    for queries, keys, values in zip(*map(packed.views, (q, k, v)), strict=True):
-        length = queries.shape[1]
-        corner = None if bias is None else bias[:, :length, :length]
-        out = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),  # B H L D
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=corner,
-        )
-        attended.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(attended)  # T H D
+def sample(*lengths: int) -> Ragged:
+    """Give rows of *lengths* tokens, each of them one that every network knows."""
+    return Ragged(np.full(sum(lengths), _KNOWN, np.int32), np.array(lengths, np.int64))
 
 
 def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = None) -> Tensor:
@@ -102,9 +106,3 @@ def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = Non
             end = min(end, first + most)
         pooled.append(view[:, first:end].float().mean(1))
     return torch.cat(pooled)[packed.places]
-
-
-def positions(packed: Packed) -> Tensor:
-    """Give each token's position within its sequence, (T,) int64."""
-    steps = torch.arange(packed.longest, device=packed.ids.device)
-    return torch.cat([steps[: run.length].repeat(run.count) for run in packed.runs])
