@@ -60,8 +60,8 @@ class Tiny(nn.Module):
         self.classifier = Classifier(shapes.classifier, dropout=0.2)
         with torch.no_grad():
             # Small, so that the embeddings of rare tokens move within a short training.
-            self.protein.embed.weight.mul_(0.3)
-            self.nucleotide.embed.weight.mul_(0.05)
+            self.protein.embed.weight.normal_(0, 0.3)
+            self.nucleotide.embed.weight.normal_(0, 0.05)
             self.nucleotide.token_type.zero_()
 
     def forward(self, bases: Packed, residues: Packed) -> Tensor:

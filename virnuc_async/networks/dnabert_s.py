@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, fastest, on_runs
 from .linear import GatedLinear, Linear, can_prepack, prepack
+from .loading import embedding
 from .packing import Packed, means
 from .shapes import NucleotideShape
 
@@ -50,7 +51,7 @@ class DnabertS(nn.Module):
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
         self.attention: Attention = on_runs
-        self.embed = nn.Embedding(shape.vocabulary, shape.width)
+        self.embed = embedding(shape.vocabulary, shape.width)
         self.token_type = nn.Parameter(torch.empty(shape.width))
         self.norm = nn.LayerNorm(shape.width, shape.eps)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..tokens import ESM2_ALPHABET
 from .attention import Attention, fastest, on_runs
 from .linear import Linear, can_prepack, prepack
+from .loading import embedding
 from .packing import Packed, means
 from .shapes import ProteinShape
 
@@ -67,7 +68,7 @@ class Esm2(nn.Module):
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
         self.attention: Attention = on_runs
-        self.embed = nn.Embedding(len(ESM2_ALPHABET), shape.width)
+        self.embed = embedding(len(ESM2_ALPHABET), shape.width)
         self.layers = nn.ModuleList(Layer(shape.width, shape.heads) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
 

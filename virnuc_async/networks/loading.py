@@ -12,6 +12,12 @@ from ..failures import BadBundle
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Give a table of *count* rows that is to be filled."""
+    # torch's own would draw random numbers, for which the meta device imports the compiler: a second.
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
 def load(network: Network, path: Path, device: torch.device, dtype: torch.dtype) -> Network:
     """
     Fill *network*, built on the meta device, with the tensors of *path*; ready for inference.
