@@ -1,4 +1,8 @@
-"""Checks: ``nox`` runs lint, types and tests; ``nox -s gpu_tests`` needs a GPU and nothing else."""
+"""Checks: ``nox`` runs lint, types and tests; ``nox -s gpu_tests`` needs a GPU; ``nox -s bench`` measures."""
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -34,8 +38,36 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def gpu_tests(session: nox.Session) -> None:
     """The tests that need a GPU, with the interpreter that has torch: no network, no environment."""
-    ask = "import torch; print(torch.cuda.device_count())"
-    count = session.run("python3", "-c", ask, silent=True, external=True, success_codes=[0, 1])
-    if not str(count).strip().isdigit() or not int(str(count)):
+    if not _gpus(session):
         session.skip("no GPU here that torch can use")
     session.run("python3", "-m", "pytest", "-m", "gpu", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """
+    Every benchmark, into docs/benchmarks or the directory that is named; with the interpreter that has torch.
+
+    On a GPU with all shapes up to ESM-2 3B and the pipeline with random weights of that shape: about
+    half an hour and 12 GB of disk. On two cores of a CPU with the two smallest shapes: about two hours.
+    """
+    place = Path(session.posargs[0] if session.posargs else "docs/benchmarks")
+    gpus = _gpus(session)
+    kind, shapes = ("gpu", "8M,35M,150M,650M,3B") if gpus else ("cpu", "8M,35M")
+    run = partial(session.run, "python3", external=True, env={"OMP_WAIT_POLICY": "PASSIVE"})
+    run("scripts/bench_encoders.py", "--shapes", shapes, "--output", str(place / f"encoders-{kind}.json"))
+    with TemporaryDirectory() as scratch:
+        model = "tiny-500"
+        if gpus:
+            model = str(Path(scratch) / "random-3B")
+            run("scripts/random_bundle.py", "3B", model)
+        output = str(place / f"pipeline-{kind}.json")
+        run("scripts/bench_pipeline.py", "--model", model, "--work", scratch, "--output", output)
+    run("scripts/simulate.py", "--output", str(place / "simulated.json"))
+
+
+def _gpus(session: nox.Session) -> int:
+    """Ask the interpreter that has torch for the GPUs that it can use; 0 where it has none."""
+    ask = "import torch; print(torch.cuda.device_count())"
+    count = str(session.run("python3", "-c", ask, silent=True, external=True, success_codes=[0, 1])).strip()
+    return int(count) if count.isdigit() else 0

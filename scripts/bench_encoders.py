@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from esm_cpp_peer import EsmCpp, installed_version
 from measured import facts, save, table
+from random_bundle import DNABERT_S, SHAPES, scaled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM
@@ -36,19 +37,12 @@ from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.linear import can_prepack
-from virnuc_async.networks.packing import pack
+from virnuc_async.networks.packing import pack, sample
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences import read_contigs
 from virnuc_async.tokens import OrfTokenizer, Ragged
 
-SHAPES = {
-    "8M": ProteinShape(6, 320, 20),
-    "35M": ProteinShape(12, 480, 20),
-    "150M": ProteinShape(30, 640, 20),
-    "650M": ProteinShape(33, 1280, 20),
-    "3B": ProteinShape(36, 2560, 40),
-}
-DNABERT_S = NucleotideShape(12, 768, 12, 3072, 4096)
+OURS = ("plain", "packed", "eager", "compiled")
 WORKS = ("168", "52", "mix")
 REFERENCE = "fair-esm FP32"
 PADDED = 2048  # tokens of a published batch, padding included
@@ -98,15 +92,17 @@ class Engine:
 # Ours
 
 
-def ours(network: Esm2 | DnabertS, way: str, dtype: torch.dtype, device: torch.device) -> Engine:
-    """Make *network*, which stays as it is, an engine: plain, packed or compiled."""
-    ready = copy.deepcopy(network).to(device, dtype)
+def ours(network: Esm2 | DnabertS, way: str) -> Engine:
+    """Make *network*, which stays as it is, an engine with the same weights: one of the ways."""
+    weights = {id(tensor): tensor for tensor in network.parameters()}
+    ready = copy.deepcopy(network, weights)
+    device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
     if way == "packed":
         ready.prepack()
-    if way == "compiled":
-        sample = pack(Ragged(np.full(12, 5, np.int32), np.array([7, 5]))).to(device)
-        if warning := compile_layers(ready, sample):
-            raise SystemExit(warning)
+    elif device.type == "cuda" and way != "plain":
+        ready.use_fastest_attention()
+    if way == "compiled" and (warning := compile_layers(ready, pack(sample(7, 5)).to(device))):
+        raise SystemExit(warning)
 
     def run(work: Work) -> Tensor:
         return torch.cat([ready.embeddings(pack(rows).to(device)) for rows in work.batches()])
@@ -123,19 +119,6 @@ def one_by_one(network: DnabertS, device: torch.device) -> Engine:
         return torch.cat([ready.embeddings(pack(row).to(device)) for row in rows])
 
     return Engine("plain FP32, batch 1", run)
-
-
-def scaled(network: nn.Module) -> nn.Module:
-    """Fill *network* with random numbers as large as a trained network's."""
-    torch.manual_seed(1)
-    for name, tensor in network.named_parameters():
-        if tensor.ndim == 2:
-            tensor.data.normal_(0, 1 if "embed" in name else tensor.shape[1] ** -0.5)
-        elif "norm" in name and name.endswith("weight"):
-            tensor.data.uniform_(0.5, 1.5)
-        else:
-            tensor.data.normal_(0, 0.1)
-    return network.requires_grad_(False).eval()
 
 
 def from_fair_esm(theirs: nn.Module, shape: ProteinShape) -> Esm2:
@@ -344,7 +327,8 @@ def measure(
         rate = rates[BF16 if "BF16" in name else FP32]
         shares = [work.flop(shape) / seconds / peak for seconds, peak in zip(spent, rate, strict=True)]
         row: _Row = {"model": model, "tokens": work.name, "engine": name}
-        row["tokens/s"] = work.tokens / statistics.median(spent)
+        row["seconds"] = statistics.median(spent)
+        row["tokens/s"] = work.tokens / row["seconds"]
         row["of matrix rate"] = "" if "INT8" in name else round(statistics.median(shares), 3)
         row["matrix GFLOP/s"] = statistics.median(rate) / 1e9
         rows.append(row | _differences(means[name], means[setting.reference]))
@@ -353,9 +337,7 @@ def measure(
 
 
 def _peers(times: dict[str, list[float]], setting: Setting) -> list[str]:
-    return [name for name in times if not name.startswith(("plain", "packed", "compiled"))] or [
-        setting.reference
-    ]
+    return [name for name in times if not name.startswith(OURS)] or [setting.reference]
 
 
 def _ratio(theirs: Sequence[float], spent: Sequence[float]) -> float:
@@ -364,10 +346,25 @@ def _ratio(theirs: Sequence[float], spent: Sequence[float]) -> float:
 
 def _differences(found: Tensor | None, wanted: Tensor | None) -> _Row:
     if found is None or wanted is None:
-        return {"deviation": "", "cosine": ""}
-    a, b = found.double(), wanted.double()
+        return {"deviation": "", "cosine": "", "same labels": ""}
+    a, b = found.double().cpu(), wanted.double().cpu()
     cosine = nn.functional.cosine_similarity(a, b, dim=-1).min()
-    return {"deviation": f"{(a - b).abs().max():.1e}", "cosine": f"{cosine:.6f}"}
+    same = (_labels(a, b) == _labels(b, b)).double().mean()
+    return {
+        "deviation": f"{(a - b).abs().max():.1e}",
+        "cosine": f"{cosine:.6f}",
+        "same labels": f"{same:.4f}",
+    }
+
+
+def _labels(means: Tensor, like: Tensor) -> Tensor:
+    """Classify *means* by a random network of the published depth, split at *like*'s average."""
+    random = torch.Generator().manual_seed(2)
+    inner = torch.randn(means.shape[1], 512, generator=random, dtype=torch.double)
+    outer = torch.randn(512, generator=random, dtype=torch.double)
+    centre, spread = like.mean(0), like.std(0) + 1e-9
+    scores, all_scores = (((x - centre) / spread @ inner).relu() @ outer for x in (means, like))
+    return scores > all_scores.mean()
 
 
 # Commands
@@ -378,7 +375,7 @@ def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: Exi
     device = torch.device(options.device)
     theirs = scaled(esm.ESM2(shape.layers, shape.width, shape.heads))
     network, hub = from_fair_esm(theirs, shape), hugging_face(theirs, shape)
-    found = [ours(network, way, dtype, device) for way in _ways(options) for dtype in (FP32, BF16)]
+    found = every_way(network, options)
     found += [fair_esm(theirs, dtype, device) for dtype in (FP32, BF16)]
     found += [transformers_esm(hub, dtype, device) for dtype in (FP32, BF16)]
     if options.esm_cpp_python and device.type == "cpu":
@@ -390,9 +387,13 @@ def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: Exi
     return found
 
 
-def _ways(options: argparse.Namespace) -> list[str]:
-    fast = "packed" if options.device == "cpu" else "compiled"
-    return ["plain", fast, *(["compiled"] if options.compiled and fast != "compiled" else [])]
+def every_way(network: Esm2 | DnabertS, options: argparse.Namespace) -> list[Engine]:
+    """Make *network* an engine in each of our ways, in both precisions; the weights are held once."""
+    ways = ["plain", "packed"] if options.device == "cpu" else ["plain", "eager", "compiled"]
+    if options.compiled and "compiled" not in ways:
+        ways.append("compiled")
+    held = [copy.deepcopy(network).to(options.device, dtype) for dtype in (FP32, BF16)]
+    return [ours(copied, way) for way in ways for copied in held]
 
 
 def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
@@ -414,11 +415,22 @@ def bench_bases(options: argparse.Namespace) -> list[_Row]:
     """Measure DNABERT-S at its real shape beside calls with one row each."""
     device = torch.device(options.device)
     network = scaled(DnabertS(DNABERT_S))
-    engines = [ours(network, way, dtype, device) for way in _ways(options) for dtype in (FP32, BF16)]
-    engines.append(one_by_one(network, device))
+    engines = [*every_way(network, options), one_by_one(network, device)]
     work = real(options.fasta, options.tokens, options.batch)[1]
     setting = replace(Setting(device, options.repeats), reference=engines[-1].name)
     return measure("DNABERT-S", DNABERT_S, engines, work, setting)
+
+
+def beside(proteins: Sequence[_Row], bases: Sequence[_Row]) -> Iterator[_Row]:
+    """Say what DNABERT-S takes of the time of each ESM-2, for the same ORFs by the same engine."""
+    for protein, base in ((p, b) for b in bases for p in proteins):
+        if protein["tokens"] == "mix" and protein["engine"] == base["engine"]:
+            share = base["seconds"] / protein["seconds"]
+            yield {
+                "engine": base["engine"],
+                "beside": protein["model"],
+                "DNABERT-S over ESM-2": f"{share:.1%}",
+            }
 
 
 def _arguments() -> argparse.Namespace:
@@ -432,7 +444,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
-    parser.add_argument("--tokens", type=int, default=1 << 17 if cuda else 2048, help="of a work")
+    parser.add_argument("--tokens", type=int, default=1 << 16 if cuda else 2048, help="of a work")
     parser.add_argument("--batch", type=int, default=16384 if cuda else 2048, help="tokens of our batches")
     parser.add_argument("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"))
     parser.add_argument("--esm-cpp-python", type=Path, help="the interpreter of an environment with esm-cpp")
@@ -456,10 +468,11 @@ def main() -> None:
             rows.append(row)
             print(row["model"], row["tokens"], row["engine"], f"{row['tokens/s']:,.0f} tokens/s", flush=True)
         bases = [] if options.no_bases else bench_bases(options)
-    for part in filter(None, (rows, bases)):
+    shares = list(beside(rows, bases))
+    for part in filter(None, (rows, bases, shares)):
         print(f"\n{table(part)}")
     if options.output:
-        save(options.output, {**about, "proteins": rows, "bases": bases})
+        save(options.output, {**about, "proteins": rows, "bases": bases, "shares": shares})
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def _predict(told: argparse.Namespace, bundle: Bundle, source: Source, work: Pat
             "ORFs/s": counts["orfs"] / ran.wall,
             "CPU, s": ran.cpu,
             "peak memory, MB": ran.peak / 1e6,
+            "peak device memory, MB": max(row["peak_memory_bytes"] for row in ran.summary["devices"]) / 1e6,
         }
 
 

@@ -27,9 +27,10 @@ def facts(arguments: Sequence[str]) -> dict[str, Any]:
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.platform(),
             "load_at_start": round(os.getloadavg()[0], 2),
-            "gpus": torch.cuda.device_count(),
+            "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
+        | {name: version(name) for name in _PACKAGES},
     }
 
 

@@ -65,10 +65,11 @@ class Replayed:
 def replay(paths: Sequence[str], bundle: Bundle) -> Replayed:
     """Score every ORF of *paths*, file by file and stage by stage."""
     done = Replayed()
-    how = torch.device("cpu"), torch.float32
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = device, torch.float32
     with done.stage("load"):
         tokenizer = OrfTokenizer(bundle.tokenizer())
-        protein = _fair_esm(bundle)
+        protein = _fair_esm(bundle).to(device)
         with torch.device("meta"):
             nucleotide, classifier = DnabertS(bundle.shapes.nucleotide), Classifier(bundle.shapes.classifier)
         nucleotide = load(nucleotide, bundle.directory / "nucleotide.safetensors", *how)
@@ -77,12 +78,13 @@ def replay(paths: Sequence[str], bundle: Bundle) -> Replayed:
         with done.stage("translate"):
             orfs = list(_orfs(path, bundle.length))
         with done.stage("DNABERT-S"):
-            bases = [nucleotide.embeddings(pack(tokenizer.nucleotides([orf.encode()]))) for _, _, orf in orfs]
+            rows = (pack(tokenizer.nucleotides([orf.encode()])).to(device) for _, _, orf in orfs)
+            bases = [nucleotide.embeddings(row).cpu() for row in rows]
         with done.stage("ESM-2"):
-            residues = _protein_means(protein, [residues for _, residues, _ in orfs])
+            residues = _protein_means(protein, [residues for _, residues, _ in orfs], device)
         with done.stage("classify"):
-            rows = classifier(torch.cat((torch.cat(bases), residues), 1)).tolist()
-        done.scores |= {name: (row[0], row[1]) for (name, _, _), row in zip(orfs, rows, strict=True)}
+            scores = classifier(torch.cat((torch.cat(bases), residues), 1).to(device)).tolist()
+        done.scores |= {name: (row[0], row[1]) for (name, _, _), row in zip(orfs, scores, strict=True)}
     return done
 
 
@@ -106,14 +108,15 @@ def _frames(fragment: str) -> Iterator[tuple[str, str, int]]:
         yield frame, strands[number // 3], number % 3
 
 
-def _protein_means(network: ESM2, proteins: list[str]) -> Tensor:
+def _protein_means(network: ESM2, proteins: list[str], device: torch.device) -> Tensor:
     """Give each protein's mean over its residues, computed in fair-esm's batches."""
     dataset = FastaBatchedDataset(list(map(str, range(len(proteins)))), proteins)
     collate = network.alphabet.get_batch_converter(_MOST_RESIDUES)
     means = torch.empty(len(proteins), network.embed_dim)
     for rows in dataset.get_batch_indices(_TOKENS, extra_toks_per_seq=1):
         _, texts, tokens = collate([dataset[row] for row in rows])
-        hidden = network(tokens, repr_layers=[network.num_layers])["representations"][network.num_layers]
+        given = network(tokens.to(device), repr_layers=[network.num_layers])
+        hidden = given["representations"][network.num_layers].cpu()
         for row, text, states in zip(rows, texts, hidden, strict=True):
             means[row] = states[1 : min(_MOST_RESIDUES, len(text)) + 1].mean(0)
     return means
@@ -123,7 +126,9 @@ def _fair_esm(bundle: Bundle) -> ESM2:
     """Build fair-esm's network with the bundle's weights."""
     shape = bundle.shapes.protein
     network = ESM2(shape.layers, shape.width, shape.heads, Alphabet.from_architecture("ESM-1b"))
-    ours = load_file(bundle.directory / "protein.safetensors")
+    ours = {
+        name: tensor.float() for name, tensor in load_file(bundle.directory / "protein.safetensors").items()
+    }
     theirs = {"embed_tokens.weight": ours["embed.weight"], "lm_head.weight": ours["embed.weight"]}
     for kind in ("weight", "bias"):
         theirs[f"emb_layer_norm_after.{kind}"] = ours[f"norm.{kind}"]

@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import TABLES, assert_published_scores
+from support import TABLES, assert_published_scores, read_table
+from torch._dynamo.utils import counters
 
 from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, available, choose
 from virnuc_async.failures import DeviceOutOfMemory
+from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
+from virnuc_async.networks.dnabert_s import slopes
+from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
+from virnuc_async.progress import logger
 from virnuc_async.replica import Replica
 from virnuc_async.sequences import read_contigs
 from virnuc_async.settings import Precision, Settings
@@ -78,6 +83,75 @@ async def test_bf16_is_near_it(gpu: Device, golden_bundle: Bundle, source: str) 
     assert cosine.min() > 0.999
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "ALiBi"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", [on_runs, padded, varlen])
+def test_every_way_to_attend(gpu: Device, way: Attention, dtype: torch.dtype, bias: bool) -> None:
+    rows = sample(500, 168, 168, 168, 97, 52, 52, 3, 1)
+    packed, random = pack(rows), torch.Generator().manual_seed(7)
+    numbers = torch.randn(3, len(rows.ids), 12, 64, generator=random).to(dtype)
+    steps = torch.tensor(slopes(12)) if bias else None
+    wanted = on_runs(packed, steps)(*numbers.float())
+    try:
+        steps = None if steps is None else steps.to(gpu.torch_device)
+        found = way(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
+    except RuntimeError as error:
+        assert way is varlen
+        pytest.skip(f"no such kernel here: {error}")
+    error = (found.float().cpu() - wanted).abs().max()
+    assert error < (1e-5 if dtype is torch.float32 else 2e-2)
+
+
+def test_bf16_is_attended_without_padding(gpu: Device) -> None:
+    if not gpu.has_bf16:
+        pytest.skip("FlashAttention's kernels want capability 8.0")
+    assert fastest(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
+    assert fastest(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not on_runs
+
+
+async def test_batches_under_load_are_those_of_a_calm_device(
+    gpu: Device, golden_bundle: Bundle, source: str
+) -> None:
+    """Buffers and streams: fifty batches of all sizes at once, and one after another."""
+    replica = Replica(gpu, golden_bundle, Precision.FP32, embeddings=True)
+    some = [batch for budget in (400, 900, 3000, 10**6) for batch in batches(golden_bundle, source, budget)]
+    try:
+        await replica.load()
+        calm = [await replica.score(batch) for batch in some[:50]]
+        loaded = await asyncio.gather(*map(replica.score, some[:50]))
+    finally:
+        await replica.close()
+    for one, other in zip(calm, loaded, strict=True):
+        assert np.array_equal(one.probabilities, other.probabilities)
+        assert np.array_equal(one.embeddings, other.embeddings)  # type: ignore[arg-type]
+
+
+async def test_nothing_is_compiled_after_the_start(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+    replica = Replica(gpu, golden_bundle, Precision.BF16, compiled=True)
+    try:
+        assert await replica.load() is None
+        before = counters["stats"]["unique_graphs"]
+        for budget in (300, 1000, 10**6):
+            for batch in batches(golden_bundle, source, budget):
+                await replica.score(batch)
+        assert counters["stats"]["unique_graphs"] == before
+    finally:
+        await replica.close()
+
+
+async def test_a_proof_leaves_the_memory_reserved(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+    replica = Replica(gpu, golden_bundle, Precision.FP32)
+    try:
+        await replica.load()
+        await replica.prove(1 << 16)
+        before = torch.cuda.memory_reserved(gpu.torch_device)
+        for batch in batches(golden_bundle, source, 1 << 15):
+            await replica.score(batch)
+        assert torch.cuda.memory_reserved(gpu.torch_device) == before
+    finally:
+        await replica.close()
+
+
 async def test_two_replicas_on_one_card_give_the_same_bytes(
     golden_bundle: Bundle, source: str, tmp_path: Path
 ) -> None:
@@ -117,6 +191,54 @@ async def test_memory_that_runs_out_is_said_and_the_device_goes_on(
         assert np.isfinite((await replica.score(batch)).probabilities).all()
     finally:
         await replica.close()
+
+
+async def test_a_budget_that_is_too_large_is_halved_and_the_run_goes_on(
+    gpu: Device, golden_bundle: Bundle, source: str, tmp_path: Path
+) -> None:
+    many = tmp_path / "many.fa"
+    many.write_bytes(Path(source).read_bytes() * 50)
+    settings = Settings(
+        golden_bundle.directory, devices=(gpu.name,), precision=Precision.FP32, tokens_per_batch=10**7
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    calm = await run_pipeline([many], tmp_path / "calm", settings)
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(peak / 3 / gpu.memory)
+    try:
+        tight = await run_pipeline([many], tmp_path / "tight", settings)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (calm.reproducible, tight.reproducible) == (True, False)
+    assert tight.counts["failures"] == 0
+    said = (tmp_path / "tight" / "run.log").read_text()
+    assert "has no room for batches of" in said or "ran out of memory on a batch of" in said
+    wanted, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
+    assert [row[0] for row in found] == [row[0] for row in wanted]
+    scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (wanted, found)]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
+
+
+async def test_cancelled_and_resumed_it_gives_the_same_bytes(
+    gpu: Device, golden_bundle: Bundle, source: str, tmp_path: Path
+) -> None:
+    settings = Settings(golden_bundle.directory, devices=(gpu.name,), tokens_per_batch=300)
+    calm = await run_pipeline([source], tmp_path / "calm", settings)
+    some_done = asyncio.Event()
+    sink = logger.add(lambda line: some_done.set() if " done on " in line else None, level="DEBUG")
+    task = asyncio.create_task(run_pipeline([source], tmp_path / "cut", settings))
+    await some_done.wait()
+    logger.remove(sink)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    resumed = await run_pipeline([source], tmp_path / "cut", settings)
+    assert resumed.finished
+    assert resumed.counts == calm.counts
+    for name in TABLES:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
 
 
 def batched(rows: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from running import predict
 from support import read_table
 
-from virnuc_async.bundles import Bundle
+from virnuc_async.bundles import Bundle, find
+from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences import read_contigs
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,17 @@ def test_the_replay_gives_the_published_scores(
     assert list(theirs.scores) == [row[0] for row in published]
     wanted = [(float(row[2]), float(row[3])) for row in published]
     assert [theirs.scores[row[0]] for row in published] == [pytest.approx(w, abs=1e-5) for w in wanted]
+
+
+def test_a_bundle_of_random_weights_gives_scores(script: Script, golden: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "random"
+    script("random_bundle").write(directory, ProteinShape(2, 32, 4), NucleotideShape(2, 24, 3, 48, 4096))
+    find(directory).check()
+    assert predict(golden / "upstream" / "input.fa", tmp_path / "out", "--model", directory).code == 0
+    rows = read_table(tmp_path / "out" / "prediction_results.txt")[1:]
+    virus = [float(row[3]) for row in rows]
+    assert 0 < min(virus) < max(virus) < 1
+    assert len(set(virus)) > len(virus) / 2
 
 
 def test_simulated_devices_are_busy_as_long_as_the_model_says(

@@ -1,0 +1,84 @@
+"""
+A bundle of random weights in the published networks' shapes, to measure with where those cannot be had.
+
+Its answers mean nothing. The tokenizer is the shipped model's, the numbers are as large as a trained
+network's.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from virnuc_async.bundles import DEFAULT, Shapes, find, seal
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+
+SHAPES = {
+    "8M": ProteinShape(6, 320, 20),
+    "35M": ProteinShape(12, 480, 20),
+    "150M": ProteinShape(30, 640, 20),
+    "650M": ProteinShape(33, 1280, 20),
+    "3B": ProteinShape(36, 2560, 40),
+}
+DNABERT_S = NucleotideShape(12, 768, 12, 3072, 4096)
+NOTICE = "random weights: the scores mean nothing"
+
+
+def scaled(network: nn.Module) -> nn.Module:
+    """Fill *network* with random numbers as large as a trained network's."""
+    torch.manual_seed(1)
+    for name, tensor in network.named_parameters():
+        if tensor.ndim == 2:
+            tensor.data.normal_(0, 1 if "embed" in name else tensor.shape[1] ** -0.5)
+        elif "norm" in name and name.endswith("weight"):
+            tensor.data.uniform_(0.5, 1.5)
+        else:
+            tensor.data.normal_(0, 0.1)
+    return network.requires_grad_(False).eval()
+
+
+def filled(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Give the tensors of a network; the weights of its layers in *dtype*."""
+    with torch.device("meta"):
+        network = build()
+    network.to(dtype).to_empty(device="cpu")
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm1d)):
+        norm.reset_running_stats()
+    return dict(scaled(network).state_dict())
+
+
+def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = DNABERT_S) -> None:
+    """Write a bundle of the two encoders in BF16, and a classifier of 512 in FP32 behind them."""
+    shipped = find(DEFAULT)
+    shapes = Shapes(protein, nucleotide, ClassifierShape(protein.width + nucleotide.width, 512))
+    directory.mkdir(parents=True)
+    for name, build, kept in (
+        ("protein", lambda: Esm2(protein), torch.bfloat16),
+        ("nucleotide", lambda: DnabertS(nucleotide), torch.bfloat16),
+        ("classifier", lambda: Classifier(shapes.classifier), torch.float32),
+    ):
+        save_file(filled(build, kept), directory / f"{name}.safetensors")
+    shutil.copy(shipped.directory / "tokenizer.json", directory)
+    origin = dict.fromkeys(("protein", "nucleotide", "classifier"), "scripts/random_bundle.py")
+    origin["tokenizer"] = shipped.name
+    seal(directory, directory.name, shipped.length, shapes, origin, licence="MIT", notice=NOTICE)
+
+
+def main() -> None:
+    """Write the bundle that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("shape", choices=list(SHAPES), help="of ESM-2")
+    parser.add_argument("directory", type=Path, help="a new one")
+    told = parser.parse_args()
+    write(told.directory, SHAPES[told.shape])
+
+
+if __name__ == "__main__":
+    main()
