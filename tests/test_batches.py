@@ -1,5 +1,6 @@
 """Windows and batches: functions of the input alone, with every record and ORF in exactly one."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnuc_async import batches
 from virnuc_async.batches import Batch, Window, form_windows, longest_first
 from virnuc_async.failures import BrokenInput
 from virnuc_async.fragments import cut
 from virnuc_async.orfs import open_frames
 from virnuc_async.sequences import Contig, read_contigs
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.tokens import OrfTokenizer, Ragged
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80).map(lambda rows: np.array(rows, dtype=np.int64))
 CONTIGS = st.lists(
@@ -42,11 +44,18 @@ def test_batches_hold_every_row_once_longest_first_within_the_budget(
             assert tokens + lengths[after[0]] > budget
 
 
-@given(files=st.lists(CONTIGS, max_size=4), size=st.integers(1, 9), length=st.integers(20, 60))
+@given(
+    files=st.lists(CONTIGS, max_size=4),
+    size=st.integers(1, 9),
+    length=st.integers(20, 60),
+    block=st.sampled_from([1, 50, 200, 1 << 17]),
+)
 def test_windows_hold_every_record_and_orf_in_input_order(
-    tokenizer: OrfTokenizer, files: list[list[Contig]], size: int, length: int
+    tokenizer: OrfTokenizer, files: list[list[Contig]], size: int, length: int, block: int
 ) -> None:
-    windows = _form(files, tokenizer, length, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_BLOCK_BASES", block)
+        windows = _form(files, tokenizer, length, size)
     assert [window.number for window in windows] == list(range(len(windows)))
     rows = [row for window in windows for row in window.contigs]
     contigs = [(number, contig) for number, file in enumerate(files) for contig in file]
@@ -76,6 +85,18 @@ def test_a_window_ends_at_a_fragment_and_is_as_full_as_it_can_be(
     assert all(len(window.places) < size + 6 and len(window.contigs) <= size for window in windows)
 
 
+@given(files=st.lists(CONTIGS, max_size=4), size=st.integers(1, 9), length=st.integers(20, 60))
+def test_windows_are_the_same_whatever_is_translated_at_once(
+    tokenizer: OrfTokenizer, files: list[list[Contig]], size: int, length: int
+) -> None:
+    found = []
+    for block in (1, 60, 300, 1 << 17):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "_BLOCK_BASES", block)
+            found.append([_content(window) for window in _form(files, tokenizer, length, size)])
+    assert all(windows == found[0] for windows in found)
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(5, 60))
 def test_batches_of_a_window_carry_their_own_orfs(
     tokenizer: OrfTokenizer, codons: list[int], budget: int
@@ -101,6 +122,11 @@ def test_halves_are_the_batch(tokenizer: OrfTokenizer) -> None:
     assert left.residues.lengths.min() >= right.residues.lengths.max()
     for half in (left, right):
         _check_rows(half, window)
+
+
+def test_the_digest_is_of_lengths_ids_and_bases(tokenizer: OrfTokenizer) -> None:
+    (window,) = _form([[Contig(b"a", b"ACgt")], [Contig(b"bc", b"GCA"), Contig(b"", b"")]], tokenizer, 3, 99)
+    assert window.digest == hashlib.sha256(b"0 1 4\naACgt1 2 3\nbcGCA1 0 0\n").digest()
 
 
 def test_the_digest_tells_content_and_its_division_apart(tokenizer: OrfTokenizer) -> None:
@@ -149,6 +175,16 @@ def test_tokens_of_the_golden_input_are_those_of_each_orf_alone(
                 window.nucleotides.take(one).ids.tolist() == tokenizer.nucleotides([orf.bases]).ids.tolist()
             )
             assert window.residues.take(one).ids.tolist() == tokenizer.residues([orf.protein]).ids.tolist()
+
+
+def _content(window: Window) -> tuple[object, ...]:
+    plain = (window.number, window.first, window.contigs, window.files, window.digest)
+    columns = (window.places, *_arrays(window.nucleotides), *_arrays(window.residues))
+    return *plain, *(column.tolist() for column in columns)
+
+
+def _arrays(tokens: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    return tokens.ids, tokens.lengths
 
 
 def _form(files: list[list[Contig]], tokenizer: OrfTokenizer, length: int, size: int) -> list[Window]:

@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import fasta, pieces
 
-from virnuc_async.fragments import cut
+from virnuc_async.fragments import cut, cut_all
 
 
 def slow_cut(bases: int, length: int) -> list[tuple[int, int]]:
@@ -58,3 +59,13 @@ def test_no_base_is_lost(bases: int, length: int):
     assert ranges[-1][1] == bases
     assert all(first[0] < second[0] <= first[1] for first, second in zip(ranges, ranges[1:], strict=False))
     assert all(0 < end - start <= length for start, end in ranges)
+
+
+@given(st.lists(st.integers(0, 3_000), max_size=20), st.integers(1, 700))
+def test_many_contigs_are_cut_as_each_alone(lengths: list[int], length: int):
+    found = cut_all(np.array(lengths, np.int64), length)
+    assert list(zip(found.contigs.tolist(), found.numbers.tolist(), found.ranges.tolist(), strict=True)) == [
+        (contig, number, [sum(lengths[:contig]) + start, sum(lengths[:contig]) + end])
+        for contig, bases in enumerate(lengths)
+        for number, (start, end) in enumerate(slow_cut(bases, length))
+    ]

@@ -124,3 +124,15 @@ def test_a_part_of_a_contig_is_translated_as_if_it_stood_alone(bases: bytes, dat
     start = data.draw(st.integers(0, len(bases)))
     end = data.draw(st.integers(start, len(bases)))
     assert list(open_frames(bases, [(start, end)])) == slow_orfs(bases[start:end])
+
+
+@given(DNA, st.data())
+def test_fragments_in_any_number_and_order_are_translated_as_each_alone(bases: bytes, data: st.DataObject):
+    places = st.integers(0, len(bases))
+    ranges = data.draw(
+        st.lists(st.tuples(places, places).map(lambda pair: (min(pair), max(pair))), max_size=9)
+    )
+    found = open_frames(bases, ranges)
+    assert list(zip(found.fragments.tolist(), found, strict=True)) == [
+        (number, orf) for number, (start, end) in enumerate(ranges) for orf in slow_orfs(bases[start:end])
+    ]

@@ -8,15 +8,14 @@ is in it. A window runs across files, so that many small files fill batches as o
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .failures import InputError
-from .fragments import cut
-from .orfs import open_frames
+from .fragments import cut_all
+from .orfs import Orfs, open_frames
 from .sequences import Contig
 from .tokens import OrfTokenizer, Ragged
 
@@ -25,8 +24,8 @@ from .tokens import OrfTokenizer, Ragged
 WINDOW_ORFS = 4096
 
 # Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
-_BLOCK_BASES = 1 << 16
-_BLOCK_ITEMS = 1 << 12
+_BLOCK_BASES = 1 << 17
+_RECORD_BASES = 16  # that a record counts for beside its own, as it takes memory too
 
 Reader = Callable[[str], Iterator[Contig]]
 
@@ -153,123 +152,113 @@ def form_windows(
     fails is in ``Window.files`` with its failure; the records before that count.
     """
     forming = _Forming()
-    for block in _blocks(_items(paths, read, length)):
-        for item, first, last in block.items():
-            if isinstance(item, FileRow):
-                forming.files.append(item)
-                continue
-            if item.is_first:
-                forming.begin(item)
-            while last - first >= (room := size - len(forming.proteins)):
-                end = block.fragment_end(first + room - 1)
-                forming.add(block, first, end)
+    for records in _gathered(paths, read):
+        for block in records.blocks(length):
+            begin = _Mark(0, 0)
+            while end := forming.full_at(block, begin, size):
+                forming.add(block, begin, end)
                 yield forming.window(tokenizer)
-                first = end
-            forming.add(block, first, last)
-            # Records count too: a million of them without an ORF must not gather in memory.
-            if len(forming.contigs) >= size:
-                yield forming.window(tokenizer)
+                begin = end
+            forming.add(block, begin, block.end)
     if forming.holds_anything:
         yield forming.window(tokenizer)
 
 
+class _Mark(NamedTuple):
+    """A place in a block: how many records begin before it, and how many ORFs are before it."""
+
+    records: int
+    orfs: int
+
+
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Consecutive fragments of a contig, of about _BLOCK_BASES bases at most."""
+class _Block:
+    """Consecutive fragments and what begins and ends with them; a long record is several blocks."""
 
-    file: int
-    number: int  # of the contig in the run, from 0
-    contig: Contig
-    count: int  # of the contig's fragments
-    before: int  # fragments of the contig before these
-    fragments: list[tuple[int, int]]
-
-    @property
-    def is_first(self) -> bool:
-        return not self.before
+    contigs: list[Contig]  # that begin in it
+    rows: list[ContigRow]  # of these
+    files: list[tuple[int, FileRow]]  # that end in it, with the number of records before
+    orfs: Orfs
+    places: NDArray[np.int64]  # of the ORFs: contig's number, fragment's from 1, frame
 
     @property
-    def begin(self) -> int:
-        return self.fragments[0][0] if self.fragments else 0
+    def end(self) -> _Mark:
+        """Give the place behind everything, the files behind the last record included."""
+        return _Mark(len(self.rows) + 1, len(self.orfs))
+
+    def behind_fragment_of(self, orf: int) -> _Mark:
+        """Give the place behind the fragment that *orf* is of."""
+        fragments = self.orfs.fragments
+        records = int(self.places[orf, 0]) - self.rows[0].number + 1 if self.rows else 0
+        return _Mark(records, int(np.searchsorted(fragments, fragments[orf], side="right")))
+
+    def behind_record(self, record: int) -> _Mark:
+        """Give the place behind *record* and all of its ORFs."""
+        number = self.rows[record].number
+        return _Mark(record + 1, int(np.searchsorted(self.places[:, 0], number, side="right")))
+
+
+def _gathered(paths: Iterable[str], read: Reader) -> Iterator["_Records"]:
+    """Gather records so that many short ones are translated as one; a long one stands alone."""
+    records, room = _Records(0), _BLOCK_BASES
+    for file, path in enumerate(paths):
+        first, failure = records.end, None
+        try:
+            for contig in read(path):
+                used = len(contig.bases) + _RECORD_BASES
+                if records.contigs and used > room:
+                    yield records
+                    records, room = _Records(records.end), _BLOCK_BASES
+                records.contigs.append(contig)
+                records.sources.append(file)
+                room -= used
+                if room <= 0:
+                    yield records
+                    records, room = _Records(records.end), _BLOCK_BASES
+        except InputError as error:
+            failure = error
+        records.files.append((len(records.contigs), FileRow(file, path, records.end - first, failure)))
+    yield records
+
+
+@dataclass(slots=True)
+class _Records:
+    """Consecutive records that are to be translated at once, or a long one."""
+
+    first: int  # number in the run of the first one
+    contigs: list[Contig] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)  # of each: number of its file
+    files: list[tuple[int, FileRow]] = field(default_factory=list)  # as in a block
 
     @property
     def end(self) -> int:
-        return self.fragments[-1][1] if self.fragments else 0
+        """The number in the run of the record behind these."""
+        return self.first + len(self.contigs)
+
+    def blocks(self, length: int) -> Iterator[_Block]:
+        """Cut into fragments of *length* bases and translate them."""
+        bases = [contig.bases for contig in self.contigs]
+        lengths = np.fromiter(map(len, bases), np.int64, len(bases))
+        owners, numbers, ranges = cut_all(lengths, length)
+        of_fragments = np.column_stack((owners + self.first, numbers + 1))
+        text, contigs, files = b"".join(bases), self.contigs, self.files
+        rows = self._rows(lengths, np.bincount(owners, minlength=len(bases)))
+        step = max(1, _BLOCK_BASES // length if len(bases) == 1 else len(owners))
+        for begin in range(0, max(1, len(owners)), step):
+            orfs = _translate(text, ranges[begin : begin + step])
+            places = np.column_stack((of_fragments[begin + orfs.fragments], orfs.frames))
+            yield _Block(contigs, rows, files, orfs, places)
+            contigs, rows, files = [], [], []
+
+    def _rows(self, lengths: NDArray[np.int64], fragments: NDArray[np.int64]) -> list[ContigRow]:
+        numbers, ids = range(self.first, self.end), [contig.id for contig in self.contigs]
+        return list(map(ContigRow, numbers, self.sources, ids, lengths.tolist(), fragments.tolist()))
 
 
-_Item = _Part | FileRow
-
-
-def _items(paths: Iterable[str], read: Reader, length: int) -> Iterator[_Item]:
-    """Give the parts of every contig, and each file's end behind the parts of its contigs."""
-    number, step = 0, max(1, _BLOCK_BASES // length)
-    for file, path in enumerate(paths):
-        begun, failure = number, None
-        try:
-            for contig in read(path):
-                fragments = list(cut(len(contig.bases), length))
-                for before in range(0, max(1, len(fragments)), step):
-                    some = fragments[before : before + step]
-                    yield _Part(file, number, contig, len(fragments), before, some)
-                number += 1
-        except InputError as error:
-            failure = error
-        yield FileRow(file, path, number - begun, failure)
-
-
-def _blocks(items: Iterable[_Item]) -> Iterator["_Block"]:
-    """Gather items so that many short contigs are translated as one long one."""
-    some: list[_Item] = []
-    bases = 0
-    for item in items:
-        some.append(item)
-        bases += item.end - item.begin if isinstance(item, _Part) else 0
-        if bases >= _BLOCK_BASES or len(some) >= _BLOCK_ITEMS:
-            yield _Block(some)
-            some, bases = [], 0
-    yield _Block(some)
-
-
-class _Block:
-    """Items with the ORFs of all their fragments, in columns."""
-
-    def __init__(self, items: list[_Item]) -> None:
-        parts = [item for item in items if isinstance(item, _Part)]
-        pieces = [part.contig.bases[part.begin : part.end] for part in parts]
-        shifts = [0, *accumulate(map(len, pieces))]
-        ranges = [
-            (start + shift - part.begin, end + shift - part.begin)
-            for part, shift in zip(parts, shifts, strict=False)
-            for start, end in part.fragments
-        ]
-        self._items = items
-        self._orfs = open_frames(b"".join(pieces), ranges)
-        self._part_ends = np.searchsorted(
-            self._orfs.fragments, np.cumsum([len(part.fragments) for part in parts])
-        ).tolist()
-        self.places = self._places(parts)  # of the ORFs: contig's number, fragment's from 1, frame
-        self.proteins, self.bases = self._orfs.proteins, self._orfs.bases
-
-    def items(self) -> Iterator[tuple[_Item, int, int]]:
-        """Give each item with the half-open range of its ORFs."""
-        ends, last = iter(self._part_ends), 0
-        for item in self._items:
-            first, last = last, next(ends) if isinstance(item, _Part) else last
-            yield item, first, last
-
-    def fragment_end(self, orf: int) -> int:
-        """Give the number behind the last ORF of the fragment that *orf* is of."""
-        fragments = self._orfs.fragments
-        return int(np.searchsorted(fragments, fragments[orf], side="right"))
-
-    def _places(self, parts: list[_Part]) -> NDArray[np.int64]:
-        fragments = [
-            (part.number, part.before + number)
-            for part in parts
-            for number in range(1, len(part.fragments) + 1)
-        ]
-        of_fragment = np.array(fragments, dtype=np.int64).reshape(-1, 2)
-        return np.column_stack((of_fragment[self._orfs.fragments], self._orfs.frames))
+def _translate(bases: bytes, ranges: NDArray[np.int64]) -> Orfs:
+    """Give the ORFs of consecutive fragments, of which only the part of *bases* is looked at."""
+    begin, end = (int(ranges[0, 0]), int(ranges[-1, 1])) if len(ranges) else (0, 0)
+    return open_frames(bases[begin:end], ranges - begin)
 
 
 @dataclass(slots=True)
@@ -289,19 +278,33 @@ class _Forming:
     def holds_anything(self) -> bool:
         return bool(self.proteins or self.contigs or self.files)
 
-    def begin(self, part: _Part) -> None:
-        contig, length = part.contig, len(part.contig.bases)
-        self.contigs.append(ContigRow(part.number, part.file, contig.id, length, part.count))
-        # Lengths first, so that no other division into file, id and bases reads the same.
-        self.digest.update(b"%d %d %d\n" % (part.file, len(contig.id), length))
-        self.digest.update(contig.id)
-        self.digest.update(contig.bases)
+    def full_at(self, block: _Block, begin: _Mark, size: int) -> _Mark | None:
+        """Give the place in *block* at which the window is full, if what is behind *begin* is added."""
+        orf = begin.orfs + size - len(self.proteins) - 1
+        # Records count too: a million of them without an ORF must not gather in memory.
+        record = begin.records + size - len(self.contigs) - 1
+        marks = []
+        if orf < len(block.orfs):
+            marks.append(block.behind_fragment_of(orf))
+        if record < len(block.rows):
+            marks.append(block.behind_record(record))
+        return min(marks, default=None)
 
-    def add(self, block: _Block, first: int, last: int) -> None:
-        if first < last:
-            self.proteins += block.proteins[first:last]
-            self.bases += block.bases[first:last]
-            self.places.append(block.places[first:last])
+    def add(self, block: _Block, begin: _Mark, end: _Mark) -> None:
+        """Take what is between two places in *block*."""
+        records, orfs = slice(begin.records, end.records), slice(begin.orfs, end.orfs)
+        rows = block.rows[records]
+        self.contigs += rows
+        self.files += [file for before, file in block.files if begin.records <= before < end.records]
+        # Lengths first, so that no other division into file, id and bases reads the same.
+        texts = (
+            b"%d %d %d\n%b%b" % (row.file, len(row.id), row.length, row.id, contig.bases)
+            for row, contig in zip(rows, block.contigs[records], strict=True)
+        )
+        self.digest.update(b"".join(texts))
+        self.proteins += block.orfs.proteins[orfs]
+        self.bases += block.orfs.bases[orfs]
+        self.places.append(block.places[orfs])
 
     def window(self, tokenizer: OrfTokenizer) -> Window:
         """Give the window as it is and begin the next one."""

@@ -1,6 +1,18 @@
 """A contig is cut into fragments of a fixed length, as VirNucPro's ``split_fasta_chunk`` does."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Fragments(NamedTuple):
+    """The fragments of several contigs that stand one behind the other, in columns."""
+
+    contigs: NDArray[np.int64]  # (F,): which of the contigs each is of
+    numbers: NDArray[np.int64]  # (F,): within the contig, from 0
+    ranges: NDArray[np.int64]  # (F, 2): half-open, in the bases of all contigs
 
 
 def cut(bases: int, length: int) -> Iterator[tuple[int, int]]:
@@ -9,15 +21,22 @@ def cut(bases: int, length: int) -> Iterator[tuple[int, int]]:
 
     An empty contig has no fragment; one of at most *length* bases is one fragment.
     """
+    starts, ends = cut_all(np.array([bases]), length).ranges.T.tolist()
+    return zip(starts, ends, strict=True)
+
+
+def cut_all(lengths: NDArray[np.int64], length: int) -> Fragments:
+    """Cut contigs of *lengths* bases, one behind the other, into fragments of *length*."""
     # The published rule divides the slack by the fragments, not by the seams between them,
     # so that the last fragment is often short: 501 bases make 500 + 251. Published scores
     # were made that way: do not "fix" it.
-    count = -(-bases // length)
-    if not count:
-        return
-    overlap, longer = divmod(count * length - bases, count)
+    counts = -(-lengths // length)
+    overlaps, longer = np.divmod(counts * length - lengths, np.maximum(counts, 1))
     # All seams but the last are up for the rest, and each takes one base of it.
-    longer += overlap
-    for number in range(count):
-        start = number * (length - overlap) - min(number, longer)
-        yield start, min(start + length, bases)
+    longer += overlaps
+    contigs = np.repeat(np.arange(len(lengths)), counts)
+    numbers = np.arange(len(contigs)) - (np.cumsum(counts) - counts)[contigs]
+    starts = numbers * (length - overlaps)[contigs] - np.minimum(numbers, longer[contigs])
+    ends = np.minimum(starts + length, lengths[contigs])
+    begins = (np.cumsum(lengths) - lengths)[contigs]
+    return Fragments(contigs, numbers, np.column_stack((starts + begins, ends + begins)))

@@ -2,8 +2,9 @@
 Six-frame translation: the frames of a fragment without a stop codon are its ORFs.
 
 VirNucPro's rule: a codon with any letter but A, C, G, T is dropped and does not end a frame, and
-letters other than A, C, G, T are their own complement. Translation is columnar: every position
-of a contig is translated once on each strand, and a frame is every third letter of that.
+letters other than A, C, G, T are their own complement. Translation is columnar: the codon at
+every position is translated once for each strand and put into one of three rows, by the remainder
+of its position, so that a frame is a stretch of a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,13 @@ from numpy.typing import NDArray
 
 # The standard genetic code in the order T, C, A, G of each base (NCBI translation table 1).
 _STANDARD_CODE = b"FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
-_STOP = ord("*")
-_COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
-_DROPPED = b"\0"  # stands where a codon has a letter outside ACGT
+# A stop sorts before all else: the least letter of a frame says whether it is open.
+_STOP = b"*"
+_DROPPED = b"-"  # stands where a codon has a letter outside ACGT
+_OTHER = b"\4"  # the number of a letter outside ACGT
+_COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
+
+_Column = NDArray[np.int64]
 
 
 class Frame(IntEnum):
@@ -57,51 +62,58 @@ class Orfs:
         return map(Orf._make, zip(*columns, strict=True))
 
 
-def open_frames(bases: bytes, fragments: Sequence[tuple[int, int]]) -> Orfs:
+def open_frames(bases: bytes, fragments: Sequence[tuple[int, int]] | NDArray[np.int64]) -> Orfs:
     """
     Give the ORFs of *fragments*, half-open ranges of *bases*: F1 to R3 of each.
 
     *bases* may be of any letters, in any case, and of several contigs one behind the other: a
     frame never leaves its fragment.
     """
-    size = len(bases)
-    forward = bases.upper()
-    reverse = forward[::-1].translate(_COMPLEMENT)
-    ranges = np.array(fragments, dtype=np.int64).reshape(-1, 2)
-    strands = (_Strand(forward, ranges), _Strand(reverse, size - ranges[:, ::-1]))
-    rows, frames = np.nonzero(np.concatenate([strand.are_open for strand in strands], axis=1))
-    proteins, bases_of = [b""] * len(rows), [b""] * len(rows)
-    for number, strand in enumerate(strands):
-        for at, protein, read in strand.orfs(rows, frames - 3 * number):
-            proteins[at], bases_of[at] = protein, read
-    return _without_empty(Orfs(rows, frames, proteins, bases_of))
+    ranges = np.asarray(fragments, dtype=np.int64).reshape(-1, 2)
+    residues, strands = _residues(bases), _both_strands(bases)
+    owners, frames, places, codons = _stop_free(ranges, residues)
+    # Dropped codons shorten the protein, and with it the bases that are embedded.
+    proteins = [part.replace(_DROPPED, b"") for part in _parts(residues, places, places + codons)]
+    sizes = 3 * np.fromiter(map(len, proteins), np.int64, len(proteins)) + 1
+    on_strands = np.stack((ranges, 2 * len(bases) - ranges[:, ::-1]))
+    starts, ends = on_strands[frames // 3, owners].T
+    begins = starts + frames % 3
+    read = _parts(strands, begins, np.minimum(begins + sizes, ends))
+    return _without_empty(Orfs(owners, frames, proteins, read))
 
 
-class _Strand:
-    """One strand, translated at every position; *ranges* (fragments, 2) count along it."""
+def _stop_free(ranges: _Column, residues: bytes) -> tuple[_Column, _Column, _Column, _Column]:
+    """Give the frames with codons and without a stop: fragment, frame, place in *residues*, codons."""
+    offsets, places, codons = _six_frames(ranges, len(residues))
+    rows, owners = np.nonzero(_have_no_stop(residues, places, codons) & (codons > 0))
+    frames = offsets[rows, owners] + rows // 3 * 3
+    order = np.lexsort((frames, owners))
+    rows, owners = rows[order], owners[order]
+    return owners, frames[order], places[rows, owners], codons[rows, owners]
 
-    def __init__(self, bases: bytes, ranges: NDArray[np.int64]) -> None:
-        self._bases = bases
-        self._residues = _translate_every_position(bases)
-        self._begins = ranges[:, :1] + np.arange(3)  # fragments, offsets
-        self._codons = np.maximum(ranges[:, 1:] - self._begins, 0) // 3
-        self._ends = ranges[:, 1]
-        stops = _stops_before(self._residues, len(bases))
-        is_free = stops[self._begins + 3 * self._codons] == stops[self._begins]
-        self.are_open = is_free & (self._codons > 0)
 
-    def orfs(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> Iterator[tuple[int, bytes, bytes]]:
-        """Read those of the frames that are on this strand: place among *rows*, protein, bases."""
-        (ours,) = np.nonzero((offsets >= 0) & (offsets < 3))
-        rows, offsets = rows[ours], offsets[ours]
-        begins, codons = self._begins[rows, offsets], self._codons[rows, offsets]
-        stops = begins + 3 * codons
-        for at, begin, stop, end in zip(
-            *(column.tolist() for column in (ours, begins, stops, self._ends[rows])), strict=True
-        ):
-            # Dropped codons shorten the protein, and with it the bases that are embedded.
-            protein = self._residues[begin:stop:3].replace(_DROPPED, b"")
-            yield at, protein, self._bases[begin : min(begin + 3 * len(protein) + 1, end)]
+def _six_frames(ranges: _Column, residues: int) -> tuple[_Column, _Column, _Column]:
+    """Give all frames, each column (6 rows, fragments): offset, place among *residues*, codons."""
+    starts, ends = ranges.T
+    rows = np.arange(3)[:, None]
+    forward, reverse = (rows - starts) % 3, (ends - rows) % 3
+    offsets = np.concatenate((forward, reverse))
+    skipped = rows * (residues // 6)
+    places = np.concatenate((skipped + (starts + forward) // 3, residues - skipped - (ends - reverse) // 3))
+    # A frame without a codon may begin behind the end.
+    return offsets, np.minimum(places, residues), np.maximum(ends - starts - offsets, 0) // 3
+
+
+def _have_no_stop(residues: bytes, places: _Column, codons: _Column) -> NDArray[np.bool_]:
+    letters = np.frombuffer(residues + _DROPPED, dtype=np.uint8)  # frames may begin at the end
+    # Every other stretch is what lies between two frames: a letter or two.
+    bounds = np.stack((places, places + codons), axis=-1)
+    least = np.minimum.reduceat(letters, bounds.reshape(-1))[::2]
+    return least.reshape(places.shape) > ord(_STOP)
+
+
+def _parts(letters: bytes, begins: _Column, ends: _Column) -> list[bytes]:
+    return [letters[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
 def _without_empty(orfs: Orfs) -> Orfs:
@@ -113,35 +125,48 @@ def _without_empty(orfs: Orfs) -> Orfs:
     return Orfs(orfs.fragments[kept], orfs.frames[kept], proteins, bases)
 
 
-def _stops_before(residues: bytes, bases: int) -> NDArray[np.int32]:
-    """Count, for each position and the end, the stops before it in its frame: 3, 6, ... before."""
-    # A row a codon, a column a frame; two rows more than codons, for frames that begin at the end.
-    stops = np.zeros((bases // 3 + 2, 3), dtype=np.int32)
-    stops.reshape(-1)[3 : 3 + len(residues)] = np.frombuffer(residues, dtype=np.uint8) == _STOP
-    return np.cumsum(stops, axis=0, dtype=np.int32).reshape(-1)
-
-
 def _base_numbers() -> bytes:
-    """Map T, C, A, G to 0 to 3, and any other letter to 4."""
+    """Map T, C, A, G in any case to 0 to 3, and any other letter to 4."""
     numbers = bytearray([4] * 256)
-    for number, base in enumerate(b"TCAG"):
-        numbers[base] = number
+    for number, letters in enumerate((b"Tt", b"Cc", b"Aa", b"Gg")):
+        for letter in letters:
+            numbers[letter] = number
     return bytes(numbers)
 
 
-def _codon_table() -> bytes:
-    """Map 25 a + 5 b + c to a residue, for the numbers of three bases."""
-    table = np.zeros((5, 5, 5), dtype=np.uint8)
-    table[:4, :4, :4] = np.frombuffer(_STANDARD_CODE, dtype=np.uint8).reshape(4, 4, 4)
-    return table.tobytes().ljust(256, _DROPPED)
+def _codon_tables() -> tuple[bytes, bytes]:
+    """Map 25 a + 5 b + c, for the numbers of three bases, to the residue that each strand reads."""
+    forward = np.frombuffer(_STANDARD_CODE, dtype=np.uint8).reshape(4, 4, 4)
+    # A and T, and C and G, are two numbers apart; the other strand reads c, b, a.
+    reverse = np.roll(forward, 2, axis=(0, 1, 2)).T
+    tables = np.full((2, 5, 5, 5), ord(_DROPPED), dtype=np.uint8)
+    tables[:, :4, :4, :4] = forward, reverse
+    return tables[0].tobytes().ljust(256, _DROPPED), tables[1].tobytes().ljust(256, _DROPPED)
 
 
 _NUMBERS = _base_numbers()
-_CODONS = _codon_table()
+_FORWARD_CODE, _REVERSE_CODE = _codon_tables()
 
 
-def _translate_every_position(bases: bytes) -> bytes:
-    """Translate the codon that begins at each position but the last two."""
-    numbers = np.frombuffer(bases.translate(_NUMBERS), dtype=np.uint8)
-    codons = 25 * numbers[:-2] + 5 * numbers[1:-1] + numbers[2:]
-    return codons.tobytes().translate(_CODONS)
+def _both_strands(bases: bytes) -> bytes:
+    letters = np.frombuffer(bases, dtype=np.uint8)
+    # Looking is twenty times as fast as upper(), and most sequences are in upper case.
+    forward = bases if letters.max(initial=0) < ord("a") else bases.upper()
+    reverse = np.frombuffer(forward, dtype=np.uint8)[::-1].tobytes()
+    return forward + reverse.translate(_COMPLEMENT)
+
+
+def _residues(bases: bytes) -> bytes:
+    """
+    Translate the codon at every position on both strands, into six rows of the same length.
+
+    Position p of the forward strand is in row p % 3 at p // 3; the other strand's rows are the
+    same codons, last row and last codon first.
+    """
+    codons = len(bases) // 3 + 2  # a row
+    padded = bases.translate(_NUMBERS).ljust(3 * codons + 4, _OTHER)
+    numbers = np.frombuffer(padded, dtype=np.uint8)
+    letters = np.stack([numbers[offset : offset + 3 * codons : 3] for offset in range(5)])
+    rows = 25 * letters[:3] + 5 * letters[1:4] + letters[2:]
+    reverse = rows.reshape(-1)[::-1].tobytes()
+    return rows.tobytes().translate(_FORWARD_CODE) + reverse.translate(_REVERSE_CODE)

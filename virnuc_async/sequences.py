@@ -12,11 +12,10 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from .failures import BrokenInput, NotSequences, UnreadableInput
 
@@ -29,18 +28,18 @@ STDIN = "-"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError)
-_BLOCK = 1 << 20  # bytes of text parsed at a time
+_BLOCK = 1 << 18  # bytes of text parsed at a time: few enough to stay in the cache
 _SUFFIXES = frozenset({".fa", ".fasta", ".fas", ".fna", ".ffn", ".fq", ".fastq"})
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
-# An RNA contig would have no stops, and an aligned one no frames: U is read as T, gaps go.
-_AS_DNA = bytes.maketrans(b"Uu", b"Tt")
-_NOT_BASES = b" \t\r\n-."
 _IUPAC = b"ACGTURYSWKMBDHVNXacgturyswkmbdhvnx"
+_GAPS = b"-. \t\r"
+_STRANGE = bytes(range(256)).translate(None, _IUPAC + _GAPS)
+# An RNA contig would have no stops, and an aligned one no frames: U is read as T, gaps go.
+_AS_DNA = bytes.maketrans(b"Uu" + _GAPS + _STRANGE, b"Tt" + b"-" * len(_GAPS) + b"?" * len(_STRANGE))
 
 
-@dataclass(frozen=True, slots=True)
-class Contig:
+class Contig(NamedTuple):
     """One record: its id is the header up to the first white space, byte for byte."""
 
     id: bytes
@@ -231,19 +230,26 @@ class _Reader:
     def _fasta(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         pieces: list[bytes] = []  # of the record that may go on in the next block
         for block in blocks:
-            goes_on, *records = (b"\n" + block.removesuffix(b"\n")).split(b"\n>")
+            # Looking for the single letter is three times as fast as for "\n>".
+            goes_on, *others = block.split(b">")
             if goes_on:
                 pieces.append(goes_on)
-            for record in records:
-                if pieces:
-                    yield self._fasta_record(b"".join(pieces))
-                pieces = [record]
-        yield self._fasta_record(b"".join(pieces))
+            for piece in others:
+                if pieces and pieces[-1].endswith(b"\n"):
+                    yield self._fasta_record(pieces)
+                elif pieces:
+                    pieces.append(b">")
+                pieces.append(piece)
+        yield self._fasta_record(pieces)
 
-    def _fasta_record(self, text: bytes) -> Contig:
-        header, _, body = text.partition(b"\n")
-        contig = Contig(_id(header), self._bases(body, 1))
-        self._line += text.count(b"\n") + 1
+    def _fasta_record(self, pieces: list[bytes]) -> Contig:
+        """Read the record that *pieces* make up, and empty them: those of a long one take much memory."""
+        text = b"".join(pieces)
+        pieces.clear()
+        header, end, body = text.partition(b"\n")
+        letters = body.replace(b"\n", b"")
+        contig = Contig(_id(header), self._bases(letters, body))
+        self._line += len(end) + len(body) - len(letters)
         return contig
 
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
@@ -253,7 +259,7 @@ class _Reader:
             whole = len(lines) // 4 * 4
             for number in range(0, whole, 4):
                 record = lines[number : number + 4]
-                if any(line.strip() for line in record):
+                if record[0][:1] == b"@" or any(line.strip() for line in record):
                     yield self._fastq_record(*record)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
@@ -268,17 +274,18 @@ class _Reader:
             raise self._wrong(2, f"expected '+', saw {_shown(plus)}")
         if len(quality.rstrip()) != len(bases.rstrip()):
             raise self._wrong(3, "the quality line is not as long as the bases")
-        contig = Contig(_id(header[1:]), self._bases(bases, 1))
+        contig = Contig(_id(header[1:]), self._bases(bases, bases))
         self._line += 4
         return contig
 
-    def _bases(self, text: bytes, line: int) -> bytes:
-        bases = text.translate(_AS_DNA, _NOT_BASES)
-        if strange := bases.translate(None, _IUPAC):
-            where = text.index(strange[:1])
-            what = f"{_shown(strange[:1])} is not a nucleotide letter (is this protein or text?)"
-            raise self._wrong(line + text.count(b"\n", 0, where), what)
-        return bases
+    def _bases(self, letters: bytes, text: bytes) -> bytes:
+        """Read *letters*, which stand in *text*, from the record's second line on."""
+        bases = letters.translate(_AS_DNA)
+        if b"?" in bases:
+            strange = letters.translate(None, _IUPAC + _GAPS)[:1]
+            what = f"{_shown(strange)} is not a nucleotide letter (is this protein or text?)"
+            raise self._wrong(1 + text.count(b"\n", 0, text.index(strange)), what)
+        return bases.replace(b"-", b"")
 
     def _wrong(self, line: int, reason: str) -> NotSequences:
         return NotSequences(self.path, self._line + line, reason)

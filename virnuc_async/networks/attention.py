@@ -8,6 +8,9 @@ first of the faster ways that is there and proves to give the plain answer; see 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -48,13 +51,10 @@ def on_runs(packed: Packed, slopes: Tensor | None = None) -> Attend:
 
 def varlen(packed: Packed, slopes: Tensor | None = None) -> Attend:
     """Attend by FlashAttention's kernel for sequences of any lengths: one call, no padding."""
-    # Not above: it takes a second to import, and only GPUs have use for it.
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
-
     borders, longest = packed.borders, packed.longest
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return varlen_attn(q, k, v, borders, borders, longest, longest)  # type: ignore[return-value]
+        return _varlen_attn()(q, k, v, borders, borders, longest, longest)
 
     def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # torch's public function takes no slopes; its kernel does, where it was built with them.
@@ -63,6 +63,12 @@ def varlen(packed: Packed, slopes: Tensor | None = None) -> Attend:
         return out  # type: ignore[no-any-return]
 
     return plain if slopes is None else biased
+
+
+@cache
+def _varlen_attn() -> Callable[..., Tensor]:
+    # It takes a second to import, and only GPUs have use for it.
+    return cast(Callable[..., Tensor], import_module("torch.nn.attention.varlen").varlen_attn)
 
 
 def padded(packed: Packed, slopes: Tensor | None = None) -> Attend:

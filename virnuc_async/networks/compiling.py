@@ -38,9 +38,6 @@ def compile_layers(network: nn.Module, sample: Packed) -> str | None:
 
     Gives a warning where this machine cannot compile; *network* then stays as it was.
     """
-    # Not above: the compiler takes a second to import, and most runs have no use for it.
-    from torch._dynamo.exc import TorchDynamoException  # noqa: PLC0415
-
     layers = list(cast(Iterable[nn.Module], network.layers))
     with _LOCK, torch.inference_mode():
         for layer in layers:
@@ -48,7 +45,7 @@ def compile_layers(network: nn.Module, sample: Packed) -> str | None:
                 setattr(layer, region, torch.compile(getattr(layer, region), dynamic=True, fullgraph=True))
         try:
             network.embeddings(sample)  # type: ignore[operator]
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             for layer in layers:
                 for region in _REGIONS:
                     delattr(layer, region)
