@@ -669,9 +669,9 @@ def test_wrong_usage_names_the_help_that_helps() -> None:
 
 @pytest.fixture(scope="module")
 def reads() -> bytes:
-    """More than a window: a run that is not given the end yet has batches to score and waits for more."""
+    """More than a window, and than is read at once: a run without the end has batches, and waits."""
     end = some_reads(100, 30, seed=1).items()
-    return fasta([*some_reads(300, 30).items(), *(("short", "AC") for _ in range(4000)), *end]).encode()
+    return fasta([*some_reads(300, 30).items(), *(("short", "AC") for _ in range(9000)), *end]).encode()
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,12 @@ import errno
 import math
 import os
 import tempfile
+import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +24,8 @@ from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.failures import Stage
 from virnuc_async.orfs import Frame
 from virnuc_async.results import (
-    Verdict,
+    LABELS,
+    Verdicts,
     contig_verdicts,
     failed_line,
     fragment_verdicts,
@@ -28,7 +33,7 @@ from virnuc_async.results import (
     predictions,
     save_features,
 )
-from virnuc_async.store import Failure, Finished, ScoreLine, Store
+from virnuc_async.store import CONTIG, SCORE, Block, Failure, Finished, Store
 from virnuc_async.tokens import Ragged
 
 WIDTH = 4
@@ -51,22 +56,41 @@ class Record(NamedTuple):
     orfs: tuple[ScoredOrf, ...]
 
 
-def stored(directory: Path, records: Sequence[Record], embeddings: bool = False) -> Store:
-    """Keep *records* as a run does, in batches that are not in input order."""
+def stored(directory: Path, records: Sequence[Record], embeddings: bool = False, size: int = 4096) -> Store:
+    """Keep *records* as a run with windows of *size* ORFs does, in batches that are not in input order."""
     orfs = [orf for record in records for orf in record.orfs]
-    places = [
-        (number, orf.fragment, orf.frame) for number, record in enumerate(records) for orf in record.orfs
-    ]
-    rows = tuple(ContigRow(n, 0, record.id, 7 * n, 9) for n, record in enumerate(records))
-    tokens = Ragged(np.full(len(orfs), 5, np.int32), np.ones(len(orfs), np.int64))
-    table = np.array(places, np.int64).reshape(-1, 3)
-    window = Window(0, 0, rows, (FileRow(0, "a", len(rows), None),), table, b"", tokens, tokens)
     store = Store(directory)
     store.identify({}, ["dir\t1/a.fa"])
-    store.add_window(window)
-    for batch in reversed(list(window.batches(max(3, len(orfs) // 4)))):
-        store.add_batch(_scored(batch, orfs, embeddings))
+    for window in _windows(records, size):
+        store.add_window(window)
+        for batch in reversed(list(window.batches(max(3, len(window.places) // 4)))):
+            store.add_batch(_scored(batch, orfs, embeddings))
     return store
+
+
+def _windows(records: Sequence[Record], size: int) -> Iterator[Window]:
+    """Form windows as a run does: they end with a fragment."""
+    number, first = 0, 0
+    rows: list[ContigRow] = []
+    places: list[tuple[int, int, int]] = []
+    for contig, record in enumerate(records):
+        rows.append(ContigRow(contig, 0, record.id, 7 * contig, 9))
+        for fragment, orfs in groupby(record.orfs, attrgetter("fragment")):
+            places += [(contig, fragment, orf.frame) for orf in orfs]
+            if len(places) >= size:
+                yield _window(number, first, rows, places)
+                number, first = number + 1, first + len(places)
+                rows, places = [], []
+    yield _window(number, first, rows, places)
+
+
+def _window(
+    number: int, first: int, rows: Sequence[ContigRow], places: Sequence[tuple[int, int, int]]
+) -> Window:
+    table = np.array(places, np.int64).reshape(-1, 3)
+    tokens = Ragged(np.full(len(table), 5, np.int32), np.ones(len(table), np.int64))
+    files = (FileRow(0, "a", 1, None),)
+    return Window(number, first, tuple(rows), files, table, b"", tokens, tokens)
 
 
 def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> Finished:
@@ -77,47 +101,64 @@ def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> Finish
     return Finished(batch, "cpu:0", 0.0, scores, features if embeddings else None, failures)
 
 
-def lines(*scores: tuple[int, float, float]) -> list[ScoreLine]:
-    return [ScoreLine(number, 0, fragment, 0, o, v) for number, (fragment, o, v) in enumerate(scores)]
+def a_block(*scores: tuple[int, float, float]) -> Block:
+    """Give a contig whose ORFs are of these fragments, with these scores for others and virus."""
+    rows = [
+        (number, 0, fragment, 0, others, virus) for number, (fragment, others, virus) in enumerate(scores)
+    ]
+    return Block(np.zeros(1, CONTIG), b"c\n", np.array(rows, SCORE))
+
+
+def verdict(*of_one: float) -> Verdicts:
+    """Give the verdict on a single contig."""
+    return Verdicts(*(np.array([number]) for number in of_one))
 
 
 # The verdict on a contig
 
 
 @pytest.mark.parametrize(
-    ("scores", "verdict", "label"),
+    ("scores", "expected", "label"),
     [
-        ([], Verdict(0, 0, 0.0, 0.0, 0.0), "no_orf"),
-        ([(1, 0.25, 0.75)], Verdict(1, 1, 1.0, 0.75, 0.75), "virus"),
-        ([(1, 0.5, 0.5)], Verdict(1, 1, 1.0, 0.5, 0.5), "virus"),  # a tie is viral
-        ([(1, 0.625, 0.375)], Verdict(1, 0, 0.0, 0.375, 0.375), "others"),
+        ([], (0, 0, 0.0, 0.0, 0.0), "no_orf"),
+        ([(1, 0.25, 0.75)], (1, 1, 1.0, 0.75, 0.75), "virus"),
+        ([(1, 0.5, 0.5)], (1, 1, 1.0, 0.5, 0.5), "virus"),  # a tie is viral
+        ([(1, 0.625, 0.375)], (1, 0, 0.0, 0.375, 0.375), "others"),
         # The highest of each decides, not the same ORF's and not their number.
-        ([(1, 0.75, 0.25), (1, 0.75, 0.25), (1, 0.125, 0.875)], Verdict(1, 1, 1.0, 0.875, 0.875), "virus"),
-        ([(1, 0.875, 0.125), (1, 0.125, 0.875)], Verdict(1, 1, 1.0, 0.875, 0.875), "virus"),
+        ([(1, 0.75, 0.25), (1, 0.75, 0.25), (1, 0.125, 0.875)], (1, 1, 1.0, 0.875, 0.875), "virus"),
+        ([(1, 0.875, 0.125), (1, 0.125, 0.875)], (1, 1, 1.0, 0.875, 0.875), "virus"),
         # Half of the fragments is enough; fragment 2 had no ORF and does not count.
-        ([(1, 0.25, 0.75), (3, 1.0, 0.0)], Verdict(2, 1, 0.5, 0.375, 0.75), "virus"),
-        ([(1, 0.25, 0.75), (3, 1.0, 0.0), (9, 1.0, 0.25)], Verdict(3, 1, 1 / 3, 1 / 3, 0.75), "others"),
+        ([(1, 0.25, 0.75), (3, 1.0, 0.0)], (2, 1, 0.5, 0.375, 0.75), "virus"),
+        ([(1, 0.25, 0.75), (3, 1.0, 0.0), (9, 1.0, 0.25)], (3, 1, 1 / 3, 1 / 3, 0.75), "others"),
     ],
 )
-def test_judge(scores: list[tuple[int, float, float]], verdict: Verdict, label: str) -> None:
-    assert judge(lines(*scores)) == verdict
-    assert verdict.label(0.5) == label
+def test_judge(scores: list[tuple[int, float, float]], expected: tuple[float, ...], label: str) -> None:
+    found = judge(a_block(*scores))
+    assert tuple(column.item() for column in astuple(found)) == expected
+    assert LABELS[found.labels(0.5).item()] == label
 
 
 def test_label_at_the_threshold() -> None:
-    verdict = judge(lines(*((n, float(n > 3), float(n <= 3)) for n in range(1, 6))))
-    assert verdict.viral_fraction == 0.6
-    labels = {threshold: verdict.label(threshold) for threshold in (0, 0.6, math.nextafter(0.6, 1), 1)}
-    assert list(labels.values()) == ["virus", "virus", "others", "others"]
-    assert Verdict(1, 0, 0.0, 0.0, 0.0).label(0) == "virus"
-    assert Verdict(0, 0, 0.0, 0.0, 0.0).label(0) == "no_orf"
+    found = judge(a_block(*((n, float(n > 3), float(n <= 3)) for n in range(1, 6))))
+    assert found.viral_fraction.item() == 0.6
+    labels = [LABELS[found.labels(at).item()] for at in (0, 0.6, math.nextafter(0.6, 1), 1)]
+    assert labels == ["virus", "virus", "others", "others"]
+    assert LABELS[verdict(1, 0, 0.0, 0.0, 0.0).labels(0).item()] == "virus"
+    assert LABELS[verdict(0, 0, 0.0, 0.0, 0.0).labels(0).item()] == "no_orf"
+
+
+def test_mean_is_rounded_once() -> None:
+    # Added one after the other, the small ones would be lost.
+    found = judge(a_block((1, 0, 1), *((n, 0, 2.0**-53) for n in range(2, 10))))
+    assert found.mean_p_virus.item() == (1 + 2.0**-50) / 9
 
 
 # The tables
 
 
 PROBABILITIES = st.floats(0, 1, width=32) | st.sampled_from([0.5, 1e-5, 1 / 3, 1e-30])
-IDS = st.sampled_from([b"a", b"b", b"a_chunk_1", b"\xff", "\u00e9".encode(), "\U0001f9a0".encode(), b""])
+TEXTS = ["a", "b", "a_chunk_1", "\u00e9", "\U0001f9a0", "", "a\0", "a_chunk_1\0", "a_chunk_1\1", "long" * 99]
+IDS = st.sampled_from([b"\xff", b"\x85", *(text.encode() for text in TEXTS)])
 
 
 @st.composite
@@ -158,15 +199,32 @@ def slowly(records: Sequence[Record], threshold: float) -> tuple[list[bytes], li
     return orf_rows, fragment_rows, contig_rows
 
 
-@given(st.lists(records(), max_size=6), st.sampled_from([0, 0.5, 0.6, 1]))
-def test_tables_against_the_slow_way(run: list[Record], threshold: float) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        store = stored(Path(directory), run)
+def lines(table: Iterator[bytes]) -> list[bytes]:
+    """Give the lines of a table; no part of it may be empty: that would be taken for its end."""
+    parts = list(table)
+    assert all(parts)
+    return b"".join(parts).splitlines(keepends=True)
+
+
+@given(
+    run=st.lists(records(), max_size=6),
+    threshold=st.sampled_from([0, 0.5, 0.6, 1]),
+    window=st.sampled_from([1, 2, 5, 4096]),
+    room=st.sampled_from([1, 300, 1 << 20]),
+    pieces=st.sampled_from([1, 3]),
+)
+def test_tables_against_the_slow_way(
+    run: list[Record], threshold: float, window: int, room: int, pieces: int
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        for name, value in (("_RUN_BYTES", room), ("_PIECES", pieces), ("_ROWS", window)):
+            patch.setattr(f"virnuc_async.results.{name}", value)
+        store = stored(Path(directory), run, size=window)
         orf_rows, fragment_rows, contig_rows = slowly(run, threshold)
-        assert list(predictions(store)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
-        assert list(fragment_verdicts(store)) == [b"Modified_ID\tIs_Virus\n", *fragment_rows]
+        assert lines(predictions(store)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
+        assert lines(fragment_verdicts(store)) == [b"Modified_ID\tIs_Virus\n", *fragment_rows]
         tally: Counter[str] = Counter()
-        header, *found = contig_verdicts(store, threshold, tally)
+        header, *found = lines(contig_verdicts(store, threshold, tally))
         assert found == contig_rows
         assert header == (
             b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
@@ -174,6 +232,30 @@ def test_tables_against_the_slow_way(run: list[Record], threshold: float) -> Non
         )
         assert tally == Counter(row.decode("latin-1").split("\t")[-1].rstrip("\n") for row in contig_rows)
         store.close()
+
+
+def texts_of(numbers: np.ndarray, directory: Path) -> list[str]:
+    """Give what prediction_results.txt has for scores of these numbers."""
+    pairs = enumerate(zip(numbers[::2].tolist(), numbers[1::2].tolist(), strict=True), start=1)
+    store = stored(directory, [Record(b"c", tuple(ScoredOrf(n, 0, *pair) for n, pair in pairs))])
+    rows = [row.decode().rstrip("\n").split("\t") for row in lines(predictions(store))[1:]]
+    store.close()
+    return [text for row in rows for text in row[2:]]
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=30))
+def test_every_float32_is_printed_as_str_does(bits: list[int]) -> None:
+    numbers = np.array([*bits, *bits], np.uint32).view(np.float32)
+    with tempfile.TemporaryDirectory() as directory:
+        assert texts_of(numbers, Path(directory)) == list(map(str, numbers))
+
+
+def test_probabilities_are_printed_as_str_does(tmp_path: Path) -> None:
+    first, last = np.array([0.9e-4, 1], np.float32).view(np.int32)
+    some = np.arange(first, last, 2003, dtype=np.int32)
+    numbers = np.concatenate([some, last - np.arange(1000, dtype=np.int32)]).view(np.float32)
+    numbers = numbers[: len(numbers) // 2 * 2]
+    assert texts_of(numbers, tmp_path) == list(map(str, numbers))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +277,7 @@ def test_decimals_are_the_shortest_that_give_back_the_number(
     number: float, text: str, tmp_path: Path
 ) -> None:
     store = stored(tmp_path, [Record(b"c", (ScoredOrf(1, 0, number, 1.0),))])
-    _, row = predictions(store)
+    _, row = lines(predictions(store))
     assert row.decode("latin-1").split("\t")[2] == text == str(np.float32(number))
     store.close()
 
@@ -207,7 +289,7 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay(tmp_path: Path) -
         for n, name in enumerate(names)
     ]
     store = stored(tmp_path, run)
-    _, *found = [line.decode().split("\t") for line in fragment_verdicts(store)]
+    _, *found = [line.decode().split("\t") for line in lines(fragment_verdicts(store))]
     ids = [row[0] for row in found]
     assert ids == sorted(ids)
     assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, as published
@@ -215,6 +297,30 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay(tmp_path: Path) -
         ["a_chunk_1", "False\n"],
         ["a_chunk_1", "True\n"],
     ]
+    store.close()
+
+
+def test_sorting_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virnuc_async.results._RUN_BYTES", 1)
+    run = [Record(b"c%d" % n, (ScoredOrf(1, 0, 0.5, 0.5),)) for n in range(5)]
+    store = stored(tmp_path, run, size=1)
+    before = set(tmp_path.iterdir())
+    with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        list(fragment_verdicts(store))
+    assert len(lines(fragment_verdicts(store))) == 6
+    assert set(tmp_path.iterdir()) == before
+    store.close()
+
+
+def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
+    long = b"A" * 1_000_000  # a header that lost its line end
+    ids = [long, *(b"c%d" % number for number in range(1000))]
+    store = stored(tmp_path, [Record(name, (ScoredOrf(1, 0, 0.5, 0.5),)) for name in ids])
+    tracemalloc.start()
+    for table in (predictions(store), fragment_verdicts(store), contig_verdicts(store, 0.5, Counter())):
+        assert len(lines(table)) == 1002
+    assert tracemalloc.get_traced_memory()[1] < 30 * len(long)
+    tracemalloc.stop()
     store.close()
 
 

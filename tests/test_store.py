@@ -25,7 +25,7 @@ from virnuc_async.failures import (
     Stage,
     UnreadableInput,
 )
-from virnuc_async.store import FEATURES, OURS, STORE, ContigLine, Failure, FileLine, Finished, Store, orf_id
+from virnuc_async.store import FEATURES, OURS, STORE, Failure, FileLine, Finished, Store, orf_id
 from virnuc_async.tokens import Ragged
 
 WIDTH = 3
@@ -75,6 +75,28 @@ def store(out: Path) -> Iterator[Store]:
     store.close()
 
 
+def contigs(store: Store) -> list[tuple[bytes, int, int, int, int]]:
+    """Give id, number, length, file and fragments of every record."""
+    return [
+        (name, *contig)
+        for block in store.blocks()
+        for name, contig in zip(block.ids.split(b"\n"), block.contigs.tolist(), strict=False)
+    ]
+
+
+def ids(store: Store) -> list[bytes]:
+    return [contig[0] for contig in contigs(store)]
+
+
+def scores(store: Store) -> list[tuple[int, int, int, int, float, float]]:
+    """Give ORF, contig, fragment, frame, others and virus of every scored ORF."""
+    return [row for block in store.blocks() for row in block.scores.tolist()]
+
+
+def orfs(store: Store) -> list[int]:
+    return [row[0] for row in scores(store)]
+
+
 def reopened(store: Store) -> Store:
     store.close()
     store.__init__(store.directory)  # type: ignore[misc]
@@ -98,13 +120,10 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
     assert store.window(1) is None
     assert store.finished_parts(0) == {(0, ""), (1, "")}
     assert store.finished_parts(1) == set()
-    assert list(store.contigs()) == [
-        ContigLine(0, b"c0", b"/data/a.fa", 100, 1),
-        ContigLine(1, b"c1", b"/data/a.fa", 101, 1),
-    ]
+    assert contigs(store) == [(b"c0", 0, 100, 0, 1), (b"c1", 1, 101, 0, 1)]
     assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", None, False)]
     one = np.float32(1)
-    assert [(*line[:4], np.float32(line.others), np.float32(line.virus)) for line in store.scores()] == [
+    assert scores(store) == [
         (0, 0, 1, 0, one - np.float32(0.00), np.float32(0.00)),
         (1, 0, 1, 5, one - np.float32(0.01), np.float32(0.01)),
         (2, 1, 1, 0, one - np.float32(0.02), np.float32(0.02)),
@@ -112,9 +131,8 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
     ]
     assert store.work() == {"cpu:0": (2, 4, 12, 1.0)}
     assert store.fragments() == 2
-    assert [store.count(table) for table in ("windows", "batches", "contigs", "scores", "failures")] == [
-        *(1, 2, 2, 4, 0)
-    ]
+    counted = ("files", "windows", "batches", "contigs", "scores", "failures")
+    assert list(map(store.count, counted)) == [2, 1, 2, 2, 4, 0]
 
 
 def test_scores_keep_every_bit(store: Store) -> None:
@@ -123,7 +141,7 @@ def test_scores_keep_every_bit(store: Store) -> None:
     (batch,) = batches(window, 100)
     values = np.array([[1e-45, 1], [0.1, 0.9], [1 / 3, 2 / 3], [3.4e38, 1e-38]], np.float32)
     store.add_batch(replace(scored(batch), probabilities=values))
-    read = [(line.others, line.virus) for line in reopened(store).scores()]
+    read = [row[4:] for row in scores(reopened(store))]
     assert np.array(read, np.float32).tobytes() == values.tobytes()
 
 
@@ -132,27 +150,71 @@ def test_batch_is_kept_whole_or_not_at_all(store: Store) -> None:
     store.add_window(window)
     first, second = batches(window)
     store.add_batch(scored(first))
-    twice = replace(second, orfs=np.array([second.orfs[0], first.orfs[0]]))
     with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
-        store.add_batch(scored(twice, row0=(Stage.PROTEIN, "no")))
-    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
-        store.add_batch(scored(first))
+        store.add_batch(scored(first, row0=(Stage.PROTEIN, "no")))
     store = reopened(store)
     assert store.finished_parts(0) == {(0, "")}
-    assert [line.orf for line in store.scores()] == [0, 1]
+    assert orfs(store) == [0, 1]
     assert store.count("failures") == 0
     store.add_batch(scored(second))
-    assert [line.orf for line in store.scores()] == [0, 1, 2, 3]
+    assert orfs(store) == [0, 1, 2, 3]
+
+
+def test_orf_that_is_there_twice_is_damage(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    first, second = batches(window)
+    store.add_batch(scored(first))
+    store.add_batch(scored(replace(second, orfs=np.array([second.orfs[0], first.orfs[0]]))))
+    with pytest.raises(NotOurDirectory, match="is damaged"):
+        list(store.blocks())
 
 
 def test_window_is_kept_whole_or_not_at_all(store: Store) -> None:
     window = a_window()
     store.add_window(window)
-    overlapping = replace(a_window(1), contigs=(ContigRow(2, 0, b"c2", 1, 1), ContigRow(1, 0, b"c1", 1, 1)))
-    with pytest.raises(CannotWrite):
-        store.add_window(overlapping)
-    assert store.window(1) is None
-    assert [line.id for line in store.contigs()] == [b"c0", b"c1"]
+    again = a_window(0, [b"c2"], [FileRow(1, "/data/b.fa", 0, UnreadableInput("/data/b.fa", "gone"))])
+    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
+        store.add_window(again)
+    assert ids(store) == [b"c0", b"c1"]
+    assert store.count("failures") == 0
+    assert list(store.files())[1] == FileLine("/data/b.fa", None, False)
+
+
+@pytest.mark.parametrize("numbers", [(0, 2), (1, 0), (0, 0)])
+def test_records_that_do_not_follow_each_other_are_damage(numbers: tuple[int, int], store: Store) -> None:
+    rows = tuple(ContigRow(number, 0, b"c", 1, 1) for number in numbers)
+    store.add_window(replace(a_window(), contigs=rows))
+    with pytest.raises(NotOurDirectory, match="is damaged"):
+        list(store.blocks())
+
+
+def test_blocks_hold_whole_records(store: Store) -> None:
+    # Contig 1 begins in window 0 and goes on through 1 and 2; contig 4 has no ORF.
+    begin = [(0, [b"c0", b"c1"]), (2, []), (2, [b"c2", b"c3", b"c4"]), (5, []), (5, [b"c5"])]
+    whose = [[0, 1], [1, 1], [1, 3], [], [5]]
+    for number, ((first, names), contigs_of) in enumerate(zip(begin, whose, strict=True)):
+        window = a_window(number, [b""] * len(contigs_of))
+        rows = tuple(ContigRow(first + n, 0, name, 9, 9) for n, name in enumerate(names))
+        places = np.array([(contig, number + 1, 0) for contig in contigs_of], np.int64).reshape(-1, 3)
+        tokens = window.residues.take(np.arange(len(places)))
+        start = 10 * number
+        window = replace(
+            window, first=start, contigs=rows, places=places, residues=tokens, nucleotides=tokens
+        )
+        store.add_window(window)
+        for batch in batches(window, 3):
+            store.add_batch(scored(batch))
+    blocks = [
+        (block.ids, block.rows.tolist(), block.scores["orf"].tolist(), block.names())
+        for block in store.blocks()
+    ]
+    assert blocks == [
+        (b"c0\n", [0], [0], ["c0"]),
+        (b"c1\nc2\nc3\n", [0, 0, 0, 0, 2], [1, 10, 11, 20, 21], ["c1", "c2", "c3"]),
+        (b"c4\n", [], [], ["c4"]),
+        (b"c5\n", [0], [40], ["c5"]),
+    ]
 
 
 def test_what_a_killed_process_had_committed_is_there(out: Path) -> None:
@@ -168,14 +230,14 @@ store.add_window(window)
 first, second = batches(window)
 store.add_batch(scored(first, embeddings=True))
 with store._transaction():
-    store._db.execute("DELETE FROM scores")
+    store._db.execute("DELETE FROM batches")
     os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", script, out], cwd=ROOT)
     assert done.returncode == -9
     store = Store(out)
     assert store.finished_parts(0) == {(0, "")}
-    assert [line.orf for line in store.scores()] == [0, 1]
+    assert orfs(store) == [0, 1]
     assert features(out)[:2].tolist() == [[0, 0, 0], [1, 1, 1]]
     store.close()
 
@@ -197,17 +259,16 @@ def test_bytes_that_are_no_text_come_back_as_they_came(out: Path) -> None:
     store = Store(out)
     paths = ["/data/\udcff.fa", "/data/caf\u00e9.fa"]
     store.identify(IDENTITY, paths)
-    ids = [b"caf\xe9", b"\xff\xfe|\\", "\u00e9\U0001f9a0".encode(), b"", b"a\0b"]
+    names = [b"caf\xe9", b"\xff\xfe|\\", "\u00e9\U0001f9a0".encode(), b"", b"a\0b"]
     broken = FileRow(0, paths[0], 5, BrokenInput(paths[0], 5, "saw '\udcfe'"))
-    window = a_window(ids=ids, files=[broken])
+    window = a_window(ids=names, files=[broken])
     store.add_window(window)
     (batch,) = batches(window, 1000)
     failures = store.add_batch(scored(batch, row1=(Stage.CLASSIFIER, "caf\u00e9")))
     store = reopened(store)
-    assert [line.id for line in store.contigs()] == ids
+    assert ids(store) == names
     assert [line.path for line in store.files()] == paths
-    assert {line.file for line in store.contigs()} == {b"/data/\xff.fa"}
-    assert sorted(store.fragments_by_id()) == sorted((name + b"_chunk_1", False) for name in ids)
+    assert [name.encode("latin-1") for block in store.blocks() for name in block.names()] == names
     of_orf = Failure(paths[0], Stage.CLASSIFIER, "caf\udce9_chunk_1R3: caf\u00e9")
     assert failures == [of_orf]
     of_file = Failure(paths[0], Stage.INPUT, "breaks after 5 records: saw '\udcfe'")
@@ -228,7 +289,7 @@ def test_failures_come_in_the_order_of_the_input(store: Store) -> None:
         ("/data/a.fa", "ESM-2", "c1_chunk_1R3: x"),
         ("/data/b.fa", "Input", "gone"),
     ]
-    assert [line.orf for line in store.scores()] == [0]
+    assert orfs(store) == [0]
     assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", 0, True)]
 
 
@@ -344,6 +405,48 @@ def test_store_of_somebody_else_is_not_touched(
     assert strangers(tmp_path) == before
 
 
+def an_older_store(directory: Path) -> None:
+    """Make a store as it was when there was a row for each ORF."""
+    with sqlite3.connect(directory / STORE) as database:
+        database.execute("CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        database.execute("CREATE TABLE scores (orf INTEGER PRIMARY KEY, virus REAL NOT NULL)")
+        database.execute(f"PRAGMA application_id={0x56697250}")
+    database.close()
+
+
+def test_store_of_another_version_is_refused(tmp_path: Path) -> None:
+    an_older_store(tmp_path)
+    before = strangers(tmp_path)
+    with pytest.raises(NotOurDirectory) as caught:
+        Store(tmp_path)
+    assert caught.value.reason == (
+        f"its {STORE} was made by another version of this program. "
+        "Choose a new or empty directory, or --overwrite to start anew"
+    )
+    assert strangers(tmp_path) == before
+
+
+def test_store_of_another_version_is_overwritten(tmp_path: Path) -> None:
+    an_older_store(tmp_path)
+    Store(tmp_path, overwrite=True).close()
+    store = Store(tmp_path)
+    window = a_window()
+    store.identify(IDENTITY, ["/data/a.fa"])
+    store.add_window(window)
+    store.add_batch(scored(batches(window)[0]))
+    assert orfs(store) == [0, 1]
+    store.close()
+
+
+def test_failure_in_a_contig_that_began_long_ago(store: Store) -> None:
+    store.add_window(a_window(0))
+    later = replace(a_window(1), contigs=(), places=np.array([[1, n, 0] for n in (5, 6, 7, 8)], np.int64))
+    store.add_window(later)
+    (batch,) = batches(later, 100)
+    (failure,) = store.add_batch(scored(batch, row1=(Stage.PROTEIN, "no")))
+    assert failure.message == "c1_chunk_6F1: no"
+
+
 def test_damage_that_is_found_later_is_no_traceback(store: Store) -> None:
     window = a_window(ids=[b"c%d" % number for number in range(2000)])
     store.add_window(window)
@@ -357,8 +460,7 @@ def test_damage_that_is_found_later_is_no_traceback(store: Store) -> None:
             file.write(b"\xa5" * 4096)
     with pytest.raises(NotOurDirectory, match="is damaged"):  # noqa: PT012
         store = Store(store.directory)
-        list(store.scores())
-        list(store.contigs())
+        list(store.blocks())
 
 
 def test_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
@@ -429,7 +531,7 @@ def test_full_disk_is_said_and_loses_nothing(embeddings: bool, store: Store) -> 
     for batch in rest:
         if (batch.number, "") not in done:
             store.add_batch(scored(batch, embeddings))
-    assert [line.orf for line in reopened(store).scores()] == list(range(10_000))
+    assert orfs(reopened(store)) == list(range(10_000))
     if embeddings:
         assert np.array_equal(features(store.directory)[:, 0], np.arange(10_000))
 

@@ -53,7 +53,7 @@ _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
 _MEMORY_SECONDS = 10.0  # between two looks at the memory of GPUs
 _MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
-_LINES = 10_000  # of a table written at a time
+_LINES = 10_000  # of failed_files.txt written at a time
 
 _Item = TypeVar("_Item")
 
@@ -536,13 +536,13 @@ class _Run:
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
-    async def _write(self, name: str, lines: Iterator[bytes]) -> None:
+    async def _write(self, name: str, parts: Iterator[bytes]) -> None:
         """Write a file beside its place and move it there once it is whole and on disk."""
         partial_path = self.out_dir / f".{name}.partial"
         try:
             async with aiofiles.open(partial_path, "wb") as file:
-                while block := await self._on_disk(_joined, lines):
-                    await file.write(block)
+                while part := await self._on_disk(next, parts, b""):
+                    await file.write(part)
                 await file.flush()
                 await to_thread.run_sync(os.fsync, file.fileno())
             partial_path.replace(self.out_dir / name)
@@ -554,7 +554,7 @@ class _Run:
         lines = (results.failed_line(failure) for failure in self.store.failures())
         encoded = (line.encode("utf-8", "surrogateescape") for line in lines)
         if await self._on_disk(self.store.count, "failures"):
-            await self._write(name, encoded)
+            await self._write(name, iter(partial(_joined, encoded), b""))
         else:
             (self.out_dir / name).unlink(missing_ok=True)
 

@@ -1,37 +1,59 @@
 """Scores become verdicts, and verdicts become the tables that people read."""
 
 import math
+import os
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import groupby
-from operator import attrgetter
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .store import FEATURES, ContigLine, Failure, ScoreLine, Store, orf_id
+from .store import FEATURES, FRAMES, Block, Failure, Store, orf_id
 
 _BLOCK_BYTES = 64 << 20  # of features copied at a time
 
+_ROWS = 1 << 16  # of a table put together at a time: there are contigs with more ORFs
+
+# Lines that are sorted in memory; of those sorted on disk, one in 256 is in memory in the end.
+_RUN_BYTES = 64 << 20
+_PIECES = 256
+
+# A column of text is a matrix of bytes. What is shorter than the widest is filled up with what
+# is in no column, to be taken out of the lines.
+_Text = NDArray[np.uint8]
+_FILL = ord("\r")
+
+_LEAST, _ONE = np.array([1e-4, 1], np.float32).view(np.int32)
+_DIGITS = 12  # behind the point: enough for any float32 above 1e-4
+_FOURS = np.array([b"%04d" % number for number in range(10_000)]).view(np.uint32)
+
+LABELS = ("others", "virus", "no_orf")
+_LABELS = tuple(label.encode() for label in LABELS)
+
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the ORFs of a contig say together; means are over its fragments with an ORF."""
+class Verdicts:
+    """What the ORFs of each contig say together, in columns; means are over its fragments with an ORF."""
 
-    fragments_with_orf: int
-    viral_fragments: int
-    viral_fraction: float
-    mean_p_virus: float
-    max_p_virus: float
+    fragments_with_orf: NDArray[np.int64]
+    viral_fragments: NDArray[np.int64]
+    viral_fraction: NDArray[np.float64]
+    mean_p_virus: NDArray[np.float64]
+    max_p_virus: NDArray[np.float64]
 
-    def label(self, threshold: float) -> str:
-        """Give ``virus``, ``others``, or ``no_orf`` where nothing was scored."""
-        if not self.fragments_with_orf:
-            return "no_orf"
-        return "virus" if self.viral_fraction >= threshold else "others"
+    def labels(self, threshold: float) -> NDArray[np.intp]:
+        """Give which of LABELS each contig's is."""
+        labels = (self.viral_fraction >= threshold).astype(np.intp)
+        labels[self.fragments_with_orf == 0] = LABELS.index("no_orf")
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,55 +76,112 @@ class Summary:
         return asdict(self)
 
 
-def judge(scores: Iterable[ScoreLine]) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Fragments:
+    """The fragments of a block that have a scored ORF, in columns."""
+
+    rows: NDArray[np.int64]  # which of the block's contigs each is of
+    numbers: NDArray[np.int32]  # from 1, along the contig
+    highest: NDArray[np.float32]  # P(virus) of its ORFs
+    are_viral: NDArray[np.bool_]
+
+
+def _fragments(block: Block) -> _Fragments:
     """
-    Let the fragments of one contig vote; *scores* are its ORFs', in order.
+    Give each fragment's verdict.
 
     A fragment is viral where its highest P(virus) is at least its highest P(others): the
     published rule, in which a tie is viral.
     """
-    viral, highest = 0, []
-    for _, orfs in groupby(scores, attrgetter("fragment")):
-        others, virus = zip(*((orf.others, orf.virus) for orf in orfs), strict=True)
-        viral += max(virus) >= max(others)
-        highest.append(max(virus))
-    count = len(highest)
-    if not count:
-        return Verdict(0, 0, 0.0, 0.0, 0.0)
-    return Verdict(count, viral, viral / count, math.fsum(highest) / count, max(highest))
+    rows, numbers = block.rows, block.scores["fragment"]
+    firsts = _firsts(rows, numbers)
+    others, virus = (np.maximum.reduceat(block.scores[name], firsts) for name in ("others", "virus"))
+    return _Fragments(rows[firsts], numbers[firsts], virus, virus >= others)
+
+
+def judge(block: Block) -> Verdicts:
+    """Let the fragments of each contig vote."""
+    fragments = _fragments(block)
+    rows, size = fragments.rows, len(block.contigs)
+    counts = np.bincount(rows, minlength=size)
+    viral = np.bincount(rows[fragments.are_viral], minlength=size)
+    means, highest = np.zeros(size), np.zeros(size)
+    firsts = _firsts(rows)
+    some = rows[firsts]  # contigs with a fragment
+    means[some] = _exact_sums(fragments.highest, firsts) / counts[some]
+    highest[some] = np.maximum.reduceat(fragments.highest, firsts)
+    return Verdicts(counts, viral, viral / np.maximum(counts, 1), means, highest)
+
+
+def _firsts(*keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Give where in *keys*, columns of equal length, something new begins."""
+    is_new = np.ones(len(keys[0]), bool)
+    is_new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    return np.flatnonzero(is_new)
+
+
+def _exact_sums(numbers: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum each group; however many they are, the sum is rounded once."""
+    sums = np.add.reduceat(numbers, firsts, dtype=np.float64)
+    ends, values = np.append(firsts[1:], len(numbers)), numbers.tolist()
+    # The sum of one or two numbers is rounded once anyhow.
+    for group in np.flatnonzero(ends - firsts > 2).tolist():
+        sums[group] = math.fsum(values[firsts[group] : ends[group]])
+    return sums
 
 
 def predictions(store: Store) -> Iterator[bytes]:
-    """Give the lines of ``prediction_results.txt``: every scored ORF in input order."""
+    """Give ``prediction_results.txt``, some lines at a time: every scored ORF in input order."""
     yield b"Sequence_ID\tPrediction\tscore1\tscore2\n"
-    for contig, orfs in _by_contig(store):
-        for orf in orfs:
-            label = b"virus" if orf.virus > orf.others else b"others"
-            name = orf_id(contig.id, orf.fragment, orf.frame)
-            yield b"%s\t%s\t%s\t%s\n" % (name, label, _decimal(orf.others), _decimal(orf.virus))
+    for block in store.blocks():
+        for first in range(0, len(block.scores), _ROWS):
+            some = replace(block, scores=block.scores[first : first + _ROWS])
+            yield _encoded(_orf_lines(some))
+
+
+def _orf_lines(block: Block) -> list[str]:
+    scores = block.scores
+    labels = (scores["virus"] > scores["others"]).astype(np.intp)
+    places = np.hstack((_chunks(scores["fragment"]), _words(*FRAMES)[scores["frame"]]))
+    columns = (_words(*_LABELS)[labels], _decimals(scores["others"]), _decimals(scores["virus"]))
+    return _lines(_of_rows(block, block.rows), places, *columns)
 
 
 def fragment_verdicts(store: Store) -> Iterator[bytes]:
-    """Give the lines of ``prediction_results_highestscore.csv``: tabs, in spite of its name."""
+    """Give ``prediction_results_highestscore.csv``, some lines at a time: tabs, in spite of its name."""
     yield b"Modified_ID\tIs_Virus\n"
-    for name, is_virus in store.fragments_by_id():
-        yield b"%s\t%s\n" % (name, b"True" if is_virus else b"False")
+    with TemporaryFile(dir=store.directory) as file:
+        runs = _sorted_runs(map(_fragment_lines, store.blocks()), file)
+        yield from map(_encoded, _merged(list(runs)))
+
+
+def _fragment_lines(block: Block) -> list[str]:
+    fragments = _fragments(block)
+    verdicts = _words(b"False", b"True")[fragments.are_viral.astype(np.intp)]
+    return _lines(_of_rows(block, fragments.rows), _chunks(fragments.numbers), verdicts)
 
 
 def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Iterator[bytes]:
-    """Give the lines of ``contigs.tsv``: every record in input order; count verdicts in *tally*."""
+    """Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*."""
     yield (
         b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
         b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
     )
-    for contig, orfs in _by_contig(store):
-        verdict = judge(orfs)
-        counts = (contig.length, contig.fragments, verdict.fragments_with_orf, verdict.viral_fragments)
-        shares = (verdict.viral_fraction, verdict.mean_p_virus, verdict.max_p_virus)
-        numbers = [b"%d" % number for number in counts] + [_decimal(share) for share in shares]
-        label = verdict.label(threshold)
-        tally[label] += 1
-        yield b"\t".join((contig.id, _field(contig.file), *numbers, label.encode())) + b"\n"
+    paths = [_field(os.fsencode(file.path)) for file in store.files()]
+    for block in store.blocks():
+        verdicts = judge(block)
+        labels = verdicts.labels(threshold)
+        tally.update(dict(zip(LABELS, np.bincount(labels, minlength=len(LABELS)).tolist(), strict=True)))
+        files, lengths, fragments = (block.contigs[name] for name in ("file", "length", "fragments"))
+        counts = (lengths, fragments, verdicts.fragments_with_orf, verdicts.viral_fragments)
+        shares = (verdicts.viral_fraction, verdicts.mean_p_virus, verdicts.max_p_virus)
+        columns = [
+            _words(*paths[files[0] : files[-1] + 1])[files - files[0]],
+            *map(_integers, counts),
+            *map(_decimals, shares),
+            _words(*_LABELS)[labels],
+        ]
+        yield _encoded(_lines(block.names(), _repeated(b"", len(labels)), *columns))
 
 
 def failed_line(failure: Failure) -> str:
@@ -118,12 +197,13 @@ def save_features(store: Store, width: int, path: Path) -> None:
     *width* is that of both embeddings together. The numbers go from file to file in blocks; only
     the ids are held in memory.
     """
-    ids, orfs = [], []
-    for contig, scored in _by_contig(store):
-        for orf in scored:
-            ids.append(orf_id(contig.id, orf.fragment, orf.frame).decode("utf-8", "surrogateescape"))
-            orfs.append(orf.orf)
-    if not orfs:
+    ids: list[str] = []
+    numbers = [np.empty(0, np.int64)]
+    for block in store.blocks():
+        ids += (name.decode("utf-8", "surrogateescape") for name in _orf_ids(block))
+        numbers.append(block.scores["orf"])
+    orfs = np.concatenate(numbers)
+    if not ids:
         _save({"ids": ids, "data": torch.empty(0, width)}, path)
         return
     # Rows of failed ORFs are left out, so the rows are packed anew beside their first place.
@@ -150,21 +230,144 @@ def _save(features: dict[str, Any], path: Path) -> None:
         raise
 
 
-def _by_contig(store: Store) -> Iterator[tuple[ContigLine, list[ScoreLine]]]:
-    """Join every record with its scored ORFs, by the record's number."""
-    groups = groupby(store.scores(), attrgetter("contig"))
-    number, orfs = next(groups, (None, iter(())))
-    for contig in store.contigs():
-        if contig.number != number:
-            yield contig, []
-            continue
-        yield contig, list(orfs)
-        number, orfs = next(groups, (None, iter(())))
+def _sorted_runs(blocks: Iterable[list[str]], file: IO[bytes]) -> Iterator[Iterator[list[str]]]:
+    """Sort as many lines at a time as fit into memory; all but the last of these runs go to *file*."""
+    lines: list[str] = []
+    size = 0
+    for block in blocks:
+        lines += block
+        size += sum(map(str.__sizeof__, block))
+        if size >= _RUN_BYTES:
+            yield _spilled(_pieces(sorted(lines, key=_name)), file)
+            lines, size = [], 0
+    if lines:
+        yield _pieces(sorted(lines, key=_name))
 
 
-def _decimal(number: float) -> bytes:
-    """Print the shortest decimal that gives back the float32."""
-    return str(np.float32(number)).encode()
+def _pieces(lines: list[str]) -> Iterator[list[str]]:
+    step = len(lines) // _PIECES + 1
+    return (lines[first : first + step] for first in range(0, len(lines), step))
+
+
+def _spilled(pieces: Iterator[list[str]], file: IO[bytes]) -> Iterator[list[str]]:
+    """Write *pieces* to *file* at once; give them again, one at a time."""
+    ends = [file.tell()]
+    for piece in pieces:
+        file.write("\n".join(piece).encode("latin-1"))
+        ends.append(file.tell())
+    file.flush()
+    read = partial(os.pread, file.fileno())
+    return (read(end - start, start).decode("latin-1").split("\n") for start, end in pairwise(ends))
+
+
+def _merged(runs: list[Iterator[list[str]]]) -> Iterator[list[str]]:
+    """Merge sorted runs; lines of equal names come in the order of their runs."""
+    heads = [next(run) for run in runs]
+    while heads:
+        bound, slowest = min((_name(head[-1]), number) for number, head in enumerate(heads))
+        # What that run still holds back comes behind all that is taken: of equal names, the
+        # later runs wait for it.
+        ready = []
+        for number, head in enumerate(heads):
+            end = (bisect_right if number <= slowest else bisect_left)(head, bound, key=_name)
+            ready += head[:end]
+            del head[:end]
+        yield ready if len(heads) == 1 else sorted(ready, key=_name)
+        heads[slowest] = next(runs[slowest], [])
+        if not heads[slowest]:
+            del heads[slowest], runs[slowest]
+
+
+def _name(line: str) -> str:
+    return line.rpartition("\t")[0]
+
+
+def _lines(names: Iterable[str], *columns: _Text) -> list[str]:
+    """Give a line for each row: a name, what is in the first column behind it, and the others after tabs."""
+    tab, end = (_repeated(mark, len(columns[0])) for mark in (b"\t", b"\n"))
+    parts = [part for column in columns for part in (column, tab)]
+    text = np.hstack([*parts[:-1], end]).tobytes().translate(None, bytes([_FILL])).decode("latin-1")
+    # Names are no column: a single one may be as long as all others together.
+    return [name + rest for name, rest in zip(names, text.split("\n")[:-1], strict=True)]
+
+
+def _encoded(lines: list[str]) -> bytes:
+    return "\n".join([*lines, ""]).encode("latin-1")
+
+
+def _of_rows(block: Block, rows: NDArray[np.int64]) -> Iterator[str]:
+    return map(block.names().__getitem__, rows.tolist())
+
+
+def _repeated(word: bytes, rows: int) -> _Text:
+    return np.broadcast_to(np.frombuffer(word, np.uint8), (rows, len(word)))
+
+
+def _words(*words: bytes) -> _Text:
+    lengths = np.array([len(word) for word in words])
+    text = np.full((len(words), lengths.max()), _FILL, np.uint8)
+    text[np.arange(text.shape[1]) < lengths[:, None]] = np.frombuffer(b"".join(words), np.uint8)
+    return text
+
+
+def _chunks(numbers: NDArray[np.int32]) -> _Text:
+    """Give what is behind a contig's id in the published names of its fragments."""
+    return np.hstack((_repeated(b"_chunk_", len(numbers)), _integers(numbers)))
+
+
+def _integers(numbers: NDArray[Any]) -> _Text:
+    width = len(str(numbers.max(initial=0)))
+    left = numbers[:, None] // 10 ** np.arange(width)[::-1]
+    text = (left % 10 + ord("0")).astype(np.uint8)
+    text[:, :-1][left[:, :-1] == 0] = _FILL
+    return text
+
+
+def _decimals(numbers: NDArray[np.floating[Any]]) -> _Text:
+    """Print each number as ``str`` does a float32: the shortest decimal that gives it back."""
+    singles = numbers.astype(np.float32)
+    # As integers, to tell a minus zero. Of those that are printed in columns, 112 million, each
+    # has been compared with its str.
+    bits = singles.view(np.int32)
+    are_odd = (bits != 0) & ((bits <= _LEAST) | (bits > _ONE))
+    text = _plain_decimals(np.where(are_odd, 0, singles).astype(np.float64))
+    if not are_odd.any():
+        return text
+    odd = _words(*(str(single).encode() for single in singles[are_odd]))
+    wide = np.full((len(text), max(text.shape[1], odd.shape[1])), _FILL, np.uint8)
+    wide[~are_odd, : text.shape[1]] = text[~are_odd]
+    wide[are_odd, : odd.shape[1]] = odd
+    return wide
+
+
+def _plain_decimals(numbers: NDArray[np.float64]) -> _Text:
+    decimals = _decimals_needed(numbers)
+    left = (np.rint(numbers * 10.0**decimals) * 10.0 ** (_DIGITS - decimals)).astype(np.int64)
+    fours = np.empty((len(numbers), _DIGITS // 4), np.uint32)
+    for column in reversed(range(_DIGITS // 4)):
+        left, four = np.divmod(left, 10_000)
+        fours[:, column] = _FOURS[four]
+    digits = fours.view(np.uint8)
+    np.copyto(digits, _FILL, where=np.arange(_DIGITS) >= decimals[:, None])
+    return np.hstack((_integers(left), _repeated(b".", len(numbers)), digits))
+
+
+def _decimals_needed(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Give how many decimals of each float32 it takes to give it back."""
+    needed = np.zeros(len(numbers), np.int64)
+    left = np.arange(len(numbers))
+    for count in range(1, _DIGITS + 1):
+        scale, values = 10.0**count, numbers[left]
+        is_enough = (np.rint(values * scale) / scale).astype(np.float32) == values.astype(np.float32)
+        needed[left[is_enough]] = count
+        left = left[~is_enough]
+    return needed
+
+
+def _orf_ids(block: Block) -> Iterator[bytes]:
+    """Give the published id of each ORF, one by one."""
+    places = (block.scores[name].tolist() for name in ("fragment", "frame"))
+    return map(orf_id, map(block.ids.split(b"\n").__getitem__, block.rows.tolist()), *places)
 
 
 def _field(text: bytes) -> bytes:

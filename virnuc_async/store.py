@@ -4,6 +4,9 @@ What is done: a SQLite file, a transaction per batch, the only thing that must s
 Every table of a run is written from it. It also says which run it belongs to, so that a directory
 never mixes two: inputs, models and settings are compared before anything is reused.
 
+The scores of a batch are one value, and so are the records of a window: they are written and read
+in columns, since a row for each of a hundred million ORFs takes longer than to score them.
+
 There is a rollback journal, not a write-ahead log, and the lock is exclusive: both work on network
 file systems, where a write-ahead log's shared memory does not.
 """
@@ -15,14 +18,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import Batch, FileRow, Window
+from .batches import Batch, ContigRow, FileRow, Window
 from .failures import AnotherRun, CannotWrite, DirectoryBusy, NotOurDirectory, Stage
 from .orfs import Frame
 
@@ -40,23 +42,35 @@ OURS = (
     "run.log",
 )
 
-_FRAMES = tuple(frame.name.encode() for frame in Frame)
+# Without padding, and little-endian on every machine.
+SCORE = np.dtype("<i8, <i8, <i4, <i4, <f4, <f4")
+SCORE.names = ("orf", "contig", "fragment", "frame", "others", "virus")
+CONTIG = np.dtype("<i8, <i8, <i4, <i4")
+CONTIG.names = ("number", "length", "file", "fragments")
+
+FRAMES = tuple(frame.name.encode() for frame in Frame)
 _MOST_NAMED = 3  # files in a message
 _ELSEWHERE = "Choose a new or empty directory"
+_DAMAGED = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
 
 _APPLICATION = 0x56697250  # "VirP", in the file's header: the store is ours
+_FORMAT = 2  # of the tables, also in the header
 _TABLES = {
     "run": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
     "files": "number INTEGER PRIMARY KEY, path BLOB NOT NULL, contigs INTEGER, failed INTEGER",
-    "contigs": "number INTEGER PRIMARY KEY, file INTEGER NOT NULL, id BLOB NOT NULL, "
-    "length INTEGER NOT NULL, fragments INTEGER NOT NULL",
-    "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL",
+    # records: CONTIG, of those that begin in the window; ids: each with a line end behind it
+    "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL, "
+    "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, records BLOB NOT NULL, ids BLOB NOT NULL",
+    # scores: SCORE, of the ORFs that did not fail
     "batches": "window INTEGER, number INTEGER, part TEXT, device TEXT NOT NULL, orfs INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (window, number, part)",
-    "scores": "orf INTEGER PRIMARY KEY, contig INTEGER NOT NULL, fragment INTEGER NOT NULL, "
-    "frame INTEGER NOT NULL, others REAL NOT NULL, virus REAL NOT NULL",
+    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, scores BLOB NOT NULL, "
+    "PRIMARY KEY (window, number, part)",
     "failures": "file INTEGER NOT NULL, orf INTEGER, stage TEXT NOT NULL, message BLOB NOT NULL",
 }
+_COUNTS = {
+    "contigs": "SELECT TOTAL(contigs) FROM windows",
+    "scores": "SELECT TOTAL(scored) FROM batches",
+} | {table: f"SELECT COUNT(*) FROM {table}" for table in ("files", "windows", "batches", "failures")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +103,43 @@ class Finished:
     failures: Mapping[int, tuple[Stage, str]]  # row -> where and why this ORF got no score
 
 
-class ScoreLine(NamedTuple):
-    """A scored ORF with its place."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive records of the input with all their scored ORFs, in columns and in input order."""
 
-    orf: int
-    contig: int
-    fragment: int
-    frame: int
-    others: float
-    virus: float
+    contigs: NDArray[np.void]  # CONTIG
+    ids: bytes  # of the contigs, a line each
+    scores: NDArray[np.void]  # SCORE
 
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Which of the contigs each ORF is of."""
+        first = self.contigs["number"][0] if self.ids else 0
+        rows: NDArray[np.int64] = self.scores["contig"] - first
+        return rows
 
-class ContigLine(NamedTuple):
-    """A record with the file that it came from."""
+    def names(self) -> list[str]:
+        """Give the ids as Latin-1 text, whatever they are: it is faster than bytes, and sorted alike."""
+        return self.ids.decode("latin-1").split("\n")[:-1]
 
-    number: int
-    id: bytes
-    file: bytes
-    length: int
-    fragments: int
+    def before_last(self) -> tuple["Block", "Block"]:
+        """Set the last record apart, which may go on in the next window."""
+        at = self.ids.rfind(b"\n", 0, -1) + 1
+        cut = np.searchsorted(self.scores["contig"], self.contigs["number"][-1])
+        return (
+            Block(self.contigs[:-1], self.ids[:at], self.scores[:cut]),
+            Block(self.contigs[-1:], self.ids[at:], self.scores[cut:]),
+        )
+
+    def is_sound(self) -> bool:
+        """Whether each record and each ORF is there once, and each ORF is of one of the records."""
+        numbers, orfs, rows = self.contigs["number"], self.scores["orf"], self.rows
+        return (
+            self.ids.count(b"\n") == len(numbers)
+            and bool((np.diff(numbers) == 1).all())
+            and bool((np.diff(orfs) > 0).all())
+            and bool(((rows >= 0) & (rows < len(numbers))).all())
+        )
 
 
 class Store:
@@ -187,34 +219,30 @@ class Store:
 
     def add_window(self, window: Window) -> None:
         """Keep what a window is made of, before any of its batches."""
-        contigs = [(row.number, row.file, row.id, row.length, row.fragments) for row in window.contigs]
+        contigs = _contigs(window.contigs)
+        facts = (len(window.places), window.digest, len(contigs), int(contigs["fragments"].sum()))
+        ids = b"".join(b"%s\n" % row.id for row in window.contigs)
         with self._transaction():
-            self._db.execute(
-                "INSERT INTO windows VALUES (?, ?, ?)", (window.number, len(window.places), window.digest)
-            )
-            self._db.executemany("INSERT INTO contigs VALUES (?, ?, ?, ?, ?)", contigs)
             for file in window.files:
                 self._end_file(file)
+            self._db.execute(
+                "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (window.number, *facts, contigs.tobytes(), ids),
+            )
 
     def add_batch(self, done: Finished) -> list[Failure]:
         """Keep the scores of a batch, all or nothing; give the failures of its ORFs, which it keeps too."""
-        batch = done.batch
-        scored = [row for row in range(len(batch)) if row not in done.failures]
+        batch, scores = done.batch, _scores(done)
         if done.embeddings is not None:
             self._write_embeddings(batch, done.embeddings)
-        rows = np.column_stack((batch.orfs, batch.places))[scored].tolist()
-        scores = done.probabilities[scored].tolist()
-        numbers = (batch.window, batch.number, batch.part)
+        facts = (done.device, len(batch), batch.tokens, done.seconds, len(scores), scores.tobytes())
         with self._transaction():
-            self._db.executemany(
-                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)",
-                [(*place, *score) for place, score in zip(rows, scores, strict=True)],
-            )
+            failures = [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
             self._db.execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*numbers, done.device, len(batch), batch.tokens, done.seconds),
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (batch.window, batch.number, batch.part, *facts),
             )
-            return [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
+        return failures
 
     def failures(self) -> Iterator[Failure]:
         """Give every failure of the run, in the order of the input."""
@@ -227,40 +255,27 @@ class Store:
         for path, contigs, failed in self._rows("SELECT path, contigs, failed FROM files ORDER BY number"):
             yield FileLine(os.fsdecode(path), contigs, bool(failed))
 
-    def contigs(self) -> Iterator[ContigLine]:
-        """Give every record that was read, in input order."""
-        query = (
-            "SELECT contigs.number, id, path, length, fragments FROM contigs "
-            "JOIN files ON files.number = contigs.file ORDER BY contigs.number"
-        )
-        for number, name, path, length, fragments in self._rows(query):
-            yield ContigLine(number, name, path, length, fragments)
-
-    def scores(self) -> Iterator[ScoreLine]:
-        """Give every scored ORF, in input order."""
-        query = "SELECT orf, contig, fragment, frame, others, virus FROM scores ORDER BY orf"
-        return starmap(ScoreLine, self._rows(query))
-
-    def fragments_by_id(self) -> Iterator[tuple[bytes, bool]]:
-        """Give the id of every fragment with a scored ORF and whether it is viral, sorted by id."""
-        # SQLite sorts on disk what does not fit in memory, and bytes as bytes: UTF-8 ids come
-        # in the order of their code points. Equal ids keep the order of the input.
-        query = (
-            "SELECT CAST(id || '_chunk_' || fragment AS BLOB) AS name, MAX(virus) >= MAX(others) "
-            "FROM scores JOIN contigs ON number = contig GROUP BY contig, fragment "
-            "ORDER BY name, contig, fragment"
-        )
-        for name, is_virus in self._rows(query):
-            yield name, bool(is_virus)
+    def blocks(self) -> Iterator[Block]:
+        """Give every record that was read, with its scored ORFs, about a window at a time."""
+        # A record may run through many windows: they are gathered until another one begins.
+        parts: list[Block] = []
+        for window in self._windows():
+            parts.append(window)
+            if window.ids:
+                whole, last = self._joined(parts).before_last()
+                parts = [last]
+                if whole.ids:
+                    yield whole
+        if parts and parts[0].ids:
+            yield self._joined(parts)
 
     def fragments(self) -> int:
         """Give the number of fragments that all records were cut into."""
-        return int(next(self._rows("SELECT TOTAL(fragments) FROM contigs"))[0])
+        return int(next(self._rows("SELECT TOTAL(fragments) FROM windows"))[0])
 
-    def count(self, table: str) -> int:
-        """Give the number of rows of one of the tables."""
-        assert table in _TABLES
-        return int(next(self._rows(f"SELECT COUNT(*) FROM {table}"))[0])
+    def count(self, what: str) -> int:
+        """Give the number of files, windows, contigs, batches, scores or failures."""
+        return int(next(self._rows(_COUNTS[what]))[0])
 
     def work(self) -> dict[str, tuple[int, int, int, float]]:
         """Give, for each device that took part: its batches, ORFs, tokens and busy seconds."""
@@ -276,14 +291,9 @@ class Store:
             for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=FULL"):
                 self._db.execute(f"PRAGMA {setting}")
         with self._transaction("EXCLUSIVE"):
-            (kind,) = self._db.execute("PRAGMA application_id").fetchone()
-            tables = [
-                name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type='table'")
-            ]
-            if tables and kind != _APPLICATION:
-                raise NotOurDirectory(
-                    str(self.directory), f"its {STORE} is not a run of this program. {_ELSEWHERE}"
-                )
+            tables = [name for (name,) in self._rows("SELECT name FROM sqlite_master WHERE type='table'")]
+            if tables:
+                self._check_whose(overwrite)
             if tables and not overwrite:
                 return
             for name in tables:
@@ -291,8 +301,23 @@ class Store:
             for name, columns in _TABLES.items():
                 self._db.execute(f"CREATE TABLE {name} ({columns})")
             self._db.execute(f"PRAGMA application_id={_APPLICATION}")
+            self._db.execute(f"PRAGMA user_version={_FORMAT}")
             for name in OURS if tables else ():
                 (self.directory / name).unlink(missing_ok=True)
+
+    def _check_whose(self, overwrite: bool) -> None:
+        ((kind,),) = self._rows("PRAGMA application_id")
+        ((form,),) = self._rows("PRAGMA user_version")
+        if kind != _APPLICATION:
+            reason = f"its {STORE} is not a run of this program. {_ELSEWHERE}"
+        elif form != _FORMAT and not overwrite:
+            reason = (
+                f"its {STORE} was made by another version of this program. {_ELSEWHERE}, "
+                "or --overwrite to start anew"
+            )
+        else:
+            return
+        raise NotOurDirectory(str(self.directory), reason)
 
     def _end_file(self, file: FileRow) -> None:
         self._db.execute(
@@ -307,14 +332,40 @@ class Store:
 
     def _add_failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> Failure:
         contig, fragment, frame = batch.places[row].tolist()
-        query = (
-            "SELECT file, path, id FROM contigs JOIN files ON files.number = file WHERE contigs.number = ?"
-        )
-        file, path, name = self._db.execute(query, (contig,)).fetchone()
+        file, path, name = self._whose(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
         number = int(batch.orfs[row])
         self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?)", (file, number, stage, text))
         return Failure(os.fsdecode(path), stage, os.fsdecode(text))
+
+    def _whose(self, contig: int, window: int) -> tuple[int, bytes, bytes]:
+        """Give file, path and id of a record that begins in *window* or before."""
+        query = "SELECT records, ids FROM windows WHERE contigs AND number <= ? ORDER BY number DESC"
+        windows = ((np.frombuffer(records, CONTIG), ids) for records, ids in self._rows(query, window))
+        contigs, ids = next(found for found in windows if found[0]["number"][0] <= contig)
+        row = contig - int(contigs["number"][0])
+        file = int(contigs["file"][row])
+        ((path,),) = self._rows("SELECT path FROM files WHERE number = ?", file)
+        return file, path, ids.split(b"\n")[row]
+
+    def _windows(self) -> Iterator[Block]:
+        """Give each window's scores, with the records that begin in it."""
+        for number, records, ids in self._rows("SELECT number, records, ids FROM windows ORDER BY number"):
+            batches = self._rows("SELECT scores FROM batches WHERE window = ?", number)
+            scores = np.frombuffer(b"".join(scores for (scores,) in batches), SCORE)
+            in_order = scores[np.argsort(scores["orf"])]
+            yield Block(np.frombuffer(records, CONTIG), ids, in_order)
+
+    def _joined(self, parts: Sequence[Block]) -> Block:
+        """Put *parts* behind each other; see that nothing is missing between them."""
+        block = Block(
+            np.concatenate([part.contigs for part in parts]),
+            b"".join([part.ids for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+        )
+        if not block.is_sound():
+            raise NotOurDirectory(str(self.directory), _DAMAGED)
+        return block
 
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write each row at its ORF's place, on disk before the batch counts as done."""
@@ -345,7 +396,24 @@ class Store:
 
 def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:
     """Give an ORF's published id: contig, fragment, frame."""
-    return b"%s_chunk_%d%s" % (contig, fragment, _FRAMES[frame])
+    return b"%s_chunk_%d%s" % (contig, fragment, FRAMES[frame])
+
+
+def _contigs(rows: Sequence[ContigRow]) -> NDArray[np.void]:
+    contigs = np.empty(len(rows), CONTIG)
+    for name in CONTIG.fields or ():
+        contigs[name] = [getattr(row, name) for row in rows]
+    return contigs
+
+
+def _scores(done: Finished) -> NDArray[np.void]:
+    """Put what is kept of each scored ORF into columns."""
+    batch = done.batch
+    scores = np.empty(len(batch), SCORE)
+    scores["orf"] = batch.orfs
+    scores["contig"], scores["fragment"], scores["frame"] = batch.places.T
+    scores["others"], scores["virus"] = done.probabilities.T
+    return np.delete(scores, list(done.failures))
 
 
 def _claim(directory: Path) -> None:
@@ -401,8 +469,7 @@ def _write_failures(directory: Path) -> Iterator[None]:
                 str(directory), "another process is writing there. Wait for it to end"
             ) from error
         if code in _STRANGE:
-            reason = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
-            raise NotOurDirectory(str(directory), reason) from error
+            raise NotOurDirectory(str(directory), _DAMAGED) from error
         if code == sqlite3.SQLITE_ERROR:
             raise  # a bug of ours
         raise CannotWrite(str(directory), f"cannot write {STORE}: {error}") from error
