@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -19,7 +20,7 @@ import torch
 from fakes import Rules, fake_devices, p_virus
 from support import TABLES, assert_published_scores, read_table
 
-from virnuc_async import pipeline
+from virnuc_async import pipeline, results
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, MemoryUse
@@ -40,6 +41,7 @@ from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences import read_contigs
 from virnuc_async.settings import Precision, Settings
+from virnuc_async.store import Store
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
 
@@ -220,6 +222,47 @@ async def test_cancelled_while_standard_input_is_silent(bundle: Bundle, tmp_path
             await run_pipeline(["-"], tmp_path / "out", Settings(bundle.directory), stdin=stdin)
         assert scope.cancelled_caught
         pipe.write(b">a\nACGT\n")
+
+
+async def test_cancelled_while_a_table_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.run(out="calm")
+    begun, predictions = threading.Event(), results.predictions
+
+    def endless(store: Store) -> results.Parts:
+        for part in predictions(store):
+            begun.set()
+            while True:
+                yield part
+
+    monkeypatch.setattr(results, "predictions", endless)
+    task = asyncio.create_task(bench.run())
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    monkeypatch.undo()
+    out = bench.out / "out"
+    assert {path.name for path in out.iterdir()} == {"run.sqlite3", "run.log", "summary.json"}
+    assert json.loads((out / "summary.json").read_bytes())["finished"] is False
+    rules = Rules()
+    summary = await bench.run(rules)
+    assert summary.finished
+    assert not rules.seen
+    assert bench.tables() == bench.tables("calm")
+
+
+async def test_cancelled_at_any_moment_from_outside(bench: Bench) -> None:
+    """A task's own cancellation, not a scope's, which knows no shield."""
+    began = time.monotonic()
+    await bench.run(out="calm")
+    whole = time.monotonic() - began
+    for step in range(20):
+        task = asyncio.create_task(bench.run())
+        await asyncio.sleep(whole * step / 20)
+        task.cancel()
+        await asyncio.wait([task])
+    assert (await bench.run()).finished
+    assert bench.tables() == bench.tables("calm")
 
 
 async def test_a_finished_run_is_not_run_again(bench: Bench) -> None:

@@ -6,24 +6,21 @@ scores. Every wait is bounded by a stream, and every task is owned by the one ta
 lets the batches that are running finish and be kept; nothing else is waited for.
 """
 
-import json
 import os
 import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 from uuid import uuid4
 
-import aiofiles
 import anyio
 import numpy as np
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, from_thread, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from . import __version__, results
@@ -53,7 +50,6 @@ _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
 _MEMORY_SECONDS = 10.0  # between two looks at the memory of GPUs
 _MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
-_LINES = 10_000  # of failed_files.txt written at a time
 
 _Item = TypeVar("_Item")
 
@@ -153,9 +149,9 @@ async def score_with(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.watch, name="watch")
             tasks.start_soon(run.watch_memory, name="watch memory")
-            summary = await run.go(shlex.join(command))
-            tasks.cancel_scope.cancel()
-        return summary
+            # Not in this task: who cancels that from outside breaks the shield of a thread it waits for.
+            tasks.start_soon(run.go, shlex.join(command), tasks.cancel_scope, name="go")
+        return run.summary
     except BaseExceptionGroup as group:
         # Tasks fail in groups; a caller wants the one failure that there nearly always is.
         raise _first_failure(group) from group
@@ -234,6 +230,7 @@ class _Run:
     """A plan under way."""
 
     store: Store  # once there is something to do
+    summary: results.Summary  # once all is done
     precision: Precision  # these two as the store has them, if it has
     budget: int
 
@@ -284,8 +281,8 @@ class _Run:
                     self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
             await anyio.sleep(_MEMORY_SECONDS)
 
-    async def go(self, command: str) -> results.Summary:
-        """Score what is left to score, and write the tables."""
+    async def go(self, command: str, others: CancelScope) -> None:
+        """Score what is left to score, write the tables, and end the *others*."""
         first = await self._next_window()
         if first is None or not first.contigs:
             failures = [file.failure for file in first.files if file.failure] if first else []
@@ -298,7 +295,8 @@ class _Run:
                 await self._on_disk(self._introduce)
                 if not self.store.is_finished:
                     await self._score(first)
-                return await self._finish(command)
+                self.summary = await self._finish(command)
+        others.cancel()
 
     @contextmanager
     def _farewell(self, command: str) -> Iterator[None]:
@@ -312,9 +310,10 @@ class _Run:
         self.log.debug("stopped before the end; what is done is kept, and the same command goes on from here")
         # What ended the run is being raised; that the summary cannot be written either is no news.
         with suppress(CannotWrite, OSError):
-            # No contig has a verdict before all are scored.
-            text = json.dumps(self._summary(command, Counter()).as_dict(), indent=2)
-            (self.out_dir / "summary.json").write_text(text + "\n", "utf-8")
+            # No contig has a verdict before all are scored; and all scored is not all written.
+            summary = replace(self._summary(command, Counter()), finished=False)
+            text = b"".join(results.summary_text(summary))
+            (self.out_dir / "summary.json").write_bytes(text)
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
@@ -531,30 +530,32 @@ class _Run:
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
             await self._on_disk(self._write_features)
         summary = await self._on_disk(self._summary, command, tally)
-        text = json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
-        await self._write("summary.json", iter([text]))
+        await self._write("summary.json", results.summary_text(summary))
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
-    async def _write(self, name: str, parts: Iterator[bytes]) -> None:
+    async def _write(self, name: str, parts: results.Parts) -> None:
         """Write a file beside its place and move it there once it is whole and on disk."""
+        await self._on_disk(self._write_now, name, parts)
+
+    def _write_now(self, name: str, parts: results.Parts) -> None:
         partial_path = self.out_dir / f".{name}.partial"
         try:
-            async with aiofiles.open(partial_path, "wb") as file:
-                while part := await self._on_disk(next, parts, b""):
-                    await file.write(part)
-                await file.flush()
-                await to_thread.run_sync(os.fsync, file.fileno())
-            partial_path.replace(self.out_dir / name)
+            # Closed whatever happens: a query that is open keeps the store's lock.
+            with closing(parts), _gone_unless_moved(partial_path), open(partial_path, "wb") as file:
+                for part in parts:
+                    from_thread.check_cancelled()
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+                partial_path.replace(self.out_dir / name)
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"{name}: {error.strerror}") from error
 
     async def _write_failures(self) -> None:
         name = "failed_files.txt"
-        lines = (results.failed_line(failure) for failure in self.store.failures())
-        encoded = (line.encode("utf-8", "surrogateescape") for line in lines)
         if await self._on_disk(self.store.count, "failures"):
-            await self._write(name, iter(partial(_joined, encoded), b""))
+            await self._write(name, results.failed_lines(self.store))
         else:
             (self.out_dir / name).unlink(missing_ok=True)
 
@@ -667,8 +668,12 @@ async def _is_sent(send: MemoryObjectSendStream[_Item], item: _Item) -> bool:
     return True
 
 
-def _joined(lines: Iterator[bytes]) -> bytes:
-    return b"".join(islice(lines, _LINES))
+@contextmanager
+def _gone_unless_moved(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _file_facts(path: str) -> list[Any]:

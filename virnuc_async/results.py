@@ -1,10 +1,11 @@
 """Scores become verdicts, and verdicts become the tables that people read."""
 
+import json
 import math
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from .store import FEATURES, FRAMES, Block, Failure, Store, orf_id
+
+# A file's content, in parts; closing it lets go of the store.
+Parts = Generator[bytes, None, None]
 
 _BLOCK_BYTES = 64 << 20  # of features copied at a time
 
@@ -130,7 +134,7 @@ def _exact_sums(numbers: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDAr
     return sums
 
 
-def predictions(store: Store) -> Iterator[bytes]:
+def predictions(store: Store) -> Parts:
     """Give ``prediction_results.txt``, some lines at a time: every scored ORF in input order."""
     yield b"Sequence_ID\tPrediction\tscore1\tscore2\n"
     for block in store.blocks():
@@ -147,7 +151,7 @@ def _orf_lines(block: Block) -> list[str]:
     return _lines(_of_rows(block, block.rows), places, *columns)
 
 
-def fragment_verdicts(store: Store) -> Iterator[bytes]:
+def fragment_verdicts(store: Store) -> Parts:
     """Give ``prediction_results_highestscore.csv``, some lines at a time: tabs, in spite of its name."""
     yield b"Modified_ID\tIs_Virus\n"
     with TemporaryFile(dir=store.directory) as file:
@@ -161,7 +165,7 @@ def _fragment_lines(block: Block) -> list[str]:
     return _lines(_of_rows(block, fragments.rows), _chunks(fragments.numbers), verdicts)
 
 
-def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Iterator[bytes]:
+def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Parts:
     """Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*."""
     yield (
         b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
@@ -182,6 +186,17 @@ def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Iter
             _words(*_LABELS)[labels],
         ]
         yield _encoded(_lines(block.names(), _repeated(b"", len(labels)), *columns))
+
+
+def failed_lines(store: Store) -> Parts:
+    """Give ``failed_files.txt``, line by line."""
+    for failure in store.failures():
+        yield failed_line(failure).encode("utf-8", "surrogateescape")
+
+
+def summary_text(summary: Summary) -> Parts:
+    """Give ``summary.json``."""
+    yield json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
 
 
 def failed_line(failure: Failure) -> str:
