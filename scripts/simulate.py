@@ -226,7 +226,7 @@ def _points(kind: str, told: argparse.Namespace, directory: Path) -> Iterator[di
     for devices in told.devices:
         path = directory / f"{kind}.fa"
         write(path, source, kind, int(devices * told.seconds * told.rate / tokens_per_base), told.seed)
-        given = _input(kind, path, bundle, told, directory / f"store {devices}")
+        given = _input(kind, path, bundle, told, directory / f"{kind} store {devices}")
         yield _point(given, devices, bundle, told, directory / f"{kind} {devices}")
         path.unlink()
 
