@@ -48,8 +48,8 @@ def bench(session: nox.Session) -> None:
     """
     Every benchmark, into docs/benchmarks or the directory that is named; with the interpreter that has torch.
 
-    On a GPU with all shapes up to ESM-2 3B and the pipeline with random weights of that shape: about
-    half an hour and 12 GB of disk. On two cores of a CPU with the two smallest shapes: about two hours.
+    On a GPU with all shapes up to ESM-2 3B, and the pipeline with random weights of that shape, which
+    take 6 GB of disk. On a CPU with the two smallest shapes: more than an hour on two cores.
     """
     place = Path(session.posargs[0] if session.posargs else "docs/benchmarks")
     gpus = _gpus(session)

@@ -13,9 +13,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """Give a table of *count* rows that is to be filled."""
+    """Give a table of *count* rows of zeros, to be filled."""
     # torch's own would draw random numbers, for which the meta device imports the compiler: a second.
-    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)  # type: ignore[no-any-return, no-untyped-call]
+    return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def load(network: Network, path: Path, device: torch.device, dtype: torch.dtype) -> Network:
