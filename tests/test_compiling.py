@@ -10,12 +10,17 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch.testing import assert_close
 
+from virnuc_async.bundles import DEFAULT, find
+from virnuc_async.devices import Device
+from virnuc_async.networks.attention import padded
 from virnuc_async.networks.compiling import compile_layers, decide_compile
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
-from virnuc_async.networks.packing import Packed
+from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
-from virnuc_async.settings import Compile
+from virnuc_async.replica import Replica
+from virnuc_async.settings import Compile, Precision
+from virnuc_async.tokens import Ragged
 
 # torch's own, from the compiler's imports
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -82,6 +87,22 @@ def test_without_a_compiler_the_plain_way_stays(encoder: Encoder) -> None:
     assert warning.startswith("the kernels could not be compiled, so the run goes on without: ")
     assert "compiler" in warning
     assert torch.equal(encoder.embeddings(batch((9, 4))), wanted)
+
+
+def test_without_a_compiler_both_encoders_still_attend_the_fastest_way() -> None:
+    class OnTheHost(Replica):
+        """A GPU's replica that leaves its rows where they are."""
+
+        def _packed(self, rows: Ragged) -> Packed:
+            return pack(rows)
+
+    gpu = Device("cuda:0", "GPU", 1 << 30, (9, 0))
+    replica = OnTheHost(gpu, find(DEFAULT), Precision.FP32, compiled=True)
+    encoders = made(DnabertS), made(Esm2)
+    with config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}):
+        warning = replica._speed_up(*encoders)
+    assert warning is not None
+    assert all(encoder.attention is padded for encoder in encoders)
 
 
 @pytest.mark.parametrize(

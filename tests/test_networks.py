@@ -25,7 +25,7 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
-from virnuc_async.networks.packing import Packed, Run, means, pack, sample
+from virnuc_async.networks.packing import Packed, Run, means, pack, positions, sample
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import read_nucleotide, read_protein
@@ -350,7 +350,7 @@ def test_packing_sorts_by_length_and_remembers_the_places(rows: list[list[int]])
     assert [run.length for run in batch.runs] == sorted({len(row) for row in rows}, reverse=True)
     viewed = [row for view in batch.views(batch.ids) for row in view.tolist()]
     assert viewed == ordered
-    assert batch.positions.tolist() == [at for row in ordered for at in range(len(row))]
+    assert positions(batch).tolist() == [at for row in ordered for at in range(len(row))]
     assert batch.borders.diff().tolist() == list(map(len, ordered))
     copy = batch.to(CPU)
     assert copy.runs == batch.runs

@@ -107,7 +107,7 @@ async def run_pipeline(
     devices = await to_thread.run_sync(choose, settings)
     paths = tuple(await to_thread.run_sync(list, expand(inputs)))
     on_gpu = any(device.capability for device in devices)
-    input_bytes = await to_thread.run_sync(_input_bytes, paths)
+    input_bytes = await to_thread.run_sync(_input_bytes, paths) if on_gpu else None
     compiled = decide_compile(settings.compile, on_gpu, input_bytes)
     plan = Plan(paths, settings, bundle, tuple(devices), compiled=compiled)
     make_scorer = partial(Replica, compiled=compiled)

@@ -178,14 +178,20 @@ class Replica:
                 load(protein, files / "protein.safetensors", place, self._dtype),
                 load(classifier, files / "classifier.safetensors", place, torch.float32),
             )
-            return self._speed_up(nucleotide) or self._speed_up(protein)
+            return self._speed_up(nucleotide, protein)
 
-    def _speed_up(self, encoder: DnabertS | Esm2) -> str | None:
+    def _speed_up(self, *encoders: DnabertS | Esm2) -> str | None:
+        """Prepare both for this device; say what could not be compiled, and then try no further."""
         if self.device.capability is None:
-            encoder.prepack()
+            for encoder in encoders:
+                encoder.prepack()
             return None
-        encoder.use_fastest_attention()
-        return compile_layers(encoder, self._packed(sample(*_SAMPLE))) if self._compiled else None
+        for encoder in encoders:
+            encoder.use_fastest_attention()
+        if not self._compiled:
+            return None
+        rows = self._packed(sample(*_SAMPLE))
+        return next(filter(None, (compile_layers(encoder, rows) for encoder in encoders)), None)
 
     @torch.inference_mode()
     def _launch(self, batch: Batch) -> _Flight:

@@ -38,11 +38,11 @@ def on_runs(packed: Packed, slopes: Tensor | None = None) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # A GPU's kernels want the queries' type; a CPU's take FP32, which is more exact.
-        cast = bias.to(q.dtype) if bias is not None and q.is_cuda else bias
+        fitting = bias.to(q.dtype) if bias is not None and q.is_cuda else bias
         attended = []
         for queries, keys, values in zip(*map(packed.views, (q, k, v)), strict=True):
             length = queries.shape[1]
-            corner = None if cast is None else cast[:, :length, :length]
+            corner = None if fitting is None else fitting[:, :length, :length]
             attended.append(_dense(queries, keys, values, corner).flatten(0, 1))
         return torch.cat(attended)
 
@@ -137,9 +137,7 @@ def _blocks(packed: Packed, slopes: Tensor | None) -> Iterator[_Block]:
 
 def _mask(is_real: Tensor, slopes: Tensor | None) -> Tensor:
     length = is_real.shape[1]
-    hidden = torch.zeros(is_real.shape, device=is_real.device).masked_fill(~is_real, -torch.inf)[
-        :, None, None
-    ]
+    hidden = torch.where(is_real, 0.0, -torch.inf)[:, None, None]
     if slopes is None:
         return hidden.expand(-1, -1, length, -1)
     return hidden + distance_bias(slopes, length)

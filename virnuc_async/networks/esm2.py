@@ -16,7 +16,7 @@ from ..tokens import ESM2_ALPHABET
 from .attention import Attention, fastest, on_runs
 from .linear import Linear, can_prepack, prepack
 from .loading import embedding
-from .packing import Packed, means
+from .packing import Packed, means, positions
 from .shapes import ProteinShape
 
 _TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
@@ -74,7 +74,7 @@ class Esm2(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Give the last hidden state of every token, (T, C)."""
-        turns = _turns(packed.positions, self.head_width)
+        turns = _turns(positions(packed), self.head_width)
         attend = self.attention(packed, None)
         x = self.embed(packed.ids) * _TOKEN_DROPOUT_SCALE
         for layer in cast(Iterable[Layer], self.layers):

@@ -32,7 +32,6 @@ class Packed:
     """A batch for one network: sorted by length, longest first."""
 
     ids: Tensor  # T, int32
-    positions: Tensor  # T, int64: of each token within its sequence
     borders: Tensor  # B + 1, int32: the first token of each sequence, and the end
     places: Tensor  # B, int64: where each row of the batch stands among the sorted sequences
     runs: tuple[Run, ...]
@@ -40,7 +39,7 @@ class Packed:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that is on the device."""
-        return self.ids, self.positions, self.borders, self.places
+        return self.ids, self.borders, self.places
 
     def views(self, tokens: Tensor) -> Iterator[Tensor]:
         """See each run's part of *tokens* (T, ...) as (count, length, ...)."""
@@ -62,8 +61,8 @@ class Packed:
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
-        ids, positions, borders, places = map(move, self.tensors)
-        return Packed(ids, positions, borders, places, self.runs)
+        ids, borders, places = map(move, self.tensors)
+        return Packed(ids, borders, places, self.runs)
 
     @property
     def longest(self) -> int:
@@ -77,12 +76,9 @@ def pack(rows: Ragged) -> Packed:
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     packed = rows.take(order)
-    ends = np.cumsum(packed.lengths)
-    positions = np.arange(len(packed.ids)) - np.repeat(ends - packed.lengths, packed.lengths)
     return Packed(
         ids=torch.from_numpy(packed.ids),
-        positions=torch.from_numpy(positions),
-        borders=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
+        borders=torch.from_numpy(np.concatenate(([0], np.cumsum(packed.lengths))).astype(np.int32)),
         places=torch.from_numpy(places),
         runs=tuple(Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())),
     )
@@ -106,3 +102,11 @@ def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = Non
             end = min(end, first + most)
         pooled.append(view[:, first:end].float().mean(1))
     return torch.cat(pooled)[packed.places]
+
+
+def positions(packed: Packed) -> Tensor:
+    """Give each token's position within its sequence, (T,) int64."""
+    total = len(packed.ids)
+    # With the total given, a GPU need not be waited for.
+    starts = packed.borders[:-1].repeat_interleave(packed.borders.diff(), output_size=total)
+    return torch.arange(total, device=starts.device) - starts
