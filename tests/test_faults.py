@@ -1,7 +1,9 @@
 """Faults that are not the devices' own: a thread that dies, a clock that jumps, a disk that is full."""
 
+import asyncio
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +94,27 @@ async def test_a_device_that_cannot_even_be_chosen_is_lost_at_loading(
     finally:
         await replica.close()
     assert capfd.readouterr() == ("", "")  # a thread's end is nobody else's to tell
+
+
+async def test_loading_is_given_up_when_nobody_waits_for_it(bundle: Bundle) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow(Replica):
+        def _enter(self) -> None:
+            began.set()
+            go_on.wait()
+            super()._enter()
+
+    replica = Slow(CPU, bundle, Precision.FP32)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(replica.load)
+        await asyncio.to_thread(began.wait)
+        tasks.cancel_scope.cancel()
+    closing = asyncio.create_task(replica.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert not hasattr(replica, "_networks")
 
 
 # Threads

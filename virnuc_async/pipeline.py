@@ -430,7 +430,8 @@ class _Run:
 
     async def _score(self, first: Window) -> None:
         self.counts.doing = "checking the model's files"
-        await to_thread.run_sync(self.plan.bundle.check)
+        # It only reads: who cancels need not wait for gigabytes.
+        await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.doing = "loading the model"
         send, receive = anyio.create_memory_object_stream[Finished](2 * len(self.plan.devices))
         read, feed = anyio.create_memory_object_stream[Window](1)

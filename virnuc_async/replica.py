@@ -96,6 +96,7 @@ class Replica:
         is_cpu = device.capability is None
         self._waiting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
         self._batches = 0
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<Replica {self.name} [{self._batches} batches done]>"
@@ -152,7 +153,8 @@ class Replica:
         return torch.cuda.max_memory_allocated(self.device.torch_device)
 
     async def close(self) -> None:
-        """Wait for the batch that is running, and free the device."""
+        """Wait for the batch that is running, and free the device; loading is given up."""
+        self._is_closed = True
         for thread in (self._thread, self._waiting):
             if thread is not None:
                 await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=True)
@@ -176,11 +178,16 @@ class Replica:
             classifier = Classifier(shapes.classifier)
         with self._failures(0, Stage.PROTEIN):
             self._networks = (
-                load(nucleotide, files / "nucleotide.safetensors", place, self._dtype),
-                load(protein, files / "protein.safetensors", place, self._dtype),
-                load(classifier, files / "classifier.safetensors", place, torch.float32),
+                load(nucleotide, files / "nucleotide.safetensors", place, self._dtype, self._go_on),
+                load(protein, files / "protein.safetensors", place, self._dtype, self._go_on),
+                load(classifier, files / "classifier.safetensors", place, torch.float32, self._go_on),
             )
             return self._speed_up(nucleotide, protein)
+
+    def _go_on(self) -> None:
+        """Give up what takes minutes when nobody waits for it any more."""
+        if self._is_closed:
+            raise DeviceLost(self.name, "it was given up while it was loading")
 
     def _speed_up(self, *encoders: DnabertS | Esm2) -> str | None:
         """Prepare both for this device; say what could not be compiled, and then try no further."""

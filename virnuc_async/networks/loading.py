@@ -1,5 +1,6 @@
 """Weights from a safetensors file straight into a network, one tensor at a time."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +19,17 @@ def embedding(count: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def load(network: Network, path: Path, device: torch.device, dtype: torch.dtype) -> Network:
+def load(
+    network: Network,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    before_each: Callable[[], None] = lambda: None,
+) -> Network:
     """
     Fill *network*, built on the meta device, with the tensors of *path*; ready for inference.
+
+    *before_each* is called before each tensor, and ends the loading by what it raises.
 
     The file is mapped, not read: on the CPU in its own dtype the weights are the file's pages.
 
@@ -33,6 +42,7 @@ def load(network: Network, path: Path, device: torch.device, dtype: torch.dtype)
         with safe_open(path, framework="pt") as file:
             _check_names(path, set(file.keys()), set(wanted))
             for name, like in wanted.items():
+                before_each()
                 tensor = file.get_tensor(name)
                 if tensor.shape != like.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
