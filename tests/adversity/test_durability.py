@@ -1,0 +1,112 @@
+"""What the kernel is asked for: nothing counts as done before it is on the disk, names included."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import ROOT
+from support import TABLES
+
+from virnuc_async.store import FEATURES, STORE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+_CALLS = "pwrite64,write,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,ftruncate"
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """Each call of a run with embeddings about a file in its directory, in order: (call, file)."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    place = tmp_path_factory.mktemp("traced")
+    out = place / "out"
+    source = golden / "upstream" / "input.fa"
+    predict = [
+        "predict",
+        str(source),
+        str(out),
+        "--devices",
+        "cpu",
+        "--embeddings",
+        "--esm-batch-size",
+        "400",
+    ]
+    strace = ["strace", "-f", "-y", "-qq", "-e", f"trace={_CALLS}", "-o", str(place / "trace")]
+    command = [*strace, sys.executable, "-m", "virnucpro_async", *predict]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    if ended.returncode and b"ptrace" in ended.stderr:
+        pytest.skip("tracing is not allowed here")
+    assert ended.returncode == 0, ended.stderr.decode()
+    return out, list(_parsed((place / "trace").read_text(), out))
+
+
+def _parsed(trace: str, out: Path) -> Iterator[tuple[str, str]]:
+    for line in trace.splitlines():
+        call = re.match(r"\d+ +(\w+)\((.*)", line)
+        if call and (found := re.search(rf"{re.escape(str(out))}(/[^\">,)]*)?[\">]", call[2])):
+            yield call[1], (found[1] or "/").lstrip("/") or "."
+
+
+def test_a_table_is_on_the_disk_before_and_after_it_gets_its_name(
+    calls: tuple[Path, list[tuple[str, str]]],
+) -> None:
+    _, events = calls
+    for name in (*TABLES, "summary.json", "merged_features.pt"):
+        partial = f".{name}.partial"
+        moved = next(at for at, (call, file) in enumerate(events) if "rename" in call and file == partial)
+        written = max(at for at, event in enumerate(events[:moved]) if event == ("write", partial))
+        assert ("fsync", partial) in events[written:moved]
+        # Before the next thing that is written, or taken away.
+        after = [event for event in events[moved + 1 :] if event[1] != "run.log"]
+        assert after[0] == ("fsync", "."), f"{name}: {after[:3]}"
+
+
+def test_embeddings_are_on_the_disk_before_their_batch_counts(
+    calls: tuple[Path, list[tuple[str, str]]],
+) -> None:
+    _, events = calls
+    dirty = False
+    batches = 0
+    for call, file in events:
+        if file == FEATURES and call == "pwrite64":
+            dirty = True
+        elif file == FEATURES and call == "fsync":
+            dirty, batches = False, batches + 1
+        elif file == STORE and call == "pwrite64":
+            assert not dirty
+    assert batches > 3
+
+
+def test_the_store_is_on_the_disk_before_its_journal_is_done_with(
+    calls: tuple[Path, list[tuple[str, str]]],
+) -> None:
+    _, events = calls
+    dirty, commits = False, 0
+    for call, file in events:
+        if file == STORE and call == "pwrite64":
+            dirty = True
+        elif file == STORE and "sync" in call:
+            dirty = False
+        elif file == f"{STORE}-journal" and call in ("ftruncate", "unlink"):
+            assert not dirty
+            commits += 1
+    assert commits
+
+
+def test_the_embeddings_so_far_go_when_those_in_their_place_are_on_the_disk(
+    calls: tuple[Path, list[tuple[str, str]]],
+) -> None:
+    out, events = calls
+    moved = next(
+        at
+        for at, (call, file) in enumerate(events)
+        if "rename" in call and file == ".merged_features.pt.partial"
+    )
+    gone = next(at for at, (call, file) in enumerate(events) if "unlink" in call and file == FEATURES)
+    assert moved < events.index(("fsync", "."), moved) < gone
+    assert not (out / FEATURES).exists()
