@@ -23,6 +23,7 @@ ORDER = [
     "devices",
     "replica",
     "store",
+    "features",
     "results",
     "progress",
     "report",
@@ -32,7 +33,7 @@ ORDER = [
 ]
 TOP = {"cli", "training"}  # may import whatever there is
 ONLY_IN = {
-    "torch": {"networks", "upstream", "replica", "devices", "training", "results"},
+    "torch": {"networks", "upstream", "devices", "replica", "features", "training"},
     "anyio": {"replica", "pipeline", "cli"},
     "asyncio": {"replica", "pipeline", "cli"},
     "sys": {"cli"},

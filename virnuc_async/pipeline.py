@@ -38,6 +38,7 @@ from .failures import (
     VirnucError,
     counted,
 )
+from .features import FeatureFile, Features, check_alike, find_features, save_features
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
@@ -99,6 +100,7 @@ async def run_pipeline(
         NoRecords: no input holds a record
         UnknownBundle, BadBundle: the model
         UnknownDevice, MixedDevices: the devices
+        NoFeatures, BadFeatures, AmbiguousFeatures, StrangeFeatures: the earlier work to be reused
         NoDevicesLeft: too many devices failed; finished work is kept
         NotOurDirectory, AnotherRun, DirectoryBusy, CannotWrite: the output directory
     """
@@ -233,6 +235,7 @@ class _Run:
     summary: results.Summary  # once all is done
     precision: Precision  # these two as the store has them, if it has
     budget: int
+    features: Features  # that need not be computed
 
     def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
         self.plan = plan
@@ -287,9 +290,10 @@ class _Run:
         if first is None or not first.contigs:
             failures = [file.failure for file in first.files if file.failure] if first else []
             raise NoRecords(self.plan.paths, failures)
+        self.features = await to_thread.run_sync(self._find_features)
         self.store = await self._on_disk(Store, self.out_dir, self.settings.overwrite)
-        with closing(self.store):
-            await self._on_disk(self._identify)
+        with closing(self.store), closing(self.features):
+            await self._prepare()
             with run_files(self.id, self.out_dir), self._farewell(command):
                 self.has_log.set()
                 await self._on_disk(self._introduce)
@@ -314,6 +318,34 @@ class _Run:
             summary = replace(self._summary(command, Counter()), finished=False)
             text = b"".join(results.summary_text(summary))
             (self.out_dir / "summary.json").write_bytes(text)
+
+    def _find_features(self) -> Features:
+        shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
+        found: list[FeatureFile] = []
+        if directory is not None:
+            self.counts.doing = "looking for earlier features"
+            for file in find_features(directory, but_not=self.out_dir):
+                from_thread.check_cancelled()
+                found.append(file)
+        return Features(found, (shapes.nucleotide.width, shapes.protein.width))
+
+    async def _prepare(self) -> None:
+        """Settle which run this is, and read the features that it reuses."""
+        # Those that are refused make no run: others can be tried in the same directory.
+        is_new = await self._on_disk(self.store.fact, "identity") is None
+        steps = (self._read_features, self._identify) if is_new else (self._identify, self._read_features)
+        for step in steps:
+            await self._on_disk(step)
+
+    def _read_features(self) -> None:
+        if not self.features.found or self.store.is_finished:
+            return
+        self.counts.doing = "reading earlier features"
+        try:
+            for _ in self.features.read(self.out_dir):
+                from_thread.check_cancelled()
+        except OSError as error:
+            raise CannotWrite(str(self.out_dir), f"earlier features: {error.strerror}") from error
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
@@ -345,6 +377,7 @@ class _Run:
             "compiled kernels": self.plan.compiled,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
+            "reused features": [[file.name, file.sha256] for file in self.features.found],
         }
 
     def _introduce(self) -> None:
@@ -359,6 +392,8 @@ class _Run:
             return
         for device in self.plan.devices:
             self.log.info("{}", _described(device, self.precision, self.budget))
+        if self.features.found:
+            self.log.info("{}", self.features.found_text())
         if self.store.count("batches"):
             self.log.info("going on after {:,} ORFs of an earlier session", self.store.count("scores"))
 
@@ -375,7 +410,14 @@ class _Run:
             for device in self.plan.devices:
                 tasks.start_soon(self._serve, device, send.clone(), name=f"serve {device.name}")
             send.close()
+        if self.features.found:
+            self._tell_reused()
+            await self._on_disk(self.store.note, "orfs reused", self.features.reused)
         await self._on_disk(self.store.note, "finished", True)
+
+    def _tell_reused(self) -> None:
+        level = "INFO" if self.features.reused else "WARNING"
+        self.log.log(level, "{}", self.features.used_text())
 
     async def _read(self, first: Window, send: MemoryObjectSendStream[Window]) -> None:
         """Form windows ahead of the devices, in a worker thread."""
@@ -392,7 +434,7 @@ class _Run:
                 count += 1
                 await self._on_disk(self._keep_window, window)
                 done = await self._on_disk(self.store.finished_parts, window.number)
-                left = await to_thread.run_sync(_batches_left, window, self.budget, done)
+                left = await to_thread.run_sync(self._batches_left, window, done)
                 self.counts.read += len(window.places)
                 self.counts.done += len(window.places) - sum(map(len, left))
                 for batch in left:
@@ -401,6 +443,10 @@ class _Run:
             raise AnotherRun(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
         await self.supply.end()
+
+    def _batches_left(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
+        batches = window.batches(self.budget, self.features.recall(window))
+        return [part for batch in batches for part in _unfinished(batch, done)]
 
     def _keep_window(self, window: Window) -> None:
         """Store what the window is made of; on resume, check that it still is."""
@@ -481,7 +527,9 @@ class _Run:
             left.extendleft(reversed(batch.halves()))
             return
         try:
-            done = _finished(scorer.name, await scorer.score(batch))
+            scores = await scorer.score(batch)
+            check_alike(batch.known, scores.likeness)
+            done = _finished(scorer.name, scores)
         except DeviceOutOfMemory as error:
             self.log.warning("{}; trying halves" if len(batch) > 1 else "{}", error)
             stage, reason, done = error.stage, str(error), None
@@ -562,7 +610,7 @@ class _Run:
     def _write_features(self) -> None:
         path = self.out_dir / ".merged_features.pt.partial"
         try:
-            results.save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
+            save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
             path.replace(self.out_dir / "merged_features.pt")
             (self.out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:
@@ -578,6 +626,9 @@ class _Run:
             "viral_contigs": tally["virus"],
             "failures": store.count("failures"),
         }
+        reused = store.fact("orfs reused")
+        if reused is not None:
+            counts["orfs_reused"] = reused
         work = store.work()
         return results.Summary(
             version=__version__,
@@ -629,10 +680,6 @@ def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
     plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
-
-
-def _batches_left(window: Window, budget: int, done: set[tuple[int, str]]) -> list[Batch]:
-    return [part for batch in window.batches(budget) for part in _unfinished(batch, done)]
 
 
 def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
