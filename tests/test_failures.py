@@ -62,8 +62,8 @@ SAID: list[tuple[VirnucError, str]] = [
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
     (FeatureError("text"), "text"),
     (
-        NoFeatures("old", ["*_ESM.pt", "*_merged.pt"]),
-        "no features to reuse in old: no file there is named *_ESM.pt, *_merged.pt",
+        NoFeatures("old", "no file there is named *_ESM.pt"),
+        "no features to reuse in old: no file there is named *_ESM.pt",
     ),
     (
         BadFeatures("old/a_ESM.pt", "damaged"),

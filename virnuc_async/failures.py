@@ -15,7 +15,7 @@ Every failure that this package raises on purpose.
     │   ├── BadBundle           a file is missing, changed, or of the wrong shape
     │   └── BadCheckpoint       a file of somebody else's that cannot be imported
     ├── FeatureError            embeddings of earlier work, which cannot be reused
-    │   ├── NoFeatures          there are none; says which names they have
+    │   ├── NoFeatures          there are none; says which names they would have
     │   ├── BadFeatures         a file is damaged, hostile, or of another model
     │   ├── AmbiguousFeatures   nobody knows which sequence they are of
     │   └── StrangeFeatures     the model gives others for the sequence
@@ -156,14 +156,14 @@ class FeatureError(VirnucError):
 
 
 class NoFeatures(FeatureError):
-    """There is no such *directory*, or nothing in it is named as feature files are."""
+    """The *directory* cannot be searched, or nothing in it is named as feature files are."""
 
-    def __init__(self, directory: str, patterns: Sequence[str]) -> None:
-        super().__init__(directory, tuple(patterns))
-        self.directory, self.patterns = directory, tuple(patterns)
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(directory, reason)
+        self.directory, self.reason = directory, reason
 
     def __str__(self) -> str:
-        return f"no features to reuse in {self.directory}: no file there is named {', '.join(self.patterns)}"
+        return f"no features to reuse in {self.directory}: {self.reason}"
 
 
 class BadFeatures(FeatureError):

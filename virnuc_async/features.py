@@ -37,7 +37,7 @@ from .store import FEATURES, Block, Store, orf_id
 from .upstream import read_values
 
 # VirNucPro's names, those of its later versions, and ours.
-PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")
+_PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")
 
 # Of one ORF's embeddings, in FP32, half precision or BF16, 0.9999 and more were seen; of different
 # ORFs, 0.95 in the middle.
@@ -67,12 +67,12 @@ def find_features(directory: Path, but_not: Path) -> Iterator[FeatureFile]:
     Give the feature files anywhere in *directory*, sorted, without hidden ones and those in *but_not*.
 
     Raises:
-        NoFeatures: there are none
+        NoFeatures: there are none, or a directory cannot be read
         BadFeatures: one cannot be read
     """
     paths = sorted(_named_as_features(directory, but_not))
     if not paths:
-        raise NoFeatures(str(directory), PATTERNS)
+        raise NoFeatures(str(directory), f"no file there is named {' or '.join(_PATTERNS)}")
     for path in paths:
         try:
             checksum = sha256(path)
@@ -84,18 +84,18 @@ def find_features(directory: Path, but_not: Path) -> Iterator[FeatureFile]:
 def _named_as_features(directory: Path, but_not: Path) -> Iterator[Path]:
     for root, below, names in os.walk(directory, onerror=_refuse_directory):
         below[:] = [name for name in below if not name.startswith(".")]
-        if but_not.exists() and but_not.samefile(root):
+        if os.path.exists(but_not) and os.path.samefile(but_not, root):
             below.clear()
             continue
         for name in names:
             path = Path(root, name)
-            is_named_so = any(fnmatchcase(name, pattern) for pattern in PATTERNS)
+            is_named_so = any(fnmatchcase(name, pattern) for pattern in _PATTERNS)
             if is_named_so and not name.startswith(".") and path.is_file():
                 yield path
 
 
 def _refuse_directory(error: OSError) -> None:
-    raise BadFeatures(str(error.filename), error.strerror or str(error)) from error
+    raise NoFeatures(str(error.filename), error.strerror or str(error)) from error
 
 
 class Features:
@@ -112,7 +112,7 @@ class Features:
         self._rows: dict[bytes, int] = {}
         self._files = (array("i"), array("i"))  # of each part and row: the number of its file
         self._is_met = bytearray()  # of each row: whether the input has come to it
-        self._proven: set[int] = set()  # files that an ORF was compared of
+        self._proven = {_UNKNOWN}  # files that an ORF was compared of
         self._met: Counter[int] = Counter()  # ORFs of the input by the parts that are known of them
         self._scratch: IO[bytes] | None = None
 
@@ -225,8 +225,7 @@ class Features:
         is_chosen[reused[some]] = True
         for of_part in files:
             numbers, firsts = np.unique(of_part, return_index=True)
-            is_new = [number not in self._proven for number in numbers.tolist()]
-            is_chosen[firsts[is_new & (numbers != _UNKNOWN)]] = True
+            is_chosen[firsts[~np.isin(numbers, list(self._proven))]] = True
         self._proven.update(files[:, is_chosen].reshape(-1).tolist())
         return is_chosen
 
@@ -276,11 +275,10 @@ def _blocks(path: Path, widths: tuple[int, int]) -> Iterator[tuple[int, list[byt
     keys = [key for key in _FORMS if key in found]
     if len(keys) != 1 or "data" not in found:
         raise BadFeatures(str(path), "it is not a file of features")
-    read, parts = _FORMS[keys[0]]
+    check, read, parts = _FORMS[keys[0]]
     names, data = found[keys[0]], found["data"]
     ids = _ids(path, names)
-    if not isinstance(data, list | Tensor) or isinstance(data, Tensor) and not data.dim():
-        raise BadFeatures(str(path), "its 'data' are no features")
+    check(path, data)
     if len(ids) != len(data):
         # Which rows were left out, nobody knows: joined by position, all behind the first were others'.
         raise BadFeatures(str(path), f"it has {len(ids):,} ids, but features of {len(data):,}")
@@ -326,6 +324,21 @@ def _ids(path: Path, ids: Any) -> list[bytes]:
         raise BadFeatures(str(path), f"an id is no text: {error.object!a}") from error
 
 
+def _check_list(path: Path, data: Any) -> None:
+    if not isinstance(data, list):
+        raise BadFeatures(str(path), "its 'data' are not a list")
+
+
+def _check_tensors(path: Path, data: Any) -> None:
+    """See that *data* are tensors, one for each ORF or one of them all, each of numbers of its own."""
+    rows = data if isinstance(data, list) else [data]
+    if not all(_is_plain(row) for row in rows):
+        raise BadFeatures(str(path), "its features are not all dense floating-point tensors")
+    storages = {row.untyped_storage().data_ptr(): row.untyped_storage().nbytes() for row in rows}
+    if sum(row.numel() * row.element_size() for row in rows) > sum(storages.values()):
+        raise BadFeatures(str(path), "its tensors claim more numbers than it holds")
+
+
 def _labelled(path: Path, names: list[str], data: Any, width: int) -> _Numbers:
     """Read what DNABERT-S gave: a list of numbers under a label, for each ORF."""
     rows = [row if isinstance(row, dict) else {} for row in data]
@@ -341,18 +354,11 @@ def _labelled(path: Path, names: list[str], data: Any, width: int) -> _Numbers:
 
 
 def _stacked(path: Path, names: list[str], data: Any, width: int) -> _Numbers:
-    """Read tensors, one for each ORF or one of them all."""
-    rows = data if isinstance(data, list) else [data]
-    if not all(_is_plain(row) for row in rows):
-        raise BadFeatures(str(path), "its features are not all dense floating-point tensors")
-    storages = {row.untyped_storage().data_ptr(): row.untyped_storage().nbytes() for row in rows}
-    if sum(row.numel() * row.element_size() for row in rows) > sum(storages.values()):
-        raise BadFeatures(str(path), "its tensors claim more numbers than it holds")
+    """Read what ESM-2 gave, or both embeddings side by side."""
     if isinstance(data, list):
-        _of_width(path, data[0][None], width)
-        if len({row.shape for row in rows}) > 1:
+        if len({row.shape for row in data}) > 1:
             raise BadFeatures(str(path), "its features are not all of the same width")
-        data = torch.stack([row.float() for row in rows])
+        data = torch.stack(data)
     return _of_width(path, data.float(), width)
 
 
@@ -362,6 +368,7 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.layout is torch.strided
         and tensor.device.type == "cpu"
         and tensor.dtype in _DTYPES
+        and tensor.dim() > 0
     )
 
 
@@ -379,11 +386,12 @@ def _check_finite(path: Path, ids: list[bytes], numbers: _Numbers) -> None:
         raise BadFeatures(str(path), f"the features of {_text(ids[strange[0]])} are not finite")
 
 
-_Form = tuple[Callable[[Path, list[str], Any, int], _Numbers], tuple[int, ...]]
-_FORMS: Mapping[str, _Form] = {  # by the key of the ids; parts by number
-    "nucleotide": (_labelled, (0,)),
-    "proteins": (_stacked, (1,)),
-    "ids": (_stacked, (0, 1)),
+_Check = Callable[[Path, Any], None]
+_Read = Callable[[Path, list[str], Any, int], _Numbers]
+_FORMS: Mapping[str, tuple[_Check, _Read, tuple[int, ...]]] = {  # by the key of the ids; parts by number
+    "nucleotide": (_check_list, _labelled, (0,)),
+    "proteins": (_check_tensors, _stacked, (1,)),
+    "ids": (_check_tensors, _stacked, (0, 1)),
 }
 
 

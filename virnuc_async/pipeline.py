@@ -345,7 +345,7 @@ class _Run:
             for _ in self.features.read(self.out_dir):
                 from_thread.check_cancelled()
         except OSError as error:
-            raise CannotWrite(str(self.out_dir), f"earlier features: {error.strerror}") from error
+            raise CannotWrite(str(self.out_dir), f"earlier features: {error.strerror or error}") from error
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
