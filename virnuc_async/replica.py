@@ -281,8 +281,7 @@ class Replica:
 
 def _likeness(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Give the cosine of each pair of rows, or less where one is longer than the other."""
-    squares = torch.maximum((some * some).sum(1), (others * others).sum(1))
-    return (some * others).sum(1) / squares
+    return 2 * (some * others).sum(1) / (some * some + others * others).sum(1)
 
 
 async def _outcome(work: Future[_Result]) -> _Result:
