@@ -8,11 +8,13 @@ import pickle
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +179,41 @@ def test_standard_input_may_be_compressed(source: Path, tmp_path: Path) -> None:
 def test_finished_run_asked_again(good: Path, out: Path) -> None:
     assert predict(good, out).code == 0
     first = tables(out)
+    ended = predict(good, out)
+    assert ended.code == 0
+    assert "\nthis run is finished already, and its files are as they were written\nViral: " in ended.err
     (out / "contigs.tsv").unlink()
     ended = predict(good, out)
     assert ended.code == 0
-    assert "this run is finished already; its tables are written again" in ended.err
+    assert "this run is finished, but not all of its files are as they were: writing them again" in ended.err
     assert tables(out) == first
+
+
+def test_finished_run_with_failures_asked_again(good: Path, tmp_path: Path, out: Path) -> None:
+    for _ in range(2):
+        assert predict(good, tmp_path / "missing.fa", out).code == 2
+        assert (out / "failed_files.txt").read_text() == f"{tmp_path / 'missing.fa'}|Input|{NO_FILE}\n"
+
+
+def test_damaged_store_is_said_and_repaired(source: Path, tmp_path: Path, out: Path) -> None:
+    assert predict(source, out, "--esm-batch-size", "300").code == 0
+    first = tables(out)
+    with closing(sqlite3.connect(out / "run.sqlite3")) as db, db:
+        db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE number = 1")
+    (out / "contigs.tsv").unlink()
+    ended = predict(source, out)
+    assert ended.code == 1
+    said = (
+        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same command with --"
+    )
+    assert re.search(said, ended.err)
+    repaired = predict(source, out, "--repair")
+    assert repaired.code == 0
+    assert re.search(
+        r"^WARNING: repaired: \d+ batches of 1 windows are kept; what was", repaired.err, re.MULTILINE
+    )
+    assert tables(out) == first
+    assert predict(source, out, "--repair", "--overwrite").code == 64
 
 
 def test_ids_come_back_as_they_came(tmp_path: Path, out: Path) -> None:
@@ -728,8 +760,41 @@ def test_second_signal_ends_at_once(
             process.send_signal(number)
         assert process.wait() in (130, 143)
     said = (tmp_path / "said").read_text()
-    assert said.endswith("Stopping after the batches under way ...\n")
+    assert "Stopping after the batches under way ...\n" in said
+    assert said.endswith("Interrupted. The same command resumes this run.\n")
     assert_goes_on(predict("-", out, stdin=reads))
+    assert tables(out) == undisturbed
+
+
+def test_directory_of_a_running_process_is_left_to_it(
+    reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
+) -> None:
+    with start("predict", "-", out, "--devices", "cpu", stderr=tmp_path / "said") as process:
+        give_all_but_the_end(reads, process, out)
+        for more in ((), ("--overwrite",), ("--repair",)):
+            ended = predict("-", out, *more, stdin=reads)
+            assert ended.code == 1
+            assert f"{out}: process {process.pid} on {os.uname().nodename} (since " in ended.err
+            assert ended.err.endswith(" is writing there. Wait for it to end, or choose another directory\n")
+        assert process.stdin
+        process.stdin.write(reads[-500:])
+        process.stdin.close()
+        assert process.wait() == 0
+    assert tables(out) == undisturbed
+
+
+def test_killed_process_is_followed(
+    reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
+) -> None:
+    with start("predict", "-", out, "--devices", "cpu,cpu", stderr=tmp_path / "said") as process:
+        give_all_but_the_end(reads, process, out)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    followed = predict("-", out, "--devices", "cpu,cpu,cpu", stdin=reads)
+    assert_goes_on(followed)
+    assert re.search(
+        rf"^process {process.pid} on \S+ \(since .*\) held this run and has ended$", followed.err, re.M
+    )
     assert tables(out) == undisturbed
 
 

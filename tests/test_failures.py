@@ -15,10 +15,12 @@ from virnuc_async.failures import (
     BrokenInput,
     BundleError,
     CannotWrite,
+    DamagedStore,
     DeviceError,
     DeviceLost,
     DeviceOutOfMemory,
     DirectoryBusy,
+    DirectoryHeld,
     FeatureError,
     InputError,
     MixedDevices,
@@ -102,6 +104,11 @@ SAID: list[tuple[VirnucError, str]] = [
         "Choose another directory, or --overwrite to start anew",
     ),
     (DirectoryBusy("out", "another process is writing there"), "out: another process is writing there"),
+    (
+        DirectoryHeld("out", "process 3 on node7"),
+        "out: process 3 on node7 holds it, which cannot be seen from this machine",
+    ),
+    (DamagedStore("out", "its run.sqlite3 is damaged"), "out: its run.sqlite3 is damaged"),
     (CannotWrite("out", "No space left on device"), "out: No space left on device"),
 ]
 

@@ -5,10 +5,12 @@ import gzip
 import json
 import os
 import resource
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from virnuc_async.failures import (
     AnotherRun,
     BadBundle,
     CannotWrite,
+    DamagedStore,
     DirectoryBusy,
     NoDevicesLeft,
     NoRecords,
@@ -35,13 +38,15 @@ from virnuc_async.failures import (
     UnknownDevice,
 )
 from virnuc_async.fragments import cut
+from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
 from virnuc_async.orfs import open_frames
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
+from virnuc_async.progress import logger
 from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences import Contig, read_contigs
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.store import Store
+from virnuc_async.store import STORE, Store
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
 
@@ -265,15 +270,175 @@ async def test_cancelled_at_any_moment_from_outside(bench: Bench) -> None:
     assert bench.tables() == bench.tables("calm")
 
 
-async def test_a_finished_run_is_not_run_again(bench: Bench) -> None:
+async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench: Bench) -> None:
+    first = await bench.run()
+    log = bench.out / "out" / "run.log"
+    said = len(log.read_text())
+    before = {path.name: path.stat() for path in (bench.out / "out").iterdir() if path != log}
+
+    def read(path: str) -> Iterator[Contig]:
+        raise AssertionError(f"{path} is read again")
+
+    rules = Rules()
+    plan = Plan((str(bench.source),), bench.settings, bench.bundle, fake_devices(3), bench.window)
+    run = pipeline._Run(plan, bench.out / "out", rules.scorer, read)
+    await run.go("", anyio.CancelScope())
+    run.stop_reading()
+    assert run.summary == first
+    assert not rules.proofs
+    assert not rules.seen
+    assert "this run is finished already, and its files are as they were written" in log.read_text()[said:]
+    after = {path.name: path.stat() for path in (bench.out / "out").iterdir() if path != log}
+    assert after.keys() == before.keys()
+    for name, facts in before.items():
+        assert (after[name].st_ino, after[name].st_mtime_ns) == (facts.st_ino, facts.st_mtime_ns), name
+
+
+@pytest.mark.parametrize("change", ["unlink", "shorten", "edit"])
+@pytest.mark.parametrize("name", [*TABLES, "summary.json"])
+async def test_what_a_finished_run_has_lost_is_written_again(name: str, change: str, bench: Bench) -> None:
     await bench.run()
-    tables = bench.tables()
-    (bench.out / "out" / "contigs.tsv").unlink()
+    path = bench.out / "out" / name
+    content = path.read_bytes()
+    if change == "unlink":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if change == "shorten" else content.swapcase())
     rules = Rules()
     summary = await bench.run(rules)
     assert not rules.seen
     assert summary.finished
-    assert bench.tables() == tables
+    if name in TABLES:
+        assert path.read_bytes() == content
+    else:
+        assert json.loads(path.read_bytes())["counts"] == json.loads(content)["counts"]
+
+
+async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: Bench) -> None:
+    first = await bench.run()
+    gpu = Device("cuda:0", "GPU", 1 << 30, (9, 0), uuid="GPU-1")
+    plan = Plan(
+        (str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: None, compiled=True
+    )
+    assert await score_with(plan, bench.out / "out", Rules().scorer) == first
+
+
+# A directory that another process has
+
+
+def hold(out: Path, **facts: object) -> Owner:
+    """Have *out* held by a process on another machine."""
+    held = Lock(out)
+    owner = owner_of(out)
+    held.release()
+    assert owner is not None
+    owner = replace(owner, host="node7", pid=4711, **facts)  # type: ignore[arg-type]
+    (out / LOCK).write_text(json.dumps(asdict(owner)))
+    return owner
+
+
+@pytest.fixture
+def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SIGN_SECONDS", 0.02)
+    monkeypatch.setattr(pipeline, "PATIENCE_SECONDS", 0.2)
+
+
+async def test_what_a_dead_process_elsewhere_holds_is_taken_over(bench: Bench, quick_signs: None) -> None:
+    await bench.run(out="calm")
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 3}))
+    owner = hold(bench.out / "out")
+    said: list[str] = []
+    sink = logger.add(lambda message: said.append(message.record["message"]), level="WARNING")
+    summary = await bench.run()
+    logger.remove(sink)
+    assert summary.finished
+    assert bench.tables() == bench.tables("calm")
+    assert said == [
+        f"{bench.out / 'out'} is held by process 4711 on node7 (since {owner.since}), which cannot be seen "
+        "from here: if it gives no sign of life for 0 s, it is taken for dead",
+        f"no sign of life from process 4711 on node7 (since {owner.since}): going on in its place",
+    ]
+    assert not (bench.out / "out" / LOCK).exists()
+
+
+async def test_what_a_living_process_elsewhere_holds_is_left_to_it(bench: Bench, quick_signs: None) -> None:
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 3}))
+    owner = hold(bench.out / "out")
+
+    async def live() -> None:
+        await anyio.sleep(0.1)
+        (bench.out / "out" / LOCK).write_text(json.dumps(asdict(replace(owner, signs=1))))
+
+    rules = Rules()
+    with pytest.raises(DirectoryBusy, match="process 4711 on node7 .* is writing there"):  # noqa: PT012
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(live())
+            try:
+                await bench.run(rules)
+            except DirectoryBusy as busy:
+                error = busy
+        raise error
+    assert not rules.seen
+    assert (bench.out / "out" / LOCK).exists()
+
+
+async def test_a_run_shows_that_it_lives(bench: Bench, quick_signs: None) -> None:
+    rules = Rules(pause_after=1)
+    task = asyncio.create_task(bench.run(rules))
+    await rules.paused.wait()
+    first = owner_of(bench.out / "out")
+    while owner_of(bench.out / "out") == first:  # noqa: ASYNC110 (a file has no event)
+        await anyio.sleep(0.02)
+    later = owner_of(bench.out / "out")
+    assert first is not None
+    assert later is not None
+    assert (later.pid, later.token) == (os.getpid(), first.token)
+    rules.go_on.set()
+    await task
+
+
+async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: Bench, quick_signs: None) -> None:
+    """As one that was suspended for minutes, and followed meanwhile."""
+    await bench.run(out="calm")
+    rules = Rules(pause_after=2)
+    task = asyncio.create_task(bench.run(rules))
+    await rules.paused.wait()
+    owner = owner_of(bench.out / "out")
+    assert owner is not None
+    evict(bench.out / "out", owner)
+    rules.go_on.set()
+    with pytest.raises(DirectoryBusy, match=r"its run\.lock is gone"):
+        await task
+    assert not rules.open
+    assert (await bench.run()).finished
+    assert bench.tables() == bench.tables("calm")
+
+
+# A store that is damaged
+
+
+async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(bench: Bench, count: int) -> None:
+    bench.copies = 6
+    await bench.run(out="calm")
+    summary = await bench.run(devices=count)
+    with closing(sqlite3.connect(bench.out / "out" / STORE)) as db, db:
+        db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE rowid % 3 = 0")
+    for name in TABLES:
+        (bench.out / "out" / name).unlink()
+    with pytest.raises(DamagedStore, match=r"finished batches in it can be saved: .* --repair"):
+        await bench.run()
+    bench.settings = replace(bench.settings, repair=True)
+    rules = Rules()
+    repaired = await bench.run(rules, devices=count)
+    assert len(rules.seen) == summary.counts["batches"] // 3
+    assert bench.tables() == bench.tables("calm")
+    assert repaired.counts == summary.counts
+    log = (bench.out / "out" / "run.log").read_text()
+    kept = summary.counts["batches"] - len(rules.seen)
+    assert f"repaired: {kept:,} batches of " in log
+    assert f"what was damaged is in {bench.out / 'out' / 'run.sqlite3.damaged'}" in log
 
 
 # Devices that fail
@@ -555,7 +720,8 @@ async def test_another_setting_is_another_run(bench: Bench, change: dict[str, ob
 
 async def test_compiled_kernels_are_another_run(bench: Bench) -> None:
     """They may differ from plain ones in their last digits."""
-    await bench.run()
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 2}))
     plan = Plan(
         (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
     )
@@ -572,15 +738,45 @@ async def test_another_input_is_another_run(bench: Bench, tmp_path: Path) -> Non
         await bench.run()
 
 
-async def test_content_that_changed_under_its_date_is_another_run(bench: Bench, tmp_path: Path) -> None:
+async def test_the_same_content_under_another_name_and_date_is_the_same_run(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await bench.run(out="calm")
+    text = bench.source.read_bytes()
+    path = bench.source = tmp_path / "before.fa"
+    path.write_bytes(text)
+    with pytest.raises(NoDevicesLeft):
+        await bench.run(Rules(lost={"fake:0": 3}))
+    bench.source = path.rename(tmp_path / "after.fa")
+    os.utime(bench.source, (1, 1))
+    rules = Rules()
+    summary = await bench.run(rules)
+    assert len(rules.seen) == summary.counts["batches"] - 3
+    assert summary.inputs == [{"path": str(bench.source), "contigs": 33, "status": "read"}]
+    calm = bench.tables("calm")["contigs.tsv"]
+    original = str(Path(__file__).parent / "data" / "golden" / "upstream" / "input.fa").encode()
+    assert bench.tables()["contigs.tsv"] == calm.replace(original, str(bench.source).encode())
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [(0, "other inputs: .*copy.fa has changed"), (150_000, "the sequences have changed")],
+)
+async def test_content_that_changed_under_its_date_is_another_run(
+    at: int, said: str, bench: Bench, tmp_path: Path
+) -> None:
+    """What the samples of a large file do not see is seen when it is read."""
     path = bench.source = tmp_path / "copy.fa"
-    path.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")
+    text = bytearray(b">a\nGCAGCA\n>b\n" + b"TAATTAATTAATTAA\n" * 80_000)
+    path.write_bytes(text)
     facts = path.stat()
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 0}))
-    path.write_bytes(b">a\nGCAGCT\n>b\nGCAGCAGCA\n")
+    at += text[at:].index(b"A")
+    text[at : at + 1] = b"C"
+    path.write_bytes(text)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(AnotherRun, match="the sequences have changed"):
+    with pytest.raises(AnotherRun, match=said):
         await bench.run()
 
 

@@ -21,6 +21,7 @@ def test_nothing_need_be_said() -> None:
         "embeddings": False,
         "reuse_features": None,
         "overwrite": False,
+        "repair": False,
     }
 
 
@@ -28,6 +29,7 @@ def test_nothing_need_be_said() -> None:
     ("wrong", "said"),
     [
         ({"devices": ("cpu",), "gpus": (0,)}, "name devices or gpus, not both"),
+        ({"overwrite": True, "repair": True}, "start anew or repair what is there, not both"),
         ({"tokens_per_batch": 0}, "tokens per batch must be at least 1, not 0"),
         ({"tokens_per_batch": -5}, "tokens per batch must be at least 1, not -5"),
         ({"threshold": -0.01}, "the threshold is a share from 0 to 1, not -0.01"),

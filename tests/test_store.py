@@ -1,12 +1,14 @@
 """What survives: transactions, the lock, whose directory it is, and what comes back as it went in."""
 
 import errno
+import fcntl
 import os
 import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +21,26 @@ from virnuc_async.failures import (
     AnotherRun,
     BrokenInput,
     CannotWrite,
+    DamagedStore,
     DirectoryBusy,
     InputError,
     NotOurDirectory,
     Stage,
     UnreadableInput,
 )
-from virnuc_async.store import FEATURES, OURS, STORE, Failure, FileLine, Finished, Store, orf_id
+from virnuc_async.lock import LOCK
+from virnuc_async.store import (
+    DAMAGED,
+    FEATURES,
+    OURS,
+    SCORE,
+    STORE,
+    Failure,
+    FileLine,
+    Finished,
+    Store,
+    orf_id,
+)
 from virnuc_async.tokens import Ragged
 
 WIDTH = 3
@@ -166,8 +181,35 @@ def test_orf_that_is_there_twice_is_damage(store: Store) -> None:
     first, second = batches(window)
     store.add_batch(scored(first))
     store.add_batch(scored(replace(second, orfs=np.array([second.orfs[0], first.orfs[0]]))))
-    with pytest.raises(NotOurDirectory, match="is damaged"):
+    with pytest.raises(DamagedStore, match="is damaged \\(records or ORFs are missing\\)"):
         list(store.blocks())
+
+
+@pytest.mark.parametrize("table", ["windows", "batches"])
+def test_a_value_that_is_not_as_it_was_written_is_damage(table: str, store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    for batch in batches(window):
+        store.add_batch(scored(batch))
+    assert orfs(store) == [0, 1, 2, 3]
+    column = {"windows": "ids", "batches": "scores"}[table]
+    store._db.execute(f"UPDATE {table} SET {column} = CAST(REPLACE({column}, x'30', x'31') AS BLOB)")
+    store._db.execute(f"UPDATE {table} SET {column} = zeroblob(LENGTH({column})) WHERE rowid < 2")
+    with pytest.raises(DamagedStore, match="a checksum is wrong"):
+        list(store.blocks())
+
+
+def test_a_run_without_all_its_batches_is_not_finished(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    first, second = batches(window)
+    store.add_batch(scored(first))
+    with pytest.raises(DamagedStore, match="batches are missing"):
+        store.finish()
+    assert not store.is_finished
+    store.add_batch(scored(second, row0=(Stage.PROTEIN, "no")))
+    store.finish()
+    assert reopened(store).is_finished
 
 
 def test_window_is_kept_whole_or_not_at_all(store: Store) -> None:
@@ -185,7 +227,7 @@ def test_window_is_kept_whole_or_not_at_all(store: Store) -> None:
 def test_records_that_do_not_follow_each_other_are_damage(numbers: tuple[int, int], store: Store) -> None:
     rows = tuple(ContigRow(number, 0, b"c", 1, 1) for number in numbers)
     store.add_window(replace(a_window(), contigs=rows))
-    with pytest.raises(NotOurDirectory, match="is damaged"):
+    with pytest.raises(DamagedStore, match="is damaged \\(records or ORFs are missing\\)"):
         list(store.blocks())
 
 
@@ -322,6 +364,13 @@ def test_the_same_run_is_taken_again(store: Store) -> None:
     assert [line.path for line in store.files()] == ["/data/a.fa", "/data/b.fa"]
 
 
+def test_inputs_are_known_by_their_content_and_called_by_their_new_names(store: Store) -> None:
+    renamed = {**IDENTITY, "inputs": [["/here/a.fa", 10, 1], ["/here/c.fa", 20, 2]]}
+    store.identify(renamed, ["a.fa", "c.fa"])
+    assert [line.path for line in store.files()] == ["a.fa", "c.fa"]
+    assert store.fact("identity") == renamed
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -329,7 +378,7 @@ def test_the_same_run_is_taken_again(store: Store) -> None:
         ({"model": "n", "more": 1}, ["model was m, is n now", "more was None, is 1 now"]),
         ({"inputs": [A]}, ["other inputs: /data/b.fa was there"]),
         ({"inputs": [A, ["/data/b.fa", 20, 3]]}, ["other inputs: /data/b.fa has changed"]),
-        ({"inputs": [A, ["/data/b.fa", None]]}, ["other inputs: /data/b.fa has changed"]),
+        ({"inputs": [A, ["/data/b.fa", None]]}, ["other inputs: /data/b.fa cannot be read now"]),
         ({"inputs": [B, A]}, ["other inputs: the same in another order"]),
         ({"inputs": [A, B, A]}, ["other inputs: /data/a.fa once more is new"]),
         (
@@ -346,7 +395,8 @@ def test_another_run_says_what_differs(change: dict[str, object], said: list[str
 
 
 def test_second_opener_is_told_to_wait(store: Store) -> None:
-    with pytest.raises(DirectoryBusy, match="another process is writing there. Wait for it to end") as caught:
+    said = rf"process {os.getpid()} on {os.uname().nodename} \(since 20.*\) is writing there\. Wait for it"
+    with pytest.raises(DirectoryBusy, match=said) as caught:
         Store(store.directory)
     assert caught.value.path == str(store.directory)
     with pytest.raises(DirectoryBusy):
@@ -458,9 +508,160 @@ def test_damage_that_is_found_later_is_no_traceback(store: Store) -> None:
         for page in range(file.tell() // 4096 // 2, file.tell() // 4096):
             file.seek(4096 * page)
             file.write(b"\xa5" * 4096)
-    with pytest.raises(NotOurDirectory, match="is damaged"):  # noqa: PT012
-        store = Store(store.directory)
+    store = Store(store.directory)
+    with pytest.raises(DamagedStore, match=r"4 finished batches in it can be saved: .* --repair"):
         list(store.blocks())
+    store.close()
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """Three windows of two batches each, a failed ORF, and a file that broke in the second window."""
+    broken = BrokenInput("/data/a.fa", 4, "snap")
+    for number in range(3):
+        files = [FileRow(0, "/data/a.fa", 4, broken)] if number == 1 else []
+        window = a_window(number, [b"c%d" % (2 * number), b"c%d" % (2 * number + 1)], files)
+        store.add_window(window)
+        for batch in batches(window):
+            failed = {"row1": (Stage.PROTEIN, "no")} if batch.name == "2.1" else {}
+            store.add_batch(scored(batch, **failed))
+    store.note("finished", True)
+    store.close()
+    return store
+
+
+def state(store: Store) -> tuple[object, ...]:
+    return (
+        contigs(store),
+        scores(store),
+        list(store.failures()),
+        list(store.files()),
+        [store.finished_parts(number) for number in range(3)],
+        store.fact("identity"),
+    )
+
+
+def test_repair_keeps_everything_of_a_sound_store_but_the_claim_to_be_finished(filled: Store) -> None:
+    before = Store(filled.directory)
+    wanted = state(before)
+    before.close()
+    store = Store(filled.directory, repair=True)
+    assert store.kept == (3, 6)
+    assert state(store) == wanted
+    assert not store.is_finished
+    assert (store.directory / DAMAGED).exists()
+    store.finish()  # nothing is missing
+    store.close()
+
+
+def test_repair_leaves_behind_what_is_not_whole(filled: Store) -> None:
+    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+        db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE window = 0 AND number = 1")
+        db.execute("UPDATE windows SET ids = x'00' WHERE number = 1")
+        db.execute("DELETE FROM failures WHERE window = 2")
+    store = Store(filled.directory, repair=True)
+    assert store.kept == (2, 2)
+    assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
+    assert (store.window(0), store.window(1), store.window(2)) == (b"digest 0", None, b"digest 2")
+    assert list(store.failures()) == []  # those of what was left behind come again with it
+    assert list(store.files()) == [
+        FileLine("/data/a.fa", None, False),
+        FileLine("/data/b.fa", None, False),
+    ]
+    assert store.fact("identity") == IDENTITY
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_page_is_lost_what_repair_keeps_is_as_it_was(seed: int, store: Store) -> None:
+    window = a_window(ids=[b"c%d" % number for number in range(3000)])
+    store.add_window(window)
+    for batch in batches(window, 600):
+        store.add_batch(scored(batch))
+    wanted = dict(zip(orfs(store), scores(store), strict=True))
+    store.close()
+    pages = (store.directory / STORE).stat().st_size // 4096
+    rng = np.random.default_rng(seed)
+    with open(store.directory / STORE, "r+b") as file:
+        for page in rng.integers(1, pages, 3).tolist():
+            file.seek(4096 * page + 512 * int(rng.integers(8)))
+            file.write(rng.bytes(512))
+    with suppress(DamagedStore):  # where the tables themselves are gone, nothing can be saved
+        store = Store(store.directory, repair=True)
+    if store.kept is None:
+        return
+    kept = b"".join(blob for (blob,) in store._rows("SELECT scores FROM batches"))
+    found = np.frombuffer(kept, SCORE).tolist()
+    assert all(row == wanted[row[0]] for row in found)
+    assert len(found) < len(wanted) or store.kept == (1, 30)
+    # And what is missing can be added again, so that all is there in the end.
+    if store.window(0) is None:
+        store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+        store.add_window(window)
+    for batch in batches(window, 600):
+        if (batch.number, "") not in store.finished_parts(0):
+            store.add_batch(scored(batch))
+    assert scores(store) == list(wanted.values())
+    store.finish()
+    store.close()
+
+
+def test_nothing_can_be_saved_without_knowing_whose_it_is(filled: Store) -> None:
+    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+        db.execute("DELETE FROM run")
+    before = (filled.directory / STORE).read_bytes()
+    with pytest.raises(DamagedStore, match=r"nothing in its run\.sqlite3 can be saved"):
+        Store(filled.directory, repair=True)
+    assert (filled.directory / STORE).read_bytes() == before
+    assert [path.name for path in filled.directory.iterdir()] == [STORE]
+
+
+def test_repair_does_not_touch_a_store_of_somebody_else(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / STORE)) as db, db:
+        db.execute("CREATE TABLE mine (a)")
+    with pytest.raises(NotOurDirectory, match="is not a run of this program"):
+        Store(tmp_path, repair=True)
+    (tmp_path / "new").mkdir()
+    Store(tmp_path / "new", repair=True).close()  # where there is nothing, there is nothing to repair
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    store = Store(out)
+    assert store._locks == "?nolock=1"
+    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    window = a_window()
+    store.add_window(window)
+    store.add_batch(scored(batches(window)[0]))
+    with pytest.raises(DirectoryBusy, match="is writing there"):  # the lock file still holds
+        Store(out)
+    # SQLite asked for no lock: another connection can write at the same time.
+    with closing(sqlite3.connect(out / STORE, timeout=0)) as db, db:
+        db.execute("BEGIN EXCLUSIVE")
+    assert orfs(reopened(store)) == [0, 1]
+    store.close()
+
+
+def test_every_commit_is_on_the_disk(store: Store) -> None:
+    assert next(store._rows("PRAGMA synchronous")) == (3,)  # EXTRA: the journal's removal is synced too
+    assert next(store._rows("PRAGMA journal_mode")) == ("delete",)
+
+
+def test_a_store_that_somebody_looks_at_is_busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virnuc_async.store._BUSY_SECONDS", 0.05)
+    store.close()
+    with closing(sqlite3.connect(store.directory / STORE)) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM run").fetchall()
+        with pytest.raises(DirectoryBusy, match=r"another program has run\.sqlite3 open, to look at it"):
+            Store(store.directory)
+    assert not (store.directory / LOCK).exists()
+    reopened(store)
 
 
 def test_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
@@ -508,7 +709,7 @@ def test_without_overwrite_nothing_is_deleted(store: Store) -> None:
     for name in (*OURS, "notes.txt"):
         (store.directory / name).write_bytes(b"x")
     reopened(store)
-    assert {path.name for path in store.directory.iterdir()} == {*OURS, "notes.txt", STORE}
+    assert {path.name for path in store.directory.iterdir()} == {*OURS, "notes.txt", STORE, LOCK}
 
 
 # The disk

@@ -22,6 +22,8 @@ ORDER = [
     "upstream",
     "devices",
     "replica",
+    "salvage",
+    "lock",
     "store",
     "features",
     "results",
@@ -38,7 +40,7 @@ ONLY_IN = {
     "asyncio": {"replica", "pipeline", "cli"},
     "sys": {"cli"},
     "argparse": {"cli", "upstream"},  # whose Namespace is in fair-esm's files
-    "sqlite3": {"store"},
+    "sqlite3": {"store", "salvage"},
     "multiprocessing": set(),
     "unittest": set(),
 }

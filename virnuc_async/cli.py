@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "virnucpro-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
+_INTERRUPTED = "Interrupted. The same command resumes this run."
 
 _EXAMPLES = """\
 examples:
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{PROGRAM}: {failure}", file=sys.stderr)
         return failure.exit_code
     except KeyboardInterrupt:
+        print(_INTERRUPTED, file=sys.stderr)
         return 128 + SIGINT
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more at its exit.
@@ -149,7 +151,11 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--output-dir", metavar="DIR", help="the output directory; all names are inputs then"
     )
-    predict.add_argument("--overwrite", action="store_true", help="start anew where DIR holds another run")
+    again = predict.add_mutually_exclusive_group()
+    again.add_argument("--overwrite", action="store_true", help="start anew where DIR holds another run")
+    again.add_argument(
+        "--repair", action="store_true", help="keep what is whole of a damaged run.sqlite3, compute the rest"
+    )
     _add_model_options(predict.add_argument_group("model"))
     _add_device_options(predict.add_argument_group("devices"))
     talk = predict.add_mutually_exclusive_group()
@@ -294,7 +300,9 @@ async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Se
         with anyio.open_signal_receiver(SIGINT, SIGTERM) as signals:
             async for signal in signals:
                 if caught:
-                    os._exit(128 + signal)  # asked twice; what is in the store is whole at any instant
+                    # Asked twice; what is in the store is whole at any instant.
+                    print(_INTERRUPTED, file=sys.stderr, flush=True)
+                    os._exit(128 + signal)
                 caught.append(signal)
                 print("Stopping after the batches under way ...", file=sys.stderr)
                 run_scope.cancel()
@@ -311,7 +319,7 @@ async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Se
     except* VirnucError as group:
         raise group.exceptions[0] from None
     if summary is None:
-        print("Interrupted. The same command resumes this run.", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return 128 + caught[0]
     return INCOMPLETE if summary.counts["failures"] else DONE
 
@@ -355,6 +363,7 @@ def _settings(options: Namespace) -> Settings:
         embeddings=options.embeddings,
         reuse_features=options.reuse_features,
         overwrite=options.overwrite,
+        repair=options.repair,
     )
 
 

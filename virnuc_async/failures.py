@@ -29,6 +29,8 @@ Every failure that this package raises on purpose.
         ├── NotOurDirectory     it holds something else
         ├── AnotherRun          it holds a run with other inputs, models or settings
         ├── DirectoryBusy       another process is writing there
+        │   └── DirectoryHeld   its process is elsewhere, and may be dead
+        ├── DamagedStore        what is done cannot be read any more, or not all of it
         └── CannotWrite         disk full, read-only
 
 A failure carries its facts as fields and makes its text in one place, ``__str__``. Anything else
@@ -49,9 +51,9 @@ class Stage(StrEnum):
     OUTPUT = "Output"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, ending: str = "s") -> str:
     """Say how many: 1 record, 2 records."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{number:,} {noun}" + ("" if number == 1 else ending)
 
 
 class VirnucError(Exception):
@@ -302,6 +304,18 @@ class AnotherRun(OutputError):
 
 class DirectoryBusy(OutputError):
     """Another process holds the store of this directory."""
+
+
+class DirectoryHeld(DirectoryBusy):
+    """A process holds the directory of which only time will tell whether it lives: *owner*."""
+
+    def __init__(self, path: str, owner: object) -> None:
+        super().__init__(path, f"{owner} holds it, which cannot be seen from this machine")
+        self.owner = owner
+
+
+class DamagedStore(OutputError):
+    """The store of this directory is damaged; *reason* says what can be saved, and how."""
 
 
 class CannotWrite(OutputError):

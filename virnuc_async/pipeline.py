@@ -6,6 +6,7 @@ scores. Every wait is bounded by a stream, and every task is owned by the one ta
 lets the batches that are running finish and be kept; nothing else is waited for.
 """
 
+import json
 import os
 import shlex
 import time
@@ -32,6 +33,8 @@ from .failures import (
     CannotWrite,
     DeviceLost,
     DeviceOutOfMemory,
+    DirectoryBusy,
+    DirectoryHeld,
     NoDevicesLeft,
     NoRecords,
     Stage,
@@ -39,18 +42,22 @@ from .failures import (
     counted,
 )
 from .features import FeatureFile, Features, check_alike, find_features, save_features
+from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
-from .sequences import STDIN, expand, read_contigs
+from .sequences import STDIN, expand, fingerprint, read_contigs
 from .settings import Precision, Settings
-from .store import FEATURES, Failure, FileLine, Finished, Store
+from .store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store, settle, sync_directory
 from .tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
 _MEMORY_SECONDS = 10.0  # between two looks at the memory of GPUs
 _MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
+
+_OF_DEVICES = ("devices", "compiled kernels")  # in a run's identity
+_UNSTEADY = ("run.log", FEATURES, DAMAGED)  # of our files, those that a run may end with in any state
 
 _Item = TypeVar("_Item")
 
@@ -151,6 +158,7 @@ async def score_with(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.watch, name="watch")
             tasks.start_soon(run.watch_memory, name="watch memory")
+            tasks.start_soon(run.give_signs, name="give signs")
             # Not in this task: who cancels that from outside breaks the shield of a thread it waits for.
             tasks.start_soon(run.go, shlex.join(command), tasks.cancel_scope, name="go")
         return run.summary
@@ -254,6 +262,7 @@ class _Run:
         self.started = time.monotonic()
         self.windows = _windows(plan, read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
+        self.has_store = anyio.Event()
         self.has_log = anyio.Event()
 
     def stop_reading(self) -> None:
@@ -284,23 +293,69 @@ class _Run:
                     self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
             await anyio.sleep(_MEMORY_SECONDS)
 
+    async def give_signs(self) -> None:
+        """Show others that want the directory that this process lives."""
+        await self.has_store.wait()
+        while True:
+            await anyio.sleep(SIGN_SECONDS)
+            await to_thread.run_sync(self.store.lock.give_sign)
+
     async def go(self, command: str, others: CancelScope) -> None:
         """Score what is left to score, write the tables, and end the *others*."""
-        first = await self._next_window()
-        if first is None or not first.contigs:
-            failures = [file.failure for file in first.files if file.failure] if first else []
-            raise NoRecords(self.plan.paths, failures)
+        # A directory is not touched for nothing, but a run that is there is asked first.
+        is_new = self.settings.overwrite or not (self.out_dir / STORE).is_file()
+        first = await self._first_window() if is_new else None
         self.features = await to_thread.run_sync(self._find_features)
-        self.store = await self._on_disk(Store, self.out_dir, self.settings.overwrite)
+        self.store = await self._open_store()
         with closing(self.store), closing(self.features):
+            self.has_store.set()
             await self._prepare()
             with run_files(self.id, self.out_dir), self._farewell(command):
                 self.has_log.set()
                 await self._on_disk(self._introduce)
                 if not self.store.is_finished:
-                    await self._score(first)
-                self.summary = await self._finish(command)
+                    await self._score(first or await self._first_window())
+                known = await self._on_disk(self._known_summary)
+                self.summary = known or await self._finish(command)
         others.cancel()
+
+    async def _first_window(self) -> Window:
+        first = await self._next_window()
+        if first is None or not first.contigs:
+            failures = [file.failure for file in first.files if file.failure] if first else []
+            raise NoRecords(self.plan.paths, failures)
+        return first
+
+    async def _open_store(self) -> Store:
+        """Open the store; what a dead process elsewhere still holds is taken from it."""
+        open_store = partial(Store, self.out_dir, self.settings.overwrite, self.settings.repair)
+        try:
+            return await self._on_disk(open_store)
+        except DirectoryHeld as held:
+            owner = held.owner
+        assert isinstance(owner, Owner)
+        await self._see_no_sign(owner)
+        self.log.warning("no sign of life from {}: going on in its place", owner)
+        await self._on_disk(evict, self.out_dir, owner)
+        return await self._on_disk(open_store)
+
+    async def _see_no_sign(self, owner: Owner) -> None:
+        """Wait long enough for a sign of life from *owner*; raises DirectoryBusy at the first one."""
+        self.counts.doing = f"waiting for a sign of life from {owner}"
+        self.log.warning(
+            "{} is held by {}, which cannot be seen from here: if it gives no sign of life for {:.0f} s, "
+            "it is taken for dead",
+            self.out_dir,
+            owner,
+            PATIENCE_SECONDS,
+        )
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while (found := await self._on_disk(owner_of, self.out_dir)) == owner:
+            if time.monotonic() > give_up:
+                return
+            await anyio.sleep(SIGN_SECONDS / 10)
+        if found is not None:
+            raise DirectoryBusy(str(self.out_dir), f"{found} is writing there. Wait for it to end")
 
     @contextmanager
     def _farewell(self, command: str) -> Iterator[None]:
@@ -356,19 +411,24 @@ class _Run:
         self.precision = decide_precision(plan.devices, wanted)
         budget = self.settings.tokens_per_batch or known.get("tokens per batch")
         self.budget = decide_budget(plan.devices, self.precision, budget)
-        self.store.identify(self._identity(), plan.paths)
+        identity = self._identity()
+        if self.store.is_finished:
+            # Whatever devices there are now, nothing will be computed.
+            identity |= {key: known[key] for key in _OF_DEVICES}
+        self.store.identify(identity, plan.paths)
         if self.settings.embeddings and not self.store.is_finished and self.store.count("scores"):
             self._check_features()
 
     def _check_features(self) -> None:
         """See that the embeddings of what is done are still there: they are in no other place."""
-        if not (self.out_dir / FEATURES).exists():
+        path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
+        if not path.exists() or path.stat().st_size < 4 * width * self.store.features_end():
             raise AnotherRun(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are gone"])
 
     def _identity(self) -> dict[str, Any]:
         kinds = sorted({device.kind for device in self.plan.devices})
         return {
-            "inputs": [_file_facts(path) for path in self.plan.paths],
+            "inputs": [_content(path) for path in self.plan.paths],
             "model": f"{self.plan.bundle.name} ({self.plan.bundle.fingerprint})",
             "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
             "precision": self.precision,
@@ -387,8 +447,16 @@ class _Run:
         )
         if bundle.notice:
             self.log.warning(bundle.notice)
+        if self.store.lock.predecessor:
+            self.log.info("{} held this run and has ended", self.store.lock.predecessor)
+        if kept := self.store.kept:
+            self.log.warning(
+                "repaired: {:,} batches of {:,} windows are kept; what was damaged is in {}",
+                kept.batches,
+                kept.windows,
+                self.out_dir / DAMAGED,
+            )
         if self.store.is_finished:
-            self.log.info("this run is finished already; its tables are written again")
             return
         for device in self.plan.devices:
             self.log.info("{}", _described(device, self.precision, self.budget))
@@ -413,7 +481,7 @@ class _Run:
         if self.features.found:
             self._tell_reused()
             await self._on_disk(self.store.note, "orfs reused", self.features.reused)
-        await self._on_disk(self.store.note, "finished", True)
+        await self._on_disk(self.store.finish)
 
     def _tell_reused(self) -> None:
         level = "INFO" if self.features.reused else "WARNING"
@@ -579,6 +647,26 @@ class _Run:
             await self._on_disk(self._write_features)
         summary = await self._on_disk(self._summary, command, tally)
         await self._write("summary.json", results.summary_text(summary))
+        await self._on_disk(self._note_written)
+        self.log.info("{}", _told(summary, self.out_dir))
+        return summary
+
+    def _note_written(self) -> None:
+        """Remember what the files are like, to know them again."""
+        self.store.note("written", _states(self.out_dir))
+
+    def _known_summary(self) -> results.Summary | None:
+        """Give the summary of a run whose files are all as they were written."""
+        written = self.store.fact("written") if self.store.is_finished else None
+        if written is None:
+            return None
+        if written != _states(self.out_dir):
+            self.log.info(
+                "this run is finished, but not all of its files are as they were: writing them again"
+            )
+            return None
+        self.log.info("this run is finished already, and its files are as they were written")
+        summary = results.Summary(**json.loads((self.out_dir / "summary.json").read_bytes()))
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
@@ -595,8 +683,7 @@ class _Run:
                     from_thread.check_cancelled()
                     file.write(part)
                 file.flush()
-                os.fsync(file.fileno())
-                partial_path.replace(self.out_dir / name)
+                settle(partial_path, self.out_dir / name)
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"{name}: {error.strerror}") from error
 
@@ -606,12 +693,13 @@ class _Run:
             await self._write(name, results.failed_lines(self.store))
         else:
             (self.out_dir / name).unlink(missing_ok=True)
+            await self._on_disk(sync_directory, self.out_dir)
 
     def _write_features(self) -> None:
         path = self.out_dir / ".merged_features.pt.partial"
         try:
             save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
-            path.replace(self.out_dir / "merged_features.pt")
+            settle(path, self.out_dir / "merged_features.pt")
             (self.out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
@@ -723,25 +811,24 @@ def _gone_unless_moved(path: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _file_facts(path: str) -> list[Any]:
-    """Say which file this is without reading it: place, size and time of change."""
-    if path == STDIN:
-        return [path]
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return [os.path.abspath(path), None]
-    return [os.path.abspath(path), facts.st_size, facts.st_mtime_ns]
+def _content(path: str) -> list[Any]:
+    """Give a file's place, which may change, and what its content is known by, which may not."""
+    return [path if path == STDIN else os.path.abspath(path), fingerprint(path)]
 
 
-def _input_bytes(paths: Iterable[str]) -> int | None:
+def _states(directory: Path) -> dict[str, list[int]]:
+    """Give size and time of change of all files that a run ends with."""
+    paths = ((name, directory / name) for name in OURS if name not in _UNSTEADY)
+    facts = ((name, path.stat()) for name, path in paths if path.is_file())
+    return {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts}
+
+
+def _input_bytes(paths: Sequence[str]) -> int | None:
     """Give the size of all inputs, compressed as they are; None where it cannot be known."""
-    total = 0
-    for _, *facts in map(_file_facts, paths):
-        if not facts or facts[0] is None:
-            return None
-        total += facts[0]
-    return total
+    try:
+        return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
+    except OSError:
+        return None
 
 
 def _input_facts(file: FileLine) -> dict[str, Any]:

@@ -7,8 +7,11 @@ its line, and the records before it have been given by then.
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
+import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +31,7 @@ STDIN = "-"
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError)
+_SAMPLES, _SAMPLE = 16, 1 << 16  # blocks of a file, and bytes of each, that tell it from another
 _BLOCK = 1 << 18  # bytes of text parsed at a time: few enough to stay in the cache
 _SUFFIXES = frozenset({".fa", ".fasta", ".fas", ".fna", ".ffn", ".fq", ".fastq"})
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
@@ -117,6 +121,34 @@ def read_contigs(path: str, stdin: BinaryIO | None = None) -> Iterator[Contig]:
     """
     with _open(path, stdin) as text:
         yield from _Reader(path, text).contigs()
+
+
+def fingerprint(path: str) -> list[int | str] | None:
+    """
+    Say which content *path* has, by its size and a hash of 16 blocks spread over it; None if unreadable.
+
+    A file of up to 1 MiB is hashed whole. What can be read only once is a stream, like any other.
+    """
+    if path == STDIN:
+        return ["stream"]
+    try:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            return None if stat.S_ISDIR(facts.st_mode) else ["stream"]
+        with open(path, "rb") as file:
+            return [facts.st_size, _sampled(file, facts.st_size)]
+    except (OSError, ValueError):
+        return None
+
+
+def _sampled(file: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256()
+    last = max(0, size - _SAMPLE)
+    starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
+    for start in starts if size > _SAMPLES * _SAMPLE else range(0, size, _SAMPLE):
+        file.seek(start)
+        digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def _sequence_files(directory: Path) -> list[str]:

@@ -42,6 +42,7 @@ class Settings:
     embeddings: bool = False  # write merged_features.pt
     reuse_features: Path | None = None  # a directory of feature files, which need not be computed
     overwrite: bool = False  # start anew where the directory holds another run of ours
+    repair: bool = False  # keep what is whole of a damaged store, and compute the rest again
 
     def __post_init__(self) -> None:
         if self.devices and self.gpus:
@@ -50,5 +51,7 @@ class Settings:
             raise UsageError(f"tokens per batch must be at least 1, not {self.tokens_per_batch}")
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"the threshold is a share from 0 to 1, not {self.threshold}")
+        if self.overwrite and self.repair:
+            raise UsageError("start anew or repair what is there, not both")
         if len(set(self.gpus)) < len(self.gpus):
             raise UsageError("a gpu is named twice")

@@ -7,28 +7,42 @@ never mixes two: inputs, models and settings are compared before anything is reu
 The scores of a batch are one value, and so are the records of a window: they are written and read
 in columns, since a row for each of a hundred million ORFs takes longer than to score them.
 
-There is a rollback journal, not a write-ahead log, and the lock is exclusive: both work on network
-file systems, where a write-ahead log's shared memory does not.
+There is a rollback journal, not a write-ahead log, whose shared memory does not work on network
+file systems; and every commit is on the disk, journal and directory too, before it counts. Where a
+file system has no locks, SQLite does without: the directory has a lock of its own in any case.
 """
 
 import json
 import os
+import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .batches import Batch, ContigRow, FileRow, Window
-from .failures import AnotherRun, CannotWrite, DirectoryBusy, NotOurDirectory, Stage
+from .failures import (
+    AnotherRun,
+    CannotWrite,
+    DamagedStore,
+    DirectoryBusy,
+    NotOurDirectory,
+    Stage,
+    counted,
+)
+from .lock import LOCK, Lock
 from .orfs import Frame
+from .salvage import Kept, checksum, count_whole, is_whole, salvage
 
 STORE = "run.sqlite3"
+DAMAGED = f"{STORE}.damaged"  # what a repair did not trust
 FEATURES = "merged_features.partial"
 OURS = (
     "prediction_results.txt",
@@ -40,6 +54,7 @@ OURS = (
     "summary.json",
     "report.html",
     "run.log",
+    DAMAGED,
 )
 
 # Without padding, and little-endian on every machine.
@@ -51,21 +66,29 @@ CONTIG.names = ("number", "length", "file", "fragments")
 FRAMES = tuple(frame.name.encode() for frame in Frame)
 _MOST_NAMED = 3  # files in a message
 _ELSEWHERE = "Choose a new or empty directory"
-_DAMAGED = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
+_BUSY_SECONDS = 5.0  # that SQLite waits for somebody who only looks
+_HOW_TO_REPAIR = (
+    "the same command with --repair keeps these and computes the rest again; with --overwrite it starts anew"
+)
 
 _APPLICATION = 0x56697250  # "VirP", in the file's header: the store is ours
-_FORMAT = 2  # of the tables, also in the header
+_FORMAT = 3  # of the tables, also in the header
 _TABLES = {
     "run": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "files": "number INTEGER PRIMARY KEY, path BLOB NOT NULL, contigs INTEGER, failed INTEGER",
+    # window: in which it ended
+    "files": "number INTEGER PRIMARY KEY, path BLOB NOT NULL, contigs INTEGER, failed INTEGER, "
+    "window INTEGER",
     # records: CONTIG, of those that begin in the window; ids: each with a line end behind it
     "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL, "
-    "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, records BLOB NOT NULL, ids BLOB NOT NULL",
-    # scores: SCORE, of the ORFs that did not fail
+    "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, records BLOB NOT NULL, ids BLOB NOT NULL, "
+    "checksum INTEGER NOT NULL",
+    # scores: SCORE, of the ORFs that did not fail; highest: the number of the last ORF
     "batches": "window INTEGER, number INTEGER, part TEXT, device TEXT NOT NULL, orfs INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, scores BLOB NOT NULL, "
-    "PRIMARY KEY (window, number, part)",
-    "failures": "file INTEGER NOT NULL, orf INTEGER, stage TEXT NOT NULL, message BLOB NOT NULL",
+    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, highest INTEGER NOT NULL, "
+    "scores BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (window, number, part)",
+    # number and part: of the batch; none for a file, which fails in the window that it ends in
+    "failures": "window INTEGER NOT NULL, number INTEGER, part TEXT, file INTEGER NOT NULL, orf INTEGER, "
+    "stage TEXT NOT NULL, message BLOB NOT NULL",
 }
 _COUNTS = {
     "contigs": "SELECT TOTAL(contigs) FROM windows",
@@ -150,22 +173,30 @@ class Store:
         CannotWrite: the disk is full, or the directory cannot be written
     """
 
-    def __init__(self, directory: Path, overwrite: bool = False) -> None:
+    def __init__(self, directory: Path, overwrite: bool = False, repair: bool = False) -> None:
         """
         Open the store, or make a new one in a new or empty directory.
 
+        With *repair*, what is whole of a damaged one is kept; ``kept`` says how much.
+
         Raises:
             NotOurDirectory: the directory holds something else
-            DirectoryBusy: another process has it open
+            DirectoryBusy: another process has it
+            DirectoryHeld: another process has it, on another machine, and may be dead
+            DamagedStore: it cannot be read
         """
         self.directory = directory
-        with _write_failures(directory):
-            if not (directory / STORE).is_file():
-                _claim(directory)
-            self._db = sqlite3.connect(
-                directory / STORE, timeout=0, isolation_level=None, check_same_thread=False
-            )
+        self.kept: Kept | None = None
         with ExitStack() as undo:
+            with _write_failures(directory):
+                if not (directory / STORE).is_file():
+                    _claim(directory)
+                self.lock = Lock(directory)
+                undo.callback(self.lock.release)
+                self._locks = "" if self.lock.has_kernel_locks else "?nolock=1"
+            if repair and not overwrite:
+                self.kept = self._repair()
+            self._db = self._connect(directory / STORE)
             undo.callback(self._db.close)
             self._open(overwrite)
             undo.pop_all()
@@ -176,26 +207,31 @@ class Store:
         return bool(self.fact("finished"))
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Let go of the directory."""
         self._db.close()
+        self.lock.release()
 
     def identify(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
         """
         Say which run this is, with all its inputs; or check that it is the one in the store.
+
+        Inputs are compared by their content: under other names they are the same, and are called by
+        these from now on.
 
         Raises:
             AnotherRun: it holds another one
         """
         asked = json.loads(json.dumps(identity))
         known = self.fact("identity")
-        if known is not None:
-            if differences := list(_differences(known, asked)):
-                raise AnotherRun(str(self.directory), differences)
+        if known is not None and (differences := list(_differences(known, asked))):
+            raise AnotherRun(str(self.directory), differences)
+        rows = [(number, os.fsencode(path)) for number, path in enumerate(paths)]
+        if known == asked and rows == list(self._rows("SELECT number, path FROM files ORDER BY number")):
             return
         with self._transaction():
-            rows = [(number, os.fsencode(path)) for number, path in enumerate(paths)]
-            self._db.executemany("INSERT INTO files VALUES (?, ?, NULL, NULL)", rows)
-            self._db.execute("INSERT INTO run VALUES ('identity', ?)", (json.dumps(asked),))
+            rename = "ON CONFLICT (number) DO UPDATE SET path = excluded.path"
+            self._db.executemany(f"INSERT INTO files (number, path) VALUES (?, ?) {rename}", rows)
+            self._db.execute("INSERT OR REPLACE INTO run VALUES ('identity', ?)", (json.dumps(asked),))
 
     def fact(self, key: str) -> Any:
         """Give what was noted under *key*, or None."""
@@ -206,6 +242,18 @@ class Store:
         """Keep *value*, anything that JSON can hold, under *key*."""
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
+
+    def finish(self) -> None:
+        """
+        Note that all of the run is here.
+
+        Raises:
+            DamagedStore: it is not
+        """
+        query = "SELECT (SELECT TOTAL(orfs) FROM windows) = (SELECT TOTAL(orfs) FROM batches)"
+        if not next(self._rows(query))[0]:
+            raise self._damage("batches are missing")
+        self.note("finished", True)
 
     def window(self, number: int) -> bytes | None:
         """Give the digest of a window that was read before, or None."""
@@ -222,31 +270,31 @@ class Store:
         contigs = _contigs(window.contigs)
         facts = (len(window.places), window.digest, len(contigs), int(contigs["fragments"].sum()))
         ids = b"".join(b"%s\n" % row.id for row in window.contigs)
+        row = (window.number, *facts, contigs.tobytes(), ids)
         with self._transaction():
             for file in window.files:
-                self._end_file(file)
-            self._db.execute(
-                "INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (window.number, *facts, contigs.tobytes(), ids),
-            )
+                self._end_file(window.number, file)
+            self._db.execute("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum(row)))
 
     def add_batch(self, done: Finished) -> list[Failure]:
         """Keep the scores of a batch, all or nothing; give the failures of its ORFs, which it keeps too."""
         batch, scores = done.batch, _scores(done)
         if done.embeddings is not None:
             self._write_embeddings(batch, done.embeddings)
-        facts = (done.device, len(batch), batch.tokens, done.seconds, len(scores), scores.tobytes())
+        facts = (done.device, len(batch), batch.tokens, done.seconds, len(scores), int(batch.orfs.max()))
+        row = (batch.window, batch.number, batch.part, *facts, scores.tobytes())
         with self._transaction():
             failures = [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
             self._db.execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (batch.window, batch.number, batch.part, *facts),
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum(row))
             )
         return failures
 
     def failures(self) -> Iterator[Failure]:
         """Give every failure of the run, in the order of the input."""
-        query = "SELECT path, stage, message FROM failures JOIN files ON number = file ORDER BY file, orf"
+        query = (
+            "SELECT path, stage, message FROM failures JOIN files ON files.number = file ORDER BY file, orf"
+        )
         for path, stage, message in self._rows(query):
             yield Failure(os.fsdecode(path), Stage(stage), os.fsdecode(message))
 
@@ -259,13 +307,14 @@ class Store:
         """Give every record that was read, with its scored ORFs, about a window at a time."""
         # A record may run through many windows: they are gathered until another one begins.
         parts: list[Block] = []
-        for window in self._windows():
-            parts.append(window)
-            if window.ids:
-                whole, last = self._joined(parts).before_last()
-                parts = [last]
-                if whole.ids:
-                    yield whole
+        with closing(self._windows()) as windows:
+            for window in windows:
+                parts.append(window)
+                if window.ids:
+                    whole, last = self._joined(parts).before_last()
+                    parts = [last]
+                    if whole.ids:
+                        yield whole
         if parts and parts[0].ids:
             yield self._joined(parts)
 
@@ -282,61 +331,49 @@ class Store:
         query = "SELECT device, COUNT(*), SUM(orfs), SUM(tokens), SUM(seconds) FROM batches GROUP BY device"
         return {device: tuple(sums) for device, *sums in self._rows(query)}
 
+    def features_end(self) -> int:
+        """Give the number of rows that the file of embeddings has at least."""
+        return 1 + int(next(self._rows("SELECT IFNULL(MAX(highest), -1) FROM batches"))[0])
+
     def is_reproducible(self) -> bool:
         """Whether every batch was scored as it was packed: halves differ in their last digits."""
         return not any(self._rows("SELECT 1 FROM batches WHERE part <> '' LIMIT 1"))
 
     def _open(self, overwrite: bool) -> None:
-        with _write_failures(self.directory):
-            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=FULL"):
+        with self._failures():
+            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=EXTRA"):
                 self._db.execute(f"PRAGMA {setting}")
         with self._transaction("EXCLUSIVE"):
             tables = [name for (name,) in self._rows("SELECT name FROM sqlite_master WHERE type='table'")]
             if tables:
-                self._check_whose(overwrite)
+                _check_whose(self.directory, self._db, overwrite)
             if tables and not overwrite:
                 return
             for name in tables:
                 self._db.execute(f"DROP TABLE {name}")
-            for name, columns in _TABLES.items():
-                self._db.execute(f"CREATE TABLE {name} ({columns})")
-            self._db.execute(f"PRAGMA application_id={_APPLICATION}")
-            self._db.execute(f"PRAGMA user_version={_FORMAT}")
+            _make_tables(self._db)
             for name in OURS if tables else ():
                 (self.directory / name).unlink(missing_ok=True)
 
-    def _check_whose(self, overwrite: bool) -> None:
-        ((kind,),) = self._rows("PRAGMA application_id")
-        ((form,),) = self._rows("PRAGMA user_version")
-        if kind != _APPLICATION:
-            reason = f"its {STORE} is not a run of this program. {_ELSEWHERE}"
-        elif form != _FORMAT and not overwrite:
-            reason = (
-                f"its {STORE} was made by another version of this program. {_ELSEWHERE}, "
-                "or --overwrite to start anew"
-            )
-        else:
-            return
-        raise NotOurDirectory(str(self.directory), reason)
-
-    def _end_file(self, file: FileRow) -> None:
+    def _end_file(self, window: int, file: FileRow) -> None:
         self._db.execute(
-            "UPDATE files SET contigs = ?, failed = ? WHERE number = ?",
-            (file.contigs, file.failure is not None, file.number),
+            "UPDATE files SET contigs = ?, failed = ?, window = ? WHERE number = ?",
+            (file.contigs, file.failure is not None, window, file.number),
         )
         if file.failure is not None:
-            message = os.fsencode(file.failure.reason)
-            self._db.execute(
-                "INSERT INTO failures VALUES (?, NULL, ?, ?)", (file.number, Stage.INPUT, message)
+            self._add_failure(
+                (window, None, None, file.number, None, Stage.INPUT, os.fsencode(file.failure.reason))
             )
 
     def _add_failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> Failure:
         contig, fragment, frame = batch.places[row].tolist()
         file, path, name = self._whose(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
-        number = int(batch.orfs[row])
-        self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?)", (file, number, stage, text))
+        self._add_failure((batch.window, batch.number, batch.part, file, int(batch.orfs[row]), stage, text))
         return Failure(os.fsdecode(path), stage, os.fsdecode(text))
+
+    def _add_failure(self, row: tuple[Any, ...]) -> None:
+        self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def _whose(self, contig: int, window: int) -> tuple[int, bytes, bytes]:
         """Give file, path and id of a record that begins in *window* or before."""
@@ -348,13 +385,21 @@ class Store:
         ((path,),) = self._rows("SELECT path FROM files WHERE number = ?", file)
         return file, path, ids.split(b"\n")[row]
 
-    def _windows(self) -> Iterator[Block]:
+    def _windows(self) -> Generator[Block, None, None]:
         """Give each window's scores, with the records that begin in it."""
-        for number, records, ids in self._rows("SELECT number, records, ids FROM windows ORDER BY number"):
-            batches = self._rows("SELECT scores FROM batches WHERE window = ?", number)
-            scores = np.frombuffer(b"".join(scores for (scores,) in batches), SCORE)
-            in_order = scores[np.argsort(scores["orf"])]
-            yield Block(np.frombuffer(records, CONTIG), ids, in_order)
+        with closing(self._sound("SELECT * FROM windows ORDER BY number")) as windows:
+            for number, *_, records, ids, _ in windows:
+                batches = self._sound("SELECT * FROM batches WHERE window = ?", number)
+                scores = np.frombuffer(b"".join(row[-2] for row in batches), SCORE)
+                in_order = scores[np.argsort(scores["orf"])]
+                yield Block(np.frombuffer(records, CONTIG), ids, in_order)
+
+    def _sound(self, query: str, *values: Any) -> Generator[tuple[Any, ...], None, None]:
+        with closing(self._rows(query, *values)) as rows:
+            for row in rows:
+                if not is_whole(row):
+                    raise self._damage("a checksum is wrong")
+                yield row
 
     def _joined(self, parts: Sequence[Block]) -> Block:
         """Put *parts* behind each other; see that nothing is missing between them."""
@@ -364,7 +409,7 @@ class Store:
             np.concatenate([part.scores for part in parts]),
         )
         if not block.is_sound():
-            raise NotOurDirectory(str(self.directory), _DAMAGED)
+            raise self._damage("records or ORFs are missing")
         return block
 
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
@@ -378,13 +423,21 @@ class Store:
             finally:
                 os.close(file)
 
-    def _rows(self, query: str, *values: Any) -> Iterator[Any]:
-        with _write_failures(self.directory):
-            yield from self._db.execute(query, values)
+    def _rows(self, query: str, *values: Any) -> Generator[Any, None, None]:
+        with self._failures():
+            cursor = self._db.execute(query, values)
+            try:
+                for row in cursor:  # noqa: UP028 (yielded from, it would be closed before this sees it)
+                    yield row
+            finally:
+                # A query that is open keeps SQLite's lock, also when the store has been closed.
+                with suppress(sqlite3.ProgrammingError):
+                    cursor.close()
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        with _write_failures(self.directory):
+        self.lock.check()
+        with self._failures():
             self._db.execute(f"BEGIN {kind}")
             try:
                 yield
@@ -393,10 +446,97 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        with _write_failures(self.directory):
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                if _code(error) == sqlite3.SQLITE_CORRUPT:
+                    raise self._damage(str(error)) from error
+                raise
+
+    def _damage(self, what: str) -> DamagedStore:
+        return DamagedStore(
+            str(self.directory),
+            f"its {STORE} is damaged ({what}). {counted(count_whole(self._db), 'finished batch', 'es')} "
+            f"in it can be saved: {_HOW_TO_REPAIR}",
+        )
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}{self._locks}",
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+
+    def _repair(self) -> Kept | None:
+        """Put a sound store with all that is whole of this one in its place; nothing is changed before."""
+        path, new = self.directory / STORE, self.directory / f".{STORE}.repaired"
+        if not path.is_file():
+            return None
+        new.unlink(missing_ok=True)
+        with _write_failures(self.directory):
+            with closing(self._connect(path)) as damaged, closing(self._connect(new)) as repaired:
+                _check_whose(self.directory, damaged, overwrite=False)
+                repaired.execute("BEGIN")
+                _make_tables(repaired)
+                kept = salvage(damaged, repaired)
+                repaired.execute("COMMIT")
+            if kept is None:
+                new.unlink()
+                reason = f"nothing in its {STORE} can be saved. {_ELSEWHERE}, or --overwrite to start anew"
+                raise DamagedStore(str(self.directory), reason)
+            (self.directory / DAMAGED).unlink(missing_ok=True)
+            shutil.copyfile(path, self.directory / DAMAGED)
+            settle(new, path)
+        return kept
+
+
+def settle(partial: Path, path: Path) -> None:
+    """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in *directory* on the disk."""
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
 
 def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:
     """Give an ORF's published id: contig, fragment, frame."""
     return b"%s_chunk_%d%s" % (contig, fragment, FRAMES[frame])
+
+
+def _check_whose(directory: Path, db: sqlite3.Connection, overwrite: bool) -> None:
+    ((kind,),) = db.execute("PRAGMA application_id")
+    ((form,),) = db.execute("PRAGMA user_version")
+    if kind != _APPLICATION:
+        reason = f"its {STORE} is not a run of this program. {_ELSEWHERE}"
+    elif form != _FORMAT and not overwrite:
+        reason = (
+            f"its {STORE} was made by another version of this program. {_ELSEWHERE}, "
+            "or --overwrite to start anew"
+        )
+    else:
+        return
+    raise NotOurDirectory(str(directory), reason)
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    for name, columns in _TABLES.items():
+        db.execute(f"CREATE TABLE {name} ({columns})")
+    db.execute(f"PRAGMA application_id={_APPLICATION}")
+    db.execute(f"PRAGMA user_version={_FORMAT}")
 
 
 def _contigs(rows: Sequence[ContigRow]) -> NDArray[np.void]:
@@ -420,8 +560,13 @@ def _claim(directory: Path) -> None:
     """Make *directory*, or see that it is empty: nothing without a store in it is known to be ours."""
     if directory.exists() and not directory.is_dir():
         raise NotOurDirectory(str(directory), "is a file, not a directory")
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    if strangers := sorted(path.name for path in directory.iterdir()):
+    for place in missing:
+        sync_directory(place.parent)
+    # A process that was killed in its first moments left its lock and no more.
+    names = (path.name for path in directory.iterdir())
+    if strangers := sorted(name for name in names if not name.startswith(LOCK)):
         reason = f"holds {strangers[0]!r} and no run of this program. {_ELSEWHERE}"
         raise NotOurDirectory(str(directory), reason)
 
@@ -432,6 +577,8 @@ def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator
         if then == now:
             continue
         if isinstance(then, list) and isinstance(now, list):
+            if [facts for _, *facts in then] == [facts for _, *facts in now]:
+                continue  # the same under other names
             yield f"other {key}: {_other_files(dict(_keyed(then)), dict(_keyed(now)))}"
         else:
             yield f"{key} was {then}, is {now} now"
@@ -448,7 +595,8 @@ def _keyed(files: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 def _other_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     words = [f"{path} is new" for path in now if path not in then]
     words += [f"{path} was there" for path in then if path not in now]
-    words += [f"{path} has changed" for path in now if path in then and then[path] != now[path]]
+    changed = [path for path in now if path in then and then[path] != now[path]]
+    words += [f"{path} {'has changed' if any(now[path]) else 'cannot be read now'}" for path in changed]
     shown = ", ".join(words[:_MOST_NAMED]) or "the same in another order"
     return shown + (f" and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else "")
 
@@ -457,19 +605,25 @@ _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _STRANGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
 @contextmanager
 def _write_failures(directory: Path) -> Iterator[None]:
     """Turn what SQLite and the operating system raise into our own failures."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        code = _code(error)
         if code in _BUSY:
             raise DirectoryBusy(
-                str(directory), "another process is writing there. Wait for it to end"
+                str(directory),
+                f"another program has {STORE} open, to look at it or to copy it. Wait for it to end",
             ) from error
         if code in _STRANGE:
-            raise NotOurDirectory(str(directory), _DAMAGED) from error
+            reason = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
+            raise NotOurDirectory(str(directory), reason) from error
         if code == sqlite3.SQLITE_ERROR:
             raise  # a bug of ours
         raise CannotWrite(str(directory), f"cannot write {STORE}: {error}") from error
