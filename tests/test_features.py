@@ -397,6 +397,12 @@ def test_a_tensor_larger_than_its_storage(old: Path, refused: Refused) -> None:
     assert "not resizable" in refused(old)
 
 
+def test_a_storage_larger_than_its_part_of_the_file(old: Path, refused: Refused) -> None:
+    path = saved(old / "x_merged.pt", merged(IDS[:2], NUMBERS[:2]))
+    repacked(path, lambda name, content: content[: len(content) // 2] if "/data/0" in name else content)
+    assert refused(old) == "its tensors claim more numbers than it holds"
+
+
 def test_a_compressed_file_is_not_unpacked(old: Path, refused: Refused) -> None:
     path = saved(old / "x_merged.pt", merged())
     repacked(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
