@@ -1,8 +1,9 @@
 """
 Records become windows, and windows become length-sorted batches under a token budget.
 
-Both are functions of the input alone: which device runs a batch, and when, changes nothing that
-is in it. A window runs across files, so that many small files fill batches as one large one does.
+Both are functions of the input alone, and of what is known of its ORFs before: which device runs a
+batch, and when, changes nothing that is in it. A window runs across files, so that many small files
+fill batches as one large one does.
 """
 
 import hashlib

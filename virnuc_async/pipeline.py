@@ -305,7 +305,7 @@ class _Run:
         # A directory is not touched for nothing, but a run that is there is asked first.
         is_new = self.settings.overwrite or not (self.out_dir / STORE).is_file()
         first = await self._first_window() if is_new else None
-        self.features = await to_thread.run_sync(self._find_features)
+        self.features = await self._find_features()
         self.store = await self._open_store()
         with closing(self.store), closing(self.features):
             self.has_store.set()
@@ -374,13 +374,14 @@ class _Run:
             text = b"".join(results.summary_text(summary))
             (self.out_dir / "summary.json").write_bytes(text)
 
-    def _find_features(self) -> Features:
+    async def _find_features(self) -> Features:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
             self.counts.doing = "looking for earlier features"
-            for file in find_features(directory, but_not=self.out_dir):
-                from_thread.check_cancelled()
+            searched = find_features(directory, but_not=self.out_dir)
+            # A checksum takes its time.
+            while (file := await to_thread.run_sync(next, searched, None)) is not None:
                 found.append(file)
         return Features(found, (shapes.nucleotide.width, shapes.protein.width))
 
