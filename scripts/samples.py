@@ -50,6 +50,12 @@ def write(path: Path, source: Source, kind: str, bases: int, seed: int = 0) -> i
     return count
 
 
+def endless(source: Source, kind: str, seed: int = 0) -> Iterator[bytes]:
+    """Give FASTA with records of *kind* for ever, about a megabyte at a time."""
+    for number, block in enumerate(_blocks(source, kind, 1 << 62, np.random.default_rng(seed))):
+        yield b"".join(b">%s_%d_%d\n%s\n" % (kind.encode(), number, at, row) for at, row in enumerate(block))
+
+
 def write_many(directory: Path, source: Source, files: int, each: int, seed: int = 0) -> list[Path]:
     """Write *files* files of *each* short contigs into *directory*."""
     rng = np.random.default_rng(seed)

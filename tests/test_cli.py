@@ -203,15 +203,11 @@ def test_damaged_store_is_said_and_repaired(source: Path, tmp_path: Path, out: P
     (out / "contigs.tsv").unlink()
     ended = predict(source, out)
     assert ended.code == 1
-    said = (
-        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same command with --"
-    )
+    said = r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same .* --repair"
     assert re.search(said, ended.err)
     repaired = predict(source, out, "--repair")
     assert repaired.code == 0
-    assert re.search(
-        r"^WARNING: repaired: \d+ batches of 1 windows are kept; what was", repaired.err, re.MULTILINE
-    )
+    assert re.search(r"WARNING: repaired: \d+ batches of 1 window are kept; what was damaged", repaired.err)
     assert tables(out) == first
     assert predict(source, out, "--repair", "--overwrite").code == 64
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -75,7 +75,11 @@ class Lock:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             raise _busy(directory, owner_of(directory)) from None
-        self._write()
+        with ExitStack() as undo:
+            # A disk that has room for a name may have none for what is behind it.
+            undo.callback(self.release)
+            self._write()
+            undo.pop_all()
 
     @property
     def has_kernel_locks(self) -> bool:

@@ -452,9 +452,9 @@ class _Run:
             self.log.info("{} held this run and has ended", self.store.lock.predecessor)
         if kept := self.store.kept:
             self.log.warning(
-                "repaired: {:,} batches of {:,} windows are kept; what was damaged is in {}",
-                kept.batches,
-                kept.windows,
+                "repaired: {} of {} are kept; what was damaged is in {}",
+                counted(kept.batches, "batch", "es"),
+                counted(kept.windows, "window"),
                 self.out_dir / DAMAGED,
             )
         if self.store.is_finished:

@@ -92,7 +92,7 @@ class Replica:
         self._dtype = _DTYPES[precision]
         self._embeddings = embeddings
         self._compiled = compiled
-        self._thread = ThreadPoolExecutor(1, f"replica {device.name}", initializer=self._enter)
+        self._thread = ThreadPoolExecutor(1, f"replica {device.name}")
         # A GPU's batch is waited for on a second thread, while the first launches the next one.
         is_cpu = device.capability is None
         self._waiting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
@@ -170,6 +170,8 @@ class Replica:
 
     def _load(self) -> str | None:
         shapes, place, files = self._bundle.shapes, self.device.torch_device, self._bundle.directory
+        with self._failures(0, Stage.PROTEIN):
+            self._enter()
         with torch.device("meta"):
             nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
             classifier = Classifier(shapes.classifier)
@@ -277,6 +279,21 @@ class Replica:
             raise DeviceOutOfMemory(self.name, tokens, stage) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(self.name, str(error).splitlines()[0]) from error
+        except RuntimeError as error:
+            # cuBLAS and others raise no type of their own: whether it is a bug of ours or the
+            # device's death is for the device to say.
+            if self._answers():
+                raise
+            raise DeviceLost(self.name, str(error).splitlines()[0]) from error
+
+    def _answers(self) -> bool:
+        """Whether the device still does what it is asked."""
+        try:
+            if self.device.capability is not None:
+                torch.cuda.synchronize(self.device.torch_device)
+            return bool(torch.ones(1, device=self.device.torch_device).sum().item() == 1)
+        except RuntimeError:
+            return False
 
 
 def _likeness(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
