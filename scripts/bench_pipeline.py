@@ -74,7 +74,7 @@ class Instant:
     async def score(self, batch: Batch) -> Scores:
         await anyio.lowlevel.checkpoint()
         half = np.full((len(batch), 2), 0.5, np.float32)
-        return Scores(batch, half, np.zeros(len(batch), np.int64), None, 0.0)
+        return Scores(batch, half, np.zeros(len(batch), np.int64), None, 0.0, half[:0])
 
 
 class NoBases(OrfTokenizer):

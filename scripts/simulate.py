@@ -142,7 +142,9 @@ class Simulated:
 
     def _land(self, batch: Batch, visit: Visit) -> Scores:
         time.sleep(max(0.0, visit.ended - time.perf_counter()))
-        return Scores(batch, _made_up(batch), np.zeros(len(batch), np.int64), None, visit.ended - visit.begun)
+        scores = _made_up(batch)
+        seconds = visit.ended - visit.begun
+        return Scores(batch, scores, np.zeros(len(batch), np.int64), None, seconds, scores[:0])
 
 
 def _hold_lock(seconds: float) -> None:

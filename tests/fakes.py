@@ -32,6 +32,7 @@ class Rules:
     go_on: anyio.Event = field(default_factory=anyio.Event)
     paused: anyio.Event = field(default_factory=anyio.Event)
     warning: str | None = None  # of every device, once it is loaded
+    likeness: float = 1.0  # of known embeddings to those that a device would give
     depth: int = 2  # batches that a device takes at once
     seen: list[tuple[str, Batch]] = field(default_factory=list)  # what was scored, by whom
     proofs: list[tuple[str, int]] = field(default_factory=list)  # what was tried at the start, by whom
@@ -101,6 +102,7 @@ class FakeScorer:
             faults=faults,
             embeddings=None if self._width is None else np.tile(virus[:, None], self._width),
             seconds=0.5,
+            likeness=np.full((len(batch.known.compared), 2), self._rules.likeness, np.float32),
         )
 
 

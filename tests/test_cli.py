@@ -794,6 +794,25 @@ def test_killed_process_is_followed(
     assert tables(out) == undisturbed
 
 
+def test_killed_process_with_features_of_earlier_work_is_followed(tmp_path: Path, out: Path) -> None:
+    """Of the first reads there are features; the others, of other names, come behind a window's end."""
+    first = fasta(some_reads(300, 30).items()).encode()
+    others = [(name.upper(), bases) for name, bases in some_reads(100, 30, seed=1).items()]
+    reads = first + fasta([*(("short", "AC") for _ in range(9000)), *others]).encode()
+    assert predict("-", tmp_path / "old", "--embeddings", stdin=first).code == 0
+    words = ("--reuse-features", tmp_path / "old")
+    assert predict("-", tmp_path / "calm", *words, stdin=reads).code == 0
+    with start("predict", "-", out, *words, "--devices", "cpu,cpu", stderr=tmp_path / "said") as process:
+        give_all_but_the_end(reads, process, out)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert not [path.name for path in out.iterdir() if "features" in path.name]
+    assert_goes_on(predict("-", out, *words, "--devices", "cpu,cpu,cpu", stdin=reads))
+    assert tables(out) == tables(tmp_path / "calm")
+    orfs = len(rows(tmp_path / "old" / "prediction_results.txt")) - 1
+    assert summary(out)["counts"]["orfs_reused"] == orfs > 1000
+
+
 class Interrupting(io.BytesIO):
     """A standard input that interrupts the process where it would wait for its end."""
 

@@ -7,9 +7,11 @@ import pytest
 
 from virnuc_async import failures
 from virnuc_async.failures import (
+    AmbiguousFeatures,
     AnotherRun,
     BadBundle,
     BadCheckpoint,
+    BadFeatures,
     BrokenInput,
     BundleError,
     CannotWrite,
@@ -19,14 +21,17 @@ from virnuc_async.failures import (
     DeviceOutOfMemory,
     DirectoryBusy,
     DirectoryHeld,
+    FeatureError,
     InputError,
     MixedDevices,
     NoDevicesLeft,
+    NoFeatures,
     NoRecords,
     NotOurDirectory,
     NotSequences,
     OutputError,
     Stage,
+    StrangeFeatures,
     UnknownBundle,
     UnknownDevice,
     UnreadableInput,
@@ -57,6 +62,26 @@ SAID: list[tuple[VirnucError, str]] = [
     (UnknownBundle("x", ["tiny-500"], "Get it."), "no model 'x' here. Installed: tiny-500. Get it."),
     (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
+    (FeatureError("text"), "text"),
+    (
+        NoFeatures("old", "no file there is named *_ESM.pt"),
+        "no features to reuse in old: no file there is named *_ESM.pt",
+    ),
+    (
+        BadFeatures("old/a_ESM.pt", "damaged"),
+        "old/a_ESM.pt cannot be reused: damaged. Move it elsewhere to have what it holds computed anew",
+    ),
+    (
+        AmbiguousFeatures("x_chunk_1F1", "the input has it twice"),
+        "nobody can tell whose features those of x_chunk_1F1 are: the input has it twice. "
+        "Ids must be unique where features are reused",
+    ),
+    (
+        StrangeFeatures("x_chunk_1F1", ["a", "b"], 0.5, 0.999),
+        "the features of x_chunk_1F1 in a and b are of another sequence or of another model: the cosine "
+        "to what this model gives (less where lengths differ) is 0.50000, not 0.999 or more. "
+        "Start anew without them: with another --reuse-features or none, and --overwrite",
+    ),
     (DeviceError("text"), "text"),
     (UnknownDevice("cuda:7", ["cuda:0", "cpu"]), "no device 'cuda:7' here. There are: cuda:0, cpu"),
     (DeviceOutOfMemory("cuda:0", 4096), "cuda:0 ran out of memory on a batch of 4,096 tokens"),

@@ -1,6 +1,7 @@
 """What only a GPU can show: the same numbers as the CPU's, streams under load, memory that runs out."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,7 +16,7 @@ from torch._dynamo.utils import counters
 from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, available, choose
-from virnuc_async.failures import DeviceOutOfMemory
+from virnuc_async.failures import DeviceOutOfMemory, StrangeFeatures
 from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample
@@ -168,6 +169,28 @@ async def test_the_published_answer(
 ) -> None:
     await run_pipeline([source], tmp_path, Settings(golden_bundle.directory, precision=Precision.FP32))
     assert_published_scores(tmp_path, expected)
+
+
+async def test_reused_features_are_compared_and_scored(
+    gpu: Device, golden_bundle: Bundle, source: str, expected: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copyfile(expected / "merged.pt", old / "all_merged.pt")
+    for precision in (Precision.FP32, Precision.BF16):  # only what is compared is computed
+        out = tmp_path / precision
+        settings = Settings(
+            golden_bundle.directory, devices=(gpu.name,), precision=precision, reuse_features=old
+        )
+        summary = await run_pipeline([source], out, settings)
+        assert summary.counts["orfs_reused"] == summary.counts["orfs"]
+        assert_published_scores(out, expected)
+    found = torch.load(old / "all_merged.pt", weights_only=True)
+    torch.save({"ids": found["ids"], "data": found["data"].roll(1, 0)}, old / "all_merged.pt")
+    with pytest.raises(StrangeFeatures):
+        await run_pipeline(
+            [source], tmp_path / "others", Settings(golden_bundle.directory, reuse_features=old)
+        )
 
 
 async def test_memory_that_runs_out_is_said_and_the_device_goes_on(

@@ -73,7 +73,9 @@ class Stored(Rules):
         async def score(batch: Batch) -> Scores:
             orfs = batch.orfs
             nothing = np.zeros(len(batch), dtype=np.int64)
-            return Scores(batch, self.scores[orfs], nothing, self.features[orfs], 0.0)
+            return Scores(
+                batch, self.scores[orfs], nothing, self.features[orfs], 0.0, np.ones((0, 2), np.float32)
+            )
 
         scorer.score = score
         return scorer

@@ -22,6 +22,7 @@ from running import files_no_larger_than
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.failures import Stage
+from virnuc_async.features import save_features
 from virnuc_async.orfs import Frame
 from virnuc_async.results import (
     LABELS,
@@ -31,7 +32,6 @@ from virnuc_async.results import (
     fragment_verdicts,
     judge,
     predictions,
-    save_features,
 )
 from virnuc_async.store import CONTIG, SCORE, Block, Failure, Finished, Store
 from virnuc_async.tokens import Ragged
@@ -374,7 +374,7 @@ def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
 def test_features_are_those_of_scored_orfs(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virnuc_async.results._BLOCK_BYTES", block * 4 * WIDTH)
+    monkeypatch.setattr("virnuc_async.features._BLOCK_BYTES", block * 4 * WIDTH)
     run = [
         Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
         Record(b"none", ()),

@@ -25,6 +25,7 @@ ORDER = [
     "salvage",
     "lock",
     "store",
+    "features",
     "results",
     "progress",
     "report",
@@ -34,7 +35,7 @@ ORDER = [
 ]
 TOP = {"cli", "training"}  # may import whatever there is
 ONLY_IN = {
-    "torch": {"networks", "upstream", "replica", "devices", "training", "results"},
+    "torch": {"networks", "upstream", "devices", "replica", "features", "training"},
     "anyio": {"replica", "pipeline", "cli"},
     "asyncio": {"replica", "pipeline", "cli"},
     "sys": {"cli"},

@@ -1,14 +1,15 @@
 """
 Records become windows, and windows become length-sorted batches under a token budget.
 
-Both are functions of the input alone: which device runs a batch, and when, changes nothing that
-is in it. A window runs across files, so that many small files fill batches as one large one does.
+Both are functions of the input alone, and of what is known of its ORFs before: which device runs a
+batch, and when, changes nothing that is in it. A window runs across files, so that many small files
+fill batches as one large one does.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ WINDOW_ORFS = 4096
 # Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
 _BLOCK_BASES = 1 << 17
 _RECORD_BASES = 16  # that a record counts for beside its own, as it takes memory too
+
+# What may be known of an ORF before it is scored: bits of a number.
+BASES, RESIDUES = 1, 2
 
 Reader = Callable[[str], Iterator[Contig]]
 
@@ -50,6 +54,41 @@ class FileRow:
     failure: InputError | None
 
 
+class Compared(NamedTuple):
+    """An ORF whose known embeddings are computed all the same, to see that they are its own."""
+
+    row: int  # in the batch
+    id: str
+    sources: tuple[str, ...]  # the files that they are from
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Embeddings of a batch that need not be computed; row i is the ORF i's."""
+
+    bases: NDArray[np.float32] | None = None  # (B, C)
+    residues: NDArray[np.float32] | None = None  # (B, C)
+    compared: tuple[Compared, ...] = ()
+
+    def some(self, which: slice) -> "Known":
+        """Give the rows *which*, a slice without a step."""
+        bases, residues = (None if part is None else part[which] for part in (self.bases, self.residues))
+        first, end = which.start or 0, which.stop
+        inside = (one for one in self.compared if first <= one.row and (end is None or one.row < end))
+        return Known(bases, residues, tuple(one._replace(row=one.row - first) for one in inside))
+
+
+class Recalled(Protocol):
+    """What is known of a window's ORFs before any is scored."""
+
+    @property
+    def parts(self) -> NDArray[np.int64]:
+        """Which embeddings are known of each ORF: BASES, RESIDUES, both added, or 0."""
+
+    def known(self, rows: NDArray[np.int64]) -> Known:
+        """Give the embeddings of *rows*, which have the same parts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """
@@ -65,6 +104,7 @@ class Batch:
     places: NDArray[np.int64]  # (B, 3): contig's number, fragment's from 1, frame
     nucleotides: Ragged
     residues: Ragged
+    known: Known = Known()
 
     def __len__(self) -> int:
         return len(self.orfs)
@@ -94,6 +134,7 @@ class Batch:
             places=self.places[which],
             nucleotides=self.nucleotides.take(rows),
             residues=self.residues.take(rows),
+            known=self.known.some(which),
         )
 
 
@@ -109,10 +150,15 @@ class Window:
     digest: bytes  # of the ids and bases of its contigs, and of where they stood
     nucleotides: Ragged
     residues: Ragged
+    before: bytes = b""  # id of the record before its contigs, which may go on in it
 
-    def batches(self, budget: int) -> Iterator[Batch]:
-        """Pack all ORFs of the window into batches of at most *budget* residue tokens."""
-        for number, rows in enumerate(longest_first(self.residues.lengths, budget)):
+    def batches(self, budget: int, recalled: Recalled | None = None) -> Iterator[Batch]:
+        """
+        Pack all ORFs of the window into batches of at most *budget* residue tokens.
+
+        ORFs of one batch have the same parts *recalled*, so that a device computes the same of each.
+        """
+        for number, rows in enumerate(self._packed(budget, recalled)):
             yield Batch(
                 window=self.number,
                 number=number,
@@ -121,7 +167,15 @@ class Window:
                 places=self.places[rows],
                 nucleotides=self.nucleotides.take(rows),
                 residues=self.residues.take(rows),
+                known=recalled.known(rows) if recalled else Known(),
             )
+
+    def _packed(self, budget: int, recalled: Recalled | None) -> Iterator[NDArray[np.int64]]:
+        parts = recalled.parts if recalled else np.zeros(len(self.places), np.int64)
+        for part in np.unique(parts):
+            alike = np.flatnonzero(parts == part)
+            for rows in longest_first(self.residues.lengths[alike], budget):
+                yield alike[rows]
 
 
 def longest_first(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
@@ -267,6 +321,7 @@ class _Forming:
 
     number: int = 0
     first: int = 0
+    before: bytes = b""
     proteins: list[bytes] = field(default_factory=list)
     bases: list[bytes] = field(default_factory=list)
     places: list[NDArray[np.int64]] = field(default_factory=list)
@@ -317,8 +372,10 @@ class _Forming:
             digest=self.digest.digest(),
             nucleotides=tokenizer.nucleotides(self.bases),
             residues=tokenizer.residues(self.proteins),
+            before=self.before,
         )
         self.number += 1
+        self.before = self.contigs[-1].id if self.contigs else self.before
         self.first += len(self.proteins)
         self.proteins, self.bases, self.places = [], [], []
         self.contigs, self.files, self.digest = [], [], hashlib.sha256()

@@ -42,6 +42,7 @@ examples:
   python -m virnucpro_async predict reads_1.fq.gz reads_2.fq.gz out/ --threshold 0.8
   python -m virnucpro_async predict --input-list samples.txt --output-dir out/ --quiet
   zcat reads.fq.gz | python -m virnucpro_async predict - out/ --devices cpu,cpu
+  python -m virnucpro_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
 
 inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or -
 for standard input; the last name is the output directory.
@@ -175,6 +176,13 @@ def _add_model_options(group: Any) -> None:
         help="share of viral fragments from which on a contig is viral (default: 0.5)",
     )
     group.add_argument("--embeddings", action="store_true", help="write merged_features.pt too")
+    group.add_argument(
+        "--reuse-features",
+        type=Path,
+        metavar="DIR",
+        help="take embeddings of the same sequences from the *_DNABERT_S.pt, *_ESM.pt and *_merged.pt "
+        "that VirNucPro left anywhere in DIR, and compute only what is missing",
+    )
 
 
 def _add_device_options(group: Any) -> None:
@@ -353,6 +361,7 @@ def _settings(options: Namespace) -> Settings:
         tokens_per_batch=options.esm_batch_size,
         threshold=options.threshold,
         embeddings=options.embeddings,
+        reuse_features=options.reuse_features,
         overwrite=options.overwrite,
         repair=options.repair,
     )

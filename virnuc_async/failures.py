@@ -14,6 +14,11 @@ Every failure that this package raises on purpose.
     │   ├── UnknownBundle       no such name and no such directory; says which there are
     │   ├── BadBundle           a file is missing, changed, or of the wrong shape
     │   └── BadCheckpoint       a file of somebody else's that cannot be imported
+    ├── FeatureError            embeddings of earlier work, which cannot be reused
+    │   ├── NoFeatures          there are none; says which names they would have
+    │   ├── BadFeatures         a file is damaged, hostile, or of another model
+    │   ├── AmbiguousFeatures   nobody knows which sequence they are of
+    │   └── StrangeFeatures     the model gives others for the sequence
     ├── DeviceError             one device
     │   ├── UnknownDevice       no such device; says which there are
     │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
@@ -146,6 +151,65 @@ class BadCheckpoint(BundleError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be imported: {self.reason}"
+
+
+class FeatureError(VirnucError):
+    """Embeddings of earlier work cannot be reused."""
+
+
+class NoFeatures(FeatureError):
+    """The *directory* cannot be searched, or nothing in it is named as feature files are."""
+
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(directory, reason)
+        self.directory, self.reason = directory, reason
+
+    def __str__(self) -> str:
+        return f"no features to reuse in {self.directory}: {self.reason}"
+
+
+class BadFeatures(FeatureError):
+    """The file at *path* was not taken: it is damaged, hostile, or does not fit the model."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be reused: {self.reason}. "
+            "Move it elsewhere to have what it holds computed anew"
+        )
+
+
+class AmbiguousFeatures(FeatureError):
+    """Features are told by the *id* of their ORF, which does not say whose they are here."""
+
+    def __init__(self, id: str, reason: str) -> None:
+        super().__init__(id, reason)
+        self.id, self.reason = id, reason
+
+    def __str__(self) -> str:
+        return (
+            f"nobody can tell whose features those of {self.id} are: {self.reason}. "
+            "Ids must be unique where features are reused"
+        )
+
+
+class StrangeFeatures(FeatureError):
+    """The model gives other numbers for the ORF *id* than the files *paths* hold: less than *least* alike."""
+
+    def __init__(self, id: str, paths: Sequence[str], likeness: float, least: float) -> None:
+        super().__init__(id, tuple(paths), likeness, least)
+        self.id, self.paths, self.likeness, self.least = id, tuple(paths), likeness, least
+
+    def __str__(self) -> str:
+        return (
+            f"the features of {self.id} in {' and '.join(self.paths)} are of another sequence or of another "
+            f"model: the cosine to what this model gives (less where lengths differ) is {self.likeness:.5f}, "
+            f"not {self.least} or more. "
+            "Start anew without them: with another --reuse-features or none, and --overwrite"
+        )
 
 
 class DeviceError(VirnucError):

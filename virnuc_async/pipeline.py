@@ -41,6 +41,7 @@ from .failures import (
     VirnucError,
     counted,
 )
+from .features import FeatureFile, Features, check_alike, find_features, save_features
 from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
@@ -106,6 +107,7 @@ async def run_pipeline(
         NoRecords: no input holds a record
         UnknownBundle, BadBundle: the model
         UnknownDevice, MixedDevices: the devices
+        NoFeatures, BadFeatures, AmbiguousFeatures, StrangeFeatures: the earlier work to be reused
         NoDevicesLeft: too many devices failed; finished work is kept
         NotOurDirectory, AnotherRun, DirectoryBusy, CannotWrite: the output directory
     """
@@ -241,6 +243,7 @@ class _Run:
     summary: results.Summary  # once all is done
     precision: Precision  # these two as the store has them, if it has
     budget: int
+    features: Features  # that need not be computed
 
     def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
         self.plan = plan
@@ -259,6 +262,7 @@ class _Run:
         self.started = time.monotonic()
         self.windows = _windows(plan, read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
+        self.has_store = anyio.Event()
         self.has_log = anyio.Event()
 
     def stop_reading(self) -> None:
@@ -291,7 +295,7 @@ class _Run:
 
     async def give_signs(self) -> None:
         """Show others that want the directory that this process lives."""
-        await self.has_log.wait()
+        await self.has_store.wait()
         while True:
             await anyio.sleep(SIGN_SECONDS)
             await to_thread.run_sync(self.store.lock.give_sign)
@@ -301,9 +305,11 @@ class _Run:
         # A directory is not touched for nothing, but a run that is there is asked first.
         is_new = self.settings.overwrite or not (self.out_dir / STORE).is_file()
         first = await self._first_window() if is_new else None
+        self.features = await self._find_features()
         self.store = await self._open_store()
-        with closing(self.store):
-            await self._on_disk(self._identify)
+        with closing(self.store), closing(self.features):
+            self.has_store.set()
+            await self._prepare()
             with run_files(self.id, self.out_dir), self._farewell(command):
                 self.has_log.set()
                 await self._on_disk(self._introduce)
@@ -368,6 +374,35 @@ class _Run:
             text = b"".join(results.summary_text(summary))
             (self.out_dir / "summary.json").write_bytes(text)
 
+    async def _find_features(self) -> Features:
+        shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
+        found: list[FeatureFile] = []
+        if directory is not None:
+            self.counts.doing = "looking for earlier features"
+            searched = find_features(directory, but_not=self.out_dir)
+            # A checksum takes its time.
+            while (file := await to_thread.run_sync(next, searched, None)) is not None:
+                found.append(file)
+        return Features(found, (shapes.nucleotide.width, shapes.protein.width))
+
+    async def _prepare(self) -> None:
+        """Settle which run this is, and read the features that it reuses."""
+        # Those that are refused make no run: others can be tried in the same directory.
+        is_new = await self._on_disk(self.store.fact, "identity") is None
+        steps = (self._read_features, self._identify) if is_new else (self._identify, self._read_features)
+        for step in steps:
+            await self._on_disk(step)
+
+    def _read_features(self) -> None:
+        if not self.features.found or self.store.is_finished:
+            return
+        self.counts.doing = "reading earlier features"
+        try:
+            for _ in self.features.read(self.out_dir):
+                from_thread.check_cancelled()
+        except OSError as error:
+            raise CannotWrite(str(self.out_dir), f"earlier features: {error.strerror or error}") from error
+
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
         plan, known = self.plan, self.store.fact("identity") or {}
@@ -403,6 +438,7 @@ class _Run:
             "compiled kernels": self.plan.compiled,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
+            "reused features": [[file.name, file.sha256] for file in self.features.found],
         }
 
     def _introduce(self) -> None:
@@ -425,6 +461,8 @@ class _Run:
             return
         for device in self.plan.devices:
             self.log.info("{}", _described(device, self.precision, self.budget))
+        if self.features.found:
+            self.log.info("{}", self.features.found_text())
         if self.store.count("batches"):
             self.log.info("going on after {:,} ORFs of an earlier session", self.store.count("scores"))
 
@@ -442,7 +480,14 @@ class _Run:
             for device in self.plan.devices:
                 tasks.start_soon(self._serve, device, send.clone(), name=f"serve {device.name}")
             send.close()
+        if self.features.found:
+            self._tell_reused()
+            await self._on_disk(self.store.note, "orfs reused", self.features.reused)
         await self._on_disk(self.store.finish)
+
+    def _tell_reused(self) -> None:
+        level = "INFO" if self.features.reused else "WARNING"
+        self.log.log(level, "{}", self.features.used_text())
 
     async def _read(self, first: Window, send: MemoryObjectSendStream[Window]) -> None:
         """Form windows ahead of the devices, in a worker thread."""
@@ -459,7 +504,7 @@ class _Run:
                 count += 1
                 await self._on_disk(self._keep_window, window)
                 done = await self._on_disk(self.store.finished_parts, window.number)
-                left = await to_thread.run_sync(_batches_left, window, self.budget, done)
+                left = await to_thread.run_sync(self._batches_left, window, done)
                 self.counts.read += len(window.places)
                 self.counts.done += len(window.places) - sum(map(len, left))
                 for batch in left:
@@ -468,6 +513,10 @@ class _Run:
             raise AnotherRun(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
         await self.supply.end()
+
+    def _batches_left(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
+        batches = window.batches(self.budget, self.features.recall(window))
+        return [part for batch in batches for part in _unfinished(batch, done)]
 
     def _keep_window(self, window: Window) -> None:
         """Store what the window is made of; on resume, check that it still is."""
@@ -548,7 +597,9 @@ class _Run:
             left.extendleft(reversed(batch.halves()))
             return
         try:
-            done = _finished(scorer.name, await scorer.score(batch))
+            scores = await scorer.score(batch)
+            check_alike(batch.known, scores.likeness)
+            done = _finished(scorer.name, scores)
         except DeviceOutOfMemory as error:
             self.log.warning("{}; trying halves" if len(batch) > 1 else "{}", error)
             stage, reason, done = error.stage, str(error), None
@@ -649,7 +700,7 @@ class _Run:
     def _write_features(self) -> None:
         path = self.out_dir / ".merged_features.pt.partial"
         try:
-            results.save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
+            save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
             settle(path, self.out_dir / "merged_features.pt")
             (self.out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:
@@ -665,6 +716,9 @@ class _Run:
             "viral_contigs": tally["virus"],
             "failures": store.count("failures"),
         }
+        reused = store.fact("orfs reused")
+        if reused is not None:
+            counts["orfs_reused"] = reused
         work = store.work()
         return results.Summary(
             version=__version__,
@@ -716,10 +770,6 @@ def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
     plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
-
-
-def _batches_left(window: Window, budget: int, done: set[tuple[int, str]]) -> list[Batch]:
-    return [part for batch in window.batches(budget) for part in _unfinished(batch, done)]
 
 
 def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:

@@ -48,6 +48,7 @@ class Scores:
     faults: NDArray[np.int64]  # (B,): 0, or 1 + the number of the network at fault
     embeddings: NDArray[np.float32] | None  # (B, C): bases' first, then residues'; if asked for
     seconds: float  # that the device was busy with it
+    likeness: NDArray[np.float32]  # (S, 2): of the known embeddings that were compared, to those computed
 
 
 @dataclass(slots=True)
@@ -208,14 +209,16 @@ class Replica:
         flight = _Flight(batch, self._mark())
         nucleotide, protein, classifier = self._networks
         with self._failures(batch.tokens, Stage.NUCLEOTIDE):
-            bases = nucleotide.embeddings(self._packed(batch.nucleotides))
+            bases, bases_alike = self._embedded(nucleotide, batch, batch.nucleotides, batch.known.bases)
         with self._failures(batch.tokens, Stage.PROTEIN):
-            residues = protein.embeddings(self._packed(batch.residues))
+            residues, residues_alike = self._embedded(protein, batch, batch.residues, batch.known.residues)
         with self._failures(batch.tokens, Stage.CLASSIFIER):
             features = torch.cat((bases, residues), 1)
             scores = classifier(features)
             sound = torch.stack([part.isfinite().all(1) for part in (bases, residues, scores)])
-            wanted = (scores, sound, features) if self._embeddings else (scores, sound)
+            wanted = [scores, sound, torch.stack((bases_alike, residues_alike), 1)]
+            if self._embeddings:
+                wanted.append(features)
             # Into pinned memory, which torch gives to nobody else before the copy is done.
             flight.host = [part.to("cpu", non_blocking=True) for part in wanted]
         flight.ended = self._mark()
@@ -233,14 +236,34 @@ class Replica:
         """Wait until *flight* has been done, which leaves the device's own thread free to launch."""
         with self._failures(flight.batch.tokens, Stage.CLASSIFIER):
             seconds = flight.seconds()
-        scores, sound, *features = (part.numpy() for part in flight.host)
+        scores, sound, likeness, *features = (part.numpy() for part in flight.host)
         return Scores(
             batch=flight.batch,
             probabilities=scores,
             faults=np.where(sound.all(0), 0, 1 + sound.argmin(0)),
             embeddings=features[0] if features else None,
             seconds=seconds,
+            likeness=likeness,
         )
+
+    def _embedded(
+        self, encoder: DnabertS | Esm2, batch: Batch, rows: Ragged, known: NDArray[np.float32] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give what is *known* of *rows*, or compute it; and how alike both are where they are compared."""
+        compared = [one.row for one in batch.known.compared]
+        if known is None:
+            embeddings = encoder.embeddings(self._packed(rows))
+            return embeddings, embeddings.new_ones(len(compared))
+        embeddings, some = (self._there(torch.from_numpy(part)) for part in (known, known[compared]))
+        if not compared:
+            return embeddings, embeddings.new_ones(0)
+        return embeddings, _likeness(some, encoder.embeddings(self._packed(rows.take(np.array(compared)))))
+
+    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Bring *tensor* onto the device."""
+        if self.device.capability is None:
+            return tensor
+        return tensor.pin_memory().to(self.device.torch_device, non_blocking=True)
 
     def _packed(self, rows: Ragged) -> Packed:
         """Bring *rows* onto the device, on a GPU while it still computes the batch before."""
@@ -278,6 +301,11 @@ class Replica:
             return bool(torch.ones(1, device=self.device.torch_device).sum().item() == 1)
         except RuntimeError:
             return False
+
+
+def _likeness(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Give the cosine of each pair of rows, or less where one is longer than the other."""
+    return 2 * (some * others).sum(1) / (some * some + others * others).sum(1)
 
 
 async def _outcome(work: Future[_Result]) -> _Result:

@@ -9,20 +9,16 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .store import FEATURES, FRAMES, Block, Failure, Store, orf_id
+from .store import FRAMES, Block, Failure, Store
 
 # A file's content, in parts; closing it lets go of the store.
 Parts = Generator[bytes, None, None]
-
-_BLOCK_BYTES = 64 << 20  # of features copied at a time
 
 _ROWS = 1 << 16  # of a table put together at a time: there are contigs with more ORFs
 
@@ -205,46 +201,6 @@ def failed_line(failure: Failure) -> str:
     return "|".join(map(_escaped, fields)) + "\n"
 
 
-def save_features(store: Store, width: int, path: Path) -> None:
-    """
-    Write ``merged_features.pt``: the ids and embeddings of every scored ORF, in input order.
-
-    *width* is that of both embeddings together. The numbers go from file to file in blocks; only
-    the ids are held in memory.
-    """
-    ids: list[str] = []
-    numbers = [np.empty(0, np.int64)]
-    for block in store.blocks():
-        ids += (name.decode("utf-8", "surrogateescape") for name in _orf_ids(block))
-        numbers.append(block.scores["orf"])
-    orfs = np.concatenate(numbers)
-    if not ids:
-        _save({"ids": ids, "data": torch.empty(0, width)}, path)
-        return
-    # Rows of failed ORFs are left out, so the rows are packed anew beside their first place.
-    packed = path.with_suffix(".rows")
-    every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
-    step = max(1, _BLOCK_BYTES // (4 * width))
-    # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
-    with open(packed, "wb") as file:
-        for start in range(0, len(orfs), step):
-            file.write(every[orfs[start : start + step]].data)
-    data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
-    _save({"ids": ids, "data": torch.from_numpy(data)}, path)
-    packed.unlink()
-
-
-def _save(features: dict[str, Any], path: Path) -> None:
-    try:
-        with open(path, "wb") as file:
-            torch.save(features, file)
-    except RuntimeError as error:
-        # torch hides behind an error of its own why the file could not be written.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
-
-
 def _sorted_runs(blocks: Iterable[list[str]], file: IO[bytes]) -> Iterator[Iterator[list[str]]]:
     """Sort as many lines at a time as fit into memory; all but the last of these runs go to *file*."""
     lines: list[str] = []
@@ -377,12 +333,6 @@ def _decimals_needed(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
         needed[left[is_enough]] = count
         left = left[~is_enough]
     return needed
-
-
-def _orf_ids(block: Block) -> Iterator[bytes]:
-    """Give the published id of each ORF, one by one."""
-    places = (block.scores[name].tolist() for name in ("fragment", "frame"))
-    return map(orf_id, map(block.ids.split(b"\n").__getitem__, block.rows.tolist()), *places)
 
 
 def _field(text: bytes) -> bytes:

@@ -170,6 +170,17 @@ def read_classifier(path: Path) -> tuple[Tensors, ClassifierShape]:
     return _complete(path, tensors, partial(Classifier, shape)), shape
 
 
+def read_values(path: Path) -> Any:
+    """
+    Read tensors and plain values that torch saved. Tensors stay in the file until they are used.
+
+    Raises:
+        BadCheckpoint: it is damaged, or holds something else too
+    """
+    with warnings.catch_warnings(action="ignore"):
+        return _translated(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+
 # What a damaged file was seen to make the readers raise.
 _DAMAGED = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError),

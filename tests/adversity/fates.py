@@ -184,6 +184,8 @@ class World:
         self.faults = rng.choice(FAULTS)
         self.embeddings = rng.random() < 0.1
         self.is_asked_again = rng.random() < 0.2  # when it has been finished
+        # Of its own: what a seed decides beside stays as it was.
+        self.reuses = random.Random(f"features {seed}").random() < 0.2
         self._troubled = rng.randint(0, _MOST_TROUBLED)
 
     def session(self, number: int) -> Session:
