@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import files_no_larger_than
 from safetensors.torch import load_file, save_file
 from support import packed
 from torch import Tensor, nn
@@ -686,6 +687,29 @@ def test_an_empty_directory_is_taken_and_another_is_not(golden_parts: Parts, tmp
     with pytest.raises(NotOurDirectory) as caught:
         import_bundle(golden_parts, tmp_path / "empty", "mine", 500)
     assert str(caught.value) == f"{tmp_path / 'empty'}: exists and is not empty"
+
+
+def test_a_full_disk_leaves_nothing_of_a_bundle(golden_parts: Parts, tmp_path: Path):
+    with files_no_larger_than(10_000), pytest.raises(OSError, match="File too large"):
+        import_bundle(golden_parts, tmp_path / "mine", "mine", 500)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_import_left_is_not_in_the_way(golden_parts: Parts, tmp_path: Path):
+    left = tmp_path / f".mine.{os.getpid()}"
+    left.mkdir()
+    (left / "protein.safetensors").touch()
+    import_bundle(golden_parts, tmp_path / "mine", "mine", 500).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_numbers_that_are_no_weights(golden_parts: Parts, tmp_path: Path):
+    def narrowed(found: dict[str, Any]) -> None:
+        name = "encoder.sentence_encoder.emb_layer_norm_after.bias"
+        found["model"][name] = found["model"][name].to(torch.float8_e4m3fn)
+
+    path = reading(narrowed, golden_parts.protein, tmp_path / "x.pt")
+    assert refusal(read_protein, path) == "norm.bias holds torch.float8_e4m3fn, which is not used for weights"
 
 
 def test_parts_that_do_not_fit_each_other(golden_parts: Parts, as_main, tmp_path: Path):

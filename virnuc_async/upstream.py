@@ -8,32 +8,36 @@ refused.
 
 import argparse
 import json
+import os
 import pickle
 import re
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .bundles import Bundle, Shapes, seal, sha256
+from .bundles import Bundle, Shapes, find, seal, sha256
 from .failures import BadCheckpoint, NotOurDirectory
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
+from .networks.saving import DTYPES, save
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
-Tensors = dict[str, Tensor]
+Tensors = Mapping[str, Tensor]
 
 # The number of heads is in no tensor: these are ESM-2's published sizes, layers and width.
 _ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
@@ -73,21 +77,28 @@ def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bund
         )
         raise BadCheckpoint(str(parts.classifier), reason)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
-    directory.mkdir(parents=True, exist_ok=True)
-    _save(protein, directory / "protein.safetensors")
-    _save(nucleotide, directory / "nucleotide.safetensors")
-    _save(classifier, directory / "classifier.safetensors")
-    shutil.copyfile(tokenizer, directory / "tokenizer.json")
-    shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
-    return seal(directory, name, length, shapes, _origin(parts))
+    with _in_the_making(directory) as hidden:
+        save(protein, hidden / "protein.safetensors")
+        save(nucleotide, hidden / "nucleotide.safetensors")
+        save(classifier, hidden / "classifier.safetensors")
+        shutil.copyfile(tokenizer, hidden / "tokenizer.json")
+        shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
+        seal(hidden, name, length, shapes, _origin(parts))
+    return find(directory)
 
 
-def _save(tensors: Tensors, path: Path) -> None:
-    # safetensors makes files for their owner alone; a bundle may be for a group, as umask says.
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path)
-    path.chmod(mode)
+@contextmanager
+def _in_the_making(directory: Path) -> Iterator[Path]:
+    """Give a hidden directory that becomes *directory* when all went well: half a bundle is never found."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        yield hidden
+        hidden.rename(directory)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _origin(parts: Parts) -> dict[str, str]:
@@ -232,9 +243,9 @@ _FROM_CLASSIFIER: _Names = (
 )
 
 
-def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> Tensors:
-    """Rename every tensor by the first pattern that fits its whole name; fuse q, k and v."""
-    ours: Tensors = {}
+def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> dict[str, Tensor]:
+    """Rename every tensor by the first pattern that fits its whole name."""
+    ours: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not isinstance(name, str):
             raise BadCheckpoint(str(path), f"{name!r} is not a tensor")
@@ -246,23 +257,45 @@ def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> Tensors:
                 break
         else:
             raise BadCheckpoint(str(path), f"unknown tensor {name!r}: not one of the networks known here")
-    return _fused(ours)
+    return ours
 
 
-def _fused(tensors: Tensors) -> Tensors:
-    """Stack each layer's q, k and v, where they are apart, into one qkv."""
-    for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
-        three = [name.replace(".q.", f".{letter}.") for letter in "qkv"]
-        if all(each in tensors for each in three):
-            tensors[name.replace(".q.", ".qkv.")] = torch.cat([tensors.pop(each) for each in three])
-    return tensors
+class _Fused(Mapping[str, Tensor]):
+    """
+    *tensors* with each layer's q, k and v, where they are apart, stacked into one qkv.
+
+    They are stacked whenever they are asked for: of a mapped checkpoint, no more than one such is in
+    memory.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._names: dict[str, tuple[str, ...]] = {name: (name,) for name in tensors}
+        self._tensors = tensors
+        for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
+            three = tuple(name.replace(".q.", f".{letter}.") for letter in "qkv")
+            # What does not fit is left apart, for the network's own shapes to tell.
+            if len({tensors[each].shape if each in tensors else None for each in three}) == 1:
+                for each in three:
+                    del self._names[each]
+                self._names[name.replace(".q.", ".qkv.")] = three
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [self._tensors[each] for each in self._names[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _layers(tensors: Iterable[str]) -> int:
     return len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
 
 
-def _with_shape(path: Path, tensors: Tensors, heads: Any) -> tuple[Tensors, ProteinShape]:
+def _with_shape(path: Path, apart: Tensors, heads: Any) -> tuple[Tensors, ProteinShape]:
+    tensors = _Fused(apart)
     letters, width = _matrix(path, tensors, "embed.weight")
     if letters != _ALPHABET:
         raise BadCheckpoint(str(path), f"not an ESM-2: it has {letters} letters, not {_ALPHABET}")
@@ -301,6 +334,8 @@ def _complete(path: Path, tensors: Tensors, build: Callable[[], nn.Module]) -> T
         if wanted.get(name) != found.get(name):
             reason = f"{name} has the shape {found.get(name)}, not {wanted.get(name)}"
             raise BadCheckpoint(str(path), f"damaged or incomplete: {reason}")
+        if (dtype := tensors[name].dtype) not in DTYPES:
+            raise BadCheckpoint(str(path), f"{name} holds {dtype}, which is not used for weights")
     return tensors
 
 
@@ -310,14 +345,14 @@ def _fair_esm_settings(found: Mapping[str, Any]) -> Any:
     return config.get("model") if isinstance(config, dict) else found.get("args")
 
 
-def _hugging_face(path: Path) -> Tensors:
+def _hugging_face(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, or of a directory that holds them in any form."""
     files = [path]
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
     if not files:
         raise BadCheckpoint(str(path), "no *.safetensors and no pytorch_model*.bin in it")
-    tensors: Tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
             tensors |= _translated(file, partial(load_file, file))
@@ -358,9 +393,11 @@ def _tokenizer(directory: Path, shape: NucleotideShape) -> Path:
 
 
 def _unpickle(path: Path, allowed: list[Any]) -> Any:
+    # Mapped where torch can do it, in files of its form since 1.6: a tensor is in memory when it is used.
+    load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     # Of a strange file torch warns before it refuses it: the refusal is enough.
     with safe_globals(allowed), warnings.catch_warnings(action="ignore"):
-        return _translated(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+        return _translated(path, load)
 
 
 def _translated(path: Path, read: Callable[[], Any]) -> Any:
