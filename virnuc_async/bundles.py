@@ -2,11 +2,13 @@
 A bundle is a directory with everything that turns ORFs into scores, and no pickle.
 
 ``bundle.json`` names the other files and their checksums: ``protein.safetensors``,
-``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``.
+``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``; and ``reference.json``, if the
+bundle has one.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +20,10 @@ from .failures import BadBundle, UnknownBundle
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
+REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
-HOW_TO_GET = "docs/models.md says how to make virnucpro-500 and virnucpro-300 of the published files."
+HOW_TO_GET = "The published models are got with: models download NAME (docs/models.md)"
 
 _FORMAT = 1
 _SHIPPED = Path(__file__).parent / "models"
@@ -50,8 +53,9 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """What decides the scores: the files and the fragment length, not names or places."""
-        facts = json.dumps([self.length, sorted(self.checksums.items())])
+        """What decides the scores: the parts and the fragment length, not names or places."""
+        parts = sorted((name, checksum) for name, checksum in self.checksums.items() if name in PARTS)
+        facts = json.dumps([self.length, parts])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def check(self, *names: str) -> None:
@@ -83,14 +87,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_directory() -> Path:
-    """Where bundles are looked for by name, beside the shipped ones."""
-    return user_cache_path("virnucpro-async") / "models"
+def cache_directory(cache: Path | None = None) -> Path:
+    """Where bundles are looked for by name, beside the shipped ones: below *cache*, or the user's own."""
+    return (cache or user_cache_path("virnucpro-async")) / "models"
 
 
-def known() -> Iterator[tuple[str, Path]]:
+def known(cache: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Give the name and directory of every bundle installed here, the default one first."""
-    for place in (_SHIPPED, cache_directory()):
+    for place in (_SHIPPED, cache_directory(cache)):
         if place.is_dir():
             for path in sorted(place.iterdir()):
                 # A hidden one is being made, or being replaced.
@@ -98,7 +102,7 @@ def known() -> Iterator[tuple[str, Path]]:
                     yield path.name, path
 
 
-def find(name: str | Path) -> Bundle:
+def find(name: str | Path, cache: Path | None = None) -> Bundle:
     """
     Read the bundle called *name*, or the one in the directory *name*.
 
@@ -106,10 +110,10 @@ def find(name: str | Path) -> Bundle:
         UnknownBundle: there is neither
         BadBundle: there is, but its description cannot be read
     """
-    directory = dict(known()).get(str(name), Path(name))
+    directory = dict(known(cache)).get(str(name), Path(name))
     if not (directory / "bundle.json").is_file():
-        hint = HOW_TO_GET if str(name) in PUBLISHED else ""
-        raise UnknownBundle(str(name), [name for name, _ in known()], hint)
+        hint = f"Get it with: models download {name}" if str(name) in PUBLISHED else ""
+        raise UnknownBundle(str(name), [name for name, _ in known(cache)], hint)
     return _read(directory)
 
 
@@ -117,22 +121,33 @@ def seal(
     directory: Path, name: str, length: int, shapes: Shapes, origin: Mapping[str, str], **more: str
 ) -> Bundle:
     """
-    Describe the finished parts in *directory* in its ``bundle.json``, and read it back.
+    Describe the finished files in *directory* in its ``bundle.json``, and read it back.
 
     *more* may hold ``licence`` and ``notice``.
     """
+    files = (*PARTS, REFERENCE) if (directory / REFERENCE).is_file() else PARTS
+    checksums = {file: sha256(directory / file) for file in files}
+    return describe(Bundle(directory, name, length, shapes, checksums, origin, **more))
+
+
+def describe(bundle: Bundle) -> Bundle:
+    """Write the ``bundle.json`` of *bundle*, and read it back."""
+    words = {"licence": bundle.licence, "notice": bundle.notice}
     described = {
         "format": _FORMAT,
-        "name": name,
-        "fragment_length": length,
-        **more,
-        **asdict(shapes),
-        "origin": dict(origin),
-        "files": {part: sha256(directory / part) for part in PARTS},
+        "name": bundle.name,
+        "fragment_length": bundle.length,
+        **{name: text for name, text in words.items() if text},
+        **asdict(bundle.shapes),
+        "origin": dict(bundle.origin),
+        "files": dict(bundle.checksums),
     }
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-    (directory / "bundle.json").write_text(text, "utf-8")
-    return _read(directory)
+    # The old description is there until the new one is, whatever happens meanwhile.
+    hidden = bundle.directory / ".bundle.json"
+    hidden.write_text(text, "utf-8")
+    os.replace(hidden, bundle.directory / "bundle.json")
+    return _read(bundle.directory)
 
 
 def _read(directory: Path) -> Bundle:
@@ -172,7 +187,7 @@ def _shapes(described: Mapping[str, Any]) -> Shapes:
 
 def _checksums(files: Mapping[str, str]) -> dict[str, str]:
     # Names are compared, not joined: a bundle from elsewhere cannot point outside itself.
-    if set(files) != set(PARTS):
+    if set(files) - {REFERENCE} != set(PARTS):
         raise ValueError(f"it must describe {', '.join(PARTS)}, not {', '.join(files)}")
     return dict(files)
 

@@ -6,6 +6,8 @@ Everything heavy is imported by the command that needs it, so that ``--help`` an
 
 import os
 import sys
+import threading
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +22,10 @@ from .settings import Compile, Precision, Settings
 if TYPE_CHECKING:
     from loguru import Record
 
+    from .references import Reference
     from .results import Summary
+    from .upstream import Parts
+    from .verification import Finding
 
 PROGRAM = "virnucpro-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
@@ -58,6 +63,15 @@ examples:
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
 docs/models.md says where the published files are.
+"""
+_VERIFY_EXAMPLES = """\
+examples:
+  python -m virnucpro_async models verify virnucpro-500
+  python -m virnucpro_async models verify virnucpro-500 --gpus 0,1 --precision bf16
+  python -m virnucpro_async models verify my_model/ --record --devices cpu
+
+Computes the few ORFs of the model's reference on every device, in every precision that it has, and
+compares. exit codes: 0 right everywhere; 1 not.
 """
 _DEVICES_EXAMPLES = """\
 examples:
@@ -168,6 +182,7 @@ def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--model", default="tiny-500", metavar="NAME|DIR", help="see 'models list' (default: tiny-500)"
     )
+    _add_cache_option(group)
     group.add_argument(
         "--threshold",
         type=_share,
@@ -185,23 +200,23 @@ def _add_model_options(group: Any) -> None:
     )
 
 
+def _add_cache_option(group: Any) -> None:
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where models are kept (default: $VIRNUCPRO_CACHE_DIR, else ~/.cache/virnucpro-async)",
+    )
+
+
+def _cache(options: Namespace) -> Path | None:
+    """Give the directory that was named, by option or environment; None: the user's own."""
+    named = options.cache_dir or os.environ.get("VIRNUCPRO_CACHE_DIR")
+    return Path(named).expanduser() if named else None
+
+
 def _add_device_options(group: Any) -> None:
-    group.add_argument(
-        "--gpus", type=_numbers, default=(), metavar="0,2", help="GPUs by nvidia-smi's numbers"
-    )
-    group.add_argument(
-        "--devices",
-        type=_words,
-        default=(),
-        metavar="LIST",
-        help="cuda:0,cuda:1 or cpu or cpu,cpu (default: every GPU, else one cpu)",
-    )
-    group.add_argument(
-        "--precision",
-        choices=[precision.value for precision in Precision],
-        default=Precision.AUTO.value,
-        help="auto: BF16 where the GPUs have it, else FP32 (default: auto)",
-    )
+    _add_device_choice(group)
     group.add_argument(
         "--compile",
         choices=[choice.value for choice in Compile],
@@ -217,14 +232,39 @@ def _add_device_options(group: Any) -> None:
     )
 
 
+def _add_device_choice(
+    group: Any, auto: str = "auto: BF16 where the GPUs have it, else FP32 (default: auto)"
+) -> None:
+    """Add which devices and in which precision; *auto* says what that is."""
+    group.add_argument(
+        "--gpus", type=_numbers, default=(), metavar="0,2", help="GPUs by nvidia-smi's numbers"
+    )
+    group.add_argument(
+        "--devices",
+        type=_words,
+        default=(),
+        metavar="LIST",
+        help="cuda:0,cuda:1 or cpu or cpu,cpu (default: every GPU, else one cpu)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=[precision.value for precision in Precision],
+        default=Precision.AUTO.value,
+        help=auto,
+    )
+
+
 def _add_models(commands: Any) -> None:
-    models = _add(commands, "models", "list, describe or import models", _MODELS_EXAMPLES)
+    models = _add(commands, "models", "list, download, verify or import models", _MODELS_EXAMPLES)
     actions = models.add_subparsers(metavar="ACTION", required=True)
     listing = _add(actions, "list", "list the models of this machine", _MODELS_EXAMPLES)
+    _add_cache_option(listing)
     listing.set_defaults(command=_list_models)
     info = _add(actions, "info", "describe one model and check its files", _MODELS_EXAMPLES)
     info.add_argument("name", metavar="NAME|DIR")
+    _add_cache_option(info)
     info.set_defaults(command=_model_info)
+    _add_verify(actions)
     take = _add(actions, "import", "make a model of published checkpoints", _MODELS_EXAMPLES)
     take.add_argument(
         "--protein", type=Path, required=True, metavar="FILE", help="ESM-2: fair-esm .pt, or Hugging Face"
@@ -240,7 +280,28 @@ def _add_models(commands: Any) -> None:
     take.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="a new directory for the model"
     )
+    take.add_argument(
+        "--reference",
+        default="published",
+        metavar="FILE|record|none",
+        help="what 'models verify' is to compare with: a reference.json, or what this machine gives now "
+        "(default: of the published models what they gave, of others none)",
+    )
     take.set_defaults(command=_import_model)
+
+
+def _add_verify(actions: Any) -> None:
+    verify = _add(actions, "verify", "see that a model gives here what it should give", _VERIFY_EXAMPLES)
+    verify.add_argument("name", metavar="NAME|DIR")
+    _add_cache_option(verify)
+    _add_device_choice(verify, auto="auto: every one that the device has (default: auto)")
+    verify.add_argument(
+        "--record",
+        action="store_true",
+        help="make the model's reference anew, of what a CPU gives here in FP32",
+    )
+    verify.add_argument("--quiet", action="store_true", help="say only what is wrong")
+    verify.set_defaults(command=_verify_model)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -277,15 +338,20 @@ def _predict(options: Namespace) -> int:
     # Threads that spin while they wait halve a machine that others use too, and make a run on
     # busy cores ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.gpus:
-        # Before torch looks: no context is made on a GPU that was not named, and what an outer
-        # script left in CUDA_VISIBLE_DEVICES does not hide one that was.
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, options.gpus))
+    _show_only(options.gpus)
     import anyio
 
     with _console(options):
         return anyio.run(_predict_until_signalled, inputs, out_dir, settings)
+
+
+def _show_only(gpus: tuple[int, ...]) -> None:
+    """Hide all other GPUs, if any are named, from this process; before torch looks."""
+    # No context is made on a GPU that was not named, and what an outer script left in
+    # CUDA_VISIBLE_DEVICES does not hide one that was.
+    if gpus:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
 
 
 async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Settings) -> int:
@@ -354,6 +420,7 @@ def _listed(path: str | None) -> list[str]:
 def _settings(options: Namespace) -> Settings:
     return Settings(
         model=options.model,
+        cache_dir=_cache(options),
         devices=options.devices,
         gpus=options.gpus,
         precision=Precision(options.precision),
@@ -424,7 +491,7 @@ def _list_models(options: Namespace) -> int:
     from .bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
 
     rows = [("model", "fragments", "directory")]
-    installed = list(known())
+    installed = list(known(_cache(options)))
     for name, directory in installed:
         try:
             fact = f"{find(directory).length} bp"
@@ -441,7 +508,7 @@ def _list_models(options: Namespace) -> int:
 def _model_info(options: Namespace) -> int:
     from .bundles import find
 
-    bundle = find(options.name)
+    bundle = find(options.name, _cache(options))
     bundle.check()
     protein, nucleotide, classifier = (
         bundle.shapes.protein,
@@ -473,9 +540,113 @@ def _import_model(options: Namespace) -> int:
     if options.length < 1:
         raise UsageError(f"--length is a number of bases, 300 or 500 as published, not {options.length}")
     parts = Parts(options.protein, options.nucleotide, options.classifier)
+    reference = _reference_for_import(options.reference, parts)
     try:
-        bundle = import_bundle(parts, options.output, options.name, options.length)
+        bundle = import_bundle(parts, options.output, options.name, options.length, reference)
     except OSError as error:
         raise CannotWrite(str(options.output), error.strerror or str(error)) from error
+    if options.reference == "record":
+        import anyio
+
+        from .verification import record
+
+        bundle = anyio.run(record, bundle)
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
     return DONE
+
+
+def _reference_for_import(wanted: str, parts: "Parts") -> "Reference | None":
+    from .published import reference_for
+    from .references import read_reference
+
+    if wanted == "published":
+        return reference_for(parts.classifier)
+    return None if wanted in ("record", "none") else read_reference(Path(wanted))
+
+
+def _verify_model(options: Namespace) -> int:
+    _show_only(options.gpus)
+    import anyio
+
+    from .bundles import find
+    from .devices import choose
+    from .references import reference_of
+    from .verification import precisions_of, record, verify
+
+    bundle = find(options.name, _cache(options))
+    wanted, found = Precision(options.precision), []
+    with _telling(options.quiet) as tell:
+        tell(f"{bundle.name}: checking its files")
+        bundle.check()
+        if options.record:
+            tell(f"{bundle.name}: computing its reference on a CPU in FP32")
+            bundle = anyio.run(record, bundle)
+        reference = reference_of(bundle)
+        tell(f"{bundle.name}: {len(reference)} ORFs, compared with {reference.source}")
+        for device in choose(Settings(devices=options.devices, gpus=options.gpus)):
+            for precision in precisions_of(device, wanted):
+                tell(f"{device.name} in {precision.upper()}")
+                found.append(anyio.run(verify, bundle, reference, device, precision))
+    if not options.quiet:
+        _print_table([_VERIFY_HEAD, *map(_verify_row, found)])
+    for finding in found:
+        if not finding.is_right:
+            print(f"{PROGRAM}: {bundle.name} {_what_is_wrong(finding)}", file=sys.stderr)
+    return DONE if all(finding.is_right for finding in found) else FAILED
+
+
+_VERIFY_HEAD = ("device", "precision", "scores", "embeddings", "cosine", "length", "labels", "result")
+
+
+def _what_is_wrong(finding: "Finding") -> str:
+    where = f"on {finding.device.name} in {finding.precision.upper()}"
+    if finding.failure:
+        return f"could not be verified {where}: {finding.failure}"
+    return (
+        f"does not give what it should {where}. Its files are what they were when it was made: suspect the "
+        "device, its driver or torch's build, and where all devices are wrong, the model"
+    )
+
+
+@contextmanager
+def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Give a function that says what is being done, and have it said again every ten seconds."""
+    doing, since, done = "", time.monotonic(), threading.Event()
+
+    def tell(text: str) -> None:
+        nonlocal doing, since
+        doing, since = text, time.monotonic()
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def go_on() -> None:
+        while not done.wait(10):
+            print(f"{doing} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield tell
+    finally:
+        done.set()
+        if not quiet:
+            thread.join()
+
+
+def _verify_row(finding: "Finding") -> tuple[str, ...]:
+    is_cpu = finding.device.capability is None
+    name = finding.device.name
+    who = (f"{name} ({finding.device.model})" if not is_cpu else name, finding.precision.upper())
+    found, most = finding.deviation, finding.tolerance
+    if found is None:
+        return (*who, "-", "-", "-", "-", "-", f"failed: {finding.failure}")
+    return (
+        *who,
+        "-" if found.score is None else f"{found.score:.1e} ({most.score:.0e})",
+        f"{found.distance:.1e} ({most.distance:.0e})",
+        f"{found.cosine:.7f} ({most.cosine:.7g})",
+        f"{found.length:.1e} ({most.length:.0e})",
+        f"{found.labels} of {found.of}" if found.of else "-",
+        "right" if finding.is_right else "WRONG",
+    )

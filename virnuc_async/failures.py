@@ -13,7 +13,9 @@ Every failure that this package raises on purpose.
     ├── BundleError             a set of models
     │   ├── UnknownBundle       no such name and no such directory; says which there are
     │   ├── BadBundle           a file is missing, changed, or of the wrong shape
-    │   └── BadCheckpoint       a file of somebody else's that cannot be imported
+    │   ├── BadCheckpoint       a file of somebody else's that cannot be imported
+    │   ├── NoReference         there is nothing to verify it by; says how there will be
+    │   └── BadReference        a file that should hold figures to verify by, and does not
     ├── FeatureError            embeddings of earlier work, which cannot be reused
     │   ├── NoFeatures          there are none; says which names they would have
     │   ├── BadFeatures         a file is damaged, hostile, or of another model
@@ -151,6 +153,31 @@ class BadCheckpoint(BundleError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be imported: {self.reason}"
+
+
+class NoReference(BundleError):
+    """The bundle *name* has no figures to be verified by."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"the model {self.name!r} has no reference to be verified by. Where it is known to be right, "
+            "'models verify --record' makes one of what a CPU gives in FP32"
+        )
+
+
+class BadReference(BundleError):
+    """The file at *path* holds no figures that a model can be verified by."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is not a reference to verify a model by: {self.reason}"
 
 
 class FeatureError(VirnucError):

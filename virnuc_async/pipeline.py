@@ -112,7 +112,7 @@ async def run_pipeline(
         NotOurDirectory, AnotherRun, DirectoryBusy, CannotWrite: the output directory
     """
     settings = settings or Settings()
-    bundle = await to_thread.run_sync(find, settings.model)
+    bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     devices = await to_thread.run_sync(choose, settings)
     paths = tuple(await to_thread.run_sync(list, expand(inputs)))
     on_gpu = any(device.capability for device in devices)

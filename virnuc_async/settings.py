@@ -33,6 +33,7 @@ class Settings:
     """
 
     model: str | Path = "tiny-500"  # a bundle's name or directory
+    cache_dir: Path | None = None  # where bundles are looked for by name; None: the user's cache directory
     devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
     gpus: tuple[int, ...] = ()  # numbers as nvidia-smi counts; excludes *devices*
     precision: Precision = Precision.AUTO

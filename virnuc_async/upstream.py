@@ -36,6 +36,7 @@ from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.saving import DTYPES, save
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from .references import Reference, write_reference
 
 Tensors = Mapping[str, Tensor]
 
@@ -57,9 +58,13 @@ class Parts:
     classifier: Path
 
 
-def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bundle:
+def import_bundle(
+    parts: Parts, directory: Path, name: str, length: int, reference: Reference | None = None, **more: str
+) -> Bundle:
     """
     Make a bundle called *name*, for fragments of *length* bases, in the new *directory*.
+
+    *more* may hold ``licence`` and ``notice``.
 
     Raises:
         BadCheckpoint: a part is damaged, hostile, of an unknown form, or does not fit the others
@@ -83,7 +88,9 @@ def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bund
         save(classifier, hidden / "classifier.safetensors")
         shutil.copyfile(tokenizer, hidden / "tokenizer.json")
         shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
-        seal(hidden, name, length, shapes, _origin(parts))
+        if reference:
+            write_reference(hidden, reference)
+        seal(hidden, name, length, shapes, _origin(parts), **more)
     return find(directory)
 
 

@@ -1,0 +1,104 @@
+"""A model on one device, held against its reference."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import __version__
+from .batches import Batch
+from .bundles import Bundle
+from .devices import Device, choose
+from .failures import DeviceError
+from .references import Deviation, Reference, Tolerance, attach, compare, published_reference, traces
+from .replica import Replica
+from .settings import Precision, Settings
+from .tokens import OrfTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How a device did in one precision; *failure* says why there is no deviation."""
+
+    device: Device
+    precision: Precision
+    tolerance: Tolerance
+    deviation: Deviation | None
+    failure: DeviceError | None = None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether everything is within the tolerance."""
+        return self.deviation is not None and self.deviation.is_within(self.tolerance)
+
+
+def precisions_of(device: Device, wanted: Precision) -> tuple[Precision, ...]:
+    """Give the precisions to verify *device* in: the one that is *wanted*, or all that it has."""
+    if wanted is not Precision.AUTO:
+        return (wanted,)
+    return (Precision.FP32, Precision.BF16) if device.has_bf16 else (Precision.FP32,)
+
+
+async def verify(bundle: Bundle, reference: Reference, device: Device, precision: Precision) -> Finding:
+    """
+    Have *device* compute the ORFs of *reference* in *precision*, and compare.
+
+    Raises:
+        BadBundle: the files are not what the bundle says
+    """
+    tolerance = reference.tolerance(precision)
+    try:
+        found = await compute(bundle, reference, device, precision)
+    except DeviceError as failure:
+        return Finding(device, precision, tolerance, None, failure)
+    return Finding(device, precision, tolerance, compare(reference, found, tolerance))
+
+
+async def record(bundle: Bundle) -> Bundle:
+    """
+    Give *bundle* a reference of what it gives here, on a CPU in FP32, for the published ORFs.
+
+    Raises:
+        BadBundle: the files are not what the bundle says
+        DeviceOutOfMemory, DeviceLost: there is not the memory for it
+    """
+    (cpu,) = choose(Settings(devices=("cpu",)))
+    return attach(bundle, await compute(bundle, published_reference(bundle.length), cpu, Precision.FP32))
+
+
+async def compute(bundle: Bundle, reference: Reference, device: Device, precision: Precision) -> Reference:
+    """
+    Give what *bundle* says on *device* of the ORFs of *reference*: a reference itself.
+
+    Raises:
+        BadBundle: the files are not what the bundle says
+        DeviceOutOfMemory, DeviceLost: the device cannot
+    """
+    replica = Replica(device, bundle, precision, embeddings=True)
+    try:
+        await replica.load()
+        scores = await replica.score(_batch(bundle, reference))
+    finally:
+        await replica.close()
+    assert scores.embeddings is not None
+    width = bundle.shapes.nucleotide.width
+    return replace(
+        reference,
+        source=f"virnucpro-async {__version__} on {device.model} in {precision.upper()}",
+        is_ours=True,
+        scores=scores.probabilities.astype(np.float64),
+        nucleotide=traces(scores.embeddings[:, :width]),
+        protein=traces(scores.embeddings[:, width:]),
+    )
+
+
+def _batch(bundle: Bundle, reference: Reference) -> Batch:
+    tokenizer, count = OrfTokenizer(bundle.tokenizer()), len(reference)
+    return Batch(
+        window=0,
+        number=0,
+        part="",
+        orfs=np.arange(count),
+        places=np.zeros((count, 3), np.int64),
+        nucleotides=tokenizer.nucleotides(reference.bases),
+        residues=tokenizer.residues(reference.proteins),
+    )
