@@ -21,6 +21,7 @@ ORDER = [
     "bundles",
     "references",
     "upstream",
+    "downloads",
     "published",
     "devices",
     "replica",

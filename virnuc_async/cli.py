@@ -22,6 +22,8 @@ from .settings import Compile, Precision, Settings
 if TYPE_CHECKING:
     from loguru import Record
 
+    from .downloads import Watch
+    from .published import Places, Wanted
     from .references import Reference
     from .results import Summary
     from .upstream import Parts
@@ -63,6 +65,18 @@ examples:
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
 docs/models.md says where the published files are.
+"""
+_DOWNLOAD_EXAMPLES = """\
+examples:
+  python -m virnucpro_async models download virnucpro-500
+  python -m virnucpro_async models download virnucpro-500 virnucpro-300 --cache-dir /data/models
+  python -m virnucpro_async models download virnucpro-500 --to virnucpro-500/
+  python -m virnucpro_async models download --protein esm2_t33_650M_UR50D --to parts/
+  HTTPS_PROXY=http://proxy:3128 python -m virnucpro_async models download virnucpro-500
+
+Files are checked before they are used. The same command goes on where it was interrupted. What --to
+made works on machines without a network: predict --model DIR. Proxies are those of HTTPS_PROXY,
+HTTP_PROXY and NO_PROXY; HF_ENDPOINT names another server in the place of Hugging Face.
 """
 _VERIFY_EXAMPLES = """\
 examples:
@@ -264,6 +278,7 @@ def _add_models(commands: Any) -> None:
     info.add_argument("name", metavar="NAME|DIR")
     _add_cache_option(info)
     info.set_defaults(command=_model_info)
+    _add_download(actions)
     _add_verify(actions)
     take = _add(actions, "import", "make a model of published checkpoints", _MODELS_EXAMPLES)
     take.add_argument(
@@ -288,6 +303,25 @@ def _add_models(commands: Any) -> None:
         "(default: of the published models what they gave, of others none)",
     )
     take.set_defaults(command=_import_model)
+
+
+def _add_download(actions: Any) -> None:
+    get = _add(actions, "download", "get published models", _DOWNLOAD_EXAMPLES)
+    get.add_argument("names", nargs="*", metavar="NAME", help="virnucpro-500, virnucpro-300")
+    get.add_argument(
+        "--protein",
+        metavar="ESM2",
+        help="instead of a model: this ESM-2 and DNABERT-S as they are, to train a classifier on",
+    )
+    get.add_argument("--to", type=Path, metavar="DIR", help="a new directory to have it in, to be moved")
+    get.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="get files from URL/HOST/PATH instead of https://HOST/PATH (default: $VIRNUCPRO_MIRROR)",
+    )
+    _add_cache_option(get)
+    get.add_argument("--quiet", action="store_true", help="say only what went wrong")
+    get.set_defaults(command=_download_models)
 
 
 def _add_verify(actions: Any) -> None:
@@ -555,6 +589,68 @@ def _import_model(options: Namespace) -> int:
     return DONE
 
 
+def _download_models(options: Namespace) -> int:
+    from .published import Places, download
+
+    if bool(options.names) == bool(options.protein):
+        raise UsageError("name models to download, or a --protein")
+    if options.to and len(options.names) > 1:
+        raise UsageError("--to takes one model")
+    mirror = options.mirror or os.environ.get("VIRNUCPRO_MIRROR", "")
+    targets = _targets(options, Places(os.environ.get("HF_ENDPOINT", ""), mirror))
+    try:
+        with _watching(options.quiet) as watch, _telling(options.quiet) as tell:
+            download(targets, watch, tell)
+    except OSError as error:
+        raise CannotWrite(str(error.filename or next(iter(targets))), error.strerror or str(error)) from error
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where it was.", file=sys.stderr)
+        return 128 + SIGINT
+    for target, wanted in targets.items():
+        print(f"{wanted.name} is in {target}. {_how_to_use(options, target)}")
+    return DONE
+
+
+def _targets(options: Namespace, places: "Places") -> "dict[Path, Wanted]":
+    """Say where what is to lie."""
+    from .bundles import cache_directory
+    from .published import MODELS, published_encoders
+
+    if options.protein:
+        target = options.to or cache_directory(_cache(options)).with_name("encoders") / options.protein
+        return {target: published_encoders(options.protein, places)}
+    if unknown := [name for name in options.names if name not in MODELS]:
+        raise UsageError(f"no published model is called {unknown[0]!r}: there are {', '.join(MODELS)}")
+    return {
+        options.to or cache_directory(_cache(options)) / name: MODELS[name](places) for name in options.names
+    }
+
+
+def _how_to_use(options: Namespace, target: Path) -> str:
+    if options.protein:
+        files = f"--protein {target / options.protein}.pt --nucleotide {target / 'DNABERT-S'}"
+        return f"For models import: {files}"
+    model = target if options.to else target.name
+    return f"Use it with --model {model}; see that it is right with: models verify {model}"
+
+
+@contextmanager
+def _watching(quiet: bool) -> "Iterator[Watch]":
+    """Show how far downloads are on standard error: bars on a terminal, lines elsewhere."""
+    from rich.console import Console
+
+    from .progress import TransferBars, TransferLines
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with TransferBars(console) as bars:
+            yield bars
+    else:
+        yield TransferLines(sys.stderr)
+
+
 def _reference_for_import(wanted: str, parts: "Parts") -> "Reference | None":
     from .published import reference_for
     from .references import read_reference
@@ -610,17 +706,19 @@ def _what_is_wrong(finding: "Finding") -> str:
 
 @contextmanager
 def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that says what is being done, and have it said again every ten seconds."""
+    """Give a function that says what is being done; said again every ten seconds, unless it is nothing."""
     doing, since, done = "", time.monotonic(), threading.Event()
 
     def tell(text: str) -> None:
         nonlocal doing, since
         doing, since = text, time.monotonic()
-        if not quiet:
+        if text and not quiet:
             print(text, file=sys.stderr, flush=True)
 
     def go_on() -> None:
         while not done.wait(10):
+            if not doing:
+                continue
             print(f"{doing} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=go_on, daemon=True)

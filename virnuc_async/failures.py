@@ -16,6 +16,11 @@ Every failure that this package raises on purpose.
     │   ├── BadCheckpoint       a file of somebody else's that cannot be imported
     │   ├── NoReference         there is nothing to verify it by; says how there will be
     │   └── BadReference        a file that should hold figures to verify by, and does not
+    ├── DownloadError           a file of the published models
+    │   ├── NotServed           the server does not give it; says what else can be done
+    │   ├── DownloadBroken      the connection failed too often; what came is kept
+    │   ├── WrongDownload       it is not the file that was published; nothing of it is used
+    │   └── DownloadBusy        another process is downloading there
     ├── FeatureError            embeddings of earlier work, which cannot be reused
     │   ├── NoFeatures          there are none; says which names they would have
     │   ├── BadFeatures         a file is damaged, hostile, or of another model
@@ -178,6 +183,71 @@ class BadReference(BundleError):
 
     def __str__(self) -> str:
         return f"{self.path} is not a reference to verify a model by: {self.reason}"
+
+
+class DownloadError(VirnucError):
+    """A file could not be had."""
+
+
+class NotServed(DownloadError):
+    """The server does not give *url*, and will not if it is asked again."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} cannot be had: {self.reason}. Behind a proxy, set HTTPS_PROXY; else name a "
+            "--mirror, or get the files elsewhere and use 'models import' (docs/models.md)"
+        )
+
+
+class DownloadBroken(DownloadError):
+    """The connection for *url* failed too often in a row to go on."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} could not be had to the end: {self.reason}. "
+            "What has come is kept: the same command goes on"
+        )
+
+
+class WrongDownload(DownloadError):
+    """What the server gave for *url* is not the file that was published."""
+
+    def __init__(self, url: str, reason: str, is_deleted: bool = False) -> None:
+        super().__init__(url, reason, is_deleted)
+        self.url, self.reason, self.is_deleted = url, reason, is_deleted
+
+    def __str__(self) -> str:
+        what = (
+            "It was deleted: the same command gets it again. If that does not help"
+            if self.is_deleted
+            else "Nothing of it was used. If it stays so"
+        )
+        return (
+            f"{self.url} is not the file that it should be: {self.reason}. {what}, name a --mirror that has "
+            "the published one, or get the files elsewhere and use 'models import' (docs/models.md)"
+        )
+
+
+class DownloadBusy(DownloadError):
+    """Another process is downloading into *directory*."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.directory = directory
+
+    def __str__(self) -> str:
+        return (
+            f"another process is downloading into {self.directory}. "
+            "Wait for it: the same command then finds what it got"
+        )
 
 
 class FeatureError(VirnucError):

@@ -6,7 +6,7 @@ host's sinks see nothing of ours unless it adds one here, and nothing is printed
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from .downloads import Transfer
 
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record
@@ -163,6 +174,65 @@ class Bars:
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, facts="")
         self._progress.update(self._bars[name], completed=done, total=total or None, facts=facts)
+
+
+@dataclass(slots=True)
+class TransferLines:
+    """Says every ten seconds how far downloads are, where there is no terminal."""
+
+    stream: TextIO
+    clock: Callable[[], float] = time.monotonic
+    _last: float = field(init=False)
+    _before: int = 0  # bytes at the last line
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def __call__(self, transfers: Sequence[Transfer]) -> None:
+        """Say it, if it is time."""
+        seconds = self.clock() - self._last
+        if seconds < EVERY_SECONDS:
+            return
+        done = sum(transfer.done for transfer in transfers)
+        each = "; ".join(_of_transfer(transfer) for transfer in transfers if transfer.doing != "done")
+        rate = max(done - self._before, 0) / seconds
+        self.stream.write(f"{rate / 1e6:.1f} MB/s: {each}\n")
+        self.stream.flush()
+        self._last, self._before = self.clock(), done
+
+
+class TransferBars:
+    """Draws a bar for each download on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        what = TextColumn("{task.fields[doing]}", markup=False)
+        self._progress = Progress(*columns, TimeRemainingColumn(), what, console=console, transient=True)
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "TransferBars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, transfers: Sequence[Transfer]) -> None:
+        """Draw them."""
+        for transfer in transfers:
+            name = transfer.source.name
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, doing="")
+            bar = self._bars[name]
+            self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.doing)
+        if all(transfer.doing == "done" for transfer in transfers):
+            self._progress.stop()  # what is said from now on is not written among bars
+
+
+def _of_transfer(transfer: Transfer) -> str:
+    total = "" if transfer.total is None else f" of {transfer.total / 1e6:,.1f}"
+    doing = "" if transfer.doing == "receiving" else f", {transfer.doing}"
+    return f"{transfer.source.name} {transfer.done / 1e6:,.1f}{total} MB{doing}"
 
 
 @contextmanager

@@ -1,15 +1,218 @@
-"""The published models: what their files are, where they are, and what is known of them."""
+"""
+The published models: what their files are, where they are, and what is known of them.
 
-import hashlib
+Of ESM-2's files nobody published a checksum. What can be seen of them is: the size that the server
+said, the checksums that torch's files have inside, and that they hold the tensors of the network of
+that name, by names and shapes. What was got is written down with its sha256 in the bundle.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from .bundles import find
+from .downloads import Patience, Source, Watch, alone, fetch_all, git_blob
+from .failures import BadCheckpoint, NotOurDirectory, UsageError
+from .networks.shapes import ProteinShape
 from .references import Reference, published_reference
+from .upstream import ESM2_HEADS, Parts, import_bundle, in_the_making, read_protein
+
+HUB = "https://huggingface.co"
+LICENCE = "ESM-2: MIT; DNABERT-S: Apache-2.0; classifier: see github.com/Li-Jing-1997/VirNucPro"
 
 # The ids that git has for the files; nobody published another checksum of them.
 CLASSIFIERS = {
     500: "fc35d5ef9f1f4564eea7036f34f4f8ec6000d33d",
     300: "a0b5b85e7c1e44f00cde146d091beb82b2c8e855",
 }
+ESM2 = {
+    "esm2_t6_8M_UR50D": (6, 320),
+    "esm2_t12_35M_UR50D": (12, 480),
+    "esm2_t30_150M_UR50D": (30, 640),
+    "esm2_t33_650M_UR50D": (33, 1280),
+    "esm2_t36_3B_UR50D": (36, 2560),
+    "esm2_t48_15B_UR50D": (48, 5120),
+}
+
+_ESM2_AT = "https://dl.fbaipublicfiles.com/fair-esm/models"
+_CLASSIFIERS_AT = "https://github.com/Li-Jing-1997/VirNucPro/raw/HEAD"
+_DNABERT_S = "DNABERT-S"
+_DNABERT_S_CONFIG = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12}
+_DNABERT_S_AT = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where files are got from: the official servers, unless others are named."""
+
+    hub: str = ""  # in the place of Hugging Face, as HF_ENDPOINT is elsewhere
+    mirror: str = ""  # has every file by its official host and path, as wget -x keeps them
+
+    def __post_init__(self) -> None:
+        for place in filter(None, (self.hub, self.mirror)):
+            if not place.startswith(("http://", "https://")):
+                raise UsageError(f"a mirror begins with https:// or http://, unlike {place!r}")
+
+    def url(self, official: str) -> str:
+        """Give where the file is got from whose address is *official*."""
+        if self.hub and official.startswith(HUB):
+            return self.hub.rstrip("/") + official.removeprefix(HUB)
+        if self.mirror:
+            return f"{self.mirror.rstrip('/')}/{official.removeprefix('https://')}"
+        return official
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be downloaded: a model, or without a classifier the encoders to make one of."""
+
+    name: str
+    protein: Source
+    nucleotide: tuple[Source, ...]  # of one directory
+    classifier: Source | None = None
+    length: int = 0
+    reference: Reference | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All files."""
+        last = () if self.classifier is None else (self.classifier,)
+        return (self.protein, *self.nucleotide, *last)
+
+
+def published_model(length: int, places: Places) -> Wanted:
+    """Give what the published model for fragments of *length* bases is made of."""
+    name = f"{length}_model.pth"
+    classifier = Source(places.url(f"{_CLASSIFIERS_AT}/{name}"), name, git_blob=CLASSIFIERS[length])
+    encoders, reference = published_encoders("esm2_t36_3B_UR50D", places), published_reference(length)
+    return Wanted(f"virnucpro-{length}", encoders.protein, encoders.nucleotide, classifier, length, reference)
+
+
+# By name, what gives its files.
+MODELS: dict[str, Callable[[Places], Wanted]] = {
+    "virnucpro-500": partial(published_model, 500),
+    "virnucpro-300": partial(published_model, 300),
+}
+
+
+def published_encoders(protein: str, places: Places) -> Wanted:
+    """
+    Give the ESM-2 called *protein*, and DNABERT-S.
+
+    Raises:
+        UsageError: there is no such ESM-2
+    """
+    if protein not in ESM2:
+        raise UsageError(f"no ESM-2 is called {protein!r}: there are {', '.join(ESM2)}")
+    check = partial(_see_that_it_is_esm2, ESM2[protein])
+    source = Source(places.url(f"{_ESM2_AT}/{protein}.pt"), f"{protein}.pt", check=check)
+    return Wanted(protein, source, tuple(_dnabert_s(places)))
+
+
+def _dnabert_s(places: Places) -> Iterator[Source]:
+    config, tokenizer, weights = (
+        (places.url(f"{HUB}/{_DNABERT_S_AT}/{name}"), f"{_DNABERT_S}/{name}")
+        for name in ("config.json", "tokenizer.json", "pytorch_model.bin")
+    )
+    yield Source(*config, check=_see_that_it_is_dnabert_s)
+    of_tokenizer = "667f5a0e6e9630f7052b004784dda7c7aeba395cc4ca3c01b11b02e6aa29d7b1"
+    yield Source(*tokenizer, size=168_203, sha256=of_tokenizer)
+    of_weights = "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"
+    yield Source(*weights, size=468_320_053, sha256=of_weights)
+
+
+def _see_that_it_is_esm2(size: tuple[int, int], path: Path) -> None:
+    _, shape = read_protein(path)
+    wanted = ProteinShape(*size, ESM2_HEADS[size])
+    if shape != wanted:
+        reason = f"an ESM-2 of {shape.layers} layers of {shape.width}, {shape.heads} heads"
+        raise BadCheckpoint(str(path), f"it is {reason}")
+
+
+def _see_that_it_is_dnabert_s(path: Path) -> None:
+    """See that what is read of ``config.json`` is as published: its other lines are not used."""
+    try:
+        config = json.loads(path.read_bytes())
+        is_right = all(config[name] == value for name, value in _DNABERT_S_CONFIG.items())
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(str(path), f"not the configuration of a network ({error!r:.99})") from error
+    if not is_right:
+        raise BadCheckpoint(str(path), "not the configuration of DNABERT-S")
+
+
+def download(
+    targets: Mapping[Path, Wanted],
+    watch: Watch,
+    tell: Callable[[str], object],
+    patience: Patience | None = None,
+) -> None:
+    """
+    Have in each directory of *targets*, which lie side by side, what is wanted there, whole and checked.
+
+    Files that several need are fetched once. *watch* sees them come, *tell* is told what is done then.
+
+    Raises:
+        NotServed, DownloadBroken, WrongDownload, DownloadBusy: a file could not be had; what came is kept
+        BadCheckpoint: a file is what was published, and yet no part of a model
+        BadBundle, NotOurDirectory: what is there already
+        CannotWrite: the disk
+    """
+    work = next(iter(targets)).parent / ".download"
+    with alone(work):
+        missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
+        sources = {source.name: source for wanted in missing.values() for source in wanted.sources}
+        if sources:
+            tell("")  # who watches sees more
+            fetch_all(list(sources.values()), work, watch, patience)
+        for target, wanted in missing.items():
+            tell(f"{wanted.name}: writing it to {target}")
+            _make(target, wanted, work)
+        for name in sources:
+            (work / name).unlink(missing_ok=True)
+        if not any(path.suffix == ".part" for path in work.rglob("*")):
+            shutil.rmtree(work)
+
+
+def _is_there(target: Path, tell: Callable[[str], object]) -> bool:
+    """Whether *target* is finished: then it is whole, since it appeared as such."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    if (target / "bundle.json").is_file():
+        tell(f"{target} is there: checking its files")
+        find(target).check()
+    elif not (target / _DNABERT_S).is_dir():
+        raise NotOurDirectory(str(target), "is not empty. Name another directory")
+    return True
+
+
+def _make(target: Path, wanted: Wanted, work: Path) -> None:
+    """Make the model, or the directory of encoders, of the files in *work*."""
+    for left in target.parent.glob(f".{target.name}.*"):  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    if wanted.classifier is None:
+        with in_the_making(target) as hidden:
+            for source in wanted.sources:
+                (hidden / source.name).parent.mkdir(exist_ok=True)
+                # Another name for the same content, or else a copy: others may want it, too.
+                _link(work / source.name, hidden / source.name)
+        return
+    parts = Parts(
+        protein=work / wanted.protein.name,
+        nucleotide=(work / wanted.nucleotide[0].name).parent,
+        classifier=work / wanted.classifier.name,
+    )
+    import_bundle(parts, target, wanted.name, wanted.length, wanted.reference, licence=LICENCE)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of file systems that have no links
+        shutil.copyfile(source, target)
 
 
 def reference_for(classifier: Path) -> Reference | None:
@@ -20,12 +223,3 @@ def reference_for(classifier: Path) -> Reference | None:
     except OSError:
         return None  # who reads it says why it cannot be read
     return None if length is None else published_reference(length)
-
-
-def git_blob(path: Path) -> str:
-    """Give the id that git has for the content of *path*."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -41,7 +41,7 @@ from .references import Reference, write_reference
 Tensors = Mapping[str, Tensor]
 
 # The number of heads is in no tensor: these are ESM-2's published sizes, layers and width.
-_ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
+ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
 _ALPHABET = 33
 
 
@@ -82,7 +82,7 @@ def import_bundle(
         )
         raise BadCheckpoint(str(parts.classifier), reason)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
-    with _in_the_making(directory) as hidden:
+    with in_the_making(directory) as hidden:
         save(protein, hidden / "protein.safetensors")
         save(nucleotide, hidden / "nucleotide.safetensors")
         save(classifier, hidden / "classifier.safetensors")
@@ -95,7 +95,7 @@ def import_bundle(
 
 
 @contextmanager
-def _in_the_making(directory: Path) -> Iterator[Path]:
+def in_the_making(directory: Path) -> Iterator[Path]:
     """Give a hidden directory that becomes *directory* when all went well: half a bundle is never found."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
@@ -307,7 +307,7 @@ def _with_shape(path: Path, apart: Tensors, heads: Any) -> tuple[Tensors, Protei
     if letters != _ALPHABET:
         raise BadCheckpoint(str(path), f"not an ESM-2: it has {letters} letters, not {_ALPHABET}")
     layers = _layers(tensors)
-    heads = heads or _ESM2_HEADS.get((layers, width))
+    heads = heads or ESM2_HEADS.get((layers, width))
     if heads is None:
         reason = (
             f"nothing says how many heads this network of {layers} layers has; a config.json beside it would"
