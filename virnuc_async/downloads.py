@@ -69,6 +69,9 @@ class Patience:
     pause: float = 1.0  # seconds before the second try; doubled for each one more
 
 
+_USUAL = Patience()
+
+
 @dataclass(slots=True)
 class Transfer:
     """How far a file is; written by the thread that fetches it, read by any."""
@@ -96,8 +99,7 @@ def fetch_all(
     stopped = threading.Event()
     pool = ThreadPoolExecutor(len(transfers), "download")
     work = [
-        pool.submit(_Fetching(transfer, directory, patience or Patience(), stopped).run)
-        for transfer in transfers
+        pool.submit(_Fetching(transfer, directory, patience or _USUAL, stopped).run) for transfer in transfers
     ]
     is_over = False
     try:
