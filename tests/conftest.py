@@ -16,6 +16,16 @@ hypothesis.settings.load_profile("same")
 torch.set_num_threads(1)  # the networks here are too small to share
 
 
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget where this user's models and proxies are."""
+    for name in ("VIRNUCPRO_CACHE_DIR", "VIRNUCPRO_MIRROR", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """What others' code gave; tests/data/golden/README.md says how each was made."""

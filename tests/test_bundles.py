@@ -83,6 +83,14 @@ def test_a_bundle_of_the_cache_is_found_by_name(empty_cache: Path):
     assert dict(known())["virnucpro-500"] == empty_cache / "virnucpro-500"
 
 
+def test_another_cache_directory(empty_cache: Path, tmp_path: Path):
+    made = make(tmp_path / "other" / "models" / "mine")
+    assert find("mine", tmp_path / "other") == made
+    assert [name for name, _ in known(tmp_path / "other")] == ["tiny-500", "mine"]
+    with pytest.raises(UnknownBundle):
+        find("mine")
+
+
 def test_a_known_name_wins_over_a_directory_here(empty_cache: Path, tmp_path: Path, monkeypatch):
     made = make(empty_cache / "mine")
     make(tmp_path / "mine", length=300)
@@ -107,7 +115,7 @@ def test_a_published_name_comes_with_a_hint(name: str):
     with pytest.raises(UnknownBundle) as caught:
         find(name)
     assert str(caught.value).startswith(f"no model '{name}' here. Installed: ")
-    assert str(caught.value).endswith(bundles.HOW_TO_GET)
+    assert str(caught.value).endswith(f"Get it with: models download {name}")
 
 
 def test_a_directory_without_a_bundle_is_unknown(tmp_path: Path):
@@ -217,6 +225,14 @@ def test_the_fingerprint_changes_with_every_file(part: str, tmp_path: Path):
     (tmp_path / "b" / part).write_bytes(b"other content")
     resealed = seal(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
     assert resealed.fingerprint != bundle.fingerprint
+
+
+def test_the_fingerprint_does_not_change_with_the_reference(tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / bundles.REFERENCE).write_text("what it gave")
+    resealed = seal(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    assert resealed.checksums[bundles.REFERENCE] == sha256(tmp_path / "b" / bundles.REFERENCE)
+    assert resealed.fingerprint == bundle.fingerprint
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_files(tmp_path: Path):

@@ -286,7 +286,7 @@ def test_unknown_model_says_which_there_are(good: Path, out: Path) -> None:
     ended = predict(good, out, "--model", "no-such")
     assert (ended.code, ended.out) == (1, "")
     assert re.match(r"virnucpro-async: no model 'no-such' here\. Installed: tiny-500", ended.err)
-    assert "docs/models.md says how" in predict(good, out, "--model", "virnucpro-500").err
+    assert "models download virnucpro-500" in predict(good, out, "--model", "virnucpro-500").err
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "cpu,tpu", "cpu:0"])
@@ -849,7 +849,8 @@ def test_what_is_piped_again_must_be_the_same(reads: bytes, undisturbed: dict[st
 
 def test_version_and_help() -> None:
     assert run("--version") == (0, f"virnucpro-async {__version__}\n", "")
-    for command in ("", "predict", "models", "models list", "models info", "models import", "devices"):
+    actions = [f"models {action}" for action in ("list", "info", "download", "verify", "import")]
+    for command in ("", "predict", "models", *actions, "devices"):
         ended = run(*command.split(), "--help")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith("usage: virnucpro-async")

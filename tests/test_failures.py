@@ -12,6 +12,7 @@ from virnuc_async.failures import (
     BadBundle,
     BadCheckpoint,
     BadFeatures,
+    BadReference,
     BrokenInput,
     BundleError,
     CannotWrite,
@@ -21,14 +22,19 @@ from virnuc_async.failures import (
     DeviceOutOfMemory,
     DirectoryBusy,
     DirectoryHeld,
+    DownloadBroken,
+    DownloadBusy,
+    DownloadError,
     FeatureError,
     InputError,
     MixedDevices,
     NoDevicesLeft,
     NoFeatures,
     NoRecords,
+    NoReference,
     NotOurDirectory,
     NotSequences,
+    NotServed,
     OutputError,
     Stage,
     StrangeFeatures,
@@ -37,6 +43,7 @@ from virnuc_async.failures import (
     UnreadableInput,
     UsageError,
     VirnucError,
+    WrongDownload,
 )
 
 CLASSES = {
@@ -62,6 +69,43 @@ SAID: list[tuple[VirnucError, str]] = [
     (UnknownBundle("x", ["tiny-500"], "Get it."), "no model 'x' here. Installed: tiny-500. Get it."),
     (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
+    (
+        NoReference("mine"),
+        "the model 'mine' has no reference to be verified by. Where it is known to be right, "
+        "'models verify --record' makes one of what a CPU gives in FP32",
+    ),
+    (
+        BadReference("/m/reference.json", "gone"),
+        "/m/reference.json is not a reference to verify a model by: gone",
+    ),
+    (DownloadError("text"), "text"),
+    (
+        NotServed("https://h/x", "the server answers 404 Not Found"),
+        "https://h/x cannot be had: the server answers 404 Not Found. Behind a proxy, set HTTPS_PROXY; else "
+        "name a --mirror, or get the files elsewhere and use 'models import' (docs/models.md)",
+    ),
+    (
+        DownloadBroken("https://h/x", "the server is silent"),
+        "https://h/x could not be had to the end: the server is silent. "
+        "What has come is kept: the same command goes on",
+    ),
+    (
+        WrongDownload("https://h/x", "its sha256 is a", is_deleted=True),
+        "https://h/x is not the file that it should be: its sha256 is a. It was deleted: the same command "
+        "gets it again. If that does not help, name a --mirror that has the published one, or get the files "
+        "elsewhere and use 'models import' (docs/models.md)",
+    ),
+    (
+        WrongDownload("https://h/x", "it has 3 bytes"),
+        "https://h/x is not the file that it should be: it has 3 bytes. Nothing of it was used. If it stays "
+        "so, name a --mirror that has the published one, or get the files elsewhere and use 'models import' "
+        "(docs/models.md)",
+    ),
+    (
+        DownloadBusy("/m/.download"),
+        "another process is downloading into /m/.download. "
+        "Wait for it: the same command then finds what it got",
+    ),
     (FeatureError("text"), "text"),
     (
         NoFeatures("old", "no file there is named *_ESM.pt"),

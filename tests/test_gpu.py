@@ -14,7 +14,7 @@ from support import TABLES, assert_published_scores, read_table
 from torch._dynamo.utils import counters
 
 from virnuc_async.batches import Batch, form_windows
-from virnuc_async.bundles import Bundle
+from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, available, choose
 from virnuc_async.failures import DeviceOutOfMemory, StrangeFeatures
 from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
@@ -22,10 +22,12 @@ from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
 from virnuc_async.progress import logger
+from virnuc_async.references import reference_of
 from virnuc_async.replica import Replica
 from virnuc_async.sequences import read_contigs
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.tokens import OrfTokenizer, Ragged
+from virnuc_async.verification import record, verify
 
 pytestmark = [
     pytest.mark.gpu,
@@ -272,3 +274,12 @@ def batched(rows: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
 
 def _repeated(rows: Ragged, times: int) -> Ragged:
     return rows.take(np.zeros(times, dtype=np.int64))
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+async def test_what_a_cpu_recorded_is_what_a_gpu_gives(
+    golden_bundle: Bundle, precision: Precision, gpu: Device, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(golden_bundle.directory, tmp_path / "model")
+    bundle = await record(find(directory))
+    assert (await verify(bundle, reference_of(bundle), gpu, precision)).is_right

@@ -9,7 +9,18 @@ import pytest
 from rich.console import Console
 from running import python
 
-from virnuc_async.progress import PROGRESS, Bars, Counts, DeviceCount, Lines, logger, run_files
+from virnuc_async.downloads import Source, Transfer
+from virnuc_async.progress import (
+    PROGRESS,
+    Bars,
+    Counts,
+    DeviceCount,
+    Lines,
+    TransferBars,
+    TransferLines,
+    logger,
+    run_files,
+)
 
 
 class Clock:
@@ -288,3 +299,44 @@ def test_bars_are_drawn_again_in_their_place() -> None:
         done = [task.completed for task in bars._progress.tasks]
     assert names == ["cpu:0", "all"]
     assert done == [302, 302]
+
+
+# Downloads
+
+
+def transfers() -> list[Transfer]:
+    return [
+        Transfer(Source("https://h/a", "a.pt"), "receiving", 1_500_000_000, 5_700_000_000),
+        Transfer(Source("https://h/b", "b.json"), "trying again: the server is silent"),
+        Transfer(Source("https://h/c", "c.bin"), "done", 9, 9),
+    ]
+
+
+def test_downloads_say_a_line_every_ten_seconds(clock: Clock) -> None:
+    stream = io.StringIO()
+    lines, going = TransferLines(stream, clock), transfers()
+    for seconds in (0, 9, 1, 9, 1):
+        clock.now += seconds
+        lines(going)
+    assert stream.getvalue() == (
+        "150.0 MB/s: a.pt 1,500.0 of 5,700.0 MB; b.json 0.0 MB, trying again: the server is silent\n"
+        "0.0 MB/s: a.pt 1,500.0 of 5,700.0 MB; b.json 0.0 MB, trying again: the server is silent\n"
+    )
+
+
+def test_downloads_have_bars_on_a_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=150, color_system=None)
+    going = transfers()
+    with TransferBars(console) as bars:
+        for _ in range(2):
+            bars(going)
+            going[0].done += 1_000_000_000
+        tasks = [(task.description, task.completed, task.total) for task in bars._progress.tasks]
+        assert tasks == [("a.pt", 2_500_000_000, 5_700_000_000), ("b.json", 0, None), ("c.bin", 9, 9)]
+        for transfer in going:
+            transfer.doing = "done"
+        bars(going)
+        assert not bars._progress.live.is_started
+    assert "2.5/5.7 GB" in stream.getvalue()
+    assert "trying again: the server is silent" in stream.getvalue()

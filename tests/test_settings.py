@@ -12,6 +12,7 @@ from virnuc_async.settings import Compile, Precision, Settings
 def test_nothing_need_be_said() -> None:
     assert {field.name: getattr(Settings(), field.name) for field in fields(Settings)} == {
         "model": "tiny-500",
+        "cache_dir": None,
         "devices": (),
         "gpus": (),
         "precision": Precision.AUTO,

@@ -22,6 +22,7 @@ from .settings import Compile, Precision, Settings
 if TYPE_CHECKING:
     from loguru import Record
 
+    from .bundles import Bundle
     from .downloads import Watch
     from .published import Places, Wanted
     from .references import Reference
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "virnucpro-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
+_AGAIN_SECONDS = 10.0  # after which what is being done is said again
 _INTERRUPTED = "Interrupted. The same command resumes this run."
 
 _EXAMPLES = """\
@@ -540,7 +542,8 @@ def _list_models(options: Namespace) -> int:
 
 
 def _model_info(options: Namespace) -> int:
-    from .bundles import find
+    from .bundles import REFERENCE, find
+    from .references import reference_of
 
     bundle = find(options.name, _cache(options))
     bundle.check()
@@ -558,6 +561,7 @@ def _model_info(options: Namespace) -> int:
         "nucleotide": f"DNABERT-S, {nucleotide.layers} layers of {nucleotide.width}",
         "classifier": f"{classifier.inputs} -> {classifier.hidden} -> 2",
         "licence": bundle.licence or "not stated",
+        "reference": reference_of(bundle).source if REFERENCE in bundle.checksums else "none",
         **{f"origin of {part}": place for part, place in bundle.origin.items()},
         **{name: f"sha256 {checksum}, checked" for name, checksum in bundle.checksums.items()},
     }
@@ -580,11 +584,7 @@ def _import_model(options: Namespace) -> int:
     except OSError as error:
         raise CannotWrite(str(options.output), error.strerror or str(error)) from error
     if options.reference == "record":
-        import anyio
-
-        from .verification import record
-
-        bundle = anyio.run(record, bundle)
+        bundle = _recorded(bundle)
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
     return DONE
 
@@ -667,7 +667,7 @@ def _verify_model(options: Namespace) -> int:
     from .bundles import find
     from .devices import choose
     from .references import reference_of
-    from .verification import precisions_of, record, verify
+    from .verification import precisions_of, verify
 
     bundle = find(options.name, _cache(options))
     wanted, found = Precision(options.precision), []
@@ -676,7 +676,7 @@ def _verify_model(options: Namespace) -> int:
         bundle.check()
         if options.record:
             tell(f"{bundle.name}: computing its reference on a CPU in FP32")
-            bundle = anyio.run(record, bundle)
+            bundle = _recorded(bundle)
         reference = reference_of(bundle)
         tell(f"{bundle.name}: {len(reference)} ORFs, compared with {reference.source}")
         for device in choose(Settings(devices=options.devices, gpus=options.gpus)):
@@ -689,6 +689,18 @@ def _verify_model(options: Namespace) -> int:
         if not finding.is_right:
             print(f"{PROGRAM}: {bundle.name} {_what_is_wrong(finding)}", file=sys.stderr)
     return DONE if all(finding.is_right for finding in found) else FAILED
+
+
+def _recorded(bundle: "Bundle") -> "Bundle":
+    """Give *bundle* with a reference of what it gives here."""
+    import anyio
+
+    from .verification import record
+
+    try:
+        return anyio.run(record, bundle)
+    except OSError as error:
+        raise CannotWrite(str(bundle.directory), error.strerror or str(error)) from error
 
 
 _VERIFY_HEAD = ("device", "precision", "scores", "embeddings", "cosine", "length", "labels", "result")
@@ -706,7 +718,7 @@ def _what_is_wrong(finding: "Finding") -> str:
 
 @contextmanager
 def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Give a function that says what is being done; said again every ten seconds, unless it is nothing."""
+    """Give a function that says what is being done; said again while it is being done."""
     doing, since, done = "", time.monotonic(), threading.Event()
 
     def tell(text: str) -> None:
@@ -716,7 +728,7 @@ def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
             print(text, file=sys.stderr, flush=True)
 
     def go_on() -> None:
-        while not done.wait(10):
+        while not done.wait(_AGAIN_SECONDS):
             if not doing:
                 continue
             print(f"{doing} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)

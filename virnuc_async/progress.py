@@ -222,7 +222,7 @@ class TransferBars:
         for transfer in transfers:
             name = transfer.source.name
             if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, doing="")
+                self._bars[name] = self._progress.add_task(name, total=None, doing="")
             bar = self._bars[name]
             self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.doing)
         if all(transfer.doing == "done" for transfer in transfers):

@@ -49,11 +49,10 @@ class Traces:
     sums: _Numbers  # N SUMS
 
     def __post_init__(self) -> None:
-        if self.sums.shape != (len(self.lengths), SUMS):
-            raise ValueError(f"sums of the shape {self.sums.shape}")
-        # A device may well give what is not finite; that is then far from any reference.
         if self.lengths.ndim != 1:
             raise ValueError("lengths that are no list")
+        if self.sums.shape != (len(self.lengths), SUMS):
+            raise ValueError(f"sums of the shape {self.sums.shape}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""``models verify``: what is right passes, what is not fails and says by how much."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import Ran, run
+from safetensors.torch import load_file, save_file
+
+from virnuc_async import cli, published, verification
+from virnuc_async.bundles import Bundle, find, seal
+from virnuc_async.devices import Device
+from virnuc_async.downloads import git_blob
+from virnuc_async.failures import Stage
+from virnuc_async.references import published_reference, reference_of
+from virnuc_async.replica import Replica
+from virnuc_async.settings import Precision
+from virnuc_async.upstream import Parts
+from virnuc_async.verification import precisions_of
+
+
+@pytest.fixture(scope="module")
+def recorded(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The golden networks, with a reference of their own."""
+    directory = tmp_path_factory.mktemp("models") / "golden"
+    words = ("--protein", golden_parts.protein, "--nucleotide", golden_parts.nucleotide)
+    more = ("--classifier", golden_parts.classifier, "--length", "500", "--name", "golden")
+    ended = run("models", "import", *words, *more, "--output", directory, "--reference", "record")
+    assert ended.code == 0, ended.err
+    return find(directory)
+
+
+@pytest.fixture
+def model(recorded: Bundle, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return Path(shutil.copytree(recorded.directory, tmp_path / "model"))
+
+
+def verify(model: Path | str, *more: str) -> Ran:
+    cpu = () if "--devices" in more else ("--devices", "cpu")
+    return run("models", "verify", model, *cpu, *more)
+
+
+def nudge(model: Path, part: str, name: str, by: float) -> None:
+    """Change one weight, and describe the bundle anew: its files are whole, and not what they were."""
+    path = model / f"{part}.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[1] += by
+    save_file(tensors, path)
+    bundle = find(model)
+    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+
+
+def rows(ended: Ran) -> list[list[str]]:
+    """Give the table that was printed, without its head."""
+    return [re.split(r"  +", line) for line in ended.out.splitlines()[1:]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_right_model_passes_on_every_replica(count: int, model: Path) -> None:
+    ended = verify(model, "--devices", ",".join(["cpu"] * count))
+    assert ended.code == 0
+    assert [row[:2] + row[6:] for row in rows(ended)] == [
+        [f"cpu:{number}", "FP32", "8 of 8", "right"] for number in range(count)
+    ]
+    assert "golden: 8 ORFs, compared with virnucpro-async" in ended.err
+    assert re.search(r" on CPU \(.*\) in FP32$", ended.err, re.MULTILINE)
+
+
+def test_bf16_passes_by_its_own_tolerance(model: Path) -> None:
+    ended = verify(model, "--precision", "bf16")
+    assert ended.code == 0
+    ((_, precision, scores, embeddings, cosine, _, labels, result),) = rows(ended)
+    assert (precision, labels, result) == ("BF16", "8 of 8", "right")
+    assert scores.endswith(" (5e-02)")
+    far, allowed = embeddings.split()
+    assert (1e-4 < float(far) < 5e-2, allowed) == (True, "(5e-02)")  # would not pass in FP32
+    assert cosine.endswith(" (0.999)")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("protein", "layers.0.up.weight"),
+        ("nucleotide", "layers.1.down.weight"),
+        ("classifier", "output.weight"),
+    ],
+)
+def test_a_nudged_weight_fails_and_says_by_how_much(part: str, name: str, model: Path) -> None:
+    nudge(model, part, name, by=1.0)
+    ended = verify(model)
+    assert ended.code == 1
+    ((_, _, scores, embeddings, _, _, _, result),) = rows(ended)
+    assert result == "WRONG"
+    worst, allowed = (scores if part == "classifier" else embeddings).split()
+    assert float(worst) > 1e-4
+    assert allowed == "(1e-04)"
+    assert "golden does not give what it should on cpu:0 in FP32. Its files are what they were" in ended.err
+
+
+def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:
+    source = Path(find("tiny-500").directory).parent / "published-reference.json"
+    shutil.copy(source, model / "reference.json")
+    bundle = find(model)
+    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    ended = verify(model)
+    assert ended.code == 1
+    assert "compared with a run of the original VirNucPro" in ended.err
+    assert rows(ended)[0][-1] == "WRONG"
+
+
+def test_the_shipped_model_is_right_and_says_whose_figures_these_are() -> None:
+    ended = verify("tiny-500")
+    assert ended.code == 0
+    assert reference_of(find("tiny-500")).is_ours
+    assert find("tiny-500").fingerprint == "a7130cd99e22c723"  # as before it had a reference
+
+
+def test_a_model_without_a_reference(model: Path) -> None:
+    (model / "reference.json").unlink()
+    bundle = find(model)
+    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    ended = verify(model)
+    assert (ended.code, ended.out) == (1, "")
+    assert "the model 'golden' has no reference" in ended.err
+    assert "'models verify --record'" in ended.err
+    assert verify(model, "--record").code == 0
+    assert verify(model).code == 0
+
+
+def test_a_damaged_model_is_said_before_it_is_loaded(model: Path) -> None:
+    with open(model / "protein.safetensors", "ab") as file:
+        file.write(b"!")
+    ended = verify(model)
+    assert ended.code == 1
+    assert "protein.safetensors has changed or is damaged" in ended.err
+
+
+def test_quiet_says_only_what_is_wrong(model: Path) -> None:
+    assert verify(model, "--quiet") == (0, "", "")
+    nudge(model, "classifier", "output.weight", by=1.0)
+    ended = verify(model, "--quiet")
+    assert (ended.code, ended.out) == (1, "")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Replica):
+        def _launch(self, batch):
+            if self.name == "cpu:1":
+                with self._failures(batch.tokens, Stage.PROTEIN):
+                    raise torch.OutOfMemoryError("no room")
+            return super()._launch(batch)
+
+    monkeypatch.setattr(verification, "Replica", Full)
+    ended = verify(model, "--devices", "cpu,cpu")
+    assert ended.code == 1
+    assert [row[-1][:7] for row in rows(ended)] == ["right", "failed:"]
+    assert "golden could not be verified on cpu:1 in FP32: cpu:1 ran out of memory" in ended.err
+
+
+def test_every_precision_that_a_device_has() -> None:
+    cpu = Device("cpu:0", "CPU", 1)
+    old, new = (Device("cuda:0", "GPU", 1, capability=version) for version in ((7, 5), (8, 0)))
+    found = [precisions_of(device, Precision.AUTO) for device in (cpu, old, new)]
+    assert found == [(Precision.FP32,), (Precision.FP32,), (Precision.FP32, Precision.BF16)]
+    assert precisions_of(cpu, Precision.BF16) == (Precision.BF16,)
+
+
+# References at import
+
+
+def imported(parts: Parts, directory: Path, *more: str | Path) -> Ran:
+    words = ("--protein", parts.protein, "--nucleotide", parts.nucleotide, "--classifier", parts.classifier)
+    return run(
+        *("models", "import", *words, "--length", "500", "--name", "mine", "--output", directory), *more
+    )
+
+
+def test_an_imported_model_has_the_reference_that_was_named(
+    golden_parts: Parts, recorded: Bundle, tmp_path: Path
+) -> None:
+    named = ("--reference", recorded.directory / "reference.json")
+    assert imported(golden_parts, tmp_path / "a", *named).code == 0
+    assert verify(tmp_path / "a").code == 0
+    for more in ((), ("--reference", "none")):
+        directory = tmp_path / f"without{len(more)}"
+        assert imported(golden_parts, directory, *more).code == 0
+        assert not (directory / "reference.json").exists()
+    ended = imported(golden_parts, tmp_path / "b", "--reference", tmp_path / "missing.json")
+    assert ended.code == 1
+    assert "is not a reference to verify a model by: No such file" in ended.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_published_classifier_brings_its_reference(
+    golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(published.CLASSIFIERS, 500, git_blob(golden_parts.classifier))
+    assert imported(golden_parts, tmp_path / "a").code == 0
+    assert reference_of(find(tmp_path / "a")).source == published_reference(500).source
+    described = json.loads((tmp_path / "a" / "bundle.json").read_bytes())
+    assert "reference.json" in described["files"]
+    assert verify(tmp_path / "a").code == 1  # these are not the published encoders
+
+
+def test_info_says_whose_figures_a_model_is_verified_by(model: Path) -> None:
+    assert re.search(
+        r"^reference +virnucpro-async .* in FP32$", run("models", "info", model).out, re.MULTILINE
+    )
+    (model / "reference.json").unlink()
+    bundle = find(model)
+    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    assert re.search(r"^reference +none$", run("models", "info", model).out, re.MULTILINE)
+
+
+def test_what_takes_long_is_said_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_AGAIN_SECONDS", 0.05)
+    for quiet in (False, True):
+        with cli._telling(quiet) as tell:
+            tell("cpu:0 in FP32")
+            time.sleep(0.12)
+            tell("")
+            time.sleep(0.12)
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["cpu:0 in FP32", "cpu:0 in FP32 (0 s)"]
+    assert len(said) < 5
