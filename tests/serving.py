@@ -1,11 +1,13 @@
 """A web server on this machine that does what it is told, and remembers what it was asked."""
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 Fault = Callable[["Handler", bytes], None]
 
@@ -71,12 +73,20 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.etag = '"first"'
+        self.scheme = "http"
         self.has_ranges = True
         self.released = threading.Event()  # what hangs until then
 
+    def encrypt(self, certificate: Path) -> None:
+        """Speak TLS from now on; the file holds the key, too."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
+
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def ranges(self, path: str) -> list[str | None]:
         """Give the ranges that were asked for of *path*, in order."""

@@ -338,5 +338,5 @@ def test_downloads_have_bars_on_a_terminal() -> None:
             transfer.doing = "done"
         bars(going)
         assert not bars._progress.live.is_started
-    assert "2.5/5.7 GB" in stream.getvalue()
+    assert "3.5/5.7 GB" in stream.getvalue()
     assert "trying again: the server is silent" in stream.getvalue()

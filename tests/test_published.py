@@ -145,7 +145,7 @@ def cache(golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for length in (500, 300):
         wanted = partial(golden_wanted, golden_parts, length)
         monkeypatch.setitem(published.MODELS, f"virnucpro-{length}", wanted)
-    monkeypatch.setattr("virnuc_async.downloads._USUAL", Patience(stall=0.5, tries=3, pause=0.001))
+    monkeypatch.setattr("virnuc_async.downloads._USUAL", Patience(stall=20, tries=3, pause=0.001))
     monkeypatch.setenv("VIRNUCPRO_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
 

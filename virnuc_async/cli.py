@@ -42,6 +42,7 @@ examples:
   zcat reads.fq.gz | python -m virnucpro_async predict - out/
   python -m virnucpro_async predict contigs.fa out/ --model /data/virnucpro-500 --gpus 0,1
   python -m virnucpro_async models list
+  python -m virnucpro_async models download virnucpro-500
 
 The same command resumes a run that was interrupted.
 """
@@ -63,10 +64,12 @@ _MODELS_EXAMPLES = """\
 examples:
   python -m virnucpro_async models list
   python -m virnucpro_async models info tiny-500
+  python -m virnucpro_async models download virnucpro-500
+  python -m virnucpro_async models verify virnucpro-500
   python -m virnucpro_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
-docs/models.md says where the published files are.
+docs/models.md says what the published models are and how they are checked.
 """
 _DOWNLOAD_EXAMPLES = """\
 examples:

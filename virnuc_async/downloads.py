@@ -24,6 +24,7 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from io import FileIO
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from time import monotonic
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
@@ -252,7 +253,7 @@ class _Fetching:
         """Give what is known of the part that is there; nothing if it cannot be gone on with."""
         try:
             facts = json.loads(self._facts.read_bytes())
-            is_of_it = facts["url"] == self._source.url and self._part.is_file()
+            is_of_it = facts["url"] == self._source.url and "total" in facts and self._part.is_file()
             # Without a word of the server by which to know the file again, it may be another one.
             return facts if is_of_it and facts["validator"] else {}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -331,6 +332,11 @@ def _network(url: str) -> Iterator[None]:
         raise _Trouble("the server is silent") from error
     except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, SSLCertVerificationError):
+            untrusted = (
+                f"its certificate is not trusted ({reason.verify_message}). SSL_CERT_FILE names others"
+            )
+            raise NotServed(url, untrusted) from error
         raise _Trouble(getattr(reason, "strerror", "") or str(reason) or type(reason).__name__) from error
 
 

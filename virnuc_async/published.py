@@ -161,9 +161,13 @@ def download(
         BadBundle, NotOurDirectory: what is there already
         CannotWrite: the disk
     """
+    missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
+    if not missing:
+        return
     work = next(iter(targets)).parent / ".download"
     with alone(work):
-        missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
+        # Whoever was at work before may have made one meanwhile.
+        missing = {target: wanted for target, wanted in missing.items() if not _is_there(target, tell)}
         sources = {source.name: source for wanted in missing.values() for source in wanted.sources}
         if sources:
             tell("")  # who watches sees more

@@ -76,7 +76,7 @@ async def compute(bundle: Bundle, reference: Reference, device: Device, precisio
     replica = Replica(device, bundle, precision, embeddings=True)
     try:
         await replica.load()
-        scores = await replica.score(_batch(bundle, reference))
+        scores = await replica.score(batch_of(bundle, reference))
     finally:
         await replica.close()
     assert scores.embeddings is not None
@@ -91,7 +91,8 @@ async def compute(bundle: Bundle, reference: Reference, device: Device, precisio
     )
 
 
-def _batch(bundle: Bundle, reference: Reference) -> Batch:
+def batch_of(bundle: Bundle, reference: Reference) -> Batch:
+    """Give the ORFs of *reference* as a batch for *bundle*."""
     tokenizer, count = OrfTokenizer(bundle.tokenizer()), len(reference)
     return Batch(
         window=0,

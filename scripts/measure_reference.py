@@ -1,0 +1,68 @@
+"""
+How far FP32 and BF16 are from FP64 for the ORFs that models are verified by: what tolerances rest on.
+
+FP64 is the same networks with weights and activations in FP64, but for the turns of ESM-2's rotary
+positions and the last rounding of embeddings, which are FP32.
+"""
+
+import argparse
+from dataclasses import replace
+
+import anyio
+import torch
+
+from virnuc_async.bundles import Bundle, find
+from virnuc_async.devices import Device, choose
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.loading import load
+from virnuc_async.networks.packing import pack
+from virnuc_async.references import Reference, compare, published_reference, traces
+from virnuc_async.settings import Precision, Settings
+from virnuc_async.verification import batch_of, compute
+
+HEAD = "model | precision | device | score | distance of sums | cosine of sums | length"
+
+
+@torch.inference_mode()
+def exact(bundle: Bundle, orfs: Reference) -> Reference:
+    """Give what *bundle* says of *orfs* in FP64, on the CPU."""
+    batch, shapes, cpu = batch_of(bundle, orfs), bundle.shapes, torch.device("cpu")
+    with torch.device("meta"):
+        networks = DnabertS(shapes.nucleotide), Esm2(shapes.protein), Classifier(shapes.classifier)
+    files = (bundle.directory / f"{part}.safetensors" for part in ("nucleotide", "protein", "classifier"))
+    nucleotide, protein, classifier = (
+        load(network, file, cpu, torch.float64) for network, file in zip(networks, files, strict=True)
+    )
+    bases = nucleotide.embeddings(pack(batch.nucleotides))
+    residues = protein.embeddings(pack(batch.residues))
+    scores = classifier(torch.cat((bases, residues), 1).double()).numpy()
+    return replace(orfs, scores=scores, nucleotide=traces(bases.numpy()), protein=traces(residues.numpy()))
+
+
+def measure(name: str, bundle: Bundle, device: Device) -> None:
+    """Print a row for each precision."""
+    orfs = published_reference(bundle.length)
+    right = exact(bundle, orfs)
+    for precision in (Precision.FP32, Precision.BF16):
+        found = compare(right, anyio.run(compute, bundle, orfs, device, precision), orfs.tolerance(precision))
+        figures = f"{found.score:.1e} | {found.distance:.1e} | {found.cosine:.7f} | {found.length:.1e}"
+        print(f"{name} | {precision.upper()} | {device.model} | {figures}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="NAME|DIR")
+    parser.add_argument("--device", default="cpu")
+    told = parser.parse_args()
+    (device,) = choose(Settings(devices=(told.device,)))
+    print(HEAD)
+    for name in told.models:
+        measure(name.rstrip("/").rpartition("/")[2], find(name), device)
+
+
+if __name__ == "__main__":
+    main()
