@@ -138,7 +138,7 @@ def alone(directory: Path) -> Iterator[None]:
 def _locked(directory: Path) -> IO[bytes] | None:
     """Give the lock file of *directory*, locked while it is open; None if it is not the one there."""
     directory.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as undo:
+    with suppress(FileNotFoundError), ExitStack() as undo:
         file = undo.enter_context(open(directory / "lock", "ab"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,10 +147,9 @@ def _locked(directory: Path) -> IO[bytes] | None:
         except OSError as error:
             if error.errno not in (ENOLCK, ENOTSUP):  # of file systems that have no locks
                 raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
-                undo.pop_all()
-                return file
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
+            undo.pop_all()
+            return file
     return None
 
 
