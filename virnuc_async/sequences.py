@@ -282,14 +282,15 @@ class _Reader:
                 elif pieces:
                     pieces.append(b">")
                 pieces.append(piece)
-            if len(pieces) > 1 or begun.tell():
-                text = b"".join(pieces)
-                begun.write(text[:-1])
-                pieces = [text[-1:]]
-                self._bound(begun.tell())
+            text = b"".join(pieces)
+            begun.write(text[:-1])
+            pieces = [text[-1:]]
+            self._bound(begun.tell() + len(pieces[0]))
         yield self._fasta_record(_taken(begun, pieces))
 
     def _fasta_record(self, text: bytes) -> Contig:
+        if len(text) > LARGEST_RECORD:
+            self._bound(len(text))
         header, end, body = text.partition(b"\n")
         letters = body.replace(b"\n", b"")
         contig = Contig(self._id(header), self._bases(letters, body))
@@ -319,17 +320,22 @@ class _Reader:
 
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         lines: list[bytes] = []
+        begun = 0  # letters in the record that goes on
         for block in self._lines(blocks):
+            may_be_large = begun + len(block) > LARGEST_RECORD
             lines += block.removesuffix(b"\n").split(b"\n")
             whole = len(lines) // 4 * 4
             for number in range(0, whole, 4):
                 record = lines[number : number + 4]
+                if may_be_large:
+                    self._bound(sum(map(len, record)))
                 if record[0][:1] == b"@" or any(line.strip() for line in record):
                     yield self._fastq_record(*record)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
             del lines[:whole]
-            self._bound(sum(map(len, lines)))
+            begun = sum(map(len, lines))
+            self._bound(begun)
         if any(line.strip() for line in lines):
             raise BrokenInput(self.path, self.records, f"line {self._line:,}: the last record ends early")
 

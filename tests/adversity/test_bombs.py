@@ -111,7 +111,7 @@ def test_a_record_without_end_is_not_gathered(shape: str, tmp_path: Path) -> Non
     assert found.said.startswith(
         f"{path}: line {3 if b'>' in SHAPES[shape][0] else 5}: a record of more than"
     )
-    assert found.peak < INTERPRETER + 3 * 4 * MIB
+    assert found.peak < INTERPRETER + 32 * MIB
 
 
 @EACH_FORM
