@@ -174,6 +174,22 @@ def test_the_golden_bundle_is_whole(golden_bundle: Bundle, length: int):
         (lambda d: d["files"].update({"/etc/passwd": "0"}), "/etc/passwd"),
         (lambda d: d.update(files=[*d["files"]]), "bundle.json: "),
         (lambda d: d.update(files=None), "bundle.json: TypeError"),
+        (lambda d: d["files"].update({"tokenizer.json": 5}), "tokenizer.json is 5"),
+        (lambda d: d.update(format="\x1b[2J"), "its format is '\\x1b[2J', this"),
+        (lambda d: d.update(name="\x1b[2J"), "name is '"),
+        (lambda d: d.update(name=5), "name is 5"),
+        (lambda d: d.update(notice="two\nlines"), "notice is '"),
+        (lambda d: d.update(licence=["MIT"]), "licence is ['MIT']"),
+        (lambda d: d.update(origin=["here"]), "bundle.json: AttributeError"),
+        (lambda d: d.update(origin={"protein": {}}), "protein is {}"),
+        (lambda d: d["nucleotide"].update(eps=float("nan")), "eps is nan"),
+        (lambda d: d["nucleotide"].update(eps=float("inf")), "eps is inf"),
+        (lambda d: d["protein"].update(heads=8), "the heads cannot share the width"),
+        (lambda d: d["nucleotide"].update(heads=3), "the heads cannot share the width"),
+        (lambda d: d["classifier"].update(inputs=15), "the classifier's inputs are 15, not both widths"),
+        (lambda d: d["protein"].update(layers=1_001), "layers is 1001"),
+        (lambda d: d["protein"].update(width=1 << 21), "width is 2097152"),
+        (lambda d: d.update(fragment_length=10**99), "fragment_length is 1000"),
     ],
 )
 def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
@@ -185,7 +201,13 @@ def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b"name: mine"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b"name: mine", b"9" * 9_999),
+        *(b"[" * 99_999, b'{"a":' * 99_999, b" " * (2 << 20)),
+    ],
+)
 def test_a_bundle_json_that_is_no_description(content: bytes, tmp_path: Path):
     make(tmp_path / "b")
     (tmp_path / "b" / "bundle.json").write_bytes(content)

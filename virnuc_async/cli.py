@@ -320,7 +320,7 @@ def _names(options: Namespace) -> tuple[list[str], str]:
         raise UsageError(f"the input list {options.input_list!r} names no input")
     if not inputs:
         raise UsageError(f"name an input before the output directory {out_dir!r}")
-    if Path(out_dir).is_file():
+    if os.path.isfile(out_dir):
         raise UsageError(f"the output directory comes last, but {out_dir!r} is a file")
     return inputs, out_dir
 

@@ -38,6 +38,7 @@ from .failures import (
     VirnucError,
     counted,
 )
+from .files import fresh
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
@@ -312,8 +313,8 @@ class _Run:
         with suppress(CannotWrite, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
             summary = replace(self._summary(command, Counter()), finished=False)
-            text = b"".join(results.summary_text(summary))
-            (self.out_dir / "summary.json").write_bytes(text)
+            with fresh(self.out_dir / "summary.json") as file:
+                file.writelines(results.summary_text(summary))
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
@@ -542,7 +543,7 @@ class _Run:
         partial_path = self.out_dir / f".{name}.partial"
         try:
             # Closed whatever happens: a query that is open keeps the store's lock.
-            with closing(parts), _gone_unless_moved(partial_path), open(partial_path, "wb") as file:
+            with closing(parts), _gone_unless_moved(partial_path), fresh(partial_path) as file:
                 for part in parts:
                     from_thread.check_cancelled()
                     file.write(part)
@@ -682,7 +683,7 @@ def _file_facts(path: str) -> list[Any]:
         return [path]
     try:
         facts = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
         return [os.path.abspath(path), None]
     return [os.path.abspath(path), facts.st_size, facts.st_mtime_ns]
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from .files import not_through_a_link
+
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record
 
@@ -202,8 +204,8 @@ def _appended(path: Path) -> Callable[[str], None]:
     def write(line: str) -> None:
         # A log that cannot be written must not stop the run that it tells of: what counts is
         # in the store, and a full disk is said there.
-        with suppress(OSError), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(line)
+        with suppress(OSError), open(path, "ab", opener=not_through_a_link) as file:
+            file.write(line.encode("utf-8", "surrogateescape"))
 
     return write
 

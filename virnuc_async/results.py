@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .files import fresh
 from .store import FEATURES, FRAMES, Block, Failure, Store, orf_id
 
 # A file's content, in parts; closing it lets go of the store.
@@ -226,7 +227,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
     every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, _BLOCK_BYTES // (4 * width))
     # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
-    with open(packed, "wb") as file:
+    with fresh(packed) as file:
         for start in range(0, len(orfs), step):
             file.write(every[orfs[start : start + step]].data)
     data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
@@ -236,7 +237,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
 
 def _save(features: dict[str, Any], path: Path) -> None:
     try:
-        with open(path, "wb") as file:
+        with fresh(path) as file:
             torch.save(features, file)
     except RuntimeError as error:
         # torch hides behind an error of its own why the file could not be written.

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from .batches import Batch, ContigRow, FileRow, Window
 from .failures import AnotherRun, CannotWrite, DirectoryBusy, NotOurDirectory, Stage
+from .files import not_through_a_link
 from .orfs import Frame
 
 STORE = "run.sqlite3"
@@ -160,8 +161,7 @@ class Store:
         """
         self.directory = directory
         with _write_failures(directory):
-            if not (directory / STORE).is_file():
-                _claim(directory)
+            _claim(directory)
             self._db = sqlite3.connect(
                 directory / STORE, timeout=0, isolation_level=None, check_same_thread=False
             )
@@ -370,7 +370,7 @@ class Store:
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write each row at its ORF's place, on disk before the batch counts as done."""
         with _write_failures(self.directory):
-            file = os.open(self.directory / FEATURES, os.O_RDWR | os.O_CREAT, 0o666)
+            file = not_through_a_link(str(self.directory / FEATURES), os.O_RDWR | os.O_CREAT)
             try:
                 for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
                     os.pwrite(file, row.tobytes(), orf * row.nbytes)
@@ -417,6 +417,17 @@ def _scores(done: Finished) -> NDArray[np.void]:
 
 
 def _claim(directory: Path) -> None:
+    """Make *directory* and an empty store in it, unless one is there."""
+    store = directory / STORE
+    if store.is_symlink():
+        raise NotOurDirectory(str(directory), f"its {STORE} is a link to somewhere else. {_ELSEWHERE}")
+    if not store.is_file():
+        _see_that_it_is_new(directory)
+        # SQLite would make a file that a group cannot write, whatever the umask says.
+        os.close(not_through_a_link(str(store), os.O_CREAT | os.O_WRONLY))
+
+
+def _see_that_it_is_new(directory: Path) -> None:
     """Make *directory*, or see that it is empty: nothing without a store in it is known to be ours."""
     if directory.exists() and not directory.is_dir():
         raise NotOurDirectory(str(directory), "is a file, not a directory")
