@@ -99,14 +99,25 @@ class _Members(io.RawIOBase):
         return packed
 
 
+class _Eager:
+    """Gives what there is of *raw*: who waits for a whole buffer loses it at a break."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self.read = raw.read1
+
+
+def _eagerly(open_packed: Callable[..., Any], raw: io.BufferedReader) -> Any:
+    return open_packed(_Eager(raw))
+
+
 # These hand over all that came before a break; faster readers lose a buffer of it.
 _UNPACK: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
+    b"\x1f\x8b": partial(_eagerly, gzip.open),
     b"BZh": partial(_Members, begin=bz2.BZ2Decompressor),
     b"\xfd7zXZ\0": partial(
         _Members, begin=partial(lzma.LZMADecompressor, format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
     ),
-    b"\x28\xb5\x2f\xfd": partial(zstd.open, options=_ZSTD_WINDOW),
+    b"\x28\xb5\x2f\xfd": partial(_eagerly, partial(zstd.open, options=_ZSTD_WINDOW)),
 }
 
 
