@@ -56,7 +56,6 @@ def test_a_sealed_bundle_is_read_back_as_it_was(tmp_path: Path):
         notice="only a toy – not for use",
     )
     assert find(tmp_path / "b") == find(str(tmp_path / "b")) == sealed
-    assert sealed.tokenizer() == "the content of tokenizer.json\n"
     sealed.check()
 
 
@@ -213,6 +212,50 @@ def test_a_bundle_json_that_is_no_description(content: bytes, tmp_path: Path):
     (tmp_path / "b" / "bundle.json").write_bytes(content)
     with pytest.raises(BadBundle, match=r"is not a usable bundle: bundle\.json: "):
         find(tmp_path / "b")
+
+
+# The tokenizer
+
+
+TOKENIZER = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "A": 31}, "unk_token": "[UNK]"},
+}
+
+
+def test_a_tokenizer_that_fits(tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    assert json.loads(bundle.tokenizer()) == TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no JSON\n", "tokenizer.json: expected"),
+        (b"\xff", "tokenizer.json: 'utf-8' codec can't decode"),
+        (b"[" * 99_999, "tokenizer.json: invalid type"),
+        (b" " * (1 << 24) + b"{}", "tokenizer.json: it holds more than 16,777,216 bytes"),
+        (
+            json.dumps(TOKENIZER).replace("31", "32").encode(),
+            "tokenizer.json: it has 33 tokens, the network 32",
+        ),
+        (json.dumps(TOKENIZER).replace("[UNK]", "[unk]", 1).encode(), "tokenizer.json: WordLevel error"),
+    ],
+)
+def test_a_tokenizer_that_does_not(content: bytes, reason: str, tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").write_bytes(content)
+    with pytest.raises(BadBundle) as caught:
+        bundle.tokenizer()
+    assert caught.value.reason.startswith(reason)
 
 
 # The fingerprint

@@ -17,6 +17,7 @@ from platformdirs import user_cache_path
 from .failures import BadBundle, UnknownBundle
 from .files import fresh, read_small
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from .tokens import OrfTokenizer
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 DEFAULT = "tiny-500"
@@ -25,6 +26,7 @@ HOW_TO_GET = "docs/models.md says how to make virnucpro-500 and virnucpro-300 of
 
 _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of a bundle.json
+LARGEST_TOKENIZER = 1 << 24  # bytes; the published one has 170,000
 _MOST = {"layers": 1_000}
 _SHIPPED = Path(__file__).parent / "models"
 
@@ -76,8 +78,21 @@ class Bundle:
                 )
 
     def tokenizer(self) -> str:
-        """Give the definition of the tokenizer for bases, as text."""
-        return (self.directory / "tokenizer.json").read_text("utf-8")
+        """
+        Give the definition of the tokenizer for bases, as text.
+
+        Raises:
+            BadBundle: it is none, or not that of the network beside it
+        """
+        try:
+            text = read_small(self.directory / "tokenizer.json", LARGEST_TOKENIZER).decode("utf-8")
+            vocabulary = OrfTokenizer(text).vocabulary
+        except (OSError, ValueError) as error:
+            raise BadBundle(str(self.directory), f"tokenizer.json: {error}") from error
+        if vocabulary > self.shapes.nucleotide.vocabulary:
+            reason = f"{vocabulary} tokens, the network {self.shapes.nucleotide.vocabulary}"
+            raise BadBundle(str(self.directory), f"tokenizer.json: it has {reason}")
+        return text
 
 
 def sha256(path: Path) -> str:

@@ -29,17 +29,17 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .bundles import Bundle, Shapes, seal, sha256
+from .bundles import LARGEST_TOKENIZER, Bundle, Shapes, seal, sha256
 from .failures import BadCheckpoint, NotOurDirectory
 from .files import fresh, read_small
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from .tokens import OrfTokenizer
 
 Tensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ Tensors = dict[str, Tensor]
 _ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
 _ALPHABET = 33
 _MOST_PICKLES = 5  # in a file of torch's before 1.6
-_LARGEST_CONFIG, _LARGEST_TOKENIZER = 1 << 20, 1 << 24  # bytes
+_LARGEST_CONFIG = 1 << 20  # bytes
 
 
 class MLPClassifier(nn.Module):
@@ -385,9 +385,9 @@ def _tokenizer(directory: Path, shape: NucleotideShape) -> bytes:
     if not path.is_file():
         raise BadCheckpoint(str(directory), "there is no tokenizer.json in it")
     try:
-        content = read_small(path, _LARGEST_TOKENIZER)
-        vocabulary = Tokenizer.from_str(content.decode("utf-8")).get_vocab_size()
-    except Exception as error:  # the Rust library raises this very type and nothing narrower
+        content = read_small(path, LARGEST_TOKENIZER)
+        vocabulary = OrfTokenizer(content.decode("utf-8")).vocabulary
+    except (OSError, ValueError) as error:
         raise BadCheckpoint(str(path), str(error)) from error
     if vocabulary > shape.vocabulary:
         raise BadCheckpoint(str(path), f"it has {vocabulary} tokens, the network {shape.vocabulary}")
