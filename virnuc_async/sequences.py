@@ -267,12 +267,13 @@ class _Reader:
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
         """Give the beginning of the text, the blank lines before it left out; nothing if that is all."""
-        head = b""
+        head, mark = b"", _BYTE_ORDER_MARK  # which stands at the very beginning or nowhere
         for block in blocks:
             head += block
-            if len(head) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(head):
+            if len(head) < len(mark) and mark.startswith(head):
                 continue
-            text = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
+            text = head.removeprefix(mark).lstrip()
+            mark = b""
             self._line += head.count(b"\n") - text.count(b"\n")
             head = text
             if head:
