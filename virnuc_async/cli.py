@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
+from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
 from .settings import Compile, Precision, Settings
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()  # a reader that has gone is met here, not while Python exits
     except VirnucError as failure:
-        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        print(f"{PROGRAM}: {harmless(str(failure))}", file=sys.stderr)
         return failure.exit_code
     except KeyboardInterrupt:
         return 128 + SIGINT

@@ -50,6 +50,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+# A terminal obeys control characters, and the name of a file may hold any.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """Give *text* as a terminal may show it."""
+    return text.translate(_CONTROLS)
+
+
 class VirnucError(Exception):
     """The root of the tree; *exit_code* is what the command line ends with."""
 

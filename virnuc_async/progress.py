@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from .failures import harmless
 from .files import not_through_a_link
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Lines:
             if now - self._last < EVERY_SECONDS:
                 return
             self._last = now
-        self.stream.write(message)
+        self.stream.write(harmless(message))
         self.stream.flush()
 
 
@@ -144,7 +145,7 @@ class Bars:
         """Draw one record."""
         counts = message.record["extra"].get("counts")
         if counts is None:
-            self._progress.console.print(message.rstrip("\n"), markup=False, highlight=False)
+            self._progress.console.print(harmless(message).rstrip("\n"), markup=False, highlight=False)
         else:
             self._draw(counts, self._clock())
 
@@ -188,7 +189,9 @@ def run_files(run: str, directory: Path, clock: Callable[[], float] = time.monot
         return record["extra"].get("run") == run and "failure" in record["extra"]
 
     sinks = [
-        logger.add(log, format=_log_format, filter=is_of_run, level="DEBUG", catch=False),
+        logger.add(
+            lambda line: log(harmless(line)), format=_log_format, filter=is_of_run, level="DEBUG", catch=False
+        ),
         logger.add(failed, format=_failure_format, filter=is_failure_of_run, catch=False),
     ]
     try:

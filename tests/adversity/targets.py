@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from virnuc_async import sequences
-from virnuc_async.batches import Window, form_windows
+from virnuc_async.batches import ContigRow, Window, form_windows
 from virnuc_async.bundles import PARTS, find
 from virnuc_async.failures import BadBundle, BadCheckpoint, BrokenInput, InputError
 from virnuc_async.fragments import cut
@@ -260,16 +260,16 @@ def windows(data: bytes) -> None:
         assert orfs == list(range(window.first, window.first + len(window.places)))
 
 
-def _see_that_all_is_covered(rows: Iterable[object], length: int) -> None:
+def _see_that_all_is_covered(rows: Iterable[ContigRow], length: int) -> None:
     for row in rows:
-        ranges = list(cut(row.length, length))  # type: ignore[attr-defined]
-        assert len(ranges) == row.fragments  # type: ignore[attr-defined]
-        assert [end - begin <= length for begin, end in ranges].count(False) == 0
+        ranges = list(cut(row.length, length))
+        assert len(ranges) == row.fragments
+        assert all(end - begin <= length for begin, end in ranges)
         reached = 0
         for begin, end in ranges:
             assert begin <= reached < end
             reached = end
-        assert reached == row.length  # type: ignore[attr-defined]
+        assert reached == row.length
 
 
 def _joined(some: list[Window], column: str) -> np.ndarray:

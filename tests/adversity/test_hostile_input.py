@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import OPEN, SHUT, predict, python, rows, summary, verdicts
+from running import OPEN, SHUT, log, predict, python, rows, summary, verdicts
 from support import fasta, read_table
 
 from virnuc_async.progress import logger
@@ -165,6 +165,16 @@ def test_file_names_of_any_bytes(tmp_path: Path, out: Path) -> None:
     assert len(failed(out)) == len(names)
     assert f"{folder}/pipe\\|pipe.fa|Input|line 4: '!' is not" in "\n".join(failed(out))
     assert f"{folder}/two\\nlines.fa|Input|line 4: " in "\n".join(failed(out))
+    # A terminal would obey: the name is shown, and only failed_files.txt has it as it is.
+    assert f"{folder}/\x1b[2J.fa|Input|" in "\n".join(failed(out))
+    for shown in (ran.err, log(out)):
+        assert "\x1b" not in shown
+        assert f"{folder}/\\x1b[2J.fa: line 4" in shown
+    (folder / "\x1b[2J.fa").write_text("")
+    for name in names[:-1]:
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).unlink()
+    ran = predict(folder / "\x1b[2K.fa", tmp_path / "other")
+    assert (ran.code, "\x1b" in ran.err) == (1, False)
 
 
 @pytest.mark.slow

@@ -104,6 +104,18 @@ def test_a_link_in_the_place_of_the_store(
     assert (target.read_bytes() if target.exists() else None) == content
 
 
+@pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])
+def test_links_in_the_place_of_what_sqlite_puts_beside_the_store(
+    end: str, reads: Path, out: Path, elsewhere: Path
+) -> None:
+    out.mkdir()
+    (out / STORE).touch()  # as a run leaves it that is killed at its beginning
+    (out / f"{STORE}{end}").symlink_to(elsewhere)
+    ran = predict(reads, out)
+    assert (ran.code, "cannot write run.sqlite3" in ran.err) in ((0, False), (1, True))
+    assert elsewhere.read_text() == "precious\n"
+
+
 def test_a_link_in_the_place_of_the_embeddings_under_way(reads: Path, out: Path, elsewhere: Path) -> None:
     out.mkdir()
     (out / STORE).touch()  # as a run leaves it that is killed at its beginning
