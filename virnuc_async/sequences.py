@@ -179,16 +179,15 @@ def _open(path: str, stdin: BinaryIO | None) -> Iterator[tuple[_Text, Callable[[
     with ExitStack() as closing:
         try:
             raw = closing.enter_context(_standard_input(stdin) if path == STDIN else open(path, "rb"))  # noqa: SIM115
-            has_changed = (
-                partial(_has_changed, path, raw.fileno(), _facts(raw.fileno())) if path != STDIN else bool
-            )
+            before = None if path == STDIN else _facts(raw.fileno())
             head = raw.peek(6)
         except IsADirectoryError as error:
             raise UnreadableInput(path, "a directory without sequence files") from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, _reason(error)) from error
         unpack = next((unpack for magic, unpack in _UNPACK.items() if head.startswith(magic)), None)
-        yield closing.enter_context(unpack(raw)) if unpack else raw, has_changed
+        text = closing.enter_context(unpack(raw)) if unpack else raw
+        yield text, partial(_has_changed, path, raw, before)
 
 
 def _facts(file: int | str) -> tuple[int, ...] | None:
@@ -199,12 +198,12 @@ def _facts(file: int | str) -> tuple[int, ...] | None:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _has_changed(path: str, file: int, before: tuple[int, ...] | None) -> bool:
-    """Whether the open *file* is another than *before*, or is no longer the one at *path*."""
+def _has_changed(path: str, raw: BinaryIO, before: tuple[int, ...] | None) -> bool:
+    """Whether the open file is no longer as it was, or no longer the one at *path*."""
     if before is None:
         return False
     try:
-        return not before == _facts(file) == _facts(path)
+        return not before == _facts(raw.fileno()) == _facts(path)
     except OSError:
         return True
 

@@ -124,6 +124,15 @@ def _repacked(path: Path, program: bytes) -> bytes:
     return file.getvalue()
 
 
+def _patched(content: bytes, data: bytes) -> bytes:
+    """Change bytes of *content*: four bytes say each place, from which end, and what is to stand there."""
+    changed = bytearray(content)
+    for at in range(0, len(data) - 3, 4):
+        place = int.from_bytes(data[at : at + 2], "big") * (1 if data[at + 2] % 2 else -1)
+        changed[place % len(changed)] = data[at + 3]
+    return bytes(changed)
+
+
 def _program(path: Path) -> bytes:
     return next(content for name, content in _members(path) if name.endswith("/data.pkl"))
 
@@ -176,7 +185,16 @@ _FORMS: tuple[Callable[[bytes], Parts], ...] = (
     lambda data: _as_dnabert("config.json", data),
     lambda data: _as_dnabert("tokenizer.json", data),
     _as_safetensors,
+    # Changed in a few places each: most bytes of any kind are refused by their first.
+    lambda data: _as_protein(_patched(_PROTEIN.read_bytes(), data)),
+    lambda data: _as_protein(_repacked(_PROTEIN, _patched(_program(_PROTEIN), data))),
+    lambda data: _as_classifier(_patched(_CLASSIFIER.read_bytes(), data)),
+    lambda data: _as_classifier(_repacked(_CLASSIFIER, _patched(_program(_CLASSIFIER), data))),
+    lambda data: _as_dnabert("pytorch_model.bin", _repacked(_WEIGHTS, _patched(_program(_WEIGHTS), data))),
+    lambda data: _as_dnabert("config.json", _patched((_DNABERT / "config.json").read_bytes(), data)),
+    lambda data: _as_protein(_patched(_old_form(), data)),
 )
+_FIRST_PATCHED = 8
 
 
 def imports(data: bytes) -> None:
@@ -301,6 +319,8 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from (bytes([n]) + (_DNABERT / name).read_bytes() for n, name in ((5, "config.json"),))
         yield b"\6" + json.dumps(_small_tokenizer()).encode()
         yield b"\7" + (SHIPPED / "classifier.safetensors").read_bytes()[:2_000]
+        for number in range(_FIRST_PATCHED, len(_FORMS)):
+            yield from (bytes([number]) + patch for patch in (b"", b"\0\1\0\7", b"\0\x50\1A\3\0\0\xff"))
     elif name == "bundles":
         yield b"\0" + (SHIPPED / "bundle.json").read_bytes()
         yield b"\1" + json.dumps(_small_tokenizer()).encode()
@@ -310,6 +330,7 @@ def seeds(name: str) -> Iterator[bytes]:
         )
 
 
+@cache
 def _old_form() -> bytes:
     file = io.BytesIO()
     found = torch.load(_PROTEIN, weights_only=False)
