@@ -727,6 +727,33 @@ def test_tensors_that_share_their_numbers(dnabert: Path, golden_parts: Parts, tm
     assert torch.equal(written["layers.1.mlp_norm.bias"], tensors[norm.format(0)])
 
 
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(64, 65), "damaged or incomplete: layers.1.k.weight has the shape (64, 65), not None"),
+        (torch.tensor(0.5), "damaged or incomplete: layers.1.k.weight has the shape (), not None"),
+        (
+            torch.zeros(65, 64),
+            "damaged or incomplete: layers.1.qkv.weight has the shape (193, 64), not (192, 64)",
+        ),
+    ],
+)
+def test_q_k_and_v_that_do_not_fit_each_other(
+    tensor: Tensor, reason: str, golden_parts: Parts, tmp_path: Path
+):
+    name = "encoder.sentence_encoder.layers.1.self_attn.k_proj.weight"
+    path = reading(lambda f: f["model"].update({name: tensor}), golden_parts.protein, tmp_path / "x.pt")
+    assert refusal(read_protein, path) == reason
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
+def test_weights_that_are_no_fractions(kind: torch.dtype, dnabert: Path):
+    tensors = dnabert_tensors(dnabert)
+    tensors["embeddings.LayerNorm.weight"] = torch.zeros(96, dtype=kind)
+    torch.save(tensors, dnabert / "pytorch_model.bin")
+    assert refusal(read_nucleotide, dnabert) == f"damaged: norm.weight holds {kind}"
+
+
 def test_a_tensor_that_is_none(dnabert: Path):
     tensors = dnabert_tensors(dnabert)
     tensors["embeddings.LayerNorm.weight"] = torch.zeros(96).to_sparse()

@@ -283,7 +283,13 @@ def _fused(tensors: Tensors) -> Tensors:
     """Stack each layer's q, k and v, where they are apart, into one qkv."""
     for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
         three = [name.replace(".q.", f".{letter}.") for letter in "qkv"]
-        if all(each in tensors for each in three):
+        parts = [tensors[each] for each in three if each in tensors]
+        # What does not fit is left apart, for the network's own shapes to tell.
+        if (
+            len(parts) == 3
+            and all(part.dim() for part in parts)
+            and len({part.shape[1:] for part in parts}) == 1
+        ):
             tensors[name.replace(".q.", ".qkv.")] = torch.cat([tensors.pop(each) for each in three])
     return tensors
 
@@ -325,12 +331,15 @@ def _heads(path: Path, heads: Any, width: int, even: bool = False) -> int:
 def _complete(path: Path, tensors: Tensors, build: Callable[[], nn.Module]) -> Tensors:
     """Give *tensors* if they are, by name and shape, all that the network wants."""
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+        like = build().state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             reason = f"{name} has the shape {found.get(name)}, not {wanted.get(name)}"
             raise BadCheckpoint(str(path), f"damaged or incomplete: {reason}")
+        if tensors[name].is_floating_point() != like[name].is_floating_point():
+            raise BadCheckpoint(str(path), f"damaged: {name} holds {tensors[name].dtype}")
     return tensors
 
 
