@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "virnucpro-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
+_LARGEST_LIST = 1 << 28  # bytes: millions of names
 
 _EXAMPLES = """\
 examples:
@@ -329,10 +330,13 @@ def _listed(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_bytes().splitlines()
+        with open(path, "rb") as file:
+            lines = file.read(_LARGEST_LIST + 1)
     except OSError as error:
         raise UnreadableInput(path, error.strerror or str(error)) from error
-    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
+    if len(lines) > _LARGEST_LIST:
+        raise UnreadableInput(path, f"a list of more than {_LARGEST_LIST:,} bytes")
+    return [os.fsdecode(line.strip()) for line in lines.splitlines() if line.strip()]
 
 
 def _settings(options: Namespace) -> Settings:

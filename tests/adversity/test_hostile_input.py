@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import OPEN, SHUT, log, predict, python, rows, summary, verdicts
+from running import OPEN, SHUT, log, memory_for_no_more_than, predict, python, rows, summary, verdicts
 from support import fasta, read_table
 
 from virnuc_async.progress import logger
@@ -143,6 +143,13 @@ def test_names_that_lead_nowhere(good: Path, tmp_path: Path, out: Path) -> None:
     assert [name for name, _ in said] == list(wanted)
     for name, reason in said:
         assert reason.startswith(wanted[name])
+
+
+def test_a_list_without_end(out: Path) -> None:
+    with memory_for_no_more_than(1 << 30):
+        ran = predict("--input-list", "/dev/zero", "--output-dir", out)
+    assert (ran.code, ran.err) == (1, "virnucpro-async: /dev/zero: a list of more than 268,435,456 bytes\n")
+    assert not out.exists()
 
 
 def test_file_names_of_any_bytes(tmp_path: Path, out: Path) -> None:
