@@ -55,7 +55,7 @@ def fuzz(session: nox.Session) -> None:
     each = (
         [session.posargs]
         if session.posargs
-        else [[name] for name in ("readers", "import", "bundles", "windows")]
+        else [[name] for name in ("readers", "import", "bundles", "windows", "features")]
     )
     for arguments in each:
         session.run("python", "tests/adversity/fuzz.py", *arguments)

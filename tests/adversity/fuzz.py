@@ -15,7 +15,16 @@ import atheris
 
 # Not torch: it takes minutes to be instrumented, and is not what is to be explored.
 with atheris.instrument_imports(include=["virnuc_async"]):
-    from virnuc_async import batches, bundles, fragments, orfs, sequences, tokens, upstream  # noqa: F401
+    from virnuc_async import (  # noqa: F401
+        batches,
+        bundles,
+        features,
+        fragments,
+        orfs,
+        sequences,
+        tokens,
+        upstream,
+    )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from adversity.targets import TARGETS, seeds

@@ -26,7 +26,8 @@ import torch
 from virnuc_async import sequences
 from virnuc_async.batches import ContigRow, Window, form_windows
 from virnuc_async.bundles import PARTS, find
-from virnuc_async.failures import BadBundle, BadCheckpoint, BrokenInput, InputError
+from virnuc_async.failures import BadBundle, BadCheckpoint, BrokenInput, FeatureError, InputError
+from virnuc_async.features import Features, find_features
 from virnuc_async.fragments import cut
 from virnuc_async.sequences import Contig, read_contigs
 from virnuc_async.tokens import OrfTokenizer
@@ -295,7 +296,60 @@ def _joined(some: list[Window], column: str) -> np.ndarray:
     return np.concatenate([getattr(value, "ids", value) for value in values])
 
 
-TARGETS: dict[str, Target] = {"readers": readers, "import": imports, "bundles": bundles, "windows": windows}
+# Features of earlier work
+
+_WIDTHS = (4, 6)
+_FEATURE_NAMES = ("x_DNABERT_S.pt", "x_ESM.pt", "x_merged.pt")
+
+
+@cache
+def _feature_file(name: str) -> Path:
+    """Give a small file of the form that *name* says, of three ORFs."""
+    ids, path = ["a_chunk_1F1", "a_chunk_1R3", "b_chunk_2F2"], _scratch() / f"seed_{name}"
+    numbers = torch.arange(30, dtype=torch.float32).reshape(3, 10)
+    means = [
+        {"label": id, "mean_representation": row[:4].tolist()} for id, row in zip(ids, numbers, strict=True)
+    ]
+    found = {
+        "x_DNABERT_S.pt": {"nucleotide": ids, "data": means},
+        "x_ESM.pt": {"proteins": ids, "data": [row[4:].clone() for row in numbers]},
+        "x_merged.pt": {"ids": ids, "data": numbers},
+    }
+    torch.save(found[name], path)
+    return path
+
+
+def features(data: bytes) -> None:
+    """Read any bytes as a file of features, or as the pickle in one; what is taken is what can be found."""
+    if not data:
+        return
+    name, way = _FEATURE_NAMES[data[0] % 3], data[0] // 3 % 3
+    seed = _feature_file(name)
+    program = data[1:] if way == 1 else _patched(_program(seed), data[1:])
+    directory = _scratch() / "features"
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_bytes(data[1:] if way == 0 else _repacked(seed, program))
+    said = ""
+    with warnings.catch_warnings(action="error"):
+        known = Features(list(find_features(directory, _scratch())), _WIDTHS)
+        try:
+            for _ in known.read(_scratch()):
+                assert known.found_text().startswith("found 1 file of features")
+        except FeatureError as failure:
+            said = str(failure)
+        finally:
+            known.close()
+            (directory / name).unlink()
+    assert len(said.splitlines()) < 2
+
+
+TARGETS: dict[str, Target] = {
+    "readers": readers,
+    "import": imports,
+    "bundles": bundles,
+    "windows": windows,
+    "features": features,
+}
 
 
 def seeds(name: str) -> Iterator[bytes]:
@@ -324,6 +378,11 @@ def seeds(name: str) -> Iterator[bytes]:
     elif name == "bundles":
         yield b"\0" + (SHIPPED / "bundle.json").read_bytes()
         yield b"\1" + json.dumps(_small_tokenizer()).encode()
+    elif name == "features":
+        for number, form in enumerate(_FEATURE_NAMES):
+            yield bytes([number]) + _feature_file(form).read_bytes()
+            yield bytes([3 + number]) + _program(_feature_file(form))
+            yield from (bytes([6 + number]) + patch for patch in (b"", b"\0\1\0\7", b"\0\x50\1A\3\0\0\xff"))
     else:
         yield bytes([20, 3]) + b"\n".join(
             [b"GCAGCAGCAGCAGCA" * 5, b"", b"AC", b"TTAATTAATTAATTAA" * 3, b"ACGTN" * 20]
