@@ -427,6 +427,18 @@ def test_a_disk_that_fills_up_on_the_way(server: Server, small_disk: Path) -> No
     assert second is not None
 
 
+@pytest.mark.parametrize("name", ["x.bin.part", "x.bin.part.json"])
+def test_nothing_is_written_through_a_link(name: str, server: Server, tmp_path: Path) -> None:
+    precious, here = tmp_path / "precious", tmp_path / "here"
+    precious.write_text("mine")
+    here.mkdir()
+    (here / name).symlink_to(precious)
+    fetch(here, source(server))
+    assert precious.read_text() == "mine"
+    assert (here / "x.bin").read_bytes() == CONTENT
+    assert not (here / "x.bin").is_symlink()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         alone(tmp_path / "work"),

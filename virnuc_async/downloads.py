@@ -41,6 +41,7 @@ from .failures import (
     NotServed,
     WrongDownload,
 )
+from .files import fresh, not_through_a_link, read_small
 
 _BLOCK = 1 << 20
 _LEAST = 1 << 10  # bytes within the patience for a stall: less is none
@@ -139,7 +140,7 @@ def _locked(directory: Path) -> IO[bytes] | None:
     """Give the lock file of *directory*, locked while it is open; None if it is not the one there."""
     directory.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError), ExitStack() as undo:
-        file = undo.enter_context(open(directory / "lock", "ab"))
+        file = undo.enter_context(open(directory / "lock", "ab", opener=not_through_a_link))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -242,7 +243,7 @@ class _Fetching:
             raise
         with response:
             self._begin(response, at)
-            with open(self._part, "ab", buffering=0) as file:
+            with open(self._part, "ab", buffering=0, opener=not_through_a_link) as file:
                 self._copy(response, file)
                 os.fsync(file.fileno())
         if self._transfer.total not in (None, self._transfer.done):
@@ -251,11 +252,11 @@ class _Fetching:
     def _kept(self) -> dict[str, Any]:
         """Give what is known of the part that is there; nothing if it cannot be gone on with."""
         try:
-            facts = json.loads(self._facts.read_bytes())
+            facts = json.loads(read_small(self._facts, _BLOCK))
             is_of_it = facts["url"] == self._source.url and "total" in facts and self._part.is_file()
             # Without a word of the server by which to know the file again, it may be another one.
             return facts if is_of_it and facts["validator"] else {}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 
     def _open(self, at: int, validator: str) -> HTTPResponse:
@@ -282,7 +283,8 @@ class _Fetching:
             # The old part goes first: what is there must never be taken for a part of another file.
             self._forget()
             facts = {"url": self._source.url, "validator": _validator(response), "total": total}
-            self._facts.write_text(json.dumps(facts), "utf-8")
+            with fresh(self._facts) as file:
+                file.write(json.dumps(facts).encode())
         self._transfer.doing = "receiving"
 
     def _copy(self, response: HTTPResponse, file: FileIO) -> None:

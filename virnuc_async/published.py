@@ -17,6 +17,7 @@ from pathlib import Path
 from .bundles import find
 from .downloads import Patience, Source, Watch, alone, fetch_all, git_blob
 from .failures import BadCheckpoint, NotOurDirectory, UsageError
+from .files import read_small
 from .networks.shapes import ProteinShape
 from .references import Reference, published_reference
 from .upstream import ESM2_HEADS, Parts, import_bundle, in_the_making, read_protein
@@ -40,6 +41,7 @@ ESM2 = {
 
 _ESM2_AT = "https://dl.fbaipublicfiles.com/fair-esm/models"
 _CLASSIFIERS_AT = "https://github.com/Li-Jing-1997/VirNucPro/raw/HEAD"
+_LARGEST_CONFIG = 1 << 20  # bytes
 _DNABERT_S = "DNABERT-S"
 _DNABERT_S_CONFIG = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12}
 _DNABERT_S_AT = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
@@ -136,9 +138,9 @@ def _see_that_it_is_esm2(size: tuple[int, int], path: Path) -> None:
 def _see_that_it_is_dnabert_s(path: Path) -> None:
     """See that what is read of ``config.json`` is as published: its other lines are not used."""
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_small(path, _LARGEST_CONFIG))
         is_right = all(config[name] == value for name, value in _DNABERT_S_CONFIG.items())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCheckpoint(str(path), f"not the configuration of a network ({error!r:.99})") from error
     if not is_right:
         raise BadCheckpoint(str(path), "not the configuration of DNABERT-S")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .bundles import REFERENCE, Bundle, describe, sha256
 from .failures import BadReference, NoReference
+from .files import fresh, read_small
 from .settings import Precision
 
 SUMS = 32
@@ -200,9 +201,7 @@ def read_reference(path: Path) -> Reference:
         BadReference: it is none
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise BadReference(str(path), f"it holds more than {_MOST_BYTES:,} bytes")
-        described = json.loads(path.read_bytes())
+        described = json.loads(read_small(path, _MOST_BYTES))
         if described["format"] != _FORMAT:
             raise BadReference(str(path), f"its format is {described['format']!r:.99}, not {_FORMAT}")
         return _reference(described)
@@ -264,7 +263,8 @@ def attach(bundle: Bundle, reference: Reference) -> Bundle:
 def write_reference(directory: Path, reference: Reference) -> None:
     """Write *reference* where the bundle in *directory* is to have it, whole or not at all."""
     hidden = directory / f".{REFERENCE}"
-    hidden.write_text(_as_json(reference), "utf-8")
+    with fresh(hidden) as file:
+        file.write(_as_json(reference).encode("utf-8"))
     os.replace(hidden, directory / REFERENCE)
 
 
