@@ -40,7 +40,7 @@ from .files import fresh, read_small
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
-from .networks.saving import DTYPES, save
+from .networks.saving import DTYPES, Stacked, save
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from .references import Reference, write_reference
 from .tokens import OrfTokenizer
@@ -92,7 +92,7 @@ def import_bundle(
         raise BadCheckpoint(str(parts.classifier), reason)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
     with in_the_making(directory) as hidden:
-        save(protein, hidden / "protein.safetensors")
+        save(_in_parts(protein), hidden / "protein.safetensors")
         save(nucleotide, hidden / "nucleotide.safetensors")
         save(classifier, hidden / "classifier.safetensors")
         with fresh(hidden / "tokenizer.json") as file:
@@ -299,35 +299,39 @@ class _Fused(Mapping[str, Tensor]):
     """
     *tensors* with each layer's q, k and v, where they are apart, stacked into one qkv.
 
-    They are stacked whenever they are asked for: of a mapped checkpoint, no more than one such is in
-    memory.
+    They are stacked when they are asked for, and are in their parts until then: copies, of which the
+    allocator may keep the memory, would add up to a third of a network.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._names: dict[str, tuple[str, ...]] = {name: (name,) for name in tensors}
-        self._tensors = tensors
+        self.parts: dict[str, Tensor | Stacked] = dict(tensors)
         for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
-            three = tuple(name.replace(".q.", f".{letter}.") for letter in "qkv")
+            three = [name.replace(".q.", f".{letter}.") for letter in "qkv"]
+            parts = [tensors[each] for each in three if each in tensors]
             # What does not fit is left apart, for the network's own shapes to tell.
-            if _can_be_stacked([tensors.get(each) for each in three]):
+            if _can_be_stacked(parts):
                 for each in three:
-                    del self._names[each]
-                self._names[name.replace(".q.", ".qkv.")] = three
+                    del self.parts[each]
+                self.parts[name.replace(".q.", ".qkv.")] = Stacked(tuple(parts))
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = [self._tensors[each] for each in self._names[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensor = self.parts[name]
+        return torch.cat(tensor.parts) if isinstance(tensor, Stacked) else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.parts)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.parts)
 
 
-def _can_be_stacked(parts: Sequence[Tensor | None]) -> bool:
-    kinds = {(part.shape[1:], part.dtype) if part is not None and part.dim() else None for part in parts}
-    return len(kinds) == 1 and None not in kinds
+def _in_parts(tensors: Tensors) -> Mapping[str, Tensor | Stacked]:
+    return tensors.parts if isinstance(tensors, _Fused) else tensors
+
+
+def _can_be_stacked(parts: Sequence[Tensor]) -> bool:
+    is_three = len(parts) == 3 and all(part.dim() for part in parts)
+    return is_three and len({(part.shape[1:], part.dtype) for part in parts}) == 1
 
 
 def _layers(tensors: Iterable[str]) -> int:
@@ -370,7 +374,7 @@ def _complete(path: Path, tensors: Tensors, build: Callable[[], nn.Module]) -> T
     with torch.device("meta"):
         like = build().state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
-    facts = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    facts = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in _in_parts(tensors).items()}
     found = {name: shape for name, (shape, _) in facts.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -21,13 +22,29 @@ DTYPES = {
 }
 
 
-def save(tensors: Mapping[str, Tensor], path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """A tensor of which there are *parts*, one behind the other in its first dimension."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The numbers of all parts."""
+        return self.parts[0].dtype
+
+
+def save(tensors: Mapping[str, Tensor | Stacked], path: Path) -> None:
     """
     Write *tensors* to *path*, byte for byte as safetensors' own writer does.
 
     That one wants all of them in memory, and a second time as bytes. Here each is asked for when it
-    is written and forgotten afterwards: a mapping that makes them then, or that maps a file, needs
-    memory for one of them.
+    is written and forgotten afterwards; of tensors of a mapped file nothing is copied.
     """
     described: dict[str, dict[str, object]] = {}
     end = 0
@@ -39,12 +56,14 @@ def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     with open(path, "xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in described:
-            file.write(_bytes(tensors[name]))
+            tensor = tensors[name]
+            for part in tensor.parts if isinstance(tensor, Stacked) else (tensor,):
+                file.write(_bytes(part))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+def _layout(tensors: Mapping[str, Tensor | Stacked]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """Give what there is to write, in the order of the file."""
     found = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     return sorted(found, key=lambda one: (list(DTYPES).index(one[1]), one[0]))
