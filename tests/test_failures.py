@@ -12,6 +12,7 @@ from virnuc_async.failures import (
     BadBundle,
     BadCheckpoint,
     BadFeatures,
+    BadTable,
     BrokenInput,
     BundleError,
     CannotWrite,
@@ -23,15 +24,19 @@ from virnuc_async.failures import (
     DirectoryHeld,
     FeatureError,
     InputError,
+    LabelError,
     MixedDevices,
     NoDevicesLeft,
     NoFeatures,
     NoRecords,
     NotOurDirectory,
     NotSequences,
+    OneClass,
     OutputError,
+    SharedSequences,
     Stage,
     StrangeFeatures,
+    TooFewClusters,
     UnknownBundle,
     UnknownDevice,
     UnreadableInput,
@@ -63,6 +68,20 @@ SAID: list[tuple[VirnucError, str]] = [
     (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
     (FeatureError("text"), "text"),
+    (LabelError("text"), "text"),
+    (OneClass("viral", "the ORFs for test"), "nothing viral in the ORFs for test: both classes are needed"),
+    (
+        TooFewClusters("viral", 2, 3),
+        "2 clusters of viral records cannot be split into 3 sides. A cluster is what --clusters says, else a "
+        "genome= of the headers, else a record",
+    ),
+    (BadTable("c.tsv", "has no line for x"), "c.tsv: has no line for x"),
+    (
+        SharedSequences(3, 1000, 31),
+        "3 of 1,000 held-out records share stretches of 31 bases with training ones, and figures on them "
+        "would flatter. Cluster the sequences and name the table with --clusters, or have them left out with "
+        "--leaks drop",
+    ),
     (
         NoFeatures("old", "no file there is named *_ESM.pt"),
         "no features to reuse in old: no file there is named *_ESM.pt",

@@ -30,6 +30,12 @@ ORDER = [
     "progress",
     "report",
     "pipeline",
+    "labels",
+    "leaks",
+    "measures",
+    "charts",
+    "evaluation",
+    "cards",
     "training",
     "cli",
 ]

@@ -77,7 +77,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fragments:
+class Votes:
     """The fragments of a block that have a scored ORF, in columns."""
 
     rows: NDArray[np.int64]  # which of the block's contigs each is of
@@ -86,7 +86,7 @@ class _Fragments:
     are_viral: NDArray[np.bool_]
 
 
-def _fragments(block: Block) -> _Fragments:
+def vote(block: Block) -> Votes:
     """
     Give each fragment's verdict.
 
@@ -96,12 +96,12 @@ def _fragments(block: Block) -> _Fragments:
     rows, numbers = block.rows, block.scores["fragment"]
     firsts = _firsts(rows, numbers)
     others, virus = (np.maximum.reduceat(block.scores[name], firsts) for name in ("others", "virus"))
-    return _Fragments(rows[firsts], numbers[firsts], virus, virus >= others)
+    return Votes(rows[firsts], numbers[firsts], virus, virus >= others)
 
 
 def judge(block: Block) -> Verdicts:
     """Let the fragments of each contig vote."""
-    fragments = _fragments(block)
+    fragments = vote(block)
     rows, size = fragments.rows, len(block.contigs)
     counts = np.bincount(rows, minlength=size)
     viral = np.bincount(rows[fragments.are_viral], minlength=size)
@@ -156,7 +156,7 @@ def fragment_verdicts(store: Store) -> Parts:
 
 
 def _fragment_lines(block: Block) -> list[str]:
-    fragments = _fragments(block)
+    fragments = vote(block)
     verdicts = _words(b"False", b"True")[fragments.are_viral.astype(np.intp)]
     return _lines(_of_rows(block, fragments.rows), _chunks(fragments.numbers), verdicts)
 

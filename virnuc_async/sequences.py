@@ -110,9 +110,16 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
         yield from found or [name]
 
 
-def read_contigs(path: str, stdin: BinaryIO | None = None) -> Iterator[Contig]:
+def first_word(header: bytes) -> bytes:
+    """Give a record's id: its header up to the first white space."""
+    return (header.split(None, 1) or [b""])[0]
+
+
+def read_contigs(
+    path: str, stdin: BinaryIO | None = None, name: Callable[[bytes], bytes] = first_word
+) -> Iterator[Contig]:
     """
-    Give every record of *path* in order; ``-`` reads *stdin*.
+    Give every record of *path* in order, called as *name* does by its header; ``-`` reads *stdin*.
 
     Raises:
         UnreadableInput: nothing could be read
@@ -120,7 +127,7 @@ def read_contigs(path: str, stdin: BinaryIO | None = None) -> Iterator[Contig]:
         BrokenInput: the file breaks half way; the records before the break were given
     """
     with _open(path, stdin) as text:
-        yield from _Reader(path, text).contigs()
+        yield from _Reader(path, text, name).contigs()
 
 
 def fingerprint(path: str) -> list[int | str] | None:
@@ -211,8 +218,9 @@ def _reason(error: BaseException) -> str:
 class _Reader:
     """Parses one stream of text; counts records and lines as it goes."""
 
-    def __init__(self, path: str, text: _Text) -> None:
+    def __init__(self, path: str, text: _Text, name: Callable[[bytes], bytes]) -> None:
         self.path = path
+        self._name = name
         self.records = 0
         self._text = text
         self._line = 1  # of the record that is being read
@@ -280,7 +288,7 @@ class _Reader:
         pieces.clear()
         header, end, body = text.partition(b"\n")
         letters = body.replace(b"\n", b"")
-        contig = Contig(_id(header), self._bases(letters, body))
+        contig = Contig(self._name(header), self._bases(letters, body))
         self._line += len(end) + len(body) - len(letters)
         return contig
 
@@ -306,7 +314,7 @@ class _Reader:
             raise self._wrong(2, f"expected '+', saw {_shown(plus)}")
         if len(quality.rstrip()) != len(bases.rstrip()):
             raise self._wrong(3, "the quality line is not as long as the bases")
-        contig = Contig(_id(header[1:]), self._bases(bases, bases))
+        contig = Contig(self._name(header[1:]), self._bases(bases, bases))
         self._line += 4
         return contig
 
@@ -321,10 +329,6 @@ class _Reader:
 
     def _wrong(self, line: int, reason: str) -> NotSequences:
         return NotSequences(self.path, self._line + line, reason)
-
-
-def _id(header: bytes) -> bytes:
-    return (header.split(None, 1) or [b""])[0]
 
 
 def _shown(text: bytes) -> str:
