@@ -170,7 +170,9 @@ def _read_table(path: Path) -> Mapping[str, str]:
 
 
 def _text(word: bytes) -> str:
-    return word.decode("utf-8", "surrogateescape")
+    """Read a name; what a terminal would obey, or could not show, is spelt out."""
+    text = word.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _check_classes(are_viral: NDArray[np.bool_], where: str) -> None:
@@ -208,6 +210,9 @@ def split_records(records: Records, validation: float, test: float, seed: int) -
         if len(own) < len(shares):
             raise TooFewClusters(KINDS[kind], len(own), len(shares))
         own = own[random.permutation(len(own))]
+        # Large ones first, while there is a side with room for them.
+        is_small = bases[own] < shares.min() * bases[own].sum() / 2
+        own = own[np.argsort(is_small, kind="stable")]
         sides[own] = _dealt(bases[own], shares)
     return sides[records.clusters]
 
@@ -227,10 +232,11 @@ def _dealt(sizes: NDArray[np.float64], shares: NDArray[np.float64]) -> list[int]
 
 def split_fragments(fragments: int, validation: float, test: float, seed: int) -> Sides:
     """Put each fragment on a side at random, as was published: its neighbours may stand on others."""
-    places = np.random.default_rng(seed).permutation(fragments) / max(1, fragments)
+    order = np.random.default_rng(seed).permutation(fragments)
+    ends = np.cumsum(np.round(np.array((test, validation)) * fragments).astype(np.int64))
+    tested, validated, _ = np.split(order, ends)
     sides = np.full(fragments, TRAINING, np.uint8)
-    sides[places < test + validation] = VALIDATION
-    sides[places < test] = TEST
+    sides[tested], sides[validated] = TEST, VALIDATION
     return sides
 
 

@@ -449,8 +449,9 @@ def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 def _probabilities(examples: Examples, rows: NDArray[np.int64], weights: _Weights) -> NDArray[np.float32]:
     """Give P(others) and P(virus) of *rows*, in the rows of an array for all."""
     hidden, inputs = weights["hidden.weight"].shape
-    network = Classifier(ClassifierShape(inputs, hidden))
-    network.load_state_dict(weights)
+    with torch.device("meta"):
+        network = Classifier(ClassifierShape(inputs, hidden))
+    network.load_state_dict(weights, assign=True)
     network.eval()
     found = np.zeros((len(examples.owners), 2), np.float32)
     for batch in _batches(rows, _EVALUATED):
