@@ -18,6 +18,7 @@ ORDER = [
     "tokens",
     "batches",
     "networks",
+    "calibration",
     "bundles",
     "upstream",
     "devices",

@@ -2,18 +2,21 @@
 A bundle is a directory with everything that turns ORFs into scores, and no pickle.
 
 ``bundle.json`` names the other files and their checksums: ``protein.safetensors``,
-``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``.
+``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``. A ``calibration.json`` may lie
+beside them, which changes no score.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from . import calibration
+from .calibration import CALIBRATION, Calibration
 from .failures import BadBundle, UnknownBundle
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
@@ -47,6 +50,7 @@ class Bundle:
     origin: Mapping[str, str]  # where each part came from
     licence: str = ""
     notice: str = ""  # what a user of this bundle should be told on every run
+    calibration: Calibration | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -75,6 +79,11 @@ class Bundle:
     def tokenizer(self) -> str:
         """Give the definition of the tokenizer for bases, as text."""
         return (self.directory / "tokenizer.json").read_text("utf-8")
+
+
+def is_shipped(bundle: Bundle) -> bool:
+    """Whether *bundle* is one of the package's own, which are the same for all of its users."""
+    return bundle.directory.resolve().parent == _SHIPPED.resolve()
 
 
 def sha256(path: Path) -> str:
@@ -143,7 +152,7 @@ def _read(directory: Path) -> Bundle:
             raise BadBundle(
                 str(directory), f"its format is {described['format']}, this program reads {_FORMAT}"
             )
-        return Bundle(
+        bundle = Bundle(
             directory=directory,
             name=str(described["name"]),
             length=_positive("fragment_length", described["fragment_length"]),
@@ -153,10 +162,24 @@ def _read(directory: Path) -> Bundle:
             licence=described.get("licence", ""),
             notice=described.get("notice", ""),
         )
+        return replace(bundle, calibration=_calibration(bundle))
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
+
+
+def _calibration(bundle: Bundle) -> Calibration | None:
+    path = bundle.directory / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        found = calibration.read(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
+    if found.of != bundle.fingerprint:
+        raise BadBundle(str(bundle.directory), f"{CALIBRATION} is of another classifier ({found.of})")
+    return found
 
 
 def _shapes(described: Mapping[str, Any]) -> Shapes:

@@ -30,6 +30,7 @@ from .settings import (
 if TYPE_CHECKING:
     from loguru import Record
 
+    from .bundles import Bundle
     from .results import Summary
 
 PROGRAM = "virnucpro-async"
@@ -81,6 +82,14 @@ examples:
 
 figures/evaluation.html is for people, figures/evaluation.json for programs. docs/training.md says what
 each figure means. The same command resumes.
+"""
+_CALIBRATE_EXAMPLES = """\
+examples:
+  python -m virnucpro_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
+      --model my-model/ --fpr 0.01
+
+Scores and verdicts stay as they are: contigs.tsv has a column more, p_virus_calibrated. The sequences
+must be new to the model. The same command resumes.
 """
 _MODELS_EXAMPLES = """\
 examples:
@@ -163,6 +172,7 @@ def _parser() -> ArgumentParser:
     _add_predict(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_calibrate(commands)
     _add_models(commands)
     devices = _add(commands, "devices", "show which devices a run would use", _DEVICES_EXAMPLES)
     devices.set_defaults(command=_devices)
@@ -227,6 +237,12 @@ def _add_model_options(group: Any) -> None:
 
 def _add_feature_options(group: Any) -> None:
     group.add_argument("--embeddings", action="store_true", help="write merged_features.pt too")
+    group.add_argument(
+        "--no-calibration",
+        dest="calibrated",
+        action="store_false",
+        help="leave p_virus_calibrated out of contigs.tsv, also where the model has a calibration",
+    )
     group.add_argument(
         "--reuse-features",
         type=Path,
@@ -303,6 +319,30 @@ def _add_evaluate(commands: Any) -> None:
     _add_device_options(evaluate.add_argument_group("devices"))
     _add_talk_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = _add(
+        commands, "calibrate", "map a model's scores to probabilities that hold", _CALIBRATE_EXAMPLES
+    )
+    _add_data_options(calibrate.add_argument_group("data"), "where the scores are kept, to be resumed")
+    calibrate.add_argument(
+        "--method",
+        choices=("temperature", "isotonic"),
+        default="temperature",
+        help="one number, or any rising map, which wants a thousand contigs (default: temperature)",
+    )
+    calibrate.add_argument(
+        "--fpr",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="give the threshold that this share of other contigs reaches (default: 0.01)",
+    )
+    _add_model_options(calibrate.add_argument_group("model"))
+    _add_device_options(calibrate.add_argument_group("devices"))
+    _add_talk_options(calibrate)
+    calibrate.set_defaults(command=_calibrate)
 
 
 def _add_data_options(group: Any, output: str) -> None:
@@ -440,6 +480,7 @@ def _predict(options: Namespace) -> int:
     settings = _settings(
         options,
         embeddings=options.embeddings,
+        calibrated=options.calibrated,
         reuse_features=options.reuse_features,
         repair=options.repair,
     )
@@ -490,6 +531,27 @@ def _evaluate(options: Namespace) -> int:
     for place, of_levels in report["at"].items():
         print(f"\n{place}")
         _print_table(group_rows(of_levels))
+    return DONE
+
+
+def _calibrate(options: Namespace) -> int:
+    settings = _settings(options)
+    _set_environment(options)
+    from .calibration import Method
+    from .evaluation import calibrate
+    from .labels import labelled
+
+    data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
+    with _console(options):
+        found = calibrate(data, options.output, settings, Method(options.method), options.fpr, _run)
+    errors = f"{found['ece_before']:.3f} before and {found['ece_after']:.3f} after"
+    print(f"calibration error {errors}, cross-validated")
+    print(
+        f"mean_p_virus from {found['threshold']:.6g} on: a false positive rate of at most {found['fpr']:g} "
+        f"and a sensitivity of {found['sensitivity_at_threshold']:.3f} on these {found['viral']:,} viral and "
+        f"{found['nonviral']:,} other contigs"
+    )
+    print(f"predict --model {options.model} adds p_virus_calibrated to contigs.tsv from now on")
     return DONE
 
 
@@ -695,6 +757,7 @@ def _model_info(options: Namespace) -> int:
         "nucleotide": f"DNABERT-S, {nucleotide.layers} layers of {nucleotide.width}",
         "classifier": f"{classifier.inputs} -> {classifier.hidden} -> 2",
         "licence": bundle.licence or "not stated",
+        "calibration": _told_calibration(bundle),
         **{f"origin of {part}": place for part, place in bundle.origin.items()},
         **{name: f"sha256 {checksum}, checked" for name, checksum in bundle.checksums.items()},
     }
@@ -703,6 +766,14 @@ def _model_info(options: Namespace) -> int:
     if bundle.notice:
         print(bundle.notice)
     return DONE
+
+
+def _told_calibration(bundle: "Bundle") -> str:
+    found = bundle.calibration
+    if found is None:
+        return "none"
+    threshold = f"mean_p_virus from {found.threshold:.6g} on is a false positive rate of {found.fpr:g}"
+    return f"{found.method} ({found.fingerprint}); {threshold}"
 
 
 def _import_model(options: Namespace) -> int:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .bundles import Bundle, find
+from .bundles import Bundle, find, is_shipped
+from .calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from .charts import chart, heading, page, paragraph, table
-from .failures import AnotherRun, CannotWrite, NotOurDirectory, counted
-from .labels import KINDS, Cutting, Labelled, Records, read_records
-from .measures import Ranking, Resampler, auroc, plain, plain_interval
+from .failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
+from .labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
+from .measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from .progress import logger
 from .results import Summary, judge, vote
 from .settings import Measuring, Settings
@@ -31,6 +32,7 @@ Engine = Callable[[Sequence[str], Path, Settings], Summary]
 
 JSON, HTML, RECORDS = "evaluation.json", "evaluation.html", "records"
 _LENGTH, _STRETCHES = "length-", "stretches.fa"
+_FOLDS = 5  # of the clusters, to see what a calibration is worth
 _SHOWN = ("auroc", "auprc", "accuracy", "sensitivity", "specificity", "mcc", "tpr_at_5_percent_fpr", "ece")
 _HEADS = ("AUROC", "AUPRC", "accuracy", "sens.", "spec.", "MCC", "TPR at 5% FPR", "ECE")
 
@@ -77,6 +79,72 @@ def evaluate(
     return report
 
 
+def calibrate(
+    data: Labelled, out_dir: Path, settings: Settings, method: Method, fpr: float, engine: Engine
+) -> Report:
+    """
+    Map contigs' mean P(virus) to what holds on *data*; write ``calibration.json`` into the bundle.
+
+    Raises:
+        UsageError: *fpr* is no share, or the model is one of the package's own
+        InputError, LabelError, NoRecords: the labelled sequences
+        what the engine raises
+    """
+    bundle = find(settings.model)
+    if not 0 < fpr < 1:
+        raise UsageError(f"the false positive rate is a number between 0 and 1, not {fpr}")
+    if is_shipped(bundle):
+        raise UsageError(
+            f"{bundle.name} comes with the program: copy {bundle.directory} and calibrate the copy"
+        )
+    _check_ours(out_dir)
+    records = read_records(data)
+    level = _on_records(data, records, out_dir, settings, engine)["contig"]
+    truth = records.are_viral[level.owners]
+    check_classes(truth, "the contigs that have a score")
+    found = _calibration(bundle.fingerprint, method, level.scores, truth, fpr)
+    facts = _calibration_facts(found, level, truth, records.clusters[level.owners])
+    if facts["nonviral"] * fpr < 1:
+        logger.warning("{:,} other contigs are too few to tell a rate of {:g}", facts["nonviral"], fpr)
+    report = found.as_dict(version=__version__, **facts)
+    _write(bundle.directory / CALIBRATION, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _calibration(
+    of: str, method: Method, scores: NDArray[np.float32], truth: NDArray[np.bool_], fpr: float
+) -> Calibration:
+    threshold = threshold_for(scores, truth, fpr)
+    if method is Method.ISOTONIC:
+        return Calibration(of, method, 1.0, fit_isotonic(scores, truth), fpr, threshold)
+    return Calibration(of, method, fit_temperature(scores, truth), (), fpr, threshold)
+
+
+def _calibration_facts(
+    found: Calibration, level: Level, truth: NDArray[np.bool_], clusters: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Give what a calibration is worth, by maps fitted without the clusters that they are tried on."""
+    folds = np.random.default_rng(0).permutation(clusters.max() + 1)[clusters] % _FOLDS
+    tried = level.scores.astype(np.float64)
+    for fold in range(_FOLDS):
+        own = folds == fold
+        if own.any() and 0 < truth[~own].sum() < (~own).sum():
+            without = _calibration(found.of, found.method, level.scores[~own], truth[~own], found.fpr)
+            tried[own] = without.apply(level.scores[own])
+    called = level.scores >= np.float32(found.threshold)
+    return {
+        "viral": int(truth.sum()),
+        "nonviral": int((~truth).sum()),
+        "sensitivity_at_threshold": round(float(called[truth].mean()), 6),
+        "ece_before": round(_error(level.scores, truth), 6),
+        "ece_after": round(_error(tried, truth), 6),
+    }
+
+
+def _error(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
+    return float(Ranking(scores, truth, truth).figures()[FIGURES.index("ece")])
+
+
 def _check_ours(out_dir: Path) -> None:
     """Refuse a directory with other things in it than an evaluation."""
     names = sorted(path.name for path in out_dir.iterdir()) if out_dir.is_dir() else []
@@ -99,7 +167,7 @@ def _on_records(
     data: Labelled, records: Records, out_dir: Path, settings: Settings, engine: Engine
 ) -> dict[str, Level]:
     directory = out_dir / RECORDS
-    engine(data.paths, directory, settings)
+    engine(data.paths, directory, replace(settings, calibrated=False))
     return _levels_in(directory, np.arange(len(records)), settings.threshold)
 
 
@@ -108,7 +176,7 @@ def _on_stretches(
 ) -> dict[str, Level]:
     directory = out_dir / f"{_LENGTH}{cutting.length}"
     path = write_stretches(cutting, data, records, directory)
-    engine([str(path)], directory / "run", settings)
+    engine([str(path)], directory / "run", replace(settings, calibrated=False))
     return _levels_in(directory / "run", cutting.owners(records), settings.threshold)
 
 

@@ -120,7 +120,7 @@ def read_records(data: Labelled) -> Records:
     if not rows:
         raise NoRecords(data.paths)
     are_viral, lengths, of_clusters, of_groups = np.array(rows, np.int64).T
-    _check_classes(are_viral.astype(bool), "the labelled sequences")
+    check_classes(are_viral.astype(bool), "the labelled sequences")
     names = tuple(key if isinstance(key, str) else key[1] for key in numbers[0])
     return Records(are_viral.astype(bool), lengths, of_clusters, names, of_groups, tuple(numbers[1]))
 
@@ -175,7 +175,13 @@ def _text(word: bytes) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def _check_classes(are_viral: NDArray[np.bool_], where: str) -> None:
+def check_classes(are_viral: NDArray[np.bool_], where: str) -> None:
+    """
+    See that there are both classes in *where*.
+
+    Raises:
+        OneClass: there are not
+    """
     for kind, is_there in zip(KINDS, (not are_viral.all(), are_viral.any()), strict=True):
         if not is_there:
             raise OneClass(kind, where)
@@ -189,7 +195,7 @@ def check_sides(are_viral: NDArray[np.bool_], sides: Sides, what: str) -> None:
         OneClass: there are not
     """
     for side in (TRAINING, VALIDATION, TEST):
-        _check_classes(are_viral[sides == side], f"the {what} for {SIDES[side]}")
+        check_classes(are_viral[sides == side], f"the {what} for {SIDES[side]}")
 
 
 def split_records(records: Records, validation: float, test: float, seed: int) -> Sides:

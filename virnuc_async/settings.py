@@ -40,6 +40,7 @@ class Settings:
     tokens_per_batch: int | None = None  # residue tokens; None: by the devices' memory
     threshold: float = 0.5  # share of viral fragments that makes a contig viral
     embeddings: bool = False  # write merged_features.pt
+    calibrated: bool = True  # add a column where the model has a calibration
     reuse_features: Path | None = None  # a directory of feature files, which need not be computed
     overwrite: bool = False  # start anew where the directory holds another run of ours
     repair: bool = False  # keep what is whole of a damaged store, and compute the rest again

@@ -203,7 +203,7 @@ def _tell_leaks(leaks: Leaks, found: int, held: int) -> None:
 
 def _run_engine(task: Task, records: Records, engine: Engine) -> NDArray[np.int64]:
     """Have all ORFs embedded; give the record of each sequence that the engine read."""
-    settings, cutting = replace(task.settings, embeddings=True), task.cutting
+    settings, cutting = replace(task.settings, embeddings=True, calibrated=False), task.cutting
     if cutting is None:
         engine(task.data.paths, task.work / _RUN, settings)
         return np.arange(len(records))
