@@ -22,6 +22,7 @@ from virnuc_async.failures import (
     DeviceOutOfMemory,
     DirectoryBusy,
     DirectoryHeld,
+    Diverged,
     FeatureError,
     InputError,
     LabelError,
@@ -75,6 +76,7 @@ SAID: list[tuple[VirnucError, str]] = [
         "2 clusters of viral records cannot be split into 3 sides. A cluster is what --clusters says, else a "
         "genome= of the headers, else a record",
     ),
+    (Diverged(1, 0.5), "the loss is no number after epoch 1: choose a lower --rate than 0.5"),
     (BadTable("c.tsv", "has no line for x"), "c.tsv: has no line for x"),
     (
         SharedSequences(3, 1000, 31),

@@ -9,7 +9,17 @@ import pytest
 from rich.console import Console
 from running import python
 
-from virnuc_async.progress import PROGRESS, Bars, Counts, DeviceCount, Lines, logger, run_files
+from virnuc_async.progress import (
+    EVERY_SECONDS,
+    PROGRESS,
+    Bars,
+    Counts,
+    DeviceCount,
+    Lines,
+    Pace,
+    logger,
+    run_files,
+)
 
 
 class Clock:
@@ -288,3 +298,14 @@ def test_bars_are_drawn_again_in_their_place() -> None:
         done = [task.completed for task in bars._progress.tasks]
     assert names == ["cpu:0", "all"]
     assert done == [302, 302]
+
+
+def test_pace_is_said_now_and_then(said: io.StringIO, clock: Clock) -> None:
+    pace = Pace("{} bases so far", clock)
+    for _ in range(5):
+        pace.advance(1_000)
+        assert said.getvalue() == ""
+        clock.now += EVERY_SECONDS / 5
+    pace.advance(1)
+    pace.advance(1)
+    assert said.getvalue() == "INFO 5,001 bases so far\n"

@@ -176,6 +176,26 @@ def test_epochs_of_another_recipe_or_damaged_ones_are_not_resumed(
     assert weights(tmp_path / "two") == weights(tmp_path / "three") != weights(tmp_path / "one")
 
 
+def test_epochs_beyond_the_end_decide_nothing(toys: Toys, work: Path, tmp_path: Path, plain: bytes) -> None:
+    one, two, again = (tmp_path / name for name in ("one", "two", "again"))
+    assert train(toys, one, "--work", work, "--epochs", "9").code == 0
+    assert train(toys, two, "--work", work).code == 0  # five epochs
+    assert len(report(two)["history"]) == 5
+    assert weights(two) == plain
+    assert train(toys, again, "--work", work).code == 0
+    assert weights(again) == plain
+
+
+def test_a_training_that_diverges(toys: Toys, work: Path, tmp_path: Path) -> None:
+    options = ("--optimizer", "sgd", "--rate", "1e30")
+    for _ in range(2):
+        ended = train(toys, tmp_path / "one", "--work", work, *options)
+        assert ended.code == 1
+        said = "the loss is no number after epoch 1: choose a lower --rate than 1e+30"
+        assert ended.err.endswith(f"virnucpro-async: {said}\n")
+    assert not (tmp_path / "one").exists()
+
+
 def test_interrupted_features_are_resumed(tmp_path: Path) -> None:
     toys = write_toys(tmp_path, 120, 500)
     command = ("train", *toys.options, "--output", tmp_path / "model", "--devices", "cpu", *QUICK)
@@ -343,10 +363,8 @@ def test_decay_patience_and_threshold(toys: Toys, work: Path, tmp_path: Path) ->
     assert train(toys, tmp_path / "two", "--work", work, *options).code == 0
     found = report(tmp_path / "two")
     assert len(found["history"]) == found["best_epoch"] + 2 < 60
-    assert (
-        train(toys, tmp_path / "three", "--work", work, "--threshold", "0").code == 1
-    )  # of the features' run
-    assert train(toys, tmp_path / "three", "--work", work, "--threshold", "0", "--overwrite").code == 0
+    ended = train(toys, tmp_path / "three", "--work", work, "--threshold", "0")
+    assert "this run is finished already" in ended.err
     assert report(tmp_path / "three")["test"]["contig"]["figures"]["specificity"]["value"] == 0
 
 

@@ -23,7 +23,8 @@ Every failure that this package raises on purpose.
     │   ├── OneClass            records of one class are missing, so nothing can be told apart
     │   ├── TooFewClusters      of one class, to stand on every side of a split
     │   ├── BadTable            the table of clusters or groups is malformed, or does not name a record
-    │   └── SharedSequences     held-out records share long stretches with training ones
+    │   ├── SharedSequences     held-out records share long stretches with training ones
+    │   └── Diverged            the loss of a training is no number any more
     ├── DeviceError             one device
     │   ├── UnknownDevice       no such device; says which there are
     │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
@@ -270,6 +271,17 @@ class SharedSequences(LabelError):
             "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
             "table with --clusters, or have them left out with --leaks drop"
         )
+
+
+class Diverged(LabelError):
+    """The loss is no number after *epoch*, at this learning *rate*."""
+
+    def __init__(self, epoch: int, rate: float) -> None:
+        super().__init__(epoch, rate)
+        self.epoch, self.rate = epoch, rate
+
+    def __str__(self) -> str:
+        return f"the loss is no number after epoch {self.epoch:,}: choose a lower --rate than {self.rate:g}"
 
 
 class DeviceError(VirnucError):

@@ -34,7 +34,15 @@ from .evaluation import (
     measured,
     write_stretches,
 )
-from .failures import AnotherRun, BadCheckpoint, CannotWrite, NotOurDirectory, SharedSequences, counted
+from .failures import (
+    AnotherRun,
+    BadCheckpoint,
+    CannotWrite,
+    Diverged,
+    NotOurDirectory,
+    SharedSequences,
+    counted,
+)
 from .labels import (
     LEFT_OUT,
     SIDES,
@@ -53,7 +61,7 @@ from .labels import (
 from .leaks import K, shared
 from .networks.classifier import Classifier
 from .networks.shapes import ClassifierShape
-from .progress import logger
+from .progress import Pace, logger
 from .settings import Balance, Leaks, Measuring, Optimizer, Recipe, Settings, Split
 from .store import Block, Store, settle
 from .upstream import read_values
@@ -63,6 +71,7 @@ _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a
 _ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")
 
 _Weights = dict[str, Tensor]
+_History = list[dict[str, float]]  # an epoch each
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ class Fitted:
     """A classifier's weights at its best epoch, and how it came there."""
 
     weights: _Weights
-    history: list[dict[str, float]]  # an epoch each
+    history: _History
 
     @property
     def best(self) -> int:
@@ -116,7 +125,7 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
     Train a classifier on the encoders of a bundle, and write a new bundle; give it with its figures.
 
     Raises:
-        InputError, LabelError, NoRecords: the labelled sequences
+        InputError, LabelError, NoRecords: the labelled sequences, or what was learnt of them
         NotOurDirectory: the output exists, or the work directory holds something else
         what the engine raises
     """
@@ -185,8 +194,12 @@ def _split(task: Task, records: Records) -> tuple[Sides | None, dict[str, Any] |
 def _shared_across(data: Labelled, sides: Sides) -> NDArray[np.float64]:
     """Give the share of each held-out record's k-mers that are also on a side it is to be new to."""
 
+    pace = Pace("{} bases looked at so far")
+
     def read() -> Iterator[bytes]:
-        return (contig.bases for contig in data.contigs())
+        for contig in data.contigs():
+            pace.advance(len(contig.bases))
+            yield contig.bases
 
     # What says when to stop is part of training, as far as the test is concerned.
     of_test = shared(read, sides == TEST, (sides == TRAINING) | (sides == VALIDATION))
@@ -203,7 +216,10 @@ def _tell_leaks(leaks: Leaks, found: int, held: int) -> None:
 
 def _run_engine(task: Task, records: Records, engine: Engine) -> NDArray[np.int64]:
     """Have all ORFs embedded; give the record of each sequence that the engine read."""
-    settings, cutting = replace(task.settings, embeddings=True, calibrated=False), task.cutting
+    # What judges the scores of the old classifier decides nothing here, and features are not of it.
+    threshold = Settings().threshold
+    settings = replace(task.settings, embeddings=True, calibrated=False, threshold=threshold)
+    cutting = task.cutting
     if cutting is None:
         engine(task.data.paths, task.work / _RUN, settings)
         return np.arange(len(records))
@@ -303,7 +319,8 @@ class _Learner:
             own = examples.are_viral[rows], examples.groups[rows]
             self.weights[rows] = balanced(recipe.balance, *own)
         self.key = self._key(sides)
-        self.history: list[dict[str, float]] = []
+        self.pace = Pace("{} ORFs learnt from so far")
+        self.history: _History = []
         self.best: _Weights = {}
         self._seed(0)
         self.network = Classifier(ClassifierShape(examples.features.shape[1], recipe.hidden), recipe.dropout)
@@ -316,11 +333,7 @@ class _Learner:
     @property
     def is_done(self) -> bool:
         """Whether more epochs would change nothing, or are not wanted."""
-        losses = [epoch["validation_loss"] for epoch in self.history]
-        if not losses:
-            return False
-        stale = len(losses) - 1 - losses.index(min(losses))
-        return stale >= self.recipe.patience or len(losses) >= self.recipe.epochs
+        return self._is_over(self.history)
 
     def told(self) -> str:
         """Say how the last epoch went."""
@@ -342,6 +355,8 @@ class _Learner:
         self.schedule.step()
         loss = self._validation_loss()
         self.history.append({"rate": rate, "training_loss": learnt / len(rows), "validation_loss": loss})
+        if not np.isfinite(loss):
+            raise Diverged(len(self.history), rate)
         if loss == min(epoch["validation_loss"] for epoch in self.history):
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
@@ -376,7 +391,7 @@ class _Learner:
         except BadCheckpoint as error:
             logger.warning("{}: beginning with the first epoch", error)
             return
-        if state.get("key") != self.key:
+        if not isinstance(state, dict) or state.get("key") != self.key or self._is_beyond(state["history"]):
             logger.info("the epochs so far are of another recipe: beginning with the first one")
             return
         # Mapped from a file that the next epoch replaces: copied, not referred to.
@@ -386,6 +401,15 @@ class _Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         logger.info("going on after {}", counted(len(self.history), "epoch"))
+
+    def _is_over(self, history: _History) -> bool:
+        losses = [epoch["validation_loss"] for epoch in history]
+        stale = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        return stale >= self.recipe.patience or len(losses) >= self.recipe.epochs
+
+    def _is_beyond(self, history: _History) -> bool:
+        """Whether this recipe would have ended before: what came after decides nothing."""
+        return any(self._is_over(history[:count]) for count in range(len(history)))
 
     def _key(self, sides: Sides) -> str:
         """Say which training this is: what it learns from, and how."""
@@ -407,6 +431,7 @@ class _Learner:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.pace.advance(len(rows))
         return loss.item() * len(rows)
 
     @torch.inference_mode()
