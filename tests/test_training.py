@@ -21,6 +21,7 @@ from virnuc_async.labels import TEST, TRAINING, VALIDATION
 from virnuc_async.settings import Balance, Recipe
 from virnuc_async.training import Examples, balanced, fit
 
+OTHER = "the epochs so far are of other data, another recipe or number of threads"
 QUICK = ("--optimizer", "adamw", "--rate", "0.01", "--epochs", "5", "--resamples", "20")
 
 
@@ -168,12 +169,23 @@ def test_epochs_of_another_recipe_or_damaged_ones_are_not_resumed(
 ) -> None:
     assert train(toys, tmp_path / "one", "--work", work).code == 0
     ended = train(toys, tmp_path / "two", "--work", work, "--dropout", "0.1")
-    assert "the epochs so far are of another recipe: beginning with the first one" in ended.err
+    assert f"{OTHER}: beginning with the first one" in ended.err
     assert "epoch 1: " in ended.err
     (work / "epochs.pt").write_bytes(b"not torch's")
     ended = train(toys, tmp_path / "three", "--work", work, "--dropout", "0.1")
     assert "beginning with the first epoch" in ended.err
     assert weights(tmp_path / "two") == weights(tmp_path / "three") != weights(tmp_path / "one")
+
+
+def test_epochs_of_another_number_of_threads_are_not_resumed(toys: Toys, work: Path, tmp_path: Path) -> None:
+    assert train(toys, tmp_path / "one", "--work", work).code == 0
+    torch.set_num_threads(2)
+    try:
+        ended = train(toys, tmp_path / "two", "--work", work)
+    finally:
+        torch.set_num_threads(1)
+    assert OTHER in ended.err
+    assert (report(tmp_path / "one")["threads"], report(tmp_path / "two")["threads"]) == (1, 2)
 
 
 def test_epochs_beyond_the_end_decide_nothing(toys: Toys, work: Path, tmp_path: Path, plain: bytes) -> None:
@@ -211,6 +223,41 @@ def test_interrupted_features_are_resumed(tmp_path: Path) -> None:
     assert ended.code == 0
     assert re.search(r"going on after \d+ ORFs of an earlier session", ended.err)
     assert area(tmp_path / "model") > 0.95
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_epochs_that_are_cut_off_are_resumed(
+    toys: Toys,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended_by: signal.Signals,
+    code: int,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in this process
+
+    def command(place: Path, epochs: int) -> tuple[str | Path, ...]:
+        names = (*toys.options, "--output", tmp_path / place.name.replace("work", "model"), "--work", place)
+        return ("train", *names, "--devices", "cpu", *QUICK, "--patience", "100000", "--epochs", str(epochs))
+
+    other = shutil.copytree(work, tmp_path / "work2")
+    said = tmp_path / "said.txt"
+    process = start(*command(work, 100_000), stderr=said)
+    wait_until(lambda: "epoch 3: " in said.read_text(), process)
+    process.send_signal(ended_by)
+    assert process.wait() == code
+    process.stdin.close()  # type: ignore[union-attr]
+    said_last = said.read_text().endswith("Interrupted. The same command resumes this run.\n")
+    assert said_last == (ended_by is not signal.SIGKILL)
+    assert not (tmp_path / "model").exists()
+    epochs = 3 + max(int(number) for number in re.findall(r"epoch (\d+): ", said.read_text()))
+    ended = run(*command(work, epochs))
+    assert ended.code == 0
+    assert re.search(r"going on after \d+ epochs", ended.err)
+    assert run(*command(other, epochs)).code == 0
+    assert weights(tmp_path / "model") == weights(tmp_path / "model2")
 
 
 # The split

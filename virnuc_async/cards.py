@@ -19,8 +19,8 @@ _KEPT = (
 def card(name: str, report: Mapping[str, Any]) -> str:
     """Give the README.md of the bundle *name*, trained as *report* says."""
     parts = [
-        f"# {name}",
-        f"A classifier for VirNucPro's method, trained on the encoders of {report['base']['name']} "
+        f"# {_plain(name)}",
+        f"A classifier for VirNucPro's method, trained on the encoders of {_plain(report['base']['name'])} "
         f"(fingerprint {report['base']['fingerprint']}), for fragments of "
         f"{report['base']['fragment_length']} bp.",
         *_data(report["data"]),

@@ -10,7 +10,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
@@ -510,7 +510,7 @@ def _train(options: Namespace) -> int:
         measuring=measuring,
         command=_command(),
     )
-    with _console(options):
+    with _console(options), _terminable():
         bundle, report = train(task, _run)
     _print_table(figure_rows({"test side": report["test"]}))
     _print_table(group_rows(report["test"]))
@@ -525,7 +525,7 @@ def _evaluate(options: Namespace) -> int:
     from .labels import labelled
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
-    with _console(options):
+    with _console(options), _terminable():
         report = evaluate(data, options.output, settings, measuring, _run, _command())
     _print_table(figure_rows(report["at"]))
     for place, of_levels in report["at"].items():
@@ -542,7 +542,7 @@ def _calibrate(options: Namespace) -> int:
     from .labels import labelled
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
-    with _console(options):
+    with _console(options), _terminable():
         found = calibrate(data, options.output, settings, Method(options.method), options.fpr, _run)
     errors = f"{found['ece_before']:.3f} before and {found['ece_after']:.3f} after"
     print(f"calibration error {errors}, cross-validated")
@@ -588,7 +588,25 @@ def _run(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Sum
     """Run the pipeline; raises _Interrupted when a signal ends it."""
     import anyio
 
-    return anyio.run(_run_until_signalled, inputs, out_dir, settings)
+    before = getsignal(SIGTERM)
+    try:
+        return anyio.run(_run_until_signalled, inputs, out_dir, settings)
+    finally:
+        signal(SIGTERM, before)  # asyncio leaves the system's own
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is not a run as Ctrl-C does, with a word."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise _Interrupted(number)
+
+    before = signal(SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal(SIGTERM, before)
 
 
 async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
@@ -601,12 +619,12 @@ async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, setti
 
     async def watch_signals() -> None:
         with anyio.open_signal_receiver(SIGINT, SIGTERM) as signals:
-            async for signal in signals:
+            async for number in signals:
                 if caught:
                     # Asked twice; what is in the store is whole at any instant.
                     print(_INTERRUPTED, file=sys.stderr, flush=True)
-                    os._exit(128 + signal)
-                caught.append(signal)
+                    os._exit(128 + number)
+                caught.append(number)
                 print("Stopping after the batches under way ...", file=sys.stderr)
                 run_scope.cancel()
 

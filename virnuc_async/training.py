@@ -392,7 +392,10 @@ class _Learner:
             logger.warning("{}: beginning with the first epoch", error)
             return
         if not isinstance(state, dict) or state.get("key") != self.key or self._is_beyond(state["history"]):
-            logger.info("the epochs so far are of another recipe: beginning with the first one")
+            logger.info(
+                "the epochs so far are of other data, another recipe or number of threads: "
+                "beginning with the first one"
+            )
             return
         # Mapped from a file that the next epoch replaces: copied, not referred to.
         self.best = {name: tensor.clone() for name, tensor in state["best"].items()}
@@ -415,7 +418,8 @@ class _Learner:
         """Say which training this is: what it learns from, and how."""
         # How long to go on is not part of what was done so far.
         how = {key: value for key, value in asdict(self.recipe).items() if key not in ("epochs", "patience")}
-        digest = hashlib.sha256(json.dumps(how).encode())
+        # The last digits depend on how many threads share a sum.
+        digest = hashlib.sha256(json.dumps([how, torch.get_num_threads()]).encode())
         digest.update(sides.tobytes())
         digest.update(self.weights.tobytes())
         for first in range(0, len(self.examples.features), 1 << 16):
