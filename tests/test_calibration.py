@@ -168,7 +168,7 @@ def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Pat
     (model / "calibration.json").unlink()
     assert "finished already" in predict(*toys, tmp_path / "out", "--model", model).err
     # Labelled sequences are scored without one, whatever there is.
-    assert calibrate(toys, tmp_path / "scores", model, "--method", "isotonic").code == 0
+    assert calibrate(toys, tmp_path / "scores", model, "--method", "temperature").code == 0
     assert "finished already" in calibrate(toys, tmp_path / "scores", model).err
 
 
@@ -216,7 +216,8 @@ def test_calibrations_differ_by_method_and_clusters(toys: Toys, model: Path, tmp
         "".join(f"{kind}{number}\t{number // 10}\n" for kind, number in product("vn", range(30)))
     )
     found = []
-    for options in ((), ("--method", "isotonic"), ("--clusters", table)):
+    warm = ("--method", "temperature")
+    for options in (warm, (), (*warm, "--clusters", table)):
         assert calibrate(toys, tmp_path / "scores", model, *options).code == 0
         (model / "calibration.json").rename(tmp_path / "last.json")
         found.append(json.loads((tmp_path / "last.json").read_bytes()))

@@ -92,6 +92,8 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     lines = [
         "Nothing is known of groups that are not in the tables above.",
         "Figures are of sequences like those that it was trained on: measure it on your own with `evaluate`.",
+        "The encoders were not trained here, but may have learnt from the same sequences before: these "
+        "figures flatter then, and nothing here can see it.",
         "P(virus) is not calibrated to how often viruses occur in a sample.",
     ]
     if few:

@@ -328,9 +328,9 @@ def _add_calibrate(commands: Any) -> None:
     _add_data_options(calibrate.add_argument_group("data"), "where the scores are kept, to be resumed")
     calibrate.add_argument(
         "--method",
-        choices=("temperature", "isotonic"),
-        default="temperature",
-        help="one number, or any rising map, which wants a thousand contigs (default: temperature)",
+        choices=("isotonic", "temperature"),
+        default="isotonic",
+        help="any rising map, which wants a thousand contigs, or one number (default: isotonic)",
     )
     calibrate.add_argument(
         "--fpr",
