@@ -1,4 +1,9 @@
-"""Checks: ``nox`` runs lint, types and tests; ``nox -s gpu_tests`` needs a GPU; ``nox -s bench`` measures."""
+"""
+Checks: ``nox`` runs lint, types and tests.
+
+``nox -s gpu_tests`` needs a GPU, ``nox -s audit`` the network; ``nox -s bench`` measures and ``nox -s fuzz``
+looks for inputs that break a promise.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -33,6 +38,27 @@ def tests(session: nox.Session) -> None:
     """The fast suite, with its coverage; arguments go to pytest."""
     session.install(*TESTED, "-e", ".[test]")
     session.run("pytest", "--cov", "--cov-fail-under=90", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """What is known of weaknesses in the versions of constraints.txt; asks PyPI's service."""
+    session.install("pip-audit")
+    # Strict: a package that could not be asked about is no package without a weakness.
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", "constraints.txt")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Ten minutes of fuzzing for each target; arguments name others, as in ``-- readers --seconds 60``."""
+    session.install(*TESTED, "-e", ".[fuzz]")
+    each = (
+        [session.posargs]
+        if session.posargs
+        else [[name] for name in ("readers", "import", "bundles", "windows", "features")]
+    )
+    for arguments in each:
+        session.run("python", "tests/adversity/fuzz.py", *arguments)
 
 
 @nox.session(venv_backend="none")

@@ -118,6 +118,18 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 @contextmanager
+def memory_for_no_more_than(more: int) -> Iterator[None]:
+    """Have the operating system refuse this process more memory than *more* bytes beyond what it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
 def _standard_input(content: bytes | io.BytesIO) -> Iterator[None]:
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     with pytest.MonkeyPatch.context() as patch:

@@ -56,7 +56,6 @@ def test_a_sealed_bundle_is_read_back_as_it_was(tmp_path: Path):
         notice="only a toy – not for use",
     )
     assert find(tmp_path / "b") == find(str(tmp_path / "b")) == sealed
-    assert sealed.tokenizer() == "the content of tokenizer.json\n"
     sealed.check()
 
 
@@ -174,6 +173,22 @@ def test_the_golden_bundle_is_whole(golden_bundle: Bundle, length: int):
         (lambda d: d["files"].update({"/etc/passwd": "0"}), "/etc/passwd"),
         (lambda d: d.update(files=[*d["files"]]), "bundle.json: "),
         (lambda d: d.update(files=None), "bundle.json: TypeError"),
+        (lambda d: d["files"].update({"tokenizer.json": 5}), "tokenizer.json is 5"),
+        (lambda d: d.update(format="\x1b[2J"), "its format is '\\x1b[2J', this"),
+        (lambda d: d.update(name="\x1b[2J"), "name is '"),
+        (lambda d: d.update(name=5), "name is 5"),
+        (lambda d: d.update(notice="two\nlines"), "notice is '"),
+        (lambda d: d.update(licence=["MIT"]), "licence is ['MIT']"),
+        (lambda d: d.update(origin=["here"]), "bundle.json: AttributeError"),
+        (lambda d: d.update(origin={"protein": {}}), "protein is {}"),
+        (lambda d: d["nucleotide"].update(eps=float("nan")), "eps is nan"),
+        (lambda d: d["nucleotide"].update(eps=float("inf")), "eps is inf"),
+        (lambda d: d["protein"].update(heads=8), "the heads cannot share the width"),
+        (lambda d: d["nucleotide"].update(heads=3), "the heads cannot share the width"),
+        (lambda d: d["classifier"].update(inputs=15), "the classifier's inputs are 15, not both widths"),
+        (lambda d: d["protein"].update(layers=1_001), "layers is 1001"),
+        (lambda d: d["protein"].update(width=1 << 21), "width is 2097152"),
+        (lambda d: d.update(fragment_length=10**99), "fragment_length is 1000"),
     ],
 )
 def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
@@ -185,12 +200,62 @@ def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b"name: mine"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b"name: mine", b"9" * 9_999),
+        *(b"[" * 99_999, b'{"a":' * 99_999, b" " * (2 << 20)),
+    ],
+)
 def test_a_bundle_json_that_is_no_description(content: bytes, tmp_path: Path):
     make(tmp_path / "b")
     (tmp_path / "b" / "bundle.json").write_bytes(content)
     with pytest.raises(BadBundle, match=r"is not a usable bundle: bundle\.json: "):
         find(tmp_path / "b")
+
+
+# The tokenizer
+
+
+TOKENIZER = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "A": 31}, "unk_token": "[UNK]"},
+}
+
+
+def test_a_tokenizer_that_fits(tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    assert json.loads(bundle.tokenizer()) == TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no JSON\n", "tokenizer.json: expected"),
+        (b"\xff", "tokenizer.json: 'utf-8' codec can't decode"),
+        (b"[" * 99_999, "tokenizer.json: invalid type"),
+        (b" " * (1 << 24) + b"{}", "tokenizer.json: it holds more than 16,777,216 bytes"),
+        (
+            json.dumps(TOKENIZER).replace("31", "32").encode(),
+            "tokenizer.json: it has 33 tokens, the network 32",
+        ),
+        (json.dumps(TOKENIZER).replace("[UNK]", "[unk]", 1).encode(), "tokenizer.json: WordLevel error"),
+    ],
+)
+def test_a_tokenizer_that_does_not(content: bytes, reason: str, tmp_path: Path):
+    bundle = make(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").write_bytes(content)
+    with pytest.raises(BadBundle) as caught:
+        bundle.tokenizer()
+    assert caught.value.reason.startswith(reason)
 
 
 # The fingerprint

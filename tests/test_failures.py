@@ -38,6 +38,7 @@ from virnuc_async.failures import (
     Stage,
     StrangeFeatures,
     TooFewClusters,
+    TooLarge,
     UnknownBundle,
     UnknownDevice,
     UnreadableInput,
@@ -57,6 +58,7 @@ SAID: list[tuple[VirnucError, str]] = [
     (InputError("a.fa", "odd"), "a.fa: odd"),
     (UnreadableInput("a.fa", "Permission denied"), "a.fa: Permission denied"),
     (NotSequences("a.fa", 12345, "saw 'x'"), "a.fa: line 12,345: saw 'x'"),
+    (TooLarge("a.fa", 12345, "an endless record"), "a.fa: line 12,345: an endless record"),
     (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
     (NoRecords(["a.fa"]), "no sequence record in a.fa"),
     (

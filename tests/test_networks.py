@@ -445,6 +445,10 @@ def test_weights_on_the_cpu_are_the_files_pages(saved):
             lambda t: t.update({"hidden.weight": torch.zeros(6, 4)}),
             "hidden.weight has the shape (6, 4), not (4, 6)",
         ),
+        (
+            lambda t: t.update({"hidden.weight": torch.zeros(4, 6, dtype=torch.int32)}),
+            "hidden.weight holds torch.int32",
+        ),
     ],
 )
 def test_loading_is_strict(saved, change, reason: str):

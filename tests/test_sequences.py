@@ -5,6 +5,7 @@ import io
 import lzma
 import os
 import random
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from support import wrapped
 
 from virnuc_async import sequences
-from virnuc_async.failures import BrokenInput, InputError, NotSequences, UnreadableInput
+from virnuc_async.failures import BrokenInput, InputError, NotSequences, TooLarge, UnreadableInput
 from virnuc_async.sequences import Contig, expand, read_contigs
 
 if sys.version_info >= (3, 14):
@@ -466,6 +467,134 @@ def test_a_device_that_fails_half_way():
     assert found == [Contig(b"a", b"AC"), Contig(b"b", b"GT")]
     assert isinstance(failure, BrokenInput)
     assert str(failure) == "-: breaks after 2 records: Input/output error"
+
+
+# What is too large
+
+
+@EACH_BLOCK
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b">a\nAC\n>b\n" + b"A" * 90, 3),
+        (b">a\nAC\n>b\n" + b"A" * 90 + b"\n>c\nAC\n", 3),
+        (b">a\nAC\n>b\n" + b"A\n" * 90, 3),
+        (b">a\nAC\n>b " + b"words " * 90 + b"\nAC\n", 3),
+        (b"\n\n>a\nAC\n>" + b">" * 90 + b"\nAC\n", 5),
+        (b"@a\nAC\n+\nII\n@b\n" + b"A" * 90, 5),
+        (b"@a\nAC\n+\nII\n@b\nA\n+" + b"A" * 90 + b"\nI\n", 5),
+        (b"@a\nAC\n+\nII\n@b\nA\n+\n" + b"I" * 90, 5),
+    ],
+)
+def test_a_record_beyond_the_limit(content: bytes, line: int, block: int, monkeypatch):
+    monkeypatch.setattr(sequences, "_BLOCK", min(block, 64))
+    monkeypatch.setattr(sequences, "LARGEST_RECORD", 64)
+    found, failure = until_failure(read_contigs("-", io.BytesIO(content * 9)))
+    assert found == [Contig(b"a", b"AC")]
+    assert isinstance(failure, TooLarge)
+    assert failure.line == line
+    assert str(failure) == (
+        f"-: line {line}: a record of more than 64 letters, header and line ends included, is not read. "
+        "Cut it into several, or leave it out"
+    )
+
+
+@EACH_BLOCK
+@pytest.mark.parametrize("write", [as_fasta, as_fastq])
+def test_a_file_of_records_within_the_limit_may_be_far_larger(block: int, write, monkeypatch):
+    monkeypatch.setattr(sequences, "_BLOCK", block)
+    monkeypatch.setattr(sequences, "LARGEST_RECORD", 700)
+    records = some_records(90)
+    assert read(write(records)) == records
+
+
+@pytest.mark.parametrize("mark", [b">", b"@"])
+def test_a_long_id_is_read_and_a_longer_one_is_not(mark: bytes):
+    assert read(mark + b"i" * (1 << 17) + b" words\nA\n" + b"+\nI\n" * (mark == b"@"))
+    text = b"%ba\nA\n" % mark + b"+\nI\n" * (mark == b"@")
+    found, failure = until_failure(read_contigs("-", io.BytesIO(text + text.replace(b"a", b"i" * 131_073))))
+    assert found == [Contig(b"a", b"A")]
+    assert isinstance(failure, TooLarge)
+    assert failure.reason == (
+        f"line {text.count(bytes([10])) + 1}: an id of 131,073 letters; at most 131,072 are read. Shorten it"
+    )
+
+
+# What changes while it is read
+
+
+def appended(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b">more\nAC\n")
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replaced(path: Path) -> None:
+    shutil.copy(path, path.with_name("new"))
+    path.with_name("new").replace(path)
+
+
+def rewritten(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(b">x")
+
+
+CHANGES = pytest.mark.parametrize("change", [appended, truncated, replaced, rewritten, Path.unlink])
+
+
+@CHANGES
+@pytest.mark.parametrize("pack", [bytes, FORMS["gz"].pack, FORMS["zst"].pack])
+def test_a_file_that_changes_while_it_is_read(change, pack, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sequences, "_BLOCK", 64)
+    records = some_records(3_000)
+    path = tmp_path / "reads"
+    path.write_bytes(pack(as_fasta(records)))
+    os.utime(path, (1e9, 1e9))
+    contigs = read_contigs(str(path))
+    assert [next(contigs) for _ in range(50)] == records[:50]
+    change(path)
+    found, failure = until_failure(contigs)
+    assert records[50:60] == found[:10]
+    assert isinstance(failure, BrokenInput)
+    # Half of a compressed file, or one with something behind it, says itself that it breaks.
+    if change not in (appended, truncated) or pack is bytes:
+        assert failure.records == 50 + len(found)
+        assert failure.reason.endswith("it changed while it was being read")
+
+
+def test_a_file_that_changes_in_size_only_behind_its_back(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sequences, "_BLOCK", 64)
+    path = tmp_path / "reads"
+    path.write_bytes(as_fasta(some_records(90)))
+    facts = path.stat()
+    contigs = read_contigs(str(path))
+    next(contigs)
+    appended(path)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert isinstance(until_failure(contigs)[1], BrokenInput)
+
+
+def test_a_file_that_is_only_looked_at_has_not_changed(tmp_path: Path):
+    path = tmp_path / "reads"
+    path.write_bytes(as_fasta(some_records(90)))
+    contigs = read_contigs(str(path))
+    next(contigs)
+    path.chmod(0o444)
+    path.read_bytes()
+    (tmp_path / "link").hardlink_to(path)
+    assert len(list(contigs)) == 89
+
+
+def test_a_pipe_has_no_size_that_could_change(tmp_path: Path):
+    receiving, sending = os.pipe()
+    os.write(sending, b">a\nAC\n>b\nAC\n")
+    contigs = read_contigs(f"/dev/fd/{receiving}")
+    os.close(sending)
+    assert len(list(contigs)) == 2
+    os.close(receiving)
 
 
 def test_a_device_that_fails_at_once():

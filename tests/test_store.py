@@ -687,6 +687,19 @@ def test_new_directories_are_made_as_deep_as_asked(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "empty").iterdir()] == [STORE]
 
 
+@pytest.mark.parametrize("name", ["50%25 off", "what?nolock=1", "a#b", "\udcff\udcfe", "file:x", "é ü"])
+def test_a_directory_may_have_any_name(name: str, tmp_path: Path) -> None:
+    out = tmp_path / name
+    store = Store(out)
+    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    store.close()
+    assert sorted(path.name for path in out.iterdir()) == [STORE]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    again = Store(out)
+    assert again.fact("identity") == IDENTITY
+    again.close()
+
+
 def test_overwrite_begins_anew_and_deletes_our_files_only(store: Store) -> None:
     window = a_window()
     store.add_window(window)

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "virnuc_async"
 ORDER = [
     "failures",
     "settings",
+    "files",
     "sequences",
     "fragments",
     "orfs",

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import memory_for_no_more_than
 from safetensors.torch import load_file, save_file
 from support import packed
 from torch import Tensor, nn
@@ -610,6 +612,219 @@ def test_a_damaged_pickle_raises_nothing_but_our_failure(part: str, golden_parts
             refusals.append(str(failure))
     assert len(refusals) > 100
     assert max(len(text.splitlines()) for text in refusals) == 1
+
+
+# Files that ask for memory
+
+
+def refused_at_no_cost(read: Callable[[Path], Any], path: Path) -> str:
+    """See that *read* refuses *path* with hardly any memory; say why."""
+    with memory_for_no_more_than(256 << 20):
+        return refusal(read, path)
+
+
+def repacked(source: Path, target: Path, compression: int, **members: bytes) -> Path:
+    """Write the zip file *source* anew, with other *members*, whose names end so."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, members.get(name.rpartition("/")[2].replace(".", "_"), old.read(name)))
+    return target
+
+
+def test_a_compressed_member_is_not_unpacked(golden_parts: Parts, tmp_path: Path):
+    program = bytes(1 << 29)
+    path = repacked(golden_parts.protein, tmp_path / "x.pt", zipfile.ZIP_DEFLATED, data_pkl=program)
+    assert path.stat().st_size < 2 << 20
+    assert refused_at_no_cost(read_protein, path) == "it is compressed, which torch's files are not"
+
+
+def test_a_member_that_claims_to_be_larger_than_the_file(golden_parts: Parts, tmp_path: Path):
+    content = bytearray(golden_parts.protein.read_bytes())
+    at = content.rindex(b"PK\x01\x02")  # in the directory at the end
+    struct.pack_into("<II", content, at + 20, 1 << 31, 1 << 31)
+    (tmp_path / "x.pt").write_bytes(content)
+    assert (
+        refused_at_no_cost(read_protein, tmp_path / "x.pt") == "its members claim to be larger than the file"
+    )
+
+
+def claiming(source: Path, target: Path, numbers: int) -> Path:
+    """Write *source*, a file with one storage, anew, with that claimed to be of so many numbers."""
+    with zipfile.ZipFile(source) as old:
+        (name,) = [name for name in old.namelist() if name.endswith("data.pkl")]
+        program = old.read(name)
+    (length,) = {len(program) - len(program.replace(b"M\x00\x10", b""))}
+    assert length == 2 * 3  # of the storage, and of the tensor
+    return repacked(
+        source,
+        target,
+        zipfile.ZIP_STORED,
+        data_pkl=program.replace(b"M\x00\x10", b"J" + struct.pack("<i", numbers)),
+    )
+
+
+@pytest.mark.parametrize("wrap", [zipped, unzipped])
+def test_a_tensor_that_is_larger_than_its_storage(wrap, dnabert: Path):
+    tensors = dnabert_tensors(dnabert)
+    tensors["embeddings.word_embeddings.weight"] = torch.zeros(1).expand(1 << 17, 1 << 17)
+    (dnabert / "pytorch_model.bin").write_bytes(wrap(tensors))
+    wanted = "'embeddings.word_embeddings.weight' claims more numbers than it has"
+    assert refused_at_no_cost(read_nucleotide, dnabert) == wanted
+
+
+def test_a_classifier_that_is_larger_than_its_storage(as_main, tmp_path: Path):
+    module = as_main()
+    module.hidden_layer.weight = nn.Parameter(torch.zeros(1).expand(1 << 17, 1 << 17))
+    torch.save(module, tmp_path / "x.pth")
+    wanted = "'hidden_layer.weight' claims more numbers than it has"
+    assert refused_at_no_cost(read_classifier, tmp_path / "x.pth") == wanted
+
+
+def test_a_storage_that_is_larger_than_its_member(tmp_path: Path):
+    torch.save({"model": {"lm_head.bias": torch.zeros(1 << 12)}}, tmp_path / "small.pt")
+    path = claiming(tmp_path / "small.pt", tmp_path / "x.pt", 1 << 29)
+    assert refused_at_no_cost(read_protein, path).startswith("damaged, or not a checkpoint (RuntimeError: ")
+
+
+def test_a_storage_of_the_old_form_that_is_not_in_the_file(tmp_path: Path):
+    content = unzipped({"model": {"lm_head.bias": torch.zeros(1 << 12)}})
+    claimed = content.replace(b"M\x00\x10", b"J" + struct.pack("<i", 1 << 29))
+    keys = claimed.rindex(b"\x80\x02")  # the last pickle names the storages that follow: none now
+    (tmp_path / "x.pt").write_bytes(claimed[:keys] + pickled([]))
+    # torch asks for the memory here, but nobody touches it.
+    assert refusal(read_protein, tmp_path / "x.pt") == "its tensors claim more numbers than it has"
+
+
+@pytest.mark.parametrize("wrap", [zipped, unzipped])
+def test_many_views_of_one_storage(wrap, tmp_path: Path):
+    whole = torch.zeros(1 << 10, 1 << 10)
+    views = {f"layers.{number}.fc1.weight": whole.t() for number in range(1_000)}
+    (tmp_path / "x.pt").write_bytes(wrap({"model": views}))
+    assert refused_at_no_cost(read_protein, tmp_path / "x.pt") == "its tensors claim more numbers than it has"
+
+
+@pytest.mark.parametrize("wrap", [zipped, unzipped, pickled])
+def test_room_for_nothing(wrap, tmp_path: Path):
+    (tmp_path / "x.pt").write_bytes(wrap({"model": Gadget(bytearray, 1 << 34)}))
+    wanted = "it holds more than tensors (bytearray); nothing of it was executed"
+    assert refused_at_no_cost(read_protein, tmp_path / "x.pt") == wanted
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 63) - 1])
+def test_a_word_that_claims_to_be_longer_than_the_file(size: int, tmp_path: Path):
+    (tmp_path / "x.pt").write_bytes(b"\x80\x04\x8d" + struct.pack("<Q", size) + b"word")
+    assert refused_at_no_cost(read_protein, tmp_path / "x.pt").startswith("damaged, or not a checkpoint")
+
+
+def test_tensors_that_share_their_numbers(dnabert: Path, golden_parts: Parts, tmp_path: Path):
+    tensors = dnabert_tensors(dnabert)
+    norm = "encoder.layer.{}.mlp.layernorm.bias"
+    tensors[norm.format(1)] = tensors[norm.format(0)]
+    torch.save(tensors, dnabert / "pytorch_model.bin")
+    parts = Parts(golden_parts.protein, dnabert, golden_parts.classifier)
+    made = import_bundle(parts, tmp_path / "made", "made", 500)
+    written = load_file(made.directory / "nucleotide.safetensors")
+    assert torch.equal(written["layers.1.mlp_norm.bias"], tensors[norm.format(0)])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(64, 65), "damaged or incomplete: layers.1.k.weight has the shape (64, 65), not None"),
+        (torch.tensor(0.5), "damaged or incomplete: layers.1.k.weight has the shape (), not None"),
+        (
+            torch.zeros(65, 64),
+            "damaged or incomplete: layers.1.qkv.weight has the shape (193, 64), not (192, 64)",
+        ),
+    ],
+)
+def test_q_k_and_v_that_do_not_fit_each_other(
+    tensor: Tensor, reason: str, golden_parts: Parts, tmp_path: Path
+):
+    name = "encoder.sentence_encoder.layers.1.self_attn.k_proj.weight"
+    path = reading(lambda f: f["model"].update({name: tensor}), golden_parts.protein, tmp_path / "x.pt")
+    assert refusal(read_protein, path) == reason
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
+def test_weights_that_are_no_fractions(kind: torch.dtype, dnabert: Path):
+    tensors = dnabert_tensors(dnabert)
+    tensors["embeddings.LayerNorm.weight"] = torch.zeros(96, dtype=kind)
+    torch.save(tensors, dnabert / "pytorch_model.bin")
+    assert refusal(read_nucleotide, dnabert) == f"damaged: norm.weight holds {kind}"
+
+
+def test_a_tensor_that_is_none(dnabert: Path):
+    tensors = dnabert_tensors(dnabert)
+    tensors["embeddings.LayerNorm.weight"] = torch.zeros(96).to_sparse()
+    torch.save(tensors, dnabert / "pytorch_model.bin")
+    assert refusal(read_nucleotide, dnabert) == "'embeddings.LayerNorm.weight' is not a plain tensor"
+
+
+def safetensors(header: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if size is None else size) + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(b"{}", 1 << 62),
+        safetensors(b"{}", 1 << 30),
+        safetensors(b'{"a":{"dtype":"F32","shape":[268435456],"data_offsets":[0,1073741824]}}'),
+        safetensors(b'{"a":{"dtype":"F32","shape":[268435456],"data_offsets":[0,4]}}') + bytes(4),
+        safetensors(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}'),
+        safetensors(b'{"a":' * 9_999),
+        safetensors(b"{" + b'"a":1,' * 9_999 + b"}"),
+    ],
+)
+def test_safetensors_that_lie(content: bytes, tmp_path: Path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert refused_at_no_cost(read_protein, tmp_path / "x.safetensors").startswith(
+        "damaged, or not a checkpoint"
+    )
+
+
+@pytest.mark.parametrize(("name", "deep"), [("config.json", "recursion"), ("tokenizer.json", "sequence")])
+def test_json_beyond_all_measure(name: str, deep: str, dnabert: Path, golden_parts: Parts, tmp_path: Path):
+    def read(nucleotide: Path) -> object:
+        parts = Parts(golden_parts.protein, nucleotide, golden_parts.classifier)
+        return import_bundle(parts, tmp_path / "made", "made", 500)
+
+    (dnabert / name).write_bytes(b"[" * 100_000)
+    assert deep in refused_at_no_cost(read, dnabert)
+    with open(dnabert / name, "wb") as file:
+        file.truncate(1 << 34)  # a hole, which takes no room on disk
+    assert refused_at_no_cost(read, dnabert).endswith(" bytes")
+    (dnabert / name).unlink()
+    os.mkfifo(dnabert / name)
+    refusal(read, dnabert)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_pipe_for_a_checkpoint(tmp_path: Path):
+    for name, read in (("x.pt", read_protein), ("x.safetensors", read_protein), ("x.pth", read_classifier)):
+        os.mkfifo(tmp_path / name)
+        assert refusal(read, tmp_path / name) == "it is not a plain file"
+    (tmp_path / "dnabert").mkdir()
+    (tmp_path / "dnabert" / "config.json").write_text('{"num_attention_heads": 4}')
+    os.mkfifo(tmp_path / "dnabert" / "pytorch_model.bin")
+    assert refusal(read_nucleotide, tmp_path / "dnabert") == "it is not a plain file"
+
+
+def test_files_that_an_index_names_are_not_looked_for(dnabert: Path, tmp_path: Path):
+    shutil.move(dnabert / "pytorch_model.bin", tmp_path / "pytorch_model.bin")
+    index = {"weight_map": dict.fromkeys(("embeddings.word_embeddings.weight",), "../pytorch_model.bin")}
+    (dnabert / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert refusal(read_nucleotide, dnabert) == "no *.safetensors and no pytorch_model*.bin in it"
+
+
+def test_files_may_be_links_as_in_the_cache_of_hugging_face(
+    dnabert: Path, golden_parts: Parts, tmp_path: Path
+):
+    (tmp_path / "snapshot").mkdir()
+    for path in dnabert.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    assert same(read_nucleotide(tmp_path / "snapshot")[0], read_nucleotide(golden_parts.nucleotide)[0])
 
 
 # Damaged files

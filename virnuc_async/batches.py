@@ -26,7 +26,7 @@ WINDOW_ORFS = 4096
 
 # Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
 _BLOCK_BASES = 1 << 17
-_RECORD_BASES = 16  # that a record counts for beside its own, as it takes memory too
+_RECORD_BASES = 16  # that a record counts for beside its own and its id, as it takes memory too
 
 # What may be known of an ORF before it is scored: bits of a number.
 BASES, RESIDUES = 1, 2
@@ -259,7 +259,7 @@ def _gathered(paths: Iterable[str], read: Reader) -> Iterator["_Records"]:
         first, failure = records.end, None
         try:
             for contig in read(path):
-                used = len(contig.bases) + _RECORD_BASES
+                used = len(contig.bases) + len(contig.id) + _RECORD_BASES
                 if records.contigs and used > room:
                     yield records
                     records, room = _Records(records.end), _BLOCK_BASES

@@ -18,7 +18,9 @@ from platformdirs import user_cache_path
 from . import calibration
 from .calibration import CALIBRATION, Calibration
 from .failures import BadBundle, UnknownBundle
+from .files import fresh, read_small
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from .tokens import OrfTokenizer
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 DEFAULT = "tiny-500"
@@ -26,6 +28,9 @@ PUBLISHED = ("virnucpro-500", "virnucpro-300")
 HOW_TO_GET = "docs/models.md says how to make virnucpro-500 and virnucpro-300 of the published files."
 
 _FORMAT = 1
+_LARGEST = 1 << 20  # bytes of a bundle.json
+LARGEST_TOKENIZER = 1 << 24  # bytes; the published one has 170,000
+_MOST = {"layers": 1_000}
 _SHIPPED = Path(__file__).parent / "models"
 
 
@@ -77,8 +82,21 @@ class Bundle:
                 )
 
     def tokenizer(self) -> str:
-        """Give the definition of the tokenizer for bases, as text."""
-        return (self.directory / "tokenizer.json").read_text("utf-8")
+        """
+        Give the definition of the tokenizer for bases, as text.
+
+        Raises:
+            BadBundle: it is none, or not that of the network beside it
+        """
+        try:
+            text = read_small(self.directory / "tokenizer.json", LARGEST_TOKENIZER).decode("utf-8")
+            vocabulary = OrfTokenizer(text).vocabulary
+        except (OSError, ValueError) as error:
+            raise BadBundle(str(self.directory), f"tokenizer.json: {error}") from error
+        if vocabulary > self.shapes.nucleotide.vocabulary:
+            reason = f"{vocabulary} tokens, the network {self.shapes.nucleotide.vocabulary}"
+            raise BadBundle(str(self.directory), f"tokenizer.json: it has {reason}")
+        return text
 
 
 def is_shipped(bundle: Bundle) -> bool:
@@ -140,32 +158,34 @@ def seal(
         "files": {part: sha256(directory / part) for part in PARTS},
     }
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-    (directory / "bundle.json").write_text(text, "utf-8")
+    with fresh(directory / "bundle.json") as file:
+        file.write(text.encode("utf-8"))
     return _read(directory)
 
 
 def _read(directory: Path) -> Bundle:
     path = directory / "bundle.json"
     try:
-        described = json.loads(path.read_bytes())
+        described = json.loads(read_small(path, _LARGEST))
         if described["format"] != _FORMAT:
             raise BadBundle(
-                str(directory), f"its format is {described['format']}, this program reads {_FORMAT}"
+                str(directory), f"its format is {described['format']!r:.99}, this program reads {_FORMAT}"
             )
         bundle = Bundle(
             directory=directory,
-            name=str(described["name"]),
+            name=_words("name", described["name"]),
             length=_positive("fragment_length", described["fragment_length"]),
             shapes=_shapes(described),
             checksums=_checksums(described["files"]),
-            origin=described.get("origin", {}),
-            licence=described.get("licence", ""),
-            notice=described.get("notice", ""),
+            origin={part: _words(part, place) for part, place in described.get("origin", {}).items()},
+            licence=_words("licence", described.get("licence", "")),
+            notice=_words("notice", described.get("notice", "")),
         )
         return replace(bundle, calibration=_calibration(bundle))
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # RecursionError: lists in lists, thousands deep.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
 
 
@@ -186,22 +206,33 @@ def _shapes(described: Mapping[str, Any]) -> Shapes:
     for part in ("protein", "nucleotide", "classifier"):
         for name, number in described[part].items():
             _positive(name, number, float if name == "eps" else int)
-    return Shapes(
-        ProteinShape(**described["protein"]),
-        NucleotideShape(**described["nucleotide"]),
-        ClassifierShape(**described["classifier"]),
-    )
+    protein, nucleotide = ProteinShape(**described["protein"]), NucleotideShape(**described["nucleotide"])
+    # Each head has an equal share of the width; ESM-2's rotary positions want an even one.
+    if protein.width % (2 * protein.heads) or nucleotide.width % nucleotide.heads:
+        raise ValueError("the heads cannot share the width")
+    classifier = ClassifierShape(**described["classifier"])
+    if classifier.inputs != nucleotide.width + protein.width:
+        raise ValueError(f"the classifier's inputs are {classifier.inputs}, not both widths")
+    return Shapes(protein, nucleotide, classifier)
+
+
+def _words(name: str, text: Any) -> str:
+    """Give *text* if a terminal can show it: it may come from anybody."""
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValueError(f"{name} is {text!r:.99}")
+    return text
 
 
 def _checksums(files: Mapping[str, str]) -> dict[str, str]:
     # Names are compared, not joined: a bundle from elsewhere cannot point outside itself.
     if set(files) != set(PARTS):
         raise ValueError(f"it must describe {', '.join(PARTS)}, not {', '.join(files)}")
-    return dict(files)
+    return {name: _words(name, checksum) for name, checksum in files.items()}
 
 
 def _positive(name: str, number: Any, kind: type[int] | type[float] = int) -> Any:
-    # By type and not isinstance: true is an int.
-    if type(number) is not kind or number <= 0:
-        raise ValueError(f"{name} is {number!r}")
+    # By type and not isinstance: true is an int. Not beyond reason: a network is built by these
+    # numbers before a single weight is read.
+    if type(number) is not kind or not 0 < number <= _MOST.get(name, 1 << 20):
+        raise ValueError(f"{name} is {number!r:.99}")
     return number

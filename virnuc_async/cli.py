@@ -14,7 +14,7 @@ from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
+from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
 from .settings import (
     Balance,
     Compile,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PROGRAM = "virnucpro-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
 _INTERRUPTED = "Interrupted. The same command resumes this run."
+_LARGEST_LIST = 1 << 28  # bytes: millions of names
 
 _EXAMPLES = """\
 examples:
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()  # a reader that has gone is met here, not while Python exits
     except VirnucError as failure:
-        print(f"{PROGRAM}: {failure}", file=sys.stderr)
+        print(f"{PROGRAM}: {harmless(str(failure))}", file=sys.stderr)
         return failure.exit_code
     except (KeyboardInterrupt, _Interrupted) as end:
         print(_INTERRUPTED, file=sys.stderr)
@@ -656,7 +657,7 @@ def _names(options: Namespace) -> tuple[list[str], str]:
         raise UsageError(f"the input list {options.input_list!r} names no input")
     if not inputs:
         raise UsageError(f"name an input before the output directory {out_dir!r}")
-    if Path(out_dir).is_file():
+    if os.path.isfile(out_dir):
         raise UsageError(f"the output directory comes last, but {out_dir!r} is a file")
     return inputs, out_dir
 
@@ -665,10 +666,13 @@ def _listed(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_bytes().splitlines()
+        with open(path, "rb") as file:
+            lines = file.read(_LARGEST_LIST + 1)
     except OSError as error:
         raise UnreadableInput(path, error.strerror or str(error)) from error
-    return [os.fsdecode(line.strip()) for line in lines if line.strip()]
+    if len(lines) > _LARGEST_LIST:
+        raise UnreadableInput(path, f"a list of more than {_LARGEST_LIST:,} bytes")
+    return [os.fsdecode(line.strip()) for line in lines.splitlines() if line.strip()]
 
 
 def _settings(options: Namespace, **others: Any) -> Settings:

@@ -8,6 +8,7 @@ Every failure that this package raises on purpose.
     ├── InputError              one input file; the run goes on without it
     │   ├── UnreadableInput     missing, a directory without sequences, no permission
     │   ├── NotSequences        not FASTA, not FASTQ, or not DNA; says which line and what it saw
+    │   ├── TooLarge            a record or an id beyond what is read; says which line and the limit
     │   └── BrokenInput         ends or breaks half way; the records before the break count
     ├── NoRecords               no input holds a single record
     ├── BundleError             a set of models
@@ -62,6 +63,15 @@ def counted(number: int, noun: str, ending: str = "s") -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else ending)
 
 
+# A terminal obeys control characters, and the name of a file may hold any.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """Give *text* as a terminal may show it."""
+    return text.translate(_CONTROLS)
+
+
 class VirnucError(Exception):
     """The root of the tree; *exit_code* is what the command line ends with."""
 
@@ -95,6 +105,14 @@ class UnreadableInput(InputError):
 
 class NotSequences(InputError):
     """The content is not DNA in FASTA or FASTQ; *line* counts from 1."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(path, f"line {line:,}: {reason}")
+        self.line = line
+
+
+class TooLarge(InputError):
+    """A record of the file, from *line* on, is larger than what is read as one; those before it count."""
 
     def __init__(self, path: str, line: int, reason: str) -> None:
         super().__init__(path, f"line {line:,}: {reason}")

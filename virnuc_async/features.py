@@ -33,6 +33,7 @@ from .failures import (
     StrangeFeatures,
     counted,
 )
+from .files import fresh
 from .store import FEATURES, Block, Store, orf_id
 from .upstream import read_values
 
@@ -457,7 +458,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
     every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, _BLOCK_BYTES // (4 * width))
     # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
-    with open(packed, "wb") as file:
+    with fresh(packed) as file:
         for start in range(0, len(orfs), step):
             file.write(every[orfs[start : start + step]].data)
     data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
@@ -467,7 +468,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
 
 def _save(features: dict[str, Any], path: Path) -> None:
     try:
-        with open(path, "wb") as file:
+        with fresh(path) as file:
             torch.save(features, file)
     except RuntimeError as error:
         # torch hides behind an error of its own why the file could not be written.

@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .failures import DirectoryBusy, DirectoryHeld
+from .files import read_small
 
 LOCK = "run.lock"
 SIGN_SECONDS = 10.0  # between two signs of life
@@ -176,7 +177,7 @@ def _busy(directory: Path, owner: Owner | None) -> DirectoryBusy:
 
 def _read(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_bytes()))
+        return Owner(**json.loads(read_small(path, 16 * _SIZE)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

@@ -43,6 +43,7 @@ from .failures import (
     counted,
 )
 from .features import FeatureFile, Features, check_alike, find_features, save_features
+from .files import fresh
 from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
@@ -377,8 +378,8 @@ class _Run:
         with suppress(CannotWrite, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
             summary = replace(self._summary(command, Counter()), finished=False)
-            text = b"".join(results.summary_text(summary))
-            (self.out_dir / "summary.json").write_bytes(text)
+            with fresh(self.out_dir / "summary.json") as file:
+                file.writelines(results.summary_text(summary))
 
     async def _find_features(self) -> Features:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
@@ -688,7 +689,7 @@ class _Run:
         partial_path = self.out_dir / f".{name}.partial"
         try:
             # Closed whatever happens: a query that is open keeps the store's lock.
-            with closing(parts), _gone_unless_moved(partial_path), open(partial_path, "wb") as file:
+            with closing(parts), _gone_unless_moved(partial_path), fresh(partial_path) as file:
                 for part in parts:
                     from_thread.check_cancelled()
                     file.write(part)
@@ -837,7 +838,7 @@ def _input_bytes(paths: Sequence[str]) -> int | None:
     """Give the size of all inputs, compressed as they are; None where it cannot be known."""
     try:
         return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
         return None
 
 

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from .failures import harmless
+from .files import not_through_a_link
+
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record
 
@@ -138,7 +141,7 @@ class Lines:
             if now - self._last < EVERY_SECONDS:
                 return
             self._last = now
-        self.stream.write(message)
+        self.stream.write(harmless(message))
         self.stream.flush()
 
 
@@ -162,7 +165,7 @@ class Bars:
         """Draw one record."""
         counts = message.record["extra"].get("counts")
         if counts is None:
-            self._progress.console.print(message.rstrip("\n"), markup=False, highlight=False)
+            self._progress.console.print(harmless(message).rstrip("\n"), markup=False, highlight=False)
         else:
             self._draw(counts, self._clock())
 
@@ -206,7 +209,9 @@ def run_files(run: str, directory: Path, clock: Callable[[], float] = time.monot
         return record["extra"].get("run") == run and "failure" in record["extra"]
 
     sinks = [
-        logger.add(log, format=_log_format, filter=is_of_run, level="DEBUG", catch=False),
+        logger.add(
+            lambda line: log(harmless(line)), format=_log_format, filter=is_of_run, level="DEBUG", catch=False
+        ),
         logger.add(failed, format=_failure_format, filter=is_failure_of_run, catch=False),
     ]
     try:
@@ -222,8 +227,8 @@ def _appended(path: Path) -> Callable[[str], None]:
     def write(line: str) -> None:
         # A log that cannot be written must not stop the run that it tells of: what counts is
         # in the store, and a full disk is said there.
-        with suppress(OSError), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(line)
+        with suppress(OSError), open(path, "ab", opener=not_through_a_link) as file:
+            file.write(line.encode("utf-8", "surrogateescape"))
 
     return write
 

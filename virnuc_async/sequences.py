@@ -3,6 +3,9 @@ FASTA and FASTQ, plain or compressed, into contigs.
 
 Format and compression are told by content, never by name. What is wrong with a file is said with
 its line, and the records before it have been given by then.
+
+Memory is bounded by the largest record, whatever a file unpacks to, and that by a limit. Compressed
+files within compressed files are not unpacked.
 """
 
 import bz2
@@ -18,9 +21,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from .failures import BrokenInput, NotSequences, UnreadableInput
+from .failures import BrokenInput, NotSequences, TooLarge, UnreadableInput
 
 try:
     from compression import zstd  # type: ignore[import-not-found, unused-ignore]
@@ -28,11 +32,19 @@ except ImportError:
     from backports import zstd
 
 STDIN = "-"
+LARGEST_RECORD = 1 << 30  # letters of text, header and line ends included; no chromosome has as many
+LONGEST_ID = 1 << 17  # a window may hold thousands of ids, and the store's largest value is 10**9 bytes
+
+# Who packs a file decides how much memory it takes to unpack it. These take whatever the usual
+# options give, xz's largest dictionaries aside: zstd's --long=31 is 2 GiB.
+_XZ_MEMORY = 1 << 30
+_ZSTD_WINDOW = {zstd.DecompressionParameter.window_log_max: 31}
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DAMAGED = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError)
+_DAMAGED = (OSError, EOFError, ValueError, MemoryError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 _SAMPLES, _SAMPLE = 16, 1 << 16  # blocks of a file, and bytes of each, that tell it from another
 _BLOCK = 1 << 18  # bytes of text parsed at a time: few enough to stay in the cache
+_SHOWN = 80  # bytes that are looked at to say what was seen
 _SUFFIXES = frozenset({".fa", ".fasta", ".fas", ".fna", ".ffn", ".fq", ".fastq"})
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
@@ -90,12 +102,25 @@ class _Members(io.RawIOBase):
         return packed
 
 
+class _Eager:
+    """Gives what there is of *raw*: who waits for a whole buffer loses it at a break."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self.read = raw.read1
+
+
+def _eagerly(open_packed: Callable[..., Any], raw: io.BufferedReader) -> Any:
+    return open_packed(_Eager(raw))
+
+
 # These hand over all that came before a break; faster readers lose a buffer of it.
 _UNPACK: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
+    b"\x1f\x8b": partial(_eagerly, gzip.open),
     b"BZh": partial(_Members, begin=bz2.BZ2Decompressor),
-    b"\xfd7zXZ\0": partial(_Members, begin=lzma.LZMADecompressor),
-    b"\x28\xb5\x2f\xfd": zstd.open,
+    b"\xfd7zXZ\0": partial(
+        _Members, begin=partial(lzma.LZMADecompressor, format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    ),
+    b"\x28\xb5\x2f\xfd": partial(_eagerly, partial(zstd.open, options=_ZSTD_WINDOW)),
 }
 
 
@@ -106,7 +131,8 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
     A directory without any is given as it is, for :func:`read_contigs` to complain about.
     """
     for name in map(str, inputs):
-        found = _sequence_files(Path(name)) if name != STDIN and Path(name).is_dir() else [name]
+        # Not Path.is_dir, which raises where a name is too long or a directory may not be entered.
+        found = _sequence_files(Path(name)) if name != STDIN and os.path.isdir(name) else [name]
         yield from found or [name]
 
 
@@ -124,10 +150,12 @@ def read_contigs(
     Raises:
         UnreadableInput: nothing could be read
         NotSequences: the content is not DNA in FASTA or FASTQ, from the named line on
-        BrokenInput: the file breaks half way; the records before the break were given
+        TooLarge: a record or its id is beyond what is read
+        BrokenInput: the file breaks half way, or changed while it was read; the records before
+            the break were given
     """
-    with _open(path, stdin) as text:
-        yield from _Reader(path, text, name).contigs()
+    with _open(path, stdin) as (text, has_changed):
+        yield from _Reader(path, text, has_changed, name).contigs()
 
 
 def fingerprint(path: str) -> list[int | str] | None:
@@ -173,25 +201,49 @@ def _is_named_so(path: Path) -> bool:
 
 def _begins_so(path: Path) -> bool:
     try:
-        with _open(str(path), None) as text:
+        with _open(str(path), None) as (text, _):
             return text.read1(1) in (b">", b"@")
     except (UnreadableInput, *_DAMAGED):
         return False
 
 
 @contextmanager
-def _open(path: str, stdin: BinaryIO | None) -> Iterator[_Text]:
-    """Open *path* for reading text bytes, decompressed by what its first bytes say."""
+def _open(path: str, stdin: BinaryIO | None) -> Iterator[tuple[_Text, Callable[[], bool]]]:
+    """
+    Open *path* for reading text bytes, decompressed by what its first bytes say.
+
+    Gives also what tells whether it has changed since.
+    """
     with ExitStack() as closing:
         try:
             raw = closing.enter_context(_standard_input(stdin) if path == STDIN else open(path, "rb"))  # noqa: SIM115
+            before = None if path == STDIN else _facts(raw.fileno())
             head = raw.peek(6)
         except IsADirectoryError as error:
             raise UnreadableInput(path, "a directory without sequence files") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, _reason(error)) from error
         unpack = next((unpack for magic, unpack in _UNPACK.items() if head.startswith(magic)), None)
-        yield closing.enter_context(unpack(raw)) if unpack else raw
+        text = closing.enter_context(unpack(raw)) if unpack else raw
+        yield text, partial(_has_changed, path, raw, before)
+
+
+def _facts(file: int | str) -> tuple[int, ...] | None:
+    """Say which regular file this is, and how it is now; None for a pipe or a device."""
+    facts = os.stat(file)
+    if not S_ISREG(facts.st_mode):
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _has_changed(path: str, raw: BinaryIO, before: tuple[int, ...] | None) -> bool:
+    """Whether the open file is no longer as it was, or no longer the one at *path*."""
+    if before is None:
+        return False
+    try:
+        return not before == _facts(raw.fileno()) == _facts(path)
+    except OSError:
+        return True
 
 
 @contextmanager
@@ -218,19 +270,24 @@ def _reason(error: BaseException) -> str:
 class _Reader:
     """Parses one stream of text; counts records and lines as it goes."""
 
-    def __init__(self, path: str, text: _Text, name: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, path: str, text: _Text, has_changed: Callable[[], bool], name: Callable[[bytes], bytes]
+    ) -> None:
         self.path = path
         self._name = name
         self.records = 0
         self._text = text
+        self._has_changed = has_changed
         self._line = 1  # of the record that is being read
 
     def contigs(self) -> Iterator[Contig]:
         blocks = self._blocks()
-        first = next(blocks, b"")
+        first = self._skip_blank(blocks)
         if not first:
             return
         if first[:1] not in (b">", b"@"):
+            while len(first) < _SHOWN and b"\n" not in first and (more := next(blocks, b"")):
+                first += more
             raise self._wrong(0, f"expected '>' (FASTA) or '@' (FASTQ), saw {_shown(first)}")
         parse = self._fasta if first[:1] == b">" else self._fastq
         for contig in parse(chain([first], blocks)):
@@ -238,37 +295,34 @@ class _Reader:
             yield contig
 
     def _blocks(self) -> Iterator[bytes]:
-        """Give the text in blocks of whole lines, the blank lines before it left out."""
-        begun = False
-        rest: list[bytes] = []  # a line may be longer than many blocks
-        while block := self._read():
-            *_, last = block.rpartition(b"\n")
-            if len(last) == len(block):
-                rest.append(block)
-                continue
-            text = b"".join([*rest, block.removesuffix(last)])
-            rest = [last] if last else []
-            text = text if begun else self._skip_blank(text)
-            begun = begun or bool(text)
-            if text:
-                yield text
-        if rest:
-            yield b"".join(rest) if begun else self._skip_blank(b"".join(rest))
-
-    def _skip_blank(self, block: bytes) -> bytes:
-        text = block.removeprefix(_BYTE_ORDER_MARK).lstrip()
-        self._line += block.count(b"\n") - text.count(b"\n")
-        return text
-
-    def _read(self) -> bytes:
+        """Give the text as it comes."""
         # read1 hands over what there is: what came before a break is not lost with it.
         try:
-            return self._text.read1(_BLOCK)
+            while block := self._text.read1(_BLOCK):
+                yield block
         except _DAMAGED as error:
             raise BrokenInput(self.path, self.records, _reason(error)) from error
+        if self._has_changed():
+            raise BrokenInput(self.path, self.records, "it changed while it was being read")
+
+    def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
+        """Give the beginning of the text, the blank lines before it left out; nothing if that is all."""
+        head, mark = b"", _BYTE_ORDER_MARK  # which stands at the very beginning or nowhere
+        for block in blocks:
+            head += block
+            if len(head) < len(mark) and mark.startswith(head):
+                continue
+            text = head.removeprefix(mark).lstrip()
+            mark = b""
+            self._line += head.count(b"\n") - text.count(b"\n")
+            head = text
+            if head:
+                break
+        return head
 
     def _fasta(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
-        pieces: list[bytes] = []  # of the record that may go on in the next block
+        begun = io.BytesIO()  # of the record that may go on: what came in the blocks before, but
+        pieces: list[bytes] = []  # for the last letter, and what is in this one
         for block in blocks:
             # Looking for the single letter is three times as fast as for "\n>".
             goes_on, *others = block.split(b">")
@@ -276,34 +330,64 @@ class _Reader:
                 pieces.append(goes_on)
             for piece in others:
                 if pieces and pieces[-1].endswith(b"\n"):
-                    yield self._fasta_record(pieces)
+                    yield self._fasta_record(_taken(begun, pieces))
                 elif pieces:
                     pieces.append(b">")
                 pieces.append(piece)
-        yield self._fasta_record(pieces)
+            text = b"".join(pieces)
+            begun.write(text[:-1])
+            pieces = [text[-1:]]
+            self._bound(begun.tell() + len(pieces[0]))
+        yield self._fasta_record(_taken(begun, pieces))
 
-    def _fasta_record(self, pieces: list[bytes]) -> Contig:
-        """Read the record that *pieces* make up, and empty them: those of a long one take much memory."""
-        text = b"".join(pieces)
-        pieces.clear()
+    def _fasta_record(self, text: bytes) -> Contig:
+        if len(text) > LARGEST_RECORD:
+            self._bound(len(text))
         header, end, body = text.partition(b"\n")
         letters = body.replace(b"\n", b"")
-        contig = Contig(self._name(header), self._bases(letters, body))
+        contig = Contig(self._id(header), self._bases(letters, body))
         self._line += len(end) + len(body) - len(letters)
         return contig
 
+    def _bound(self, letters: int) -> None:
+        """See that the record that is being read has not got too many *letters*, before it gets more."""
+        if letters > LARGEST_RECORD:
+            reason = (
+                f"a record of more than {LARGEST_RECORD:,} letters, header and line ends included, is not "
+                "read. Cut it into several, or leave it out"
+            )
+            raise TooLarge(self.path, self._line, reason)
+
+    def _lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Give the text in blocks of whole lines."""
+        begun = io.BytesIO()  # a line may be longer than many blocks
+        for block in blocks:
+            end = block.rfind(b"\n") + 1
+            if end:
+                yield _taken(begun, [block[:end]])
+            begun.write(block[end:])
+            self._bound(begun.tell())
+        if begun.tell():
+            yield begun.getvalue()
+
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         lines: list[bytes] = []
-        for block in blocks:
+        begun = 0  # letters in the record that goes on
+        for block in self._lines(blocks):
+            may_be_large = begun + len(block) > LARGEST_RECORD
             lines += block.removesuffix(b"\n").split(b"\n")
             whole = len(lines) // 4 * 4
             for number in range(0, whole, 4):
                 record = lines[number : number + 4]
+                if may_be_large:
+                    self._bound(sum(map(len, record)))
                 if record[0][:1] == b"@" or any(line.strip() for line in record):
                     yield self._fastq_record(*record)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
             del lines[:whole]
+            begun = sum(map(len, lines))
+            self._bound(begun)
         if any(line.strip() for line in lines):
             raise BrokenInput(self.path, self.records, f"line {self._line:,}: the last record ends early")
 
@@ -314,7 +398,7 @@ class _Reader:
             raise self._wrong(2, f"expected '+', saw {_shown(plus)}")
         if len(quality.rstrip()) != len(bases.rstrip()):
             raise self._wrong(3, "the quality line is not as long as the bases")
-        contig = Contig(self._name(header[1:]), self._bases(bases, bases))
+        contig = Contig(self._id(header[1:]), self._bases(bases, bases))
         self._line += 4
         return contig
 
@@ -327,11 +411,29 @@ class _Reader:
             raise self._wrong(1 + text.count(b"\n", 0, text.index(strange)), what)
         return bases.replace(b"-", b"")
 
+    def _id(self, header: bytes) -> bytes:
+        if (size := len(first_word(header))) > LONGEST_ID:
+            reason = f"an id of {size:,} letters; at most {LONGEST_ID:,} are read. Shorten it"
+            raise TooLarge(self.path, self._line, reason)
+        return self._name(header)
+
     def _wrong(self, line: int, reason: str) -> NotSequences:
         return NotSequences(self.path, self._line + line, reason)
 
 
+def _taken(begun: io.BytesIO, pieces: list[bytes]) -> bytes:
+    """Give *begun* and *pieces* as one, and empty them."""
+    text = b"".join(pieces)
+    pieces.clear()
+    if begun.tell():
+        begun.write(text)
+        text = begun.getvalue()
+        begun.seek(0)
+        begun.truncate()
+    return text
+
+
 def _shown(text: bytes) -> str:
     """Show the beginning of a line that may be anything, binary included."""
-    line = text[:80].splitlines()[0] if text.strip() else b""
+    line = text[:_SHOWN].splitlines()[0] if text.strip() else b""
     return repr(line[:30].decode("latin-1")) if line else "an empty line"

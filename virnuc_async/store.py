@@ -37,6 +37,7 @@ from .failures import (
     Stage,
     counted,
 )
+from .files import not_through_a_link
 from .lock import LOCK, Lock
 from .orfs import Frame
 from .salvage import Kept, checksum, count_whole, is_whole, salvage
@@ -189,8 +190,7 @@ class Store:
         self.kept: Kept | None = None
         with ExitStack() as undo:
             with _write_failures(directory):
-                if not (directory / STORE).is_file():
-                    _claim(directory)
+                _claim(directory)
                 self.lock = Lock(directory)
                 undo.callback(self.lock.release)
                 self._locks = "" if self.lock.has_kernel_locks else "?nolock=1"
@@ -415,7 +415,7 @@ class Store:
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write each row at its ORF's place, on disk before the batch counts as done."""
         with _write_failures(self.directory):
-            file = os.open(self.directory / FEATURES, os.O_RDWR | os.O_CREAT, 0o666)
+            file = not_through_a_link(str(self.directory / FEATURES), os.O_RDWR | os.O_CREAT)
             try:
                 for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
                     os.pwrite(file, row.tobytes(), orf * row.nbytes)
@@ -464,6 +464,9 @@ class Store:
         )
 
     def _connect(self, path: Path) -> sqlite3.Connection:
+        # SQLite would make a file that a group cannot write, whatever the umask says.
+        with _write_failures(self.directory):
+            os.close(not_through_a_link(str(path), os.O_CREAT | os.O_WRONLY))
         return sqlite3.connect(
             f"file:{quote(os.fsencode(path.absolute()))}{self._locks}",
             timeout=_BUSY_SECONDS,
@@ -557,6 +560,15 @@ def _scores(done: Finished) -> NDArray[np.void]:
 
 
 def _claim(directory: Path) -> None:
+    """See that *directory* has a store of its own, or is new; make it then."""
+    store = directory / STORE
+    if store.is_symlink():
+        raise NotOurDirectory(str(directory), f"its {STORE} is a link to somewhere else. {_ELSEWHERE}")
+    if not store.is_file():
+        _see_that_it_is_new(directory)
+
+
+def _see_that_it_is_new(directory: Path) -> None:
     """Make *directory*, or see that it is empty: nothing without a store in it is known to be ours."""
     if directory.exists() and not directory.is_dir():
         raise NotOurDirectory(str(directory), "is a file, not a directory")

@@ -44,15 +44,25 @@ class OrfTokenizer:
     """
 
     def __init__(self, definition: str) -> None:
-        self._bases = Tokenizer.from_str(definition)
-        # The published file cuts and pads to 2,000 tokens: that is its training, not the method.
-        self._bases.no_truncation()
-        self._bases.no_padding()
+        """
+        Build it.
+
+        Raises:
+            ValueError: *definition* is none of a tokenizer that takes DNA
+        """
+        try:
+            self._bases = Tokenizer.from_str(definition)
+            # The published file cuts and pads to 2,000 tokens: that is its training, not the method.
+            self._bases.no_truncation()
+            self._bases.no_padding()
+            self._bases.encode_batch_fast(["ACGTN"])
+        except Exception as error:  # the Rust library raises this very type and nothing narrower
+            raise ValueError(str(error)) from error
 
     @property
     def vocabulary(self) -> int:
-        """The number of different token ids that bases can become."""
-        return self._bases.get_vocab_size()
+        """The number above every token id that bases can become."""
+        return max(self._bases.get_vocab().values(), default=-1) + 1
 
     def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
         """Encode upper-case *bases*, each between [CLS] and [SEP]."""

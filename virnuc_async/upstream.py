@@ -3,41 +3,51 @@ Other people's checkpoints become a bundle: fair-esm, Hugging Face, and VirNucPr
 
 Two of these forms are pickles. They are read with torch's restricted unpickler and an allow-list,
 which builds tensors and the few named types and runs nothing; whatever else a file asks for is
-refused.
+refused. A file takes no more memory than it is large: what it claims beyond that is refused before
+it is made.
+
+In a directory only the tensors' files, ``config.json`` and ``tokenizer.json`` are looked at, by these
+names: an index that names others is not.
 """
 
 import argparse
 import json
 import pickle
+import pickletools
 import re
-import shutil
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .bundles import Bundle, Shapes, seal, sha256
+from .bundles import LARGEST_TOKENIZER, Bundle, Shapes, seal, sha256
 from .failures import BadCheckpoint, NotOurDirectory
+from .files import fresh, read_small
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from .tokens import OrfTokenizer
 
 Tensors = dict[str, Tensor]
 
 # The number of heads is in no tensor: these are ESM-2's published sizes, layers and width.
 _ESM2_HEADS = {(6, 320): 20, (12, 480): 20, (30, 640): 20, (33, 1280): 20, (36, 2560): 40, (48, 5120): 40}
 _ALPHABET = 33
+_MOST_PICKLES = 5  # in a file of torch's before 1.6
+_LARGEST_CONFIG = 1 << 20  # bytes
 
 
 class MLPClassifier(nn.Module):
@@ -77,14 +87,15 @@ def import_bundle(parts: Parts, directory: Path, name: str, length: int) -> Bund
     _save(protein, directory / "protein.safetensors")
     _save(nucleotide, directory / "nucleotide.safetensors")
     _save(classifier, directory / "classifier.safetensors")
-    shutil.copyfile(tokenizer, directory / "tokenizer.json")
+    with fresh(directory / "tokenizer.json") as file:
+        file.write(tokenizer)
     shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
     return seal(directory, name, length, shapes, _origin(parts))
 
 
 def _save(tensors: Tensors, path: Path) -> None:
     # safetensors makes files for their owner alone; a bundle may be for a group, as umask says.
-    path.touch()
+    path.touch(exist_ok=False)
     mode = path.stat().st_mode
     save_file(tensors, path)
     path.chmod(mode)
@@ -94,9 +105,13 @@ def _origin(parts: Parts) -> dict[str, str]:
     """Say which files the parts came from, by name and content; where they lay is nobody's business."""
     places = {"protein": parts.protein, "nucleotide": parts.nucleotide, "classifier": parts.classifier}
     return {
-        part: f"{path.name}, sha256 {sha256(path)}" if path.is_file() else path.name
+        part: f"{_printable(path.name)}, sha256 {sha256(path)}" if path.is_file() else _printable(path.name)
         for part, path in places.items()
     }
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def read_protein(path: Path) -> tuple[Tensors, ProteinShape]:
@@ -139,7 +154,7 @@ def read_nucleotide(path: Path) -> tuple[Tensors, NucleotideShape]:
     # Every token of ours is of type 0; the other row is never looked up.
     tensors["token_type"] = tensors.pop("token_types")[0].clone()
     eps = config.get("layer_norm_eps", 1e-12)
-    if not isinstance(eps, float):
+    if not isinstance(eps, float) or not 0 < eps < 1:
         raise BadCheckpoint(str(path), f"config.json says layer_norm_eps {eps!r}")
     heads = _heads(path, config["num_attention_heads"], width)
     shape = NucleotideShape(_layers(tensors), width, heads, intermediate, vocabulary, eps)
@@ -161,8 +176,8 @@ def read_classifier(path: Path) -> tuple[Tensors, ClassifierShape]:
     if not isinstance(module, MLPClassifier):
         raise BadCheckpoint(str(path), "not a pickled MLPClassifier")
     try:
-        tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    except (AttributeError, TypeError) as error:
+        tensors = {name: value.detach() for name, value in module.state_dict().items()}
+    except (AttributeError, TypeError, RecursionError) as error:
         raise BadCheckpoint(str(path), "the pickled module is incomplete") from error
     tensors = _renamed(path, tensors, _FROM_CLASSIFIER)
     hidden, inputs = _matrix(path, tensors, "hidden.weight")
@@ -177,14 +192,13 @@ def read_values(path: Path) -> Any:
     Raises:
         BadCheckpoint: it is damaged, or holds something else too
     """
-    with warnings.catch_warnings(action="ignore"):
-        return _translated(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+    return _unpickle(path, [])
 
 
 # What a damaged file was seen to make the readers raise.
 _DAMAGED = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError),
-    *(OSError, struct.error, SafetensorError),
+    *(OSError, struct.error, SafetensorError, BadZipFile, MemoryError, OverflowError, RecursionError),
 )
 
 # Patterns of names: (theirs, ours). None for ours: a tensor that we have no use for.
@@ -235,9 +249,8 @@ _FROM_CLASSIFIER: _Names = (
 def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> Tensors:
     """Rename every tensor by the first pattern that fits its whole name; fuse q, k and v."""
     ours: Tensors = {}
+    _see_that_all_is_there(path, tensors)
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not isinstance(name, str):
-            raise BadCheckpoint(str(path), f"{name!r} is not a tensor")
         name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # of layer norms, at times
         for theirs, own in names:
             if found := re.fullmatch(theirs, name):
@@ -246,14 +259,47 @@ def _renamed(path: Path, tensors: Mapping[str, Any], names: _Names) -> Tensors:
                 break
         else:
             raise BadCheckpoint(str(path), f"unknown tensor {name!r}: not one of the networks known here")
-    return _fused(ours)
+    return _fused(_apart(ours))
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Copy those that share their numbers with one before: safetensors writes none such."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            tensors[name] = tensor.clone()
+        seen.add(place)
+    return tensors
+
+
+def _see_that_all_is_there(path: Path, tensors: Mapping[str, Any]) -> None:
+    """See that *tensors* have no more numbers than the file: to copy them could take any memory."""
+    size = 0
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not isinstance(name, str):
+            raise BadCheckpoint(str(path), f"{name!r:.99} is not a tensor")
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise BadCheckpoint(str(path), f"{name!r:.99} is not a plain tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise BadCheckpoint(str(path), f"{name!r:.99} claims more numbers than it has")
+        size += tensor.numel() * tensor.element_size()
+    # Twice: two tensors may share their numbers, as the first and last layer of some networks do.
+    if size > 2 * sum(file.stat().st_size for file in _files(path)):
+        raise BadCheckpoint(str(path), "its tensors claim more numbers than it has")
 
 
 def _fused(tensors: Tensors) -> Tensors:
     """Stack each layer's q, k and v, where they are apart, into one qkv."""
     for name in [name for name in tensors if re.search(r"\.q\.(weight|bias)$", name)]:
         three = [name.replace(".q.", f".{letter}.") for letter in "qkv"]
-        if all(each in tensors for each in three):
+        parts = [tensors[each] for each in three if each in tensors]
+        # What does not fit is left apart, for the network's own shapes to tell.
+        if (
+            len(parts) == 3
+            and all(part.dim() for part in parts)
+            and len({part.shape[1:] for part in parts}) == 1
+        ):
             tensors[name.replace(".q.", ".qkv.")] = torch.cat([tensors.pop(each) for each in three])
     return tensors
 
@@ -295,12 +341,15 @@ def _heads(path: Path, heads: Any, width: int, even: bool = False) -> int:
 def _complete(path: Path, tensors: Tensors, build: Callable[[], nn.Module]) -> Tensors:
     """Give *tensors* if they are, by name and shape, all that the network wants."""
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+        like = build().state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             reason = f"{name} has the shape {found.get(name)}, not {wanted.get(name)}"
             raise BadCheckpoint(str(path), f"damaged or incomplete: {reason}")
+        if tensors[name].is_floating_point() != like[name].is_floating_point():
+            raise BadCheckpoint(str(path), f"damaged: {name} holds {tensors[name].dtype}")
     return tensors
 
 
@@ -312,9 +361,7 @@ def _fair_esm_settings(found: Mapping[str, Any]) -> Any:
 
 def _hugging_face(path: Path) -> Tensors:
     """Read the tensors of a safetensors file, or of a directory that holds them in any form."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    files = _files(path)
     if not files:
         raise BadCheckpoint(str(path), "no *.safetensors and no pytorch_model*.bin in it")
     tensors: Tensors = {}
@@ -329,42 +376,96 @@ def _hugging_face(path: Path) -> Tensors:
     return tensors
 
 
+def _files(path: Path) -> list[Path]:
+    """Give the files that hold the tensors of *path*, which may be one or a directory."""
+    if not path.is_dir():
+        return [path]
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+
+
 def _config(directory: Path, required: bool) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_small(path, _LARGEST_CONFIG))
     except FileNotFoundError as error:
         if not required:
             return {}
         raise BadCheckpoint(str(directory), "there is no config.json in it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadCheckpoint(str(path), str(error)) from error
     if not isinstance(config, dict) or not isinstance(config.get("num_attention_heads"), int):
         raise BadCheckpoint(str(path), "it does not say num_attention_heads")
     return config
 
 
-def _tokenizer(directory: Path, shape: NucleotideShape) -> Path:
+def _tokenizer(directory: Path, shape: NucleotideShape) -> bytes:
+    """Give the content of the tokenizer's file, if it is one that fits."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise BadCheckpoint(str(directory), "there is no tokenizer.json in it")
     try:
-        vocabulary = Tokenizer.from_str(path.read_text("utf-8")).get_vocab_size()
-    except Exception as error:  # the Rust library raises this very type and nothing narrower
+        content = read_small(path, LARGEST_TOKENIZER)
+        vocabulary = OrfTokenizer(content.decode("utf-8")).vocabulary
+    except (OSError, ValueError) as error:
         raise BadCheckpoint(str(path), str(error)) from error
     if vocabulary > shape.vocabulary:
         raise BadCheckpoint(str(path), f"it has {vocabulary} tokens, the network {shape.vocabulary}")
-    return path
+    return content
 
 
 def _unpickle(path: Path, allowed: list[Any]) -> Any:
+    def read() -> Any:
+        is_zip = _is_sound_zip(path)
+        # Mapped, a tensor is at most what the file holds of it. Read, torch would trust the pickle
+        # in how long it is, and hand out what lies behind it in memory.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
     # Of a strange file torch warns before it refuses it: the refusal is enough.
     with safe_globals(allowed), warnings.catch_warnings(action="ignore"):
-        return _translated(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
+        return _translated(path, read)
+
+
+def _is_sound_zip(path: Path) -> bool:
+    """
+    Whether *path* is a zip file, as torch writes them since 1.6, or else pickles behind each other.
+
+    Raises:
+        BadCheckpoint: it would take more memory than it is large
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            file.seek(0)
+            _see_that_it_makes_no_room(path, file)
+            return False
+        with ZipFile(file) as archive:
+            members = archive.infolist()
+            # torch stores its members as they are: a compressed one is a bomb, or not torch's.
+            if any(member.compress_type != ZIP_STORED for member in members):
+                raise BadCheckpoint(str(path), "it is compressed, which torch's files are not")
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                raise BadCheckpoint(str(path), "its members claim to be larger than the file")
+            for member in members:
+                if member.filename.endswith("/data.pkl"):
+                    with archive.open(member) as program:
+                        _see_that_it_makes_no_room(path, program)
+    return True
+
+
+def _see_that_it_makes_no_room(path: Path, program: IO[bytes]) -> None:
+    """Refuse a pickle that would have memory filled with nothing, which torch's own list allows."""
+    # genops reads and runs nothing. It cannot tell what is no pickle: torch says that better.
+    with suppress(ValueError, EOFError, struct.error, OverflowError):
+        for code, named, _ in chain.from_iterable(map(pickletools.genops, repeat(program, _MOST_PICKLES))):
+            if code.name == "GLOBAL" and str(named).endswith(" bytearray"):
+                raise BadCheckpoint(
+                    str(path), "it holds more than tensors (bytearray); nothing of it was executed"
+                )
 
 
 def _translated(path: Path, read: Callable[[], Any]) -> Any:
     """Call *read*; what torch and safetensors raise about the file becomes ours."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise BadCheckpoint(str(path), "it is not a plain file")  # to open a pipe would wait
     try:
         return read()
     except pickle.UnpicklingError as error:

@@ -81,6 +81,18 @@ def _moments(rng: random.Random, course: Course) -> Iterator[float]:
         yield rng.triangular(0.1, 1.2 * course.seconds, 0.6 * course.seconds)
 
 
+def _is_killed(process: "subprocess.Popen[bytes]", moment: float | None) -> bool:
+    """Kill *process* at *moment*, unless it is done by then; without one, wait for its end."""
+    try:
+        process.wait(moment or _PATIENCE)
+    except subprocess.TimeoutExpired:
+        assert moment, "it does not end"
+        process.send_signal(signal.SIGKILL)
+    code = process.wait()
+    assert code in (0, 2, -signal.SIGKILL), f"ended with {code}"
+    return code == -signal.SIGKILL
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same_tables(courses: list[Course], tmp_path: Path) -> None:
     rng = random.Random(f"kills {_SEED}")
     kills = runs = 0
@@ -88,18 +100,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_tables(courses: list[Course
         course, out = courses[runs % len(courses)], tmp_path / f"out{runs}"
         wanted = rng.randint(1, 8)
         runs += 1
-        for moment in _moments(rng, course):
-            process = _start(course.words, out, rng.choice((1, 2, 3)))
-            try:
-                if wanted:
-                    process.wait(moment)
-                assert process.wait(_PATIENCE) in (0, 2), out.with_suffix(".said").read_text()
-                break
-            except subprocess.TimeoutExpired:
-                assert wanted, "does not end"
-                process.send_signal(signal.SIGKILL)
-                assert process.wait() == -signal.SIGKILL
-                kills, wanted = kills + 1, wanted - 1
+        moments = _moments(rng, course)
+        while _is_killed(_start(course.words, out, rng.choice((1, 2, 3))), next(moments) if wanted else None):
+            kills, wanted = kills + 1, wanted - 1
         _check(out, course)
     print(f"{kills} kills in {runs} runs of {len(courses)} inputs")
 

@@ -47,6 +47,8 @@ def load(
                 if tensor.shape != like.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
                     raise BadBundle(str(path), f"{name} has the shape {shapes}")
+                if tensor.is_floating_point() != like.is_floating_point():
+                    raise BadBundle(str(path), f"{name} holds {tensor.dtype}")
                 weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     except (OSError, SafetensorError) as error:
         raise BadBundle(str(path), str(error)) from error

@@ -1,0 +1,126 @@
+"""The files of a run: who may read them, and that none is written through a link in its place."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import OPEN, SHUT, log, predict, run, start, summary, tables, wait_until
+from support import fasta
+
+from virnuc_async.store import DAMAGED, OURS, STORE
+from virnuc_async.upstream import Parts
+
+# Of a run with embeddings in which something failed; without report.html, which is not written yet.
+FINISHED = {*OURS, STORE} - {"merged_features.partial", "report.html", DAMAGED}
+
+
+@pytest.fixture
+def reads(tmp_path: Path) -> Path:
+    path = tmp_path / "reads.fa"
+    path.write_text(fasta([("open", OPEN * 30), ("shut", SHUT * 5)]))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A file of somebody else's, that a planted link points to."""
+    path = tmp_path / "precious"
+    path.write_text("precious\n")
+    return path
+
+
+@pytest.fixture(params=[0o002, 0o022, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+
+
+def test_every_file_of_a_run_is_for_whom_umask_says(
+    umask: int, reads: Path, tmp_path: Path, out: Path
+) -> None:
+    assert predict(reads, tmp_path / "missing.fa", out, "--embeddings").code == 2
+    assert modes(out) == dict.fromkeys(FINISHED, 0o666 & ~umask)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("umask", [0o002], indirect=True)
+def test_every_file_of_a_run_under_way_too(umask: int, reads: Path, tmp_path: Path, out: Path) -> None:
+    arguments = ("predict", reads, "-", out, "--devices", "cpu", "--embeddings")
+    with start(*arguments, stderr=tmp_path / "said") as process:
+        assert process.stdin
+        process.stdin.write(fasta([("more", OPEN * 30)] * 6_000).encode())  # more than a window
+        process.stdin.flush()
+        wait_until(lambda: "batch 0.0 done" in log(out), process)
+        process.terminate()
+    left = (STORE, "run.log", "summary.json", "merged_features.partial")
+    assert modes(out) == dict.fromkeys(left, 0o666 & ~umask)
+
+
+def test_every_file_of_a_bundle_is_for_whom_umask_says(umask: int, golden_parts: Parts, out: Path) -> None:
+    parts = [f"--{name}={getattr(golden_parts, name)}" for name in ("protein", "nucleotide", "classifier")]
+    assert run("models", "import", *parts, "--length", "500", "--name", "mine", "--output", out).code == 0
+    assert set(modes(out).values()) == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", [*OURS, *(f".{name}.partial" for name in OURS), ".merged_features.pt.rows"])
+def test_links_in_the_place_of_our_files(
+    name: str, reads: Path, tmp_path: Path, out: Path, elsewhere: Path
+) -> None:
+    arguments = (reads, tmp_path / "missing.fa", out, "--embeddings")
+    assert predict(*arguments).code == 2
+    undisturbed = tables(out)
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(elsewhere)
+    assert predict(*arguments).code == 2
+    assert elsewhere.read_text() == "precious\n"
+    assert tables(out) == undisturbed
+    assert summary(out)["finished"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"precious\n"])
+def test_a_link_in_the_place_of_the_store(
+    content: bytes | None, reads: Path, tmp_path: Path, out: Path
+) -> None:
+    out.mkdir()
+    target = tmp_path / "precious"
+    if content is not None:
+        target.write_bytes(content)
+    (out / STORE).symlink_to(target)
+    ran = predict(reads, out, "--overwrite")
+    assert ran.code == 1
+    assert "its run.sqlite3 is a link to somewhere else" in ran.err
+    assert (target.read_bytes() if target.exists() else None) == content
+
+
+@pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])
+def test_links_in_the_place_of_what_sqlite_puts_beside_the_store(
+    end: str, reads: Path, out: Path, elsewhere: Path
+) -> None:
+    out.mkdir()
+    (out / STORE).touch()  # as a run leaves it that is killed at its beginning
+    (out / f"{STORE}{end}").symlink_to(elsewhere)
+    ran = predict(reads, out)
+    assert (ran.code, "cannot write run.sqlite3" in ran.err) in ((0, False), (1, True))
+    assert elsewhere.read_text() == "precious\n"
+
+
+def test_a_link_in_the_place_of_the_embeddings_under_way(reads: Path, out: Path, elsewhere: Path) -> None:
+    out.mkdir()
+    (out / STORE).touch()  # as a run leaves it that is killed at its beginning
+    (out / "merged_features.partial").symlink_to(elsewhere)
+    ran = predict(reads, out, "--embeddings")
+    assert ran.code == 1
+    assert "Too many levels of symbolic links" in ran.err
+    assert elsewhere.read_text() == "precious\n"

@@ -1,0 +1,39 @@
+"""
+Files that somebody else may have had a hand in.
+
+Ours are never written through a link that was put in their place, and theirs are not read beyond
+what they can sensibly hold.
+"""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+
+def fresh(path: Path) -> BinaryIO:
+    """Open a new file for writing, in the place of a file or link that may be there."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+def not_through_a_link(path: str, flags: int) -> int:
+    """Open *path* as ``open`` does, whose opener this can be; fail if it is a link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """
+    Read all of *path*.
+
+    Raises:
+        OSError: it cannot be read
+        ValueError: it is no plain file, or holds more than *most* bytes
+    """
+    # Looked at first: to open a pipe would wait for somebody to write into it.
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a plain file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it holds more than {most:,} bytes")
+    return content
