@@ -473,6 +473,20 @@ def test_nothing_is_overwritten(toys: Toys, work: Path, tmp_path: Path) -> None:
     assert weights(output) == before
 
 
+def test_a_name_that_no_model_can_have(toys: Toys, tmp_path: Path) -> None:
+    ended = train(toys, tmp_path / "one\x1b[31m")
+    assert ended.code == 64
+    assert "a model cannot be called 'one\\x1b[31m': the output directory is its name" in ended.err
+
+
+def test_epochs_are_not_written_through_a_link(toys: Toys, work: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for name in ("epochs.pt", ".epochs.pt.partial"):
+        (work / name).symlink_to(tmp_path / "precious")
+    assert train(toys, tmp_path / "one", "--work", work).code == 0
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_a_work_directory_of_something_else(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("all of it")

@@ -191,14 +191,14 @@ def _read(directory: Path) -> Bundle:
 
 def _calibration(bundle: Bundle) -> Calibration | None:
     path = bundle.directory / CALIBRATION
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        found = calibration.read(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = calibration.read(json.loads(read_small(path, _LARGEST)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
     if found.of != bundle.fingerprint:
-        raise BadBundle(str(bundle.directory), f"{CALIBRATION} is of another classifier ({found.of})")
+        raise BadBundle(str(bundle.directory), f"{CALIBRATION} is of another classifier ({found.of:.99})")
     return found
 
 

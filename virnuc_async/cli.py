@@ -739,7 +739,7 @@ def _devices(options: Namespace) -> int:
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+        print(harmless("  ".join(map(str.ljust, row, widths)).rstrip()))
 
 
 def _list_models(options: Namespace) -> int:

@@ -20,6 +20,7 @@ from .bundles import Bundle, find, is_shipped
 from .calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from .charts import chart, heading, page, paragraph, table
 from .failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
+from .files import fresh
 from .labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
 from .measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from .progress import logger
@@ -186,7 +187,7 @@ def write_stretches(cutting: Cutting, data: Labelled, records: Records, director
     try:
         directory.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.partial")
-        with open(beside, "wb") as file:
+        with fresh(beside) as file:
             file.writelines(cutting.stretches(data, records))
         settle(beside, path)
     except OSError as error:
@@ -344,7 +345,8 @@ def _charts(of_levels: Mapping[str, Report]) -> Iterator[str]:
 def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.partial")
     try:
-        beside.write_text(text, "utf-8", "surrogateescape")
+        with fresh(beside) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
         settle(beside, path)
     except OSError as error:
         raise CannotWrite(str(path.parent), f"{path.name}: {error.strerror or error}") from error

@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .failures import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
+from .files import read_small
 from .sequences import STDIN, Contig, expand, first_word, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is
 TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)
 SIDES = ("training", "validation", "test", "left out")
 
+_LARGEST_TABLE = 1 << 30  # bytes
 _GENOME = re.compile(rb"(?:^|\s)genome=(\S+)")
 _GROUP = re.compile(rb"(?:^|\s)group=(\S+)")
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
@@ -155,9 +157,9 @@ def _read_table(path: Path) -> Mapping[str, str]:
     """Read lines of a record or genome, a tab, and what it belongs to."""
     table: dict[str, str] = {}
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise BadTable(str(path), error.strerror or str(error)) from error
+        lines = read_small(path, _LARGEST_TABLE).splitlines()
+    except (OSError, ValueError) as error:
+        raise BadTable(str(path), getattr(error, "strerror", None) or str(error)) from error
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(b"#"):
             continue

@@ -41,8 +41,10 @@ from .failures import (
     Diverged,
     NotOurDirectory,
     SharedSequences,
+    UsageError,
     counted,
 )
+from .files import fresh
 from .labels import (
     LEFT_OUT,
     SIDES,
@@ -126,10 +128,12 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
 
     Raises:
         InputError, LabelError, NoRecords: the labelled sequences, or what was learnt of them
+        UsageError: the output's name
         NotOurDirectory: the output exists, or the work directory holds something else
         what the engine raises
     """
     _check_new(task)
+    _check_name(task.output.absolute().name)
     base, records = find(task.settings.model), read_records(task.data)
     of_records, leaks = _split(task, records)
     owners = _run_engine(task, records, engine)
@@ -166,6 +170,12 @@ def _check_new(task: Task) -> None:
     names = sorted(path.name for path in work.iterdir()) if work.is_dir() else []
     if strangers := [name for name in names if name.lstrip(".").removesuffix(".partial") not in ours]:
         raise NotOurDirectory(str(work), f"holds {strangers[0]!r} and no training. Choose another --work")
+
+
+def _check_name(name: str) -> None:
+    # The bundle is called so, and an hour later is too late to hear that it cannot be.
+    if not name.isprintable() or not name:
+        raise UsageError(f"a model cannot be called {name!r}: the output directory is its name")
 
 
 def _split(task: Task, records: Records) -> tuple[Sides | None, dict[str, Any] | None]:
@@ -372,15 +382,15 @@ class _Learner:
         }
         beside = path.with_name(f".{path.name}.partial")
         try:
-            with open(beside, "wb") as file:
+            with fresh(beside) as file:
                 torch.save(state, file)
             settle(beside, path)
         except (OSError, RuntimeError) as error:
-            # torch hides behind an error of its own why the file could not be written.
-            reason = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(reason, OSError):
-                raise
-            raise CannotWrite(str(path.parent), f"{path.name}: {reason.strerror}") from error
+            # torch hides behind an error of its own why it stopped to write: a full disk, or a signal.
+            reason = error if isinstance(error, OSError) else error.__context__ or error
+            if isinstance(reason, OSError):
+                raise CannotWrite(str(path.parent), f"{path.name}: {reason.strerror}") from error
+            raise reason from None
 
     def resume(self, path: Path) -> None:
         """Go on after the epochs in *path*, if they are of this training."""
