@@ -1,5 +1,6 @@
 """Training by the real command: what is learnt, that it is the same each time, and what is refused."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from running import OPEN, SHUT, Ran, predict, rows, run, start, wait_until
+from running import OPEN, SHUT, Ran, files_no_larger_than, predict, rows, run, start, wait_until
 from safetensors.torch import load_file
 from support import fasta
 from toys import Toys, records, write_shuffled, write_toys
 
 from virnuc_async.bundles import Bundle, find
+from virnuc_async.failures import CannotWrite
 from virnuc_async.labels import TEST, TRAINING, VALIDATION
 from virnuc_async.settings import Balance, Recipe
 from virnuc_async.training import Examples, balanced, fit
@@ -566,6 +568,31 @@ def some_examples(count: int) -> tuple[Examples, np.ndarray]:
     numbers = np.arange(count)
     sides = np.array([TRAINING, TRAINING, VALIDATION, VALIDATION, TEST, TEST], np.uint8)[numbers % 6]
     return Examples(features.astype(np.float32), numbers, numbers, viral, viral.astype(np.int64)), sides
+
+
+class Interrupted(io.BytesIO):
+    """A file in the middle of which Ctrl-C is pressed."""
+
+    def write(self, content: Any) -> int:
+        if self.tell():
+            raise KeyboardInterrupt
+        return super().write(content)
+
+
+def test_interrupted_while_epochs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, sides = some_examples(66)
+    with monkeypatch.context() as patch:
+        patch.setattr("virnuc_async.training.fresh", lambda _: Interrupted())
+        with pytest.raises(KeyboardInterrupt):  # of torch's, that is a RuntimeError
+            fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt")
+    assert fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt").history
+
+
+def test_disk_that_is_full_while_epochs_are_written(tmp_path: Path) -> None:
+    examples, sides = some_examples(66)
+    with files_no_larger_than(1000), pytest.raises(CannotWrite, match=r"epochs\.pt: File too large"):
+        fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt")
+    assert not (tmp_path / "epochs.pt").exists()
 
 
 @pytest.mark.parametrize("batch", [2, 7, 8, 99])
