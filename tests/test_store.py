@@ -351,6 +351,16 @@ def test_embeddings_lie_at_their_orfs_place(store: Store) -> None:
     assert features(store.directory).tolist() == [[n] * 3 for n in range(8)]
 
 
+def test_an_orf_without_a_score_has_no_embedding_to_be_missed(store: Store) -> None:
+    window = a_window()
+    store.add_window(window)
+    assert store.features_end() == 0
+    first, second = batches(window)
+    store.add_batch(scored(first, embeddings=True))
+    store.add_batch(scored(second, row0=(Stage.PROTEIN, "no room"), row1=(Stage.PROTEIN, "no room")))
+    assert store.features_end() == len(features(store.directory)) == 2
+
+
 def test_orf_ids_are_the_published_ones() -> None:
     names = [orf_id(b"c|1", 12, frame) for frame in range(6)]
     assert names == [b"c|1_chunk_12" + frame for frame in (b"F1", b"F2", b"F3", b"R1", b"R2", b"R3")]

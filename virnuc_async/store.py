@@ -83,7 +83,7 @@ _TABLES = {
     "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL, "
     "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, records BLOB NOT NULL, ids BLOB NOT NULL, "
     "checksum INTEGER NOT NULL",
-    # scores: SCORE, of the ORFs that did not fail; highest: the number of the last ORF
+    # scores: SCORE, of the ORFs that did not fail; highest: the number of the last one of these
     "batches": "window INTEGER, number INTEGER, part TEXT, device TEXT NOT NULL, orfs INTEGER NOT NULL, "
     "tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, highest INTEGER NOT NULL, "
     "scores BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (window, number, part)",
@@ -281,7 +281,14 @@ class Store:
         batch, scores = done.batch, _scores(done)
         if done.embeddings is not None:
             self._write_embeddings(batch, done.embeddings)
-        facts = (done.device, len(batch), batch.tokens, done.seconds, len(scores), int(batch.orfs.max()))
+        facts = (
+            done.device,
+            len(batch),
+            batch.tokens,
+            done.seconds,
+            len(scores),
+            int(scores["orf"].max(initial=-1)),
+        )
         row = (batch.window, batch.number, batch.part, *facts, scores.tobytes())
         with self._transaction():
             failures = [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
