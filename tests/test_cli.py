@@ -850,7 +850,7 @@ def test_what_is_piped_again_must_be_the_same(reads: bytes, undisturbed: dict[st
 def test_version_and_help() -> None:
     assert run("--version") == (0, f"virnucpro-async {__version__}\n", "")
     actions = [f"models {action}" for action in ("list", "info", "download", "verify", "import")]
-    for command in ("", "predict", "models", *actions, "devices"):
+    for command in ("", "predict", "train", "evaluate", "calibrate", "models", *actions, "devices"):
         ended = run(*command.split(), "--help")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith("usage: virnucpro-async")
@@ -867,7 +867,8 @@ def test_help_imports_nothing_heavy() -> None:
     script = """
 import sys
 import virnucpro_async
-for words in ["--help"], ["predict", "--help"], ["models", "import", "--help"], ["predict"], ["--version"]:
+helps = [[], ["predict"], ["models", "import"], ["train"], ["evaluate"]]
+for words in *([*words, "--help"] for words in helps), ["predict"], ["train"], ["--version"]:
     sys.stdout = sys.stderr = open("/dev/null", "w")
     try:
         virnucpro_async.run.__globals__["main"](words)
@@ -887,6 +888,14 @@ def test_examples_of_the_help_are_understood(good: Path) -> None:
         assert run(*line.split(), "--threshold", "2").err.startswith("virnucpro-async: the threshold") or (
             "samples.txt" in line
         )
+
+
+def test_examples_of_training_are_understood() -> None:
+    text = "".join(run(*words, "--help").out for words in ((), ("train",), ("evaluate",)))
+    lines = re.findall(r"python -m virnucpro_async ((?:train|evaluate) .*)", text.replace("\\\n", ""))
+    assert len(lines) == 6
+    for line in lines:
+        assert run(*line.split(), "--threshold", "2").err.startswith("virnucpro-async: the threshold")
 
 
 # Models and devices

@@ -11,11 +11,13 @@ from running import python
 
 from virnuc_async.downloads import Source, Transfer
 from virnuc_async.progress import (
+    EVERY_SECONDS,
     PROGRESS,
     Bars,
     Counts,
     DeviceCount,
     Lines,
+    Pace,
     TransferBars,
     TransferLines,
     logger,
@@ -340,3 +342,14 @@ def test_downloads_have_bars_on_a_terminal() -> None:
         assert not bars._progress.live.is_started
     assert "3.5/5.7 GB" in stream.getvalue()
     assert "trying again: the server is silent" in stream.getvalue()
+
+
+def test_pace_is_said_now_and_then(said: io.StringIO, clock: Clock) -> None:
+    pace = Pace("{} bases so far", clock)
+    for _ in range(5):
+        pace.advance(1_000)
+        assert said.getvalue() == ""
+        clock.now += EVERY_SECONDS / 5
+    pace.advance(1)
+    pace.advance(1)
+    assert said.getvalue() == "INFO 5,001 bases so far\n"

@@ -20,6 +20,7 @@ def test_nothing_need_be_said() -> None:
         "tokens_per_batch": None,
         "threshold": 0.5,
         "embeddings": False,
+        "calibrated": True,
         "reuse_features": None,
         "overwrite": False,
         "repair": False,

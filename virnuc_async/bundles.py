@@ -3,19 +3,21 @@ A bundle is a directory with everything that turns ORFs into scores, and no pick
 
 ``bundle.json`` names the other files and their checksums: ``protein.safetensors``,
 ``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``; and ``reference.json``, if the
-bundle has one.
+bundle has one. A ``calibration.json`` may lie beside them, which changes no score.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from . import calibration
+from .calibration import CALIBRATION, Calibration
 from .failures import BadBundle, UnknownBundle
 from .files import fresh, read_small
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
@@ -55,6 +57,7 @@ class Bundle:
     origin: Mapping[str, str]  # where each part came from
     licence: str = ""
     notice: str = ""  # what a user of this bundle should be told on every run
+    calibration: Calibration | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -97,6 +100,11 @@ class Bundle:
             reason = f"{vocabulary} tokens, the network {self.shapes.nucleotide.vocabulary}"
             raise BadBundle(str(self.directory), f"tokenizer.json: it has {reason}")
         return text
+
+
+def is_shipped(bundle: Bundle) -> bool:
+    """Whether *bundle* is one of the package's own, which are the same for all of its users."""
+    return bundle.directory.resolve().parent == _SHIPPED.resolve()
 
 
 def sha256(path: Path) -> str:
@@ -145,7 +153,8 @@ def seal(
     """
     files = (*PARTS, REFERENCE) if (directory / REFERENCE).is_file() else PARTS
     checksums = {file: sha256(directory / file) for file in files}
-    return describe(Bundle(directory, name, length, shapes, checksums, origin, **more))
+    words = {word: more.get(word, "") for word in ("licence", "notice")}
+    return describe(replace(Bundle(directory, name, length, shapes, checksums, origin), **words))
 
 
 def describe(bundle: Bundle) -> Bundle:
@@ -177,7 +186,7 @@ def _read(directory: Path) -> Bundle:
             raise BadBundle(
                 str(directory), f"its format is {described['format']!r:.99}, this program reads {_FORMAT}"
             )
-        return Bundle(
+        bundle = Bundle(
             directory=directory,
             name=_words("name", described["name"]),
             length=_positive("fragment_length", described["fragment_length"]),
@@ -187,11 +196,25 @@ def _read(directory: Path) -> Bundle:
             licence=_words("licence", described.get("licence", "")),
             notice=_words("notice", described.get("notice", "")),
         )
+        return replace(bundle, calibration=_calibration(bundle))
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
     # RecursionError: lists in lists, thousands deep.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
+
+
+def _calibration(bundle: Bundle) -> Calibration | None:
+    path = bundle.directory / CALIBRATION
+    if not path.exists():
+        return None
+    try:
+        found = calibration.read(json.loads(read_small(path, _LARGEST)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
+    if found.of != bundle.fingerprint:
+        raise BadBundle(str(bundle.directory), f"{CALIBRATION} is of another classifier ({found.of:.99})")
+    return found
 
 
 def _shapes(described: Mapping[str, Any]) -> Shapes:

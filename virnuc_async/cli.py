@@ -12,12 +12,22 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
-from .settings import Compile, Precision, Settings
+from .settings import (
+    Balance,
+    Compile,
+    Leaks,
+    Measuring,
+    Optimizer,
+    Precision,
+    Recipe,
+    Settings,
+    Split,
+)
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -42,6 +52,8 @@ examples:
   python -m virnucpro_async predict sample1.fq.gz sample2.fa.zst reads/ out/
   zcat reads.fq.gz | python -m virnucpro_async predict - out/
   python -m virnucpro_async predict contigs.fa out/ --model /data/virnucpro-500 --gpus 0,1
+  python -m virnucpro_async train --viral viruses.fa --nonviral others.fa --output my-model/
+  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
   python -m virnucpro_async models list
   python -m virnucpro_async models download virnucpro-500
 
@@ -60,6 +72,34 @@ for standard input; the last name is the output directory.
 
 exit codes: 0 done; 1 failed; 2 done, but see failed_files.txt; 64 wrong usage; 130 and 143
 interrupted, the same command resumes.
+"""
+_TRAIN_EXAMPLES = """\
+examples:
+  python -m virnucpro_async train --viral viruses.fa --nonviral bacteria.fa human.fa --output my-model/
+  python -m virnucpro_async train --viral v/ --nonviral n/ --clusters clusters.tsv --balance group \\
+      --model virnucpro-500 --output my-model/ --optimizer adamw --rate 0.001
+  python -m virnucpro_async predict contigs.fa out/ --model my-model/
+
+clusters and groups are tables of two columns: a record or its genome, a tab, what it belongs to.
+Without them, genome= and group= in the headers say so. docs/training.md says what a split must keep
+apart, and what the figures mean. The same command resumes.
+"""
+_EVALUATE_EXAMPLES = """\
+examples:
+  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
+  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/ \\
+      --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --stretches 3
+
+figures/evaluation.html is for people, figures/evaluation.json for programs. docs/training.md says what
+each figure means. The same command resumes.
+"""
+_CALIBRATE_EXAMPLES = """\
+examples:
+  python -m virnucpro_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
+      --model my-model/ --fpr 0.01
+
+Scores and verdicts stay as they are: contigs.tsv has a column more, p_virus_calibrated. The sequences
+must be new to the model. The same command resumes.
 """
 _MODELS_EXAMPLES = """\
 examples:
@@ -122,13 +162,21 @@ def main(arguments: Sequence[str]) -> int:
     except VirnucError as failure:
         print(f"{PROGRAM}: {harmless(str(failure))}", file=sys.stderr)
         return failure.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted) as end:
         print(_INTERRUPTED, file=sys.stderr)
-        return 128 + SIGINT
+        return 128 + (end.signal if isinstance(end, _Interrupted) else SIGINT)
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+class _Interrupted(Exception):
+    """A run was stopped by *signal*, and can be resumed."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class _Parser(ArgumentParser):
@@ -155,6 +203,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_calibrate(commands)
     _add_models(commands)
     devices = _add(commands, "devices", "show which devices a run would use", _DEVICES_EXAMPLES)
     devices.set_defaults(command=_devices)
@@ -190,12 +241,18 @@ def _add_predict(commands: Any) -> None:
     again.add_argument(
         "--repair", action="store_true", help="keep what is whole of a damaged run.sqlite3, compute the rest"
     )
-    _add_model_options(predict.add_argument_group("model"))
+    model = predict.add_argument_group("model")
+    _add_model_options(model)
+    _add_feature_options(model)
     _add_device_options(predict.add_argument_group("devices"))
-    talk = predict.add_mutually_exclusive_group()
+    _add_talk_options(predict)
+    predict.set_defaults(command=_predict)
+
+
+def _add_talk_options(parser: Any) -> None:
+    talk = parser.add_mutually_exclusive_group()
     talk.add_argument("--verbose", action="store_true", help="say more, every batch too")
     talk.add_argument("--quiet", action="store_true", help="say only what went wrong")
-    predict.set_defaults(command=_predict)
 
 
 def _add_model_options(group: Any) -> None:
@@ -210,7 +267,16 @@ def _add_model_options(group: Any) -> None:
         metavar="SHARE",
         help="share of viral fragments from which on a contig is viral (default: 0.5)",
     )
+
+
+def _add_feature_options(group: Any) -> None:
     group.add_argument("--embeddings", action="store_true", help="write merged_features.pt too")
+    group.add_argument(
+        "--no-calibration",
+        dest="calibrated",
+        action="store_false",
+        help="leave p_virus_calibrated out of contigs.tsv, also where the model has a calibration",
+    )
     group.add_argument(
         "--reuse-features",
         type=Path,
@@ -271,6 +337,143 @@ def _add_device_choice(
         choices=[precision.value for precision in Precision],
         default=Precision.AUTO.value,
         help=auto,
+    )
+
+
+def _add_train(commands: Any) -> None:
+    train = _add(commands, "train", "train a classifier on labelled sequences", _TRAIN_EXAMPLES)
+    _add_data_options(train.add_argument_group("data"), "a new directory for the model")
+    train.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where features and epochs are kept, to be resumed (default: beside the output, .work)",
+    )
+    _add_model_options(train.add_argument_group("model"))
+    _add_split_options(train.add_argument_group("split"))
+    _add_recipe_options(train.add_argument_group("recipe, as published by default"))
+    _add_resample_option(train)
+    _add_device_options(train.add_argument_group("devices"))
+    _add_talk_options(train)
+    train.set_defaults(command=_train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _add(commands, "evaluate", "measure a model on labelled sequences", _EVALUATE_EXAMPLES)
+    _add_data_options(evaluate.add_argument_group("data"), "the output directory")
+    evaluate.add_argument(
+        "--lengths",
+        type=_numbers,
+        default=Measuring().lengths,
+        metavar="BP,BP",
+        help="measure stretches of these lengths, cut from the records, too (default: 150,300,500,1000)",
+    )
+    _add_setting(evaluate, Measuring(), "stretches", int, "of each length from each record")
+    _add_setting(evaluate, Measuring(), "seed", int, "of stretches and intervals")
+    _add_resample_option(evaluate)
+    _add_model_options(evaluate.add_argument_group("model"))
+    _add_device_options(evaluate.add_argument_group("devices"))
+    _add_talk_options(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = _add(
+        commands, "calibrate", "map a model's scores to probabilities that hold", _CALIBRATE_EXAMPLES
+    )
+    _add_data_options(calibrate.add_argument_group("data"), "where the scores are kept, to be resumed")
+    calibrate.add_argument(
+        "--method",
+        choices=("isotonic", "temperature"),
+        default="isotonic",
+        help="any rising map, which wants a thousand contigs, or one number (default: isotonic)",
+    )
+    calibrate.add_argument(
+        "--fpr",
+        type=_share,
+        default=0.01,
+        metavar="SHARE",
+        help="give the threshold that this share of other contigs reaches (default: 0.01)",
+    )
+    _add_model_options(calibrate.add_argument_group("model"))
+    _add_device_options(calibrate.add_argument_group("devices"))
+    _add_talk_options(calibrate)
+    calibrate.set_defaults(command=_calibrate)
+
+
+def _add_data_options(group: Any, output: str) -> None:
+    many = {"nargs": "+", "action": "extend", "required": True, "metavar": "FILE"}
+    group.add_argument("--viral", help="viral sequences: files or directories", **many)
+    group.add_argument("--nonviral", help="other sequences: files or directories", **many)
+    group.add_argument(
+        "--clusters", type=Path, metavar="TSV", help="what belongs together and is never split"
+    )
+    group.add_argument("--groups", type=Path, metavar="TSV", help="what is balanced and measured on its own")
+    group.add_argument("--output", type=Path, required=True, metavar="DIR", help=output)
+    group.add_argument(
+        "--overwrite", action="store_true", help="score anew where a directory holds other runs"
+    )
+
+
+def _add_resample_option(parser: Any) -> None:
+    _add_setting(parser, Measuring(), "resamples", int, "of the clusters, for the intervals")
+
+
+def _add_split_options(group: Any) -> None:
+    _add_setting(group, Split(), "validation", _share, "share that says when to stop")
+    _add_setting(group, Split(), "test", _share, "share that the figures are of")
+    group.add_argument(
+        "--leaks",
+        choices=[choice.value for choice in Leaks],
+        default=Split().leaks.value,
+        help="held-out records that share 31-mers with training ones are left out, end the training, or "
+        "stay (default: drop)",
+    )
+    _add_setting(group, Split(), "leak_share", _share, "share of a record's 31-mers that may be shared")
+    group.add_argument(
+        "--split-by-fragment",
+        action="store_true",
+        help="split fragments at random, as published: the figures are optimistic",
+    )
+
+
+def _add_recipe_options(group: Any) -> None:
+    recipe = Recipe()
+    for name, choices in (("optimizer", Optimizer), ("balance", Balance)):
+        default = getattr(recipe, name).value
+        group.add_argument(
+            f"--{name}",
+            choices=[choice.value for choice in choices],
+            default=default,
+            help=f"(default: {default})",
+        )
+    _add_setting(group, recipe, "rate", float, "learning rate")
+    _add_setting(group, recipe, "momentum", float, "of SGD; the first beta of AdamW")
+    _add_setting(group, recipe, "weight_decay", float, "of all weights")
+    _add_setting(group, recipe, "step", int, "epochs after which the rate falls")
+    _add_setting(group, recipe, "decay", float, "what the rate is multiplied by then")
+    _add_setting(group, recipe, "epochs", int, "at most")
+    _add_setting(group, recipe, "patience", int, "epochs without a lower validation loss before the end")
+    _add_setting(group, recipe, "batch", int, "ORFs of a batch")
+    _add_setting(group, recipe, "hidden", int, "width of the hidden layer")
+    _add_setting(group, recipe, "dropout", float, "share of the hidden layer that is left out")
+    _add_setting(group, recipe, "seed", int, "of the split and the training")
+    group.add_argument(
+        "--random-stretches",
+        action="store_true",
+        help="learn from random places of both strands, not from records as predictions cut them",
+    )
+
+
+def _add_setting(group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str) -> None:
+    """Add an option for the field *name* of *defaults*."""
+    default = getattr(defaults, name)
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        metavar="N" if kind is int else "X",
+        help=f"{what} (default: {default})",
     )
 
 
@@ -374,15 +577,118 @@ def _share(text: str) -> float:
 
 def _predict(options: Namespace) -> int:
     inputs, out_dir = _names(options)
+    settings = _settings(
+        options,
+        embeddings=options.embeddings,
+        calibrated=options.calibrated,
+        reuse_features=options.reuse_features,
+        repair=options.repair,
+    )
+    _set_environment(options)
+    with _console(options):
+        summary = _run(inputs, out_dir, settings)
+    return INCOMPLETE if summary.counts["failures"] else DONE
+
+
+def _train(options: Namespace) -> int:
+    recipe, split = _filled(Recipe, options), _filled(Split, options, by_fragment=options.split_by_fragment)
+    measuring, settings = _filled(Measuring, options, lengths=()), _settings(options)
+    _set_environment(options)
+    from .evaluation import figure_rows, group_rows
+    from .labels import labelled
+    from .training import Task, train
+
+    output: Path = options.output
+    task = Task(
+        data=labelled(options.viral, options.nonviral, options.clusters, options.groups),
+        output=output,
+        work=options.work or output.with_name(f"{output.absolute().name}.work"),
+        settings=settings,
+        split=split,
+        recipe=recipe,
+        stretches=options.random_stretches,
+        measuring=measuring,
+        command=_command(),
+    )
+    with _console(options), _terminable():
+        bundle, report = train(task, _run)
+    _print_table(figure_rows({"test side": report["test"]}))
+    _print_table(group_rows(report["test"]))
+    print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
+    return DONE
+
+
+def _evaluate(options: Namespace) -> int:
+    measuring, settings = _filled(Measuring, options), _settings(options)
+    _set_environment(options)
+    from .evaluation import evaluate, figure_rows, group_rows
+    from .labels import labelled
+
+    data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
+    with _console(options), _terminable():
+        report = evaluate(data, options.output, settings, measuring, _run, _command())
+    _print_table(figure_rows(report["at"]))
+    for place, of_levels in report["at"].items():
+        print(f"\n{place}")
+        _print_table(group_rows(of_levels))
+    return DONE
+
+
+def _calibrate(options: Namespace) -> int:
     settings = _settings(options)
+    _set_environment(options)
+    from .calibration import Method
+    from .evaluation import calibrate
+    from .labels import labelled
+
+    data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
+    with _console(options), _terminable():
+        found = calibrate(data, options.output, settings, Method(options.method), options.fpr, _run)
+    errors = f"{found['ece_before']:.3f} before and {found['ece_after']:.3f} after"
+    print(f"calibration error {errors}, cross-validated")
+    print(
+        f"mean_p_virus from {found['threshold']:.6g} on: a false positive rate of at most {found['fpr']:g} "
+        f"and a sensitivity of {found['sensitivity_at_threshold']:.3f} on these {found['viral']:,} viral and "
+        f"{found['nonviral']:,} other contigs"
+    )
+    print(f"predict --model {options.model} adds p_virus_calibrated to contigs.tsv from now on")
+    return DONE
+
+
+def _filled(kind: Callable[..., Any], options: Namespace, **others: Any) -> Any:
+    """Make settings of the *kind* of the options that are called as its fields."""
+    names = set(kind.__dataclass_fields__) & set(vars(options))  # type: ignore[attr-defined]
+    enums = {"optimizer": Optimizer, "balance": Balance, "leaks": Leaks}
+    told = {name: enums.get(name, _same)(getattr(options, name)) for name in names}
+    return kind(**told | others)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join((PROGRAM, *sys.argv[1:]))
+
+
+def _set_environment(options: Namespace) -> None:
     # Threads that spin while they wait halve a machine that others use too, and make a run on
     # busy cores ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _show_only(options.gpus)
+
+
+def _run(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
+    """Run the pipeline; raises _Interrupted when a signal ends it."""
     import anyio
 
-    with _console(options):
-        return anyio.run(_predict_until_signalled, inputs, out_dir, settings)
+    before = getsignal(SIGTERM)
+    try:
+        return anyio.run(_run_until_signalled, inputs, out_dir, settings)
+    finally:
+        signal(SIGTERM, before)  # asyncio leaves the system's own
 
 
 def _show_only(gpus: tuple[int, ...]) -> None:
@@ -394,7 +700,21 @@ def _show_only(gpus: tuple[int, ...]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
 
 
-async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Settings) -> int:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is not a run as Ctrl-C does, with a word."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise _Interrupted(number)
+
+    before = signal(SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal(SIGTERM, before)
+
+
+async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
     import anyio
 
     from .pipeline import run_pipeline
@@ -404,12 +724,12 @@ async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Se
 
     async def watch_signals() -> None:
         with anyio.open_signal_receiver(SIGINT, SIGTERM) as signals:
-            async for signal in signals:
+            async for number in signals:
                 if caught:
                     # Asked twice; what is in the store is whole at any instant.
                     print(_INTERRUPTED, file=sys.stderr, flush=True)
-                    os._exit(128 + signal)
-                caught.append(signal)
+                    os._exit(128 + number)
+                caught.append(number)
                 print("Stopping after the batches under way ...", file=sys.stderr)
                 run_scope.cancel()
 
@@ -425,9 +745,8 @@ async def _predict_until_signalled(inputs: list[str], out_dir: str, settings: Se
     except* VirnucError as group:
         raise group.exceptions[0] from None
     if summary is None:
-        print(_INTERRUPTED, file=sys.stderr)
-        return 128 + caught[0]
-    return INCOMPLETE if summary.counts["failures"] else DONE
+        raise _Interrupted(caught[0])
+    return summary
 
 
 def _names(options: Namespace) -> tuple[list[str], str]:
@@ -460,7 +779,7 @@ def _listed(path: str | None) -> list[str]:
     return [os.fsdecode(line.strip()) for line in lines.splitlines() if line.strip()]
 
 
-def _settings(options: Namespace) -> Settings:
+def _settings(options: Namespace, **others: Any) -> Settings:
     return Settings(
         model=options.model,
         cache_dir=_cache(options),
@@ -470,10 +789,8 @@ def _settings(options: Namespace) -> Settings:
         compile=Compile(options.compile),
         tokens_per_batch=options.esm_batch_size,
         threshold=options.threshold,
-        embeddings=options.embeddings,
-        reuse_features=options.reuse_features,
         overwrite=options.overwrite,
-        repair=options.repair,
+        **others,
     )
 
 
@@ -527,7 +844,7 @@ def _devices(options: Namespace) -> int:
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+        print(harmless("  ".join(map(str.ljust, row, widths)).rstrip()))
 
 
 def _list_models(options: Namespace) -> int:
@@ -569,6 +886,7 @@ def _model_info(options: Namespace) -> int:
         "classifier": f"{classifier.inputs} -> {classifier.hidden} -> 2",
         "licence": bundle.licence or "not stated",
         "reference": reference_of(bundle).source if REFERENCE in bundle.checksums else "none",
+        "calibration": _told_calibration(bundle),
         **{f"origin of {part}": place for part, place in bundle.origin.items()},
         **{name: f"sha256 {checksum}, checked" for name, checksum in bundle.checksums.items()},
     }
@@ -577,6 +895,14 @@ def _model_info(options: Namespace) -> int:
     if bundle.notice:
         print(bundle.notice)
     return DONE
+
+
+def _told_calibration(bundle: "Bundle") -> str:
+    found = bundle.calibration
+    if found is None:
+        return "none"
+    threshold = f"mean_p_virus from {found.threshold:.6g} on is a false positive rate of {found.fpr:g}"
+    return f"{found.method} ({found.fingerprint}); {threshold}"
 
 
 def _import_model(options: Namespace) -> int:

@@ -27,6 +27,12 @@ Every failure that this package raises on purpose.
     │   ├── BadFeatures         a file is damaged, hostile, or of another model
     │   ├── AmbiguousFeatures   nobody knows which sequence they are of
     │   └── StrangeFeatures     the model gives others for the sequence
+    ├── LabelError              labelled sequences, to learn or to measure from
+    │   ├── OneClass            records of one class are missing, so nothing can be told apart
+    │   ├── TooFewClusters      of one class, to stand on every side of a split
+    │   ├── BadTable            the table of clusters or groups is malformed, or does not name a record
+    │   ├── SharedSequences     held-out records share long stretches with training ones
+    │   └── Diverged            the loss of a training is no number any more
     ├── DeviceError             one device
     │   ├── UnknownDevice       no such device; says which there are
     │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
@@ -325,6 +331,72 @@ class StrangeFeatures(FeatureError):
             f"not {self.least} or more. "
             "Start anew without them: with another --reuse-features or none, and --overwrite"
         )
+
+
+class LabelError(VirnucError):
+    """Nothing can be learnt from these labelled sequences, or nothing honest be said of them."""
+
+
+class OneClass(LabelError):
+    """There is nothing of the class *missing* in *where*."""
+
+    def __init__(self, missing: str, where: str) -> None:
+        super().__init__(missing, where)
+        self.missing, self.where = missing, where
+
+    def __str__(self) -> str:
+        return f"nothing {self.missing} in {self.where}: both classes are needed"
+
+
+class TooFewClusters(LabelError):
+    """The *found* clusters of the class *kind* cannot stand on *sides* sides."""
+
+    def __init__(self, kind: str, found: int, sides: int) -> None:
+        super().__init__(kind, found, sides)
+        self.kind, self.found, self.sides = kind, found, sides
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.found, 'cluster')} of {self.kind} records cannot be split into {self.sides} "
+            "sides. A cluster is what --clusters says, else a genome= of the headers, else a record"
+        )
+
+
+class BadTable(LabelError):
+    """The table at *path* cannot be used."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class SharedSequences(LabelError):
+    """Of *held* held-out records, *found* share long stretches with training ones."""
+
+    def __init__(self, found: int, held: int, length: int) -> None:
+        super().__init__(found, held, length)
+        self.found, self.held, self.length = found, held, length
+
+    def __str__(self) -> str:
+        return (
+            f"{self.found:,} of {counted(self.held, 'held-out record')} share stretches of {self.length} "
+            "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
+            "table with --clusters, or have them left out with --leaks drop"
+        )
+
+
+class Diverged(LabelError):
+    """The loss is no number after *epoch*, at this learning *rate*."""
+
+    def __init__(self, epoch: int, rate: float) -> None:
+        super().__init__(epoch, rate)
+        self.epoch, self.rate = epoch, rate
+
+    def __str__(self) -> str:
+        return f"the loss is no number after epoch {self.epoch:,}: choose a lower --rate than {self.rate:g}"
 
 
 class DeviceError(VirnucError):

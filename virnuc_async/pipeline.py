@@ -27,6 +27,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from . import __version__, results
 from .batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from .bundles import Bundle, find
+from .calibration import Calibration
 from .devices import BASE_BUDGET, Device, MemoryUse, choose, decide_budget, decide_precision, memory_use
 from .failures import (
     AnotherRun,
@@ -135,6 +136,11 @@ class Plan:
     window: int = WINDOW_ORFS  # ORFs
     memory_use: Callable[[Device], MemoryUse | None] = memory_use
     compiled: bool = False  # whether GPUs compute with compiled kernels
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that contigs get a column of."""
+        return self.bundle.calibration if self.settings.calibrated else None
 
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], Scorer]
@@ -429,9 +435,11 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         kinds = sorted({device.kind for device in self.plan.devices})
+        calibration = self.plan.calibration
         return {
             "inputs": [_content(path) for path in self.plan.paths],
             "model": f"{self.plan.bundle.name} ({self.plan.bundle.fingerprint})",
+            "calibration": calibration.fingerprint if calibration else None,
             "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
             "precision": self.precision,
             "tokens per batch": self.budget,
@@ -640,11 +648,11 @@ class _Run:
     async def _finish(self, command: str) -> results.Summary:
         """Write every file that people read, each at once or not at all."""
         self.counts.doing = "writing tables"
-        store, threshold = self.store, self.settings.threshold
+        store, threshold, calibration = self.store, self.settings.threshold, self.plan.calibration
         await self._write("prediction_results.txt", results.predictions(store))
         await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
         tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally))
+        await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally, calibration))
         await self._write_failures()
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
             await self._on_disk(self._write_features)

@@ -114,6 +114,26 @@ class Counts:
 
 
 @dataclass(slots=True)
+class Pace:
+    """Says how far something is that takes long, now and then."""
+
+    what: str  # with a place for a number
+    clock: Callable[[], float] = time.monotonic
+    _done: int = 0
+    _last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def advance(self, count: int) -> None:
+        """Count what is done."""
+        self._done += count
+        if self.clock() - self._last >= EVERY_SECONDS:
+            self._last = self.clock()
+            logger.info(self.what, f"{self._done:,}")
+
+
+@dataclass(slots=True)
 class Lines:
     """A sink for streams that are no terminal: lines, and the progress every ten seconds."""
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration
 from .store import FRAMES, Block, Failure, Store
 
 # A file's content, in parts; closing it lets go of the store.
@@ -77,7 +78,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fragments:
+class Votes:
     """The fragments of a block that have a scored ORF, in columns."""
 
     rows: NDArray[np.int64]  # which of the block's contigs each is of
@@ -86,7 +87,7 @@ class _Fragments:
     are_viral: NDArray[np.bool_]
 
 
-def _fragments(block: Block) -> _Fragments:
+def vote(block: Block) -> Votes:
     """
     Give each fragment's verdict.
 
@@ -96,12 +97,12 @@ def _fragments(block: Block) -> _Fragments:
     rows, numbers = block.rows, block.scores["fragment"]
     firsts = _firsts(rows, numbers)
     others, virus = (np.maximum.reduceat(block.scores[name], firsts) for name in ("others", "virus"))
-    return _Fragments(rows[firsts], numbers[firsts], virus, virus >= others)
+    return Votes(rows[firsts], numbers[firsts], virus, virus >= others)
 
 
 def judge(block: Block) -> Verdicts:
     """Let the fragments of each contig vote."""
-    fragments = _fragments(block)
+    fragments = vote(block)
     rows, size = fragments.rows, len(block.contigs)
     counts = np.bincount(rows, minlength=size)
     viral = np.bincount(rows[fragments.are_viral], minlength=size)
@@ -156,17 +157,24 @@ def fragment_verdicts(store: Store) -> Parts:
 
 
 def _fragment_lines(block: Block) -> list[str]:
-    fragments = _fragments(block)
+    fragments = vote(block)
     verdicts = _words(b"False", b"True")[fragments.are_viral.astype(np.intp)]
     return _lines(_of_rows(block, fragments.rows), _chunks(fragments.numbers), verdicts)
 
 
-def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Parts:
-    """Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*."""
+def contig_verdicts(
+    store: Store, threshold: float, tally: Counter[str], calibration: Calibration | None = None
+) -> Parts:
+    """
+    Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*.
+
+    With a *calibration*, a column is added at the end.
+    """
     yield (
         b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
-        b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
+        b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict"
     )
+    yield b"\tp_virus_calibrated\n" if calibration else b"\n"
     paths = [_field(os.fsencode(file.path)) for file in store.files()]
     for block in store.blocks():
         verdicts = judge(block)
@@ -181,7 +189,15 @@ def contig_verdicts(store: Store, threshold: float, tally: Counter[str]) -> Part
             *map(_decimals, shares),
             _words(*_LABELS)[labels],
         ]
+        if calibration:
+            columns.append(_decimals(_calibrated(verdicts, calibration)))
         yield _encoded(_lines(block.names(), _repeated(b"", len(labels)), *columns))
+
+
+def _calibrated(verdicts: Verdicts, calibration: Calibration) -> NDArray[np.float64]:
+    """Give each contig's probability by its mean as it is printed; 0, as the mean is, without a score."""
+    means = verdicts.mean_p_virus.astype(np.float32)
+    return np.where(verdicts.fragments_with_orf > 0, calibration.apply(means), 0.0)
 
 
 def failed_lines(store: Store) -> Parts:

@@ -136,9 +136,16 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
         yield from found or [name]
 
 
-def read_contigs(path: str, stdin: BinaryIO | None = None) -> Iterator[Contig]:
+def first_word(header: bytes) -> bytes:
+    """Give a record's id: its header up to the first white space."""
+    return (header.split(None, 1) or [b""])[0]
+
+
+def read_contigs(
+    path: str, stdin: BinaryIO | None = None, name: Callable[[bytes], bytes] = first_word
+) -> Iterator[Contig]:
     """
-    Give every record of *path* in order; ``-`` reads *stdin*.
+    Give every record of *path* in order, called as *name* does by its header; ``-`` reads *stdin*.
 
     Raises:
         UnreadableInput: nothing could be read
@@ -148,7 +155,7 @@ def read_contigs(path: str, stdin: BinaryIO | None = None) -> Iterator[Contig]:
             the break were given
     """
     with _open(path, stdin) as (text, has_changed):
-        yield from _Reader(path, text, has_changed).contigs()
+        yield from _Reader(path, text, has_changed, name).contigs()
 
 
 def fingerprint(path: str) -> list[int | str] | None:
@@ -263,8 +270,11 @@ def _reason(error: BaseException) -> str:
 class _Reader:
     """Parses one stream of text; counts records and lines as it goes."""
 
-    def __init__(self, path: str, text: _Text, has_changed: Callable[[], bool]) -> None:
+    def __init__(
+        self, path: str, text: _Text, has_changed: Callable[[], bool], name: Callable[[bytes], bytes]
+    ) -> None:
         self.path = path
+        self._name = name
         self.records = 0
         self._text = text
         self._has_changed = has_changed
@@ -402,11 +412,10 @@ class _Reader:
         return bases.replace(b"-", b"")
 
     def _id(self, header: bytes) -> bytes:
-        name: bytes = (header.split(None, 1) or [b""])[0]
-        if len(name) > LONGEST_ID:
-            reason = f"an id of {len(name):,} letters; at most {LONGEST_ID:,} are read. Shorten it"
+        if (size := len(first_word(header))) > LONGEST_ID:
+            reason = f"an id of {size:,} letters; at most {LONGEST_ID:,} are read. Shorten it"
             raise TooLarge(self.path, self._line, reason)
-        return name
+        return self._name(header)
 
     def _wrong(self, line: int, reason: str) -> NotSequences:
         return NotSequences(self.path, self._line + line, reason)

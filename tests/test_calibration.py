@@ -1,0 +1,226 @@
+"""Calibration: maps against slow versions, the command, and that published scores stay as they are."""
+
+import json
+import math
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import Ran, predict, rows, run, tables
+from support import fasta
+from toys import Toys, records, write_toys
+
+from virnuc_async.bundles import find
+from virnuc_async.calibration import Calibration, Method, fit_isotonic, fit_temperature, read
+from virnuc_async.failures import BadBundle
+
+ROWS = st.lists(st.tuples(st.integers(0, 10).map(lambda n: n / 10), st.booleans()), min_size=1, max_size=12)
+LAST = "p_virus_calibrated"
+
+
+def columns(found: list[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    scores, truth = zip(*found, strict=True)
+    return np.array(scores), np.array(truth)
+
+
+def isotonic(knots: tuple[tuple[float, float], ...]) -> Calibration:
+    return Calibration("x", Method.ISOTONIC, 1.0, knots, 0.01, 0.5)
+
+
+def warmed(temperature: float) -> Calibration:
+    return Calibration("x", Method.TEMPERATURE, temperature, (), 0.01, 0.5)
+
+
+def loss(temperature: float, scores: np.ndarray, truth: np.ndarray) -> float:
+    chances = warmed(temperature).apply(scores)
+    return float(-np.log(np.clip(np.where(truth, chances, 1 - chances), 1e-300, None)).mean())
+
+
+# The maps
+
+
+@given(ROWS)
+def test_no_other_temperature_is_likelier(found: list[tuple[float, bool]]) -> None:
+    scores, truth = columns(found)
+    best = fit_temperature(scores, truth)
+    least = loss(best, scores, truth)
+    for exponent in np.linspace(-3.9, 3.9, 80):
+        assert least <= loss(math.exp(exponent), scores, truth) + 1e-6
+
+
+@given(ROWS)
+def test_isotonic_is_the_nearest_rising_map(found: list[tuple[float, bool]]) -> None:
+    scores, truth = columns(found)
+    mapped = isotonic(fit_isotonic(scores, truth)).apply(scores)
+    # The greatest lower set, least upper set form of the answer: slow, and needs no pooling.
+    places = sorted(set(scores.tolist()))
+    for place, value in zip(scores.tolist(), mapped.tolist(), strict=True):
+        lows = [low for low in places if low <= place]
+        highs = [high for high in places if high >= place]
+        wanted = max(min(truth[(scores >= low) & (scores <= high)].mean() for high in highs) for low in lows)
+        assert value == pytest.approx(wanted)
+
+
+@given(ROWS, st.lists(st.floats(0, 1), min_size=2, max_size=20))
+def test_maps_rise_and_stay_inside(found: list[tuple[float, bool]], tried: list[float]) -> None:
+    scores, truth = columns(found)
+    places = np.sort(np.array(tried))
+    for fitted in (isotonic(fit_isotonic(scores, truth)), warmed(fit_temperature(scores, truth))):
+        mapped = fitted.apply(places)
+        assert (np.diff(mapped) >= -1e-12).all()
+        assert ((mapped >= 0) & (mapped <= 1)).all()
+
+
+def test_a_known_temperature_is_found() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, 20_000)
+    truth = random.random(20_000) < 1 / (1 + np.exp(-logits / 2.5))
+    assert fit_temperature(1 / (1 + np.exp(-logits)), truth) == pytest.approx(2.5, rel=0.05)
+
+
+def test_what_is_written_is_read() -> None:
+    for made in (warmed(2.0), isotonic(((0.1, 0.0), (0.7, 0.9)))):
+        assert read(json.loads(json.dumps(made.as_dict(viral=3)))) == made
+    assert warmed(2.0).fingerprint != warmed(2.1).fingerprint
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    """Of which a few look like the other class."""
+    toys = write_toys(tmp_path_factory.mktemp("toys"), 30, 300)
+    viral, nonviral = (list(records(rich, 30, 300, 0)) for rich in (True, False))
+    toys.viral.write_text(fasta([*viral[:25], *nonviral[25:]]))
+    toys.nonviral.write_text(fasta([*nonviral[:25], *viral[25:]]))
+    return toys
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return shutil.copytree(find("tiny-500").directory, tmp_path / "model")
+
+
+def calibrate(toys: Toys, scores: Path, model: str | Path, *options: str | Path) -> Ran:
+    given = (*toys.options, "--output", scores, "--model", model, "--devices", "cpu")
+    return run("calibrate", *given, *options)
+
+
+@pytest.mark.parametrize("method", ["temperature", "isotonic"])
+def test_a_column_is_added_and_nothing_else_changes(
+    toys: Toys, model: Path, tmp_path: Path, method: str
+) -> None:
+    assert predict(*toys, tmp_path / "before", "--model", model).code == 0
+    fingerprint = find(model).fingerprint
+    ended = calibrate(toys, tmp_path / "scores", model, "--method", method)
+    assert ended.code == 0
+    assert f"predict --model {model} adds p_virus_calibrated to contigs.tsv" in ended.out
+    assert find(model).fingerprint == fingerprint
+    assert predict(*toys, tmp_path / "after", "--model", model).code == 0
+    before, after = tables(tmp_path / "before"), tables(tmp_path / "after")
+    for name in ("prediction_results.txt", "prediction_results_highestscore.csv"):
+        assert before[name] == after[name]
+    lines = rows(tmp_path / "after" / "contigs.tsv")
+    assert [line[:-1] for line in lines] == rows(tmp_path / "before" / "contigs.tsv")
+    assert lines[0][-1] == LAST
+    found = find(model).calibration
+    assert found is not None
+    means = np.array([float(line[7]) for line in lines[1:]], np.float32)
+    np.testing.assert_allclose([float(line[-1]) for line in lines[1:]], found.apply(means), atol=1e-7)
+    assert f"calibration             {method} ({found.fingerprint})" in run("models", "info", model).out
+
+
+def test_contigs_without_a_score_have_none(model: Path, toys: Toys, tmp_path: Path) -> None:
+    assert calibrate(toys, tmp_path / "scores", model).code == 0
+    path = tmp_path / "shut.fa"
+    path.write_text(fasta([("shut", "TTAATTAATTAATTAA"), ("open", "GCA" * 50)]))
+    assert predict(path, tmp_path / "out", "--model", model).code == 0
+    shut, opened = rows(tmp_path / "out" / "contigs.tsv")[1:]
+    assert shut[-3:] == ["0.0", "no_orf", "0.0"]
+    assert 0 < float(opened[-1]) < 1
+
+
+def test_threshold_keeps_the_wanted_rate(toys: Toys, model: Path, tmp_path: Path) -> None:
+    for fpr in ("0.1", "0.3"):
+        assert calibrate(toys, tmp_path / "scores", model, "--fpr", fpr).code == 0
+        lines = rows(tmp_path / "scores" / "records" / "contigs.tsv")[1:]
+        means = np.array([float(line[7]) for line in lines], np.float32)
+        found = json.loads((model / "calibration.json").read_bytes())
+        called = means >= np.float32(found["threshold"])
+        assert called[30:].sum() == round(float(fpr) * 30)
+        assert found["sensitivity_at_threshold"] == pytest.approx(called[:30].mean(), abs=1e-6)
+    ended = calibrate(toys, tmp_path / "scores", model)
+    assert "WARNING: 30 other contigs are too few to tell a rate of 0.01" in ended.err
+
+
+def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Path) -> None:
+    assert predict(*toys, tmp_path / "out", "--model", model).code == 0
+    assert calibrate(toys, tmp_path / "scores", model).code == 0
+    ended = predict(*toys, tmp_path / "out", "--model", model)
+    assert ended.code == 1
+    assert "holds another run: calibration was None, is " in ended.err
+    assert "finished already" in predict(*toys, tmp_path / "out", "--model", model, "--no-calibration").err
+    (model / "calibration.json").unlink()
+    assert "finished already" in predict(*toys, tmp_path / "out", "--model", model).err
+    # Labelled sequences are scored without one, whatever there is.
+    assert calibrate(toys, tmp_path / "scores", model, "--method", "temperature").code == 0
+    assert "finished already" in calibrate(toys, tmp_path / "scores", model).err
+
+
+def test_calibrations_that_do_not_serve(toys: Toys, model: Path, tmp_path: Path) -> None:
+    assert calibrate(toys, tmp_path / "scores", model).code == 0
+    path = model / "calibration.json"
+    good = json.loads(path.read_bytes())
+    wrong: list[dict[str, object] | str] = [
+        good | {"of": "another"},
+        good | {"format": 2},
+        good | {"method": "magic"},
+        good | {"temperature": 0},
+        good | {"temperature": None},
+        good | {"method": "isotonic", "knots": []},
+        good | {"method": "isotonic", "knots": [[0, 0.5], [1, 0.4]]},
+        good | {"method": "isotonic", "knots": [[0, 2]]},
+        good | {"method": "isotonic", "knots": [[0.1, 0.2, 0.3]]},
+        "{",
+        "[]",
+    ]
+    for content in wrong:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(BadBundle, match="calibration.json"):
+            find(model)
+    path.write_text(json.dumps(good))
+    assert find(model).calibration == read(good)
+
+
+def test_what_is_refused(toys: Toys, model: Path, tmp_path: Path) -> None:
+    ended = calibrate(toys, tmp_path / "scores", "tiny-500")
+    assert ended.code == 64
+    assert "tiny-500 comes with the program: copy " in ended.err
+    ended = calibrate(toys, tmp_path / "scores", model, "--fpr", "1")
+    message = "virnucpro-async: the false positive rate is a number between 0 and 1, not 1.0\n"
+    assert ended == (64, "", message)
+    (tmp_path / "shut.fa").write_text(fasta([("shut", "TTAATTAATTAATTAA")]))
+    ended = calibrate(Toys(tmp_path / "shut.fa", toys.nonviral), tmp_path / "other", model)
+    assert "nothing viral in the contigs that have a score: both classes are needed" in ended.err
+    assert not (model / "calibration.json").exists()
+
+
+def test_calibrations_differ_by_method_and_clusters(toys: Toys, model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "c.tsv"
+    table.write_text(
+        "".join(f"{kind}{number}\t{number // 10}\n" for kind, number in product("vn", range(30)))
+    )
+    found = []
+    warm = ("--method", "temperature")
+    for options in (warm, (), (*warm, "--clusters", table)):
+        assert calibrate(toys, tmp_path / "scores", model, *options).code == 0
+        (model / "calibration.json").rename(tmp_path / "last.json")
+        found.append(json.loads((tmp_path / "last.json").read_bytes()))
+    assert found[0]["knots"] == [] != found[1]["knots"]
+    assert found[0]["temperature"] == found[2]["temperature"]
+    assert found[0]["ece_after"] != found[2]["ece_after"]
