@@ -153,8 +153,9 @@ def seal(
     """
     files = (*PARTS, REFERENCE) if (directory / REFERENCE).is_file() else PARTS
     checksums = {file: sha256(directory / file) for file in files}
-    words = {word: more.get(word, "") for word in ("licence", "notice")}
-    return describe(replace(Bundle(directory, name, length, shapes, checksums, origin), **words))
+    bundle = Bundle(directory, name, length, shapes, checksums, origin)
+    licence, notice = (more.get(word, "") for word in ("licence", "notice"))
+    return describe(replace(bundle, licence=licence, notice=notice))
 
 
 def describe(bundle: Bundle) -> Bundle:
