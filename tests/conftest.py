@@ -32,6 +32,12 @@ def golden() -> Path:
     return Path(__file__).parent / "data" / "golden"
 
 
+@pytest.fixture(scope="session")
+def source(golden: Path) -> Path:
+    """Real pieces of DNA of many lengths, the input of the published program's golden run."""
+    return golden / "upstream" / "input.fa"
+
+
 @pytest.fixture(scope="session", params=(500, 300))
 def length(request: pytest.FixtureRequest) -> int:
     """The fragment lengths that VirNucPro was published with."""

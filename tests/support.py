@@ -1,5 +1,6 @@
 """What several tests share that is no fixture."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from virnuc_async.fragments import cut
+from virnuc_async.lock import LOCK
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.orfs import Orf, open_frames
 from virnuc_async.sequences import read_contigs
@@ -83,6 +85,13 @@ def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str,
         {row["label"]: torch.tensor(row["mean_representation"]) for row in bases["data"]},
         dict(zip(residues["proteins"], residues["data"], strict=True)),
     )
+
+
+def bury_owner(out: Path) -> None:
+    """Have the process that holds *out* be dead, as the kernel would see it: it is another one than ours."""
+    path = out / LOCK
+    if path.exists():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another time"}))
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> Ragged:

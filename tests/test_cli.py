@@ -51,11 +51,6 @@ NO_FILE = os.strerror(errno.ENOENT)
 
 
 @pytest.fixture(scope="module")
-def source(golden: Path) -> Path:
-    return golden / "upstream" / "input.fa"
-
-
-@pytest.fixture(scope="module")
 def model(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the golden networks, for fragments of 500 bases; unlike the default one, it says no notice."""
     return import_bundle(golden_parts, tmp_path_factory.mktemp("models") / "golden", "golden", 500)

@@ -33,11 +33,6 @@ def bundle(golden_bundle: Bundle) -> Bundle:
     return golden_bundle
 
 
-@pytest.fixture
-def source(golden: Path) -> Path:
-    return golden / "upstream" / "input.fa"
-
-
 def a_batch() -> Batch:
     rows = Ragged(np.full(20, 5, np.int32), np.array([12, 8]))
     return Batch(0, 0, "", np.arange(2), np.zeros((2, 3), np.int64), rows, rows)

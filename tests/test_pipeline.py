@@ -64,11 +64,6 @@ def no_thread_survives() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def source(golden: Path) -> Path:
-    return golden / "upstream" / "input.fa"
-
-
-@pytest.fixture(scope="session")
 def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One length is enough for all that is not about the published answer."""
     return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)

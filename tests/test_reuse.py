@@ -43,11 +43,6 @@ Keeps = Callable[[int], bool]  # whether features of the ORF of this number are 
 
 
 @pytest.fixture(scope="session")
-def source(golden: Path) -> Path:
-    return golden / "upstream" / "input.fa"
-
-
-@pytest.fixture(scope="session")
 def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
 

@@ -20,13 +20,13 @@ from .bundles import Bundle, find, is_shipped
 from .calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from .charts import chart, heading, page, paragraph, table
 from .failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
-from .files import fresh
+from .files import whole
 from .labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
 from .measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from .progress import logger
 from .results import Summary, judge, vote
 from .settings import Measuring, Settings
-from .store import Block, Store, settle
+from .store import Block, Store
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]
@@ -186,10 +186,8 @@ def write_stretches(cutting: Cutting, data: Labelled, records: Records, director
     path = directory / _STRETCHES
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.partial")
-        with fresh(beside) as file:
+        with whole(path) as file:
             file.writelines(cutting.stretches(data, records))
-        settle(beside, path)
     except OSError as error:
         raise CannotWrite(str(directory), f"{_STRETCHES}: {error.strerror or error}") from error
     return path
@@ -343,11 +341,9 @@ def _charts(of_levels: Mapping[str, Report]) -> Iterator[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
     try:
-        with fresh(beside) as file:
+        with whole(path) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
-        settle(beside, path)
     except OSError as error:
         raise CannotWrite(str(path.parent), f"{path.name}: {error.strerror or error}") from error
 

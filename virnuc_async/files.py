@@ -6,6 +6,8 @@ what they can sensibly hold.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +16,35 @@ def fresh(path: Path) -> BinaryIO:
     """Open a new file for writing, in the place of a file or link that may be there."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file for writing, which takes the place of *path* once it is whole, or else is gone."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with fresh(beside) as file:
+            yield file
+        settle(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def settle(partial: Path, path: Path) -> None:
+    """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in *directory* on the disk."""
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def not_through_a_link(path: str, flags: int) -> int:

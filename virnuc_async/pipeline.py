@@ -43,14 +43,14 @@ from .failures import (
     counted,
 )
 from .features import FeatureFile, Features, check_alike, find_features, save_features
-from .files import fresh
+from .files import fresh, settle, sync_directory, whole
 from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from .networks.compiling import decide_compile
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
 from .sequences import STDIN, expand, fingerprint, read_contigs
 from .settings import Precision, Settings
-from .store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store, settle, sync_directory
+from .store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
 from .tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
@@ -686,15 +686,12 @@ class _Run:
         await self._on_disk(self._write_now, name, parts)
 
     def _write_now(self, name: str, parts: results.Parts) -> None:
-        partial_path = self.out_dir / f".{name}.partial"
         try:
             # Closed whatever happens: a query that is open keeps the store's lock.
-            with closing(parts), _gone_unless_moved(partial_path), fresh(partial_path) as file:
+            with closing(parts), whole(self.out_dir / name) as file:
                 for part in parts:
                     from_thread.check_cancelled()
                     file.write(part)
-                file.flush()
-                settle(partial_path, self.out_dir / name)
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"{name}: {error.strerror}") from error
 
@@ -812,14 +809,6 @@ async def _is_sent(send: MemoryObjectSendStream[_Item], item: _Item) -> bool:
     except anyio.BrokenResourceError:
         return False
     return True
-
-
-@contextmanager
-def _gone_unless_moved(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _content(path: str) -> list[Any]:

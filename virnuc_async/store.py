@@ -37,7 +37,7 @@ from .failures import (
     Stage,
     counted,
 )
-from .files import not_through_a_link
+from .files import not_through_a_link, settle, sync_directory
 from .lock import LOCK, Lock
 from .orfs import Frame
 from .salvage import Kept, checksum, count_whole, is_whole, salvage
@@ -503,23 +503,6 @@ class Store:
             shutil.copyfile(path, self.directory / DAMAGED)
             settle(new, path)
         return kept
-
-
-def settle(partial: Path, path: Path) -> None:
-    """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Have the names in *directory* on the disk."""
-    file = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def orf_id(contig: bytes, fragment: int, frame: int) -> bytes:

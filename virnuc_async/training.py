@@ -44,7 +44,7 @@ from .failures import (
     UsageError,
     counted,
 )
-from .files import fresh
+from .files import whole
 from .labels import (
     LEFT_OUT,
     SIDES,
@@ -65,7 +65,7 @@ from .networks.classifier import Classifier
 from .networks.shapes import ClassifierShape
 from .progress import Pace, logger
 from .settings import Balance, Leaks, Measuring, Optimizer, Recipe, Settings, Split
-from .store import Block, Store, settle
+from .store import Block, Store
 from .upstream import read_values
 
 REPORT, CARD = "training.json", "README.md"
@@ -380,11 +380,9 @@ class _Learner:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        beside = path.with_name(f".{path.name}.partial")
         try:
-            with fresh(beside) as file:
+            with whole(path) as file:
                 torch.save(state, file)
-            settle(beside, path)
         except (OSError, RuntimeError) as error:
             # torch hides behind an error of its own why it stopped to write: a full disk, or a signal.
             reason = error if isinstance(error, OSError) else error.__context__ or error

@@ -5,7 +5,6 @@ Steps are windows and batches that are kept, crashes at any statement, files tha
 power cut would leave them, damage and repair, overwriting, and reopening.
 """
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import bury_owner
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.failures import AnotherRun, BrokenInput, DirectoryBusy, Stage
-from virnuc_async.lock import LOCK
 from virnuc_async.store import STORE, Finished, Store
 from virnuc_async.tokens import Ragged
 
@@ -250,8 +249,7 @@ class Machine(RuleBasedStateMachine):
             db.left = None
             db.strike()
         self.store.close()
-        owner = json.loads((then / LOCK).read_text())
-        (then / LOCK).write_text(json.dumps(owner | {"started": "before the power went"}))
+        bury_owner(then)
         self.out = then
         self.store = Store(then)
         assert self.store.lock.predecessor is not None

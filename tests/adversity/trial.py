@@ -20,10 +20,9 @@ import anyio
 import numpy as np
 import torch
 from fakes import fake_devices
-from support import TABLES
+from support import TABLES, bury_owner
 
 from virnuc_async.failures import BadBundle, CannotWrite, NoDevicesLeft
-from virnuc_async.lock import LOCK
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.results import Summary
 from virnuc_async.settings import Settings
@@ -222,14 +221,7 @@ class Act:
             self.seen = [*self.session.seen]
             if self.out.exists():
                 shutil.copytree(self.out, self.then)
-                _bury_owner(self.then)
-
-
-def _bury_owner(out: Path) -> None:
-    """Have the process that holds *out* be dead, as the kernel would see it: it is another one than ours."""
-    path = out / LOCK
-    if path.exists():
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another time"}))
+                bury_owner(self.then)
 
 
 class Trial:
