@@ -136,6 +136,13 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
         yield from found or [name]
 
 
+def apart(name: str) -> tuple[str, str]:
+    """Part a file's *name* and the suffixes that say that it holds sequences, and how it is packed."""
+    packed = os.path.splitext(name)
+    plain = os.path.splitext(packed[0]) if packed[1].lower() in _PACKED else packed
+    return (plain[0], name[len(plain[0]) :]) if plain[1].lower() in _SUFFIXES else (name, "")
+
+
 def first_word(header: bytes) -> bytes:
     """Give a record's id: its header up to the first white space."""
     return (header.split(None, 1) or [b""])[0]
@@ -191,12 +198,7 @@ def _sequence_files(directory: Path) -> list[str]:
         paths = sorted(p for p in directory.iterdir() if p.name[0] != "." and p.is_file())
     except OSError:
         return []
-    return [str(path) for path in paths if _is_named_so(path) or _begins_so(path)]
-
-
-def _is_named_so(path: Path) -> bool:
-    name = path.with_suffix("") if path.suffix.lower() in _PACKED else path
-    return name.suffix.lower() in _SUFFIXES
+    return [str(path) for path in paths if apart(path.name)[1] or _begins_so(path)]
 
 
 def _begins_so(path: Path) -> bool:

@@ -72,6 +72,9 @@ _HOW_TO_REPAIR = (
     "the same command with --repair keeps these and computes the rest again; with --overwrite it starts anew"
 )
 
+_WINDOWS = "SELECT * FROM windows WHERE number BETWEEN ? AND ? ORDER BY number"
+_LAST = (1 << 63) - 1  # no window has a higher number
+
 _APPLICATION = 0x56697250  # "VirP", in the file's header: the store is ours
 _FORMAT = 3  # of the tables, also in the header
 _TABLES = {
@@ -154,6 +157,15 @@ class Block:
             Block(self.contigs[:-1], self.ids[:at], self.scores[:cut]),
             Block(self.contigs[-1:], self.ids[at:], self.scores[cut:]),
         )
+
+    def within(self, first: int, end: int) -> "Block":
+        """Give the records numbered from *first* to before *end*, and what is here of their ORFs."""
+        rows, orfs = (
+            slice(*np.searchsorted(numbers, (first, end)))
+            for numbers in (self.contigs["number"], self.scores["contig"])
+        )
+        begins = np.append(0, 1 + np.flatnonzero(np.frombuffer(self.ids, np.uint8) == ord("\n")))
+        return Block(self.contigs[rows], self.ids[begins[rows.start] : begins[rows.stop]], self.scores[orfs])
 
     def is_sound(self) -> bool:
         """Whether each record and each ORF is there once, and each ORF is of one of the records."""
@@ -310,11 +322,23 @@ class Store:
         for path, contigs, failed in self._rows("SELECT path, contigs, failed FROM files ORDER BY number"):
             yield FileLine(os.fsdecode(path), contigs, bool(failed))
 
-    def blocks(self) -> Iterator[Block]:
-        """Give every record that was read, with its scored ORFs, about a window at a time."""
+    def ids(self, file: int) -> Iterator[list[bytes]]:
+        """Give the id of every record of *file* that was read, a window at a time; no score is looked at."""
+        windows, records = self._extent(file)
+        with closing(self._sound(_WINDOWS, *windows)) as rows:
+            for *_, contigs, ids, _ in rows:
+                window = Block(np.frombuffer(contigs, CONTIG), ids, np.empty(0, SCORE))
+                yield window.within(*records).ids.split(b"\n")[:-1]
+
+    def blocks(self, file: int | None = None) -> Iterator[Block]:
+        """
+        Give every record that was read, with its scored ORFs, about a window at a time.
+
+        Where a *file* is named, by its number, its records alone.
+        """
         # A record may run through many windows: they are gathered until another one begins.
         parts: list[Block] = []
-        with closing(self._windows()) as windows:
+        with closing(self._windows() if file is None else self._windows_of(file)) as windows:
             for window in windows:
                 parts.append(window)
                 if window.ids:
@@ -392,9 +416,26 @@ class Store:
         ((path,),) = self._rows("SELECT path FROM files WHERE number = ?", file)
         return file, path, ids.split(b"\n")[row]
 
-    def _windows(self) -> Generator[Block, None, None]:
+    def _extent(self, file: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Give the first and the last window of *file*; and its first record, and the one behind it."""
+        # A file ends in the window with the end of its last record, or with the next record.
+        query = (
+            "SELECT (SELECT window FROM files WHERE number = ?1 - 1), window, "
+            "(SELECT TOTAL(contigs) FROM files WHERE number < ?1), contigs FROM files WHERE number = ?1"
+        )
+        ((begin, end, before, count),) = self._rows(query, file)
+        return (begin or 0, end), (int(before), int(before) + count)
+
+    def _windows_of(self, file: int) -> Generator[Block, None, None]:
+        """Give what is of *file* in each window that it is in."""
+        windows, records = self._extent(file)
+        with closing(self._windows(*windows)) as blocks:
+            for block in blocks:
+                yield block.within(*records)
+
+    def _windows(self, first: int = 0, last: int = _LAST) -> Generator[Block, None, None]:
         """Give each window's scores, with the records that begin in it."""
-        with closing(self._sound("SELECT * FROM windows ORDER BY number")) as windows:
+        with closing(self._sound(_WINDOWS, first, last)) as windows:
             for number, *_, records, ids, _ in windows:
                 batches = self._sound("SELECT * FROM batches WHERE window = ?", number)
                 scores = np.frombuffer(b"".join(row[-2] for row in batches), SCORE)
