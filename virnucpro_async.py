@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async import __version__
 from virnuc_async.cli import run
 from virnuc_async.failures import VirnucError
-from virnuc_async.settings import Precision, Settings
+from virnuc_async.settings import Pairing, Precision, Settings
 
 if TYPE_CHECKING:
     from virnuc_async.pipeline import run_pipeline
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from virnuc_async.results import Summary
 
 __all__ = [
+    "Pairing",
     "Precision",
     "Settings",
     "Summary",

@@ -16,6 +16,7 @@ import virnucpro_async
         ("logger", "progress"),
         ("Settings", "settings"),
         ("Precision", "settings"),
+        ("Pairing", "settings"),
         ("VirnucError", "failures"),
     ],
 )

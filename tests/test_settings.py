@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from virnuc_async.failures import UsageError
-from virnuc_async.settings import Compile, Precision, Settings
+from virnuc_async.settings import Compile, Pairing, Precision, Settings
 
 
 def test_nothing_need_be_said() -> None:
@@ -21,6 +21,7 @@ def test_nothing_need_be_said() -> None:
         "threshold": 0.5,
         "embeddings": False,
         "calibrated": True,
+        "pairs": Pairing.AUTO,
         "reuse_features": None,
         "overwrite": False,
         "repair": False,

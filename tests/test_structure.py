@@ -32,6 +32,7 @@ ORDER = [
     "lock",
     "store",
     "features",
+    "pairs",
     "results",
     "progress",
     "report",

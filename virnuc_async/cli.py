@@ -23,6 +23,7 @@ from .settings import (
     Leaks,
     Measuring,
     Optimizer,
+    Pairing,
     Precision,
     Recipe,
     Settings,
@@ -62,7 +63,8 @@ The same command resumes a run that was interrupted.
 _PREDICT_EXAMPLES = """\
 examples:
   python -m virnucpro_async predict contigs.fa out/
-  python -m virnucpro_async predict reads_1.fq.gz reads_2.fq.gz out/ --threshold 0.8
+  python -m virnucpro_async predict reads_R1.fq.gz reads_R2.fq.gz out/ --threshold 0.8
+  python -m virnucpro_async predict interleaved.fq.gz out/ --pairs interleaved
   python -m virnucpro_async predict --input-list samples.txt --output-dir out/ --quiet
   zcat reads.fq.gz | python -m virnucpro_async predict - out/ --devices cpu,cpu
   python -m virnucpro_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
@@ -235,6 +237,13 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--input-list", metavar="FILE", help="a file with one input a line")
     predict.add_argument(
         "--output-dir", metavar="DIR", help="the output directory; all names are inputs then"
+    )
+    predict.add_argument(
+        "--pairs",
+        choices=[pairing.value for pairing in Pairing],
+        default=Pairing.AUTO.value,
+        help="which records are mates, and get one verdict in pairs.tsv; auto: those of files named alike "
+        "but for R1 and R2 (or 1 and 2), if their ids agree; interleaved: neighbours (default: auto)",
     )
     again = predict.add_mutually_exclusive_group()
     again.add_argument("--overwrite", action="store_true", help="start anew where DIR holds another run")
@@ -581,6 +590,7 @@ def _predict(options: Namespace) -> int:
         options,
         embeddings=options.embeddings,
         calibrated=options.calibrated,
+        pairs=Pairing(options.pairs),
         reuse_features=options.reuse_features,
         repair=options.repair,
     )

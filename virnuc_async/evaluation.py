@@ -25,7 +25,7 @@ from .labels import KINDS, Cutting, Labelled, Records, check_classes, read_recor
 from .measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from .progress import logger
 from .results import Summary, judge, vote
-from .settings import Measuring, Settings
+from .settings import Measuring, Pairing, Settings
 from .store import Block, Store
 
 # Runs the pipeline in a directory, or resumes what is there.
@@ -168,7 +168,7 @@ def _on_records(
     data: Labelled, records: Records, out_dir: Path, settings: Settings, engine: Engine
 ) -> dict[str, Level]:
     directory = out_dir / RECORDS
-    engine(data.paths, directory, replace(settings, calibrated=False))
+    engine(data.paths, directory, replace(settings, calibrated=False, pairs=Pairing.OFF))
     return _levels_in(directory, np.arange(len(records)), settings.threshold)
 
 
@@ -177,7 +177,7 @@ def _on_stretches(
 ) -> dict[str, Level]:
     directory = out_dir / f"{_LENGTH}{cutting.length}"
     path = write_stretches(cutting, data, records, directory)
-    engine([str(path)], directory / "run", replace(settings, calibrated=False))
+    engine([str(path)], directory / "run", replace(settings, calibrated=False, pairs=Pairing.OFF))
     return _levels_in(directory / "run", cutting.owners(records), settings.threshold)
 
 

@@ -46,16 +46,18 @@ from .features import FeatureFile, Features, check_alike, find_features, save_fe
 from .files import fresh, settle, sync_directory, whole
 from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from .networks.compiling import decide_compile
+from .pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
 from .progress import PROGRESS, Counts, logger, run_files
 from .replica import FAULTS, Replica, Scores
 from .sequences import STDIN, expand, fingerprint, read_contigs
-from .settings import Precision, Settings
+from .settings import Pairing, Precision, Settings
 from .store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
 from .tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
 _MEMORY_SECONDS = 10.0  # between two looks at the memory of GPUs
+_MOST_MATES = 3  # pairs of files that are named at the start
 _MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
 
 _OF_DEVICES = ("devices", "compiled kernels")  # in a run's identity
@@ -251,6 +253,7 @@ class _Run:
     precision: Precision  # these two as the store has them, if it has
     budget: int
     features: Features  # that need not be computed
+    mates: list[Mates]  # by the names of their files, whether their ids agree or not
 
     def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
         self.plan = plan
@@ -267,6 +270,9 @@ class _Run:
         self.load_seconds = 0.0
         self.peaks: dict[str, int] = {}
         self.started = time.monotonic()
+        self.strangers: set[Mates] = set()  # of the mates, which were said to be none
+        self.unpaired: list[Failure] = []  # what was to be interleaved, and is not
+        self.read = read
         self.windows = _windows(plan, read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
         self.has_store = anyio.Event()
@@ -377,7 +383,7 @@ class _Run:
         # What ended the run is being raised; that the summary cannot be written either is no news.
         with suppress(CannotWrite, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
-            summary = replace(self._summary(command, Counter()), finished=False)
+            summary = replace(self._summary(command, Counter(), Counter()), finished=False)
             with fresh(self.out_dir / "summary.json") as file:
                 file.writelines(results.summary_text(summary))
 
@@ -413,6 +419,7 @@ class _Run:
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
         plan, known = self.plan, self.store.fact("identity") or {}
+        self.mates = find_mates(plan.paths, self.settings.pairs)
         wanted = self.settings.precision
         if wanted is Precision.AUTO and known:
             wanted = Precision(known["precision"])
@@ -472,8 +479,37 @@ class _Run:
             self.log.info("{}", _described(device, self.precision, self.budget))
         if self.features.found:
             self.log.info("{}", self.features.found_text())
+        self._introduce_mates()
         if self.store.count("batches"):
             self.log.info("going on after {:,} ORFs of an earlier session", self.store.count("scores"))
+
+    def _introduce_mates(self) -> None:
+        """Say what is taken for mates, and what is seen to be none before days are spent on it."""
+        for mates in self.mates:
+            from_thread.check_cancelled()
+            compared = glance(mates, self.plan.paths, self.read)
+            if compared.differ:
+                self._warn_of_strangers(mates, compared)
+        taken = [mates for mates in self.mates if mates not in self.strangers]
+        if taken and self.settings.pairs == Pairing.INTERLEAVED:
+            self.log.info("records that are neighbours in a file are taken for mates")
+            return
+        for first, second in taken[:_MOST_MATES]:
+            self.log.info("{} and {} are taken for mates", self.plan.paths[first], self.plan.paths[second])
+        if len(taken) > _MOST_MATES:
+            self.log.info("and so are {} of files", counted(len(taken) - _MOST_MATES, "more pair"))
+
+    def _warn_of_strangers(self, mates: Mates, compared: Compared) -> None:
+        what = told_difference(mates, compared, self.plan.paths)
+        if mates.are_interleaved:
+            self.log.warning("{}: {}. It has no pairs", self.plan.paths[mates.first], what)
+        else:
+            self.log.warning(
+                "{}. They have no pairs: 'seqkit pair' or repair.sh brings such files into line; "
+                "--pairs off takes none for mates",
+                what,
+            )
+        self.strangers.add(mates)
 
     async def _score(self, first: Window) -> None:
         self.counts.doing = "checking the model's files"
@@ -653,17 +689,19 @@ class _Run:
         await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
         tally: Counter[str] = Counter()
         await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally, calibration))
+        of_pairs = await self._write_pairs()
         await self._write_failures()
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
             await self._on_disk(self._write_features)
-        summary = await self._on_disk(self._summary, command, tally)
+        summary = await self._on_disk(self._summary, command, tally, of_pairs)
         await self._write("summary.json", results.summary_text(summary))
         await self._on_disk(self._note_written)
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
     def _note_written(self) -> None:
-        """Remember what the files are like, to know them again."""
+        """Remember what the files are like and of which mates, to know them again."""
+        self.store.note("mates", self.mates)
         self.store.note("written", _states(self.out_dir))
 
     def _known_summary(self) -> results.Summary | None:
@@ -675,6 +713,9 @@ class _Run:
             self.log.info(
                 "this run is finished, but not all of its files are as they were: writing them again"
             )
+            return None
+        if (self.store.fact("mates") or []) != list(map(list, self.mates)):
+            self.log.info("this run is finished, but with other pairs: writing its files again")
             return None
         self.log.info("this run is finished already, and its files are as they were written")
         summary = results.Summary(**json.loads((self.out_dir / "summary.json").read_bytes()))
@@ -695,13 +736,58 @@ class _Run:
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"{name}: {error.strerror}") from error
 
+    async def _write_pairs(self) -> Counter[str]:
+        """Write the table of pairs, if there are any; give how many have which verdict."""
+        self.counts.doing = "comparing the ids of mates"
+        mates, tally = await self._on_disk(self._true_mates), Counter[str]()
+        self.counts.doing = "writing tables"
+        if mates:
+            threshold, calibration = self.settings.threshold, self.plan.calibration
+            parts = results.pair_verdicts(self.store, mates, threshold, tally, calibration)
+            await self._write("pairs.tsv", parts)
+        else:
+            await self._on_disk(self._remove, "pairs.tsv")
+        return tally
+
+    def _true_mates(self) -> list[Mates]:
+        """Give the mates whose ids agree, to the last record or to where a file breaks; say which do not."""
+        files, found = list(self.store.files()), []
+        for mates in self.mates:
+            compared = compare(mates, self._stored_ids)
+            if not compared.differ:
+                found += [mates] * bool(compared.pairs)
+            elif are_cut_short(mates, compared, files):
+                found += [mates] * bool(compared.pairs)
+                self._tell_cut_short(mates, compared.pairs)
+            elif mates.are_interleaved:
+                what = told_difference(mates, compared, self.plan.paths)
+                self.unpaired.append(Failure(self.plan.paths[mates.first], Stage.INPUT, what))
+                self._tell_failure(self.unpaired[-1])
+            elif mates not in self.strangers:
+                self._warn_of_strangers(mates, compared)
+        return found
+
+    def _tell_cut_short(self, mates: Mates, pairs: int) -> None:
+        names = " and ".join(dict.fromkeys(self.plan.paths[file] for file in mates))
+        self.log.warning("{}: {} before the break, none behind it", names, counted(pairs, "pair"))
+
+    def _stored_ids(self, file: int) -> Iterator[bytes]:
+        for some in self.store.ids(file):
+            from_thread.check_cancelled()
+            yield from some
+
     async def _write_failures(self) -> None:
         name = "failed_files.txt"
-        if await self._on_disk(self.store.count, "failures"):
-            await self._write(name, results.failed_lines(self.store))
+        count = await self._on_disk(self.store.count, "failures")
+        if count + len(self.unpaired):
+            await self._write(name, results.failed_lines(self.store, self.unpaired))
         else:
-            (self.out_dir / name).unlink(missing_ok=True)
-            await self._on_disk(sync_directory, self.out_dir)
+            await self._on_disk(self._remove, name)
+
+    def _remove(self, name: str) -> None:
+        """See that nothing is called *name*, where an earlier session may have had something to write."""
+        (self.out_dir / name).unlink(missing_ok=True)
+        sync_directory(self.out_dir)
 
     def _write_features(self) -> None:
         path = self.out_dir / ".merged_features.pt.partial"
@@ -712,7 +798,7 @@ class _Run:
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
 
-    def _summary(self, command: str, tally: Counter[str]) -> results.Summary:
+    def _summary(self, command: str, tally: Counter[str], of_pairs: Counter[str]) -> results.Summary:
         store, bundle = self.store, self.plan.bundle
         counts = {
             "contigs": store.count("contigs"),
@@ -720,8 +806,10 @@ class _Run:
             "orfs": store.count("scores"),
             "batches": store.count("batches"),
             "viral_contigs": tally["virus"],
-            "failures": store.count("failures"),
+            "failures": store.count("failures") + len(self.unpaired),
         }
+        if of_pairs:
+            counts |= {"pairs": of_pairs.total(), "viral_pairs": of_pairs["virus"]}
         reused = store.fact("orfs reused")
         if reused is not None:
             counts["orfs_reused"] = reused
@@ -855,8 +943,10 @@ def _described(device: Device, precision: Precision, budget: int) -> str:
 
 def _told(summary: results.Summary, out_dir: Path) -> str:
     counts = summary.counts
+    pairs = counts.get("pairs", 0)
+    of_pairs = f", {counts['viral_pairs']:,} of {counted(pairs, 'pair')}" if pairs else ""
     text = (
-        f"Viral: {counts['viral_contigs']:,} of {counted(counts['contigs'], 'contig')} "
+        f"Viral: {counts['viral_contigs']:,} of {counted(counts['contigs'], 'contig')}{of_pairs} "
         f"({counted(counts['orfs'], 'ORF')} of {counted(counts['fragments'], 'fragment')} scored in "
         f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
     )

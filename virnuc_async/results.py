@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .calibration import Calibration
+from .pairs import Mates, pair_blocks
 from .store import FRAMES, Block, Failure, Store
 
 # A file's content, in parts; closing it lets go of the store.
@@ -170,28 +171,70 @@ def contig_verdicts(
 
     With a *calibration*, a column is added at the end.
     """
-    yield (
-        b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
-        b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict"
-    )
-    yield b"\tp_virus_calibrated\n" if calibration else b"\n"
-    paths = [_field(os.fsencode(file.path)) for file in store.files()]
+    yield _header("contig", "file", "length", calibration=calibration)
+    paths = _paths(store)
     for block in store.blocks():
-        verdicts = judge(block)
-        labels = verdicts.labels(threshold)
-        tally.update(dict(zip(LABELS, np.bincount(labels, minlength=len(LABELS)).tolist(), strict=True)))
-        files, lengths, fragments = (block.contigs[name] for name in ("file", "length", "fragments"))
-        counts = (lengths, fragments, verdicts.fragments_with_orf, verdicts.viral_fragments)
-        shares = (verdicts.viral_fraction, verdicts.mean_p_virus, verdicts.max_p_virus)
-        columns = [
+        files, lengths = block.contigs["file"], block.contigs["length"]
+        yield _verdict_lines(
+            block,
             _words(*paths[files[0] : files[-1] + 1])[files - files[0]],
-            *map(_integers, counts),
-            *map(_decimals, shares),
-            _words(*_LABELS)[labels],
-        ]
-        if calibration:
-            columns.append(_decimals(_calibrated(verdicts, calibration)))
-        yield _encoded(_lines(block.names(), _repeated(b"", len(labels)), *columns))
+            _integers(lengths),
+            *_judged(block, threshold, tally, calibration),
+        )
+
+
+def pair_verdicts(
+    store: Store,
+    all_mates: Iterable[Mates],
+    threshold: float,
+    tally: Counter[str],
+    calibration: Calibration | None = None,
+) -> Parts:
+    """
+    Give ``pairs.tsv``, some lines at a time: every pair of *all_mates*, whose ids agree, in order.
+
+    The fragments of both mates vote as those of one contig do. Verdicts are counted in *tally*; with
+    a *calibration*, a column is added at the end.
+    """
+    yield _header("pair", "file_1", "file_2", "length_1", "length_2", calibration=calibration)
+    paths = _paths(store)
+    for mates in all_mates:
+        for pairs in pair_blocks(store, mates):
+            yield _verdict_lines(
+                pairs.joint,
+                *(_repeated(paths[file], len(pairs.lengths)) for file in mates),
+                *map(_integers, pairs.lengths.T),
+                *_judged(pairs.joint, threshold, tally, calibration),
+            )
+
+
+def _header(*names: str, calibration: Calibration | None) -> bytes:
+    of_verdict = (
+        *("fragments", "fragments_with_orf", "viral_fragments"),
+        *("viral_fraction", "mean_p_virus", "max_p_virus", "verdict"),
+    )
+    return "\t".join((*names, *of_verdict, *(["p_virus_calibrated"] * bool(calibration)))).encode() + b"\n"
+
+
+def _paths(store: Store) -> list[bytes]:
+    return [_field(os.fsencode(file.path)) for file in store.files()]
+
+
+def _judged(
+    block: Block, threshold: float, tally: Counter[str], calibration: Calibration | None
+) -> list[_Text]:
+    """Give the columns from the fragments to the verdict, which is counted in *tally*, and beyond."""
+    verdicts = judge(block)
+    labels = verdicts.labels(threshold)
+    tally.update(dict(zip(LABELS, np.bincount(labels, minlength=len(LABELS)).tolist(), strict=True)))
+    counts = (block.contigs["fragments"], verdicts.fragments_with_orf, verdicts.viral_fragments)
+    shares = (verdicts.viral_fraction, verdicts.mean_p_virus, verdicts.max_p_virus)
+    columns = [*map(_integers, counts), *map(_decimals, shares), _words(*_LABELS)[labels]]
+    return [*columns, _decimals(_calibrated(verdicts, calibration))] if calibration else columns
+
+
+def _verdict_lines(block: Block, *columns: _Text) -> bytes:
+    return _encoded(_lines(block.names(), _repeated(b"", len(block.contigs)), *columns))
 
 
 def _calibrated(verdicts: Verdicts, calibration: Calibration) -> NDArray[np.float64]:
@@ -200,9 +243,9 @@ def _calibrated(verdicts: Verdicts, calibration: Calibration) -> NDArray[np.floa
     return np.where(verdicts.fragments_with_orf > 0, calibration.apply(means), 0.0)
 
 
-def failed_lines(store: Store) -> Parts:
-    """Give ``failed_files.txt``, line by line."""
-    for failure in store.failures():
+def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Parts:
+    """Give ``failed_files.txt``, line by line: what failed in the *store*, and what did beside it."""
+    for failure in chain(store.failures(), more):
         yield failed_line(failure).encode("utf-8", "surrogateescape")
 
 

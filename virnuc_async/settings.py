@@ -23,6 +23,14 @@ class Compile(StrEnum):
     OFF = "off"
 
 
+class Pairing(StrEnum):
+    """Which records are mates, and get a verdict together."""
+
+    AUTO = "auto"  # those of two files that are named as mates are, where their ids agree
+    INTERLEAVED = "interleaved"  # the first and the second of a file, the third and the fourth, ...
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
@@ -42,6 +50,7 @@ class Settings:
     threshold: float = 0.5  # share of viral fragments that makes a contig viral
     embeddings: bool = False  # write merged_features.pt
     calibrated: bool = True  # add a column where the model has a calibration
+    pairs: Pairing = Pairing.AUTO  # which records are judged together, in a table of their own
     reuse_features: Path | None = None  # a directory of feature files, which need not be computed
     overwrite: bool = False  # start anew where the directory holds another run of ours
     repair: bool = False  # keep what is whole of a damaged store, and compute the rest again

@@ -49,6 +49,7 @@ OURS = (
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "contigs.tsv",
+    "pairs.tsv",
     "failed_files.txt",
     "merged_features.pt",
     FEATURES,

@@ -64,7 +64,7 @@ from .leaks import K, shared
 from .networks.classifier import Classifier
 from .networks.shapes import ClassifierShape
 from .progress import Pace, logger
-from .settings import Balance, Leaks, Measuring, Optimizer, Recipe, Settings, Split
+from .settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
 from .store import Block, Store
 from .upstream import read_values
 
@@ -228,7 +228,9 @@ def _run_engine(task: Task, records: Records, engine: Engine) -> NDArray[np.int6
     """Have all ORFs embedded; give the record of each sequence that the engine read."""
     # What judges the scores of the old classifier decides nothing here, and features are not of it.
     threshold = Settings().threshold
-    settings = replace(task.settings, embeddings=True, calibrated=False, threshold=threshold)
+    settings = replace(
+        task.settings, embeddings=True, calibrated=False, pairs=Pairing.OFF, threshold=threshold
+    )
     cutting = task.cutting
     if cutting is None:
         engine(task.data.paths, task.work / _RUN, settings)

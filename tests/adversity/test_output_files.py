@@ -12,14 +12,15 @@ from support import fasta
 from virnuc_async.store import DAMAGED, OURS, STORE
 from virnuc_async.upstream import Parts
 
-# Of a run with embeddings in which something failed; without report.html, which is not written yet.
+# Of a run of pairs with embeddings in which something failed; without report.html, which is not written yet.
+EVERYTHING = ("--embeddings", "--pairs", "interleaved")
 FINISHED = {*OURS, STORE} - {"merged_features.partial", "report.html", DAMAGED}
 
 
 @pytest.fixture
 def reads(tmp_path: Path) -> Path:
     path = tmp_path / "reads.fa"
-    path.write_text(fasta([("open", OPEN * 30), ("shut", SHUT * 5)]))
+    path.write_text(fasta([("pair/1", OPEN * 30), ("pair/2", SHUT * 5)]))
     return path
 
 
@@ -50,7 +51,7 @@ def modes(directory: Path) -> dict[str, int]:
 def test_every_file_of_a_run_is_for_whom_umask_says(
     umask: int, reads: Path, tmp_path: Path, out: Path
 ) -> None:
-    assert predict(reads, tmp_path / "missing.fa", out, "--embeddings").code == 2
+    assert predict(reads, tmp_path / "missing.fa", out, *EVERYTHING).code == 2
     assert modes(out) == dict.fromkeys(FINISHED, 0o666 & ~umask)
     assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask
 
@@ -78,14 +79,14 @@ def test_every_file_of_a_bundle_is_for_whom_umask_says(umask: int, golden_parts:
 def test_links_in_the_place_of_our_files(
     name: str, reads: Path, tmp_path: Path, out: Path, elsewhere: Path
 ) -> None:
-    arguments = (reads, tmp_path / "missing.fa", out, "--embeddings")
+    arguments = (reads, tmp_path / "missing.fa", out, *EVERYTHING)
     assert predict(*arguments).code == 2
-    undisturbed = tables(out)
+    undisturbed = tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()}
     (out / name).unlink(missing_ok=True)
     (out / name).symlink_to(elsewhere)
     assert predict(*arguments).code == 2
     assert elsewhere.read_text() == "precious\n"
-    assert tables(out) == undisturbed
+    assert tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()} == undisturbed
     assert summary(out)["finished"]
 
 
