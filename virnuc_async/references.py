@@ -7,7 +7,6 @@ and two embeddings that differ differ in these, too.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from .bundles import REFERENCE, Bundle, describe, sha256
 from .failures import BadReference, NoReference
-from .files import fresh, read_small
+from .files import read_small, whole
 from .settings import Precision
 
 SUMS = 32
@@ -262,10 +261,8 @@ def attach(bundle: Bundle, reference: Reference) -> Bundle:
 
 def write_reference(directory: Path, reference: Reference) -> None:
     """Write *reference* where the bundle in *directory* is to have it, whole or not at all."""
-    hidden = directory / f".{REFERENCE}"
-    with fresh(hidden) as file:
+    with whole(directory / REFERENCE) as file:
         file.write(_as_json(reference).encode("utf-8"))
-    os.replace(hidden, directory / REFERENCE)
 
 
 def _as_json(reference: Reference) -> str:
