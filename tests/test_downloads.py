@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from serving import (
     Fault,
+    Handler,
     Server,
     drips,
     ends_after,
@@ -377,13 +378,46 @@ def test_a_wrong_size_is_seen_before_anything_is_received(server: Server, tmp_pa
     assert not names(tmp_path)
 
 
-def test_a_size_that_the_server_does_not_say(server: Server, tmp_path: Path) -> None:
-    def chunked(handler, content: bytes) -> None:
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+def chunked(handler: Handler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
 
+
+def without_end(handler: Handler, content: bytes) -> None:
+    """Nobody knows how many bytes, of a server that would never stop."""
+    handler.send_response(200)
+    handler.end_headers()
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(content)
+
+
+def test_more_than_there_can_be_is_not_asked_to_come(server: Server, tmp_path: Path) -> None:
+    failed = failure(tmp_path, source(server, most=2_999_999))
+    assert isinstance(failed, WrongDownload)
+    assert failed.reason == "it has 3,000,000 bytes, and can have no more than 2,999,999"
+    assert not names(tmp_path)
+    fetch(tmp_path, source(server, most=3_000_000))
+
+
+@pytest.mark.parametrize("known", [{"size": 2_500_000}, {"most": 2_500_000}])
+def test_a_server_that_never_stops(known: dict[str, object], server: Server, tmp_path: Path) -> None:
+    server.faults["/x.bin"] = [without_end]
+    failed = failure(tmp_path, source(server, **known))
+    assert isinstance(failed, WrongDownload)
+    assert failed.reason == "it has more than 2,500,000 bytes, which it cannot"
+    assert "It was deleted" in str(failed)
+    assert not names(tmp_path)
+
+
+def test_as_much_as_there_can_be(server: Server, tmp_path: Path) -> None:
+    server.faults["/x.bin"] = [chunked]
+    fetch(tmp_path, source(server, most=3_000_000))
+
+
+def test_a_size_that_the_server_does_not_say(server: Server, tmp_path: Path) -> None:
     server.faults["/x.bin"] = [chunked, chunked]
     failed = failure(tmp_path, source(server, size=2_999_999))
     assert isinstance(failed, WrongDownload)

@@ -57,6 +57,7 @@ class Source:
     git_blob: str = ""
     check: Callable[[Path], object] | None = None  # raises a BundleError where the content is not right
     most: int = 1 << 62  # bytes that it can have, where no size was published
+    origin: str = ""  # what names it, wherever it is got from
 
     @property
     def limit(self) -> int:
@@ -203,7 +204,9 @@ class _Fetching:
         with suppress(_Stopped):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                if not self._is_there():
+                if self._is_there():
+                    self._file.forget()  # what came of it before
+                else:
                     self._receive()
                     self._check()
                     self._file.finish()
