@@ -41,7 +41,7 @@ _PROGRESS = 1 << 20  # bytes after which a try was not in vain, if the file was 
 _WORTH_HALVING = 1 << 26  # bytes of a range: half of them repay another connection
 _CONNECTIONS = 4  # for one file
 _LOOKED_AT = 0.1  # seconds between looks at what the connections do
-_KEPT_EVERY = 5.0  # seconds of receiving that a kill -9 can cost
+_KEPT_EVERY = 2.0  # seconds of receiving that a kill -9 can cost
 _LAST_WORDS = 0.5  # seconds that connections have to end when all is over
 _KEPT = "What has come is kept: the same command goes on"
 

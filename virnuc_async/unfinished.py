@@ -162,7 +162,7 @@ def _spans(missing: Any, end: int) -> list[Span]:
     borders = [0, *(border for span in spans for border in (span.at, span.end)), end]
     if any(type(border) is not int for border in borders) or borders != sorted(borders):
         raise ValueError("no spans of one file")
-    return spans
+    return [span for span in spans if span.left]
 
 
 def _reach(missing: Sequence[Span], total: int | None) -> int:
