@@ -56,7 +56,7 @@ def fuzz(session: nox.Session) -> None:
     each = (
         [session.posargs]
         if session.posargs
-        else [[name] for name in ("readers", "import", "bundles", "windows", "features")]
+        else [[name] for name in ("readers", "import", "bundles", "references", "windows", "features")]
     )
     for arguments in each:
         session.run("python", "tests/adversity/fuzz.py", *arguments)

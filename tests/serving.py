@@ -33,18 +33,33 @@ class Handler(BaseHTTPRequestHandler):
 
     def give(self, content: bytes) -> None:
         """Answer as a good server does."""
-        start = self.start_of_range()
-        if start is None or self.headers.get("If-Range") not in (None, self.server.etag):
-            self.answer(200, content, ETag=self.server.etag)
-        elif start >= len(content):
+        start, end = self.extent(content)
+        if start >= end and self.asks_for_range:
             self.answer(416, b"")
         else:
-            extent = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.answer(206, content[start:], **{"ETag": self.server.etag, "Content-Range": extent})
+            self.begin_file(content)
+            self.wfile.write(content[start:end])
 
-    def start_of_range(self) -> int | None:
-        asked = self.headers.get("Range")
-        return int(asked.removeprefix("bytes=").split("-")[0]) if asked and self.server.has_ranges else None
+    @property
+    def asks_for_range(self) -> bool:
+        """Whether a range is asked for that this server would give."""
+        is_same = self.headers.get("If-Range") in (None, self.server.etag)
+        return "Range" in self.headers and self.server.has_ranges and is_same
+
+    def extent(self, content: bytes) -> tuple[int, int]:
+        """Give the first byte that is asked for, and the one behind the last."""
+        if not self.asks_for_range:
+            return 0, len(content)
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        return int(first), min(int(last) + 1, len(content)) if last else len(content)
+
+    def begin_file(self, content: bytes) -> None:
+        """Say what is given: the range that is asked for, or all of *content*."""
+        start, end = self.extent(content)
+        headers = {"ETag": self.server.etag}
+        if self.asks_for_range:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        self.begin(206 if self.asks_for_range else 200, end - start, **headers)
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
         self.begin(status, len(body), **headers)
@@ -164,11 +179,28 @@ def drips(seconds: float) -> Fault:
     return fault
 
 
+def whole(handler: Handler, content: bytes) -> None:
+    """All of the file, whatever range is asked for."""
+    handler.answer(200, content, ETag=handler.server.etag)
+
+
+def waits_until(is_so: Callable[[], bool], count: int | None = None) -> Fault:
+    """Nothing but the answer's head until it is so; then all of it, or *count* bytes and nothing more."""
+
+    def fault(handler: Handler, content: bytes) -> None:
+        _begin(handler, content, 0)
+        while not is_so() and not handler.server.released.wait(0.01):
+            pass
+        start, end = handler.extent(content)
+        handler.wfile.write(content[start : end if count is None else start + count])
+        if count is not None:
+            handler.server.released.wait(30)
+
+    return fault
+
+
 def _begin(handler: Handler, content: bytes, count: int) -> None:
-    start = handler.start_of_range() or 0
-    headers = {"ETag": handler.server.etag}
-    if start:
-        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-    handler.begin(206 if start else 200, len(content) - start, **headers)
-    handler.wfile.write(content[start : start + count])
+    start, end = handler.extent(content)
+    handler.begin_file(content)
+    handler.wfile.write(content[start : min(start + count, end)])
     handler.wfile.flush()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -10,11 +11,13 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from serving import (
     Fault,
+    Handler,
     Server,
     drips,
     ends_after,
@@ -38,6 +41,7 @@ from virnuc_async.failures import (
 )
 
 CONTENT = random.Random(3).randbytes(3_000_000)
+WHOLE = "bytes=0-"  # what is asked for of a file that may be large
 QUICK = Patience(stall=0.3, tries=3, pause=0.001)
 PATIENT = Patience(stall=20, tries=3, pause=0.001)  # for what has nothing to do with time, on a busy machine
 
@@ -62,6 +66,26 @@ def failure(directory: Path, *sources: Source, patience: Patience = PATIENT) -> 
     with pytest.raises(VirnucError) as caught:
         fetch(directory, *sources, patience=patience)
     return caught.value
+
+
+def missing(directory: Path) -> list[list[int]]:
+    """Give the spans that the record calls missing of the file."""
+    return json.loads((directory / "x.bin.part.json").read_bytes())["missing"]
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what a file on the disk is to say; the time limit of the test ends it."""
+    while True:
+        with suppress(FileNotFoundError):
+            if is_so():
+                return
+        time.sleep(0.01)
+
+
+def say(directory: Path, **facts: object) -> None:
+    """Have the record say something else."""
+    record = directory / "x.bin.part.json"
+    record.write_text(json.dumps(json.loads(record.read_bytes()) | facts))
 
 
 def names(directory: Path) -> list[str]:
@@ -97,8 +121,8 @@ def test_a_file_that_is_there_is_checked_and_not_fetched(server: Server, tmp_pat
     fetch(tmp_path, source(server))
     assert not server.asked
     (tmp_path / "x.bin").write_bytes(CONTENT[:-1] + b"!")
-    assert isinstance(failure(tmp_path, source(server)), WrongDownload)
     fetch(tmp_path, source(server))
+    assert len(server.asked) == 1
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
 
 
@@ -108,7 +132,7 @@ def test_a_redirect_is_followed_with_the_range(server: Server, tmp_path: Path) -
         "/x.bin": [ends_after(2_000_000)],
     }
     fetch(tmp_path, source(server, "/a.bin"))
-    assert server.ranges("/x.bin") == [None, "bytes=2000000-"]
+    assert server.ranges("/x.bin") == [WHOLE, "bytes=2000000-2999999"]
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
@@ -173,11 +197,11 @@ def test_what_breaks_off_is_gone_on_with(
     fetch(tmp_path, source(server), patience=Patience(stall=1, tries=9, pause=0.001))
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
     asked = server.ranges("/x.bin")
-    assert asked[0] is None
+    assert asked[0] == WHOLE
     assert len(asked) == 3
     # A reset may throw away what had come and was not read yet.
     if fault is not resets_after:
-        assert asked[1:] == ["bytes=1100000-", "bytes=2200000-"]
+        assert asked[1:] == ["bytes=1100000-2999999", "bytes=2200000-2999999"]
     assert server.asked[1][1]["if-range"] == '"first"'
     assert names(tmp_path) == ["x.bin"]
 
@@ -188,10 +212,20 @@ def test_a_try_that_brought_much_was_not_in_vain(server: Server, tmp_path: Path)
     assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize("etag", ['"first"', ""])
+def test_who_breaks_off_at_one_place_and_begins_anew_is_given_up(
+    etag: str, server: Server, tmp_path: Path
+) -> None:
+    server.etag, server.has_ranges = etag, False
+    server.faults["/x.bin"] = [ends_after(2_000_000)] * 99
+    assert isinstance(failure(tmp_path, source(server)), DownloadBroken)
+    assert len(server.asked) == 1 + PATIENT.tries
+
+
 @pytest.mark.parametrize(
     ("fault", "stall", "reason"),
     [
-        (ends_after(9), 20, "the connection ended after 27 bytes"),
+        (ends_after(9), 20, "the connection ended at byte 27"),
         (hangs_after(9), 0.3, "the server is silent"),
         (drips(0.01), 1, "hardly anything came for 1 s"),
         (status(503), 20, "the server answers 503 Service Unavailable"),
@@ -224,7 +258,7 @@ def test_a_server_without_ranges_begins_anew(server: Server, tmp_path: Path) -> 
     server.has_ranges = False
     server.faults["/x.bin"] = [ends_after(1_000_000)]
     fetch(tmp_path, source(server))
-    assert server.ranges("/x.bin") == [None, "bytes=1000000-"]
+    assert server.ranges("/x.bin") == [WHOLE, "bytes=1000000-2999999"]
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
 
 
@@ -237,7 +271,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued(server: Server, tmp_path: Pa
 
     server.faults["/x.bin"] = [ends_and_changes]
     fetch(tmp_path, source(server, sha256=""))
-    assert server.ranges("/x.bin") == [None, "bytes=1000000-"]
+    assert server.ranges("/x.bin") == [WHOLE, "bytes=1000000-2999999"]
     assert (tmp_path / "x.bin").read_bytes() == changed
 
 
@@ -248,7 +282,7 @@ def test_without_a_sure_word_of_the_server_it_is_begun_anew(
     server.etag = etag
     server.faults["/x.bin"] = [ends_after(1_000_000)]
     fetch(tmp_path, source(server))
-    assert server.ranges("/x.bin") == [None, None]
+    assert server.ranges("/x.bin") == [WHOLE, None]
     assert (tmp_path / "x.bin").read_bytes() == CONTENT
 
 
@@ -258,7 +292,7 @@ def test_a_part_of_another_address_is_not_gone_on_with(server: Server, tmp_path:
     failure(tmp_path, source(server))
     assert (tmp_path / "x.bin.part").stat().st_size == 1_000_000
     fetch(tmp_path, source(server, "/other/x.bin"))
-    assert server.ranges("/other/x.bin") == [None]
+    assert server.ranges("/other/x.bin") == [WHOLE]
 
 
 def test_a_part_longer_than_the_file(server: Server, tmp_path: Path) -> None:
@@ -284,6 +318,8 @@ def test_a_whole_part_needs_no_server(server: Server, tmp_path: Path) -> None:
     failure(tmp_path, source(server))
     with open(tmp_path / "x.bin.part", "ab") as file:
         file.write(CONTENT[-1:])
+    assert missing(tmp_path) == [[2_999_999, 3_000_000]]
+    say(tmp_path, missing=[])
     fetch(tmp_path, source(server))
     assert len(server.asked) == 2
 
@@ -342,13 +378,46 @@ def test_a_wrong_size_is_seen_before_anything_is_received(server: Server, tmp_pa
     assert not names(tmp_path)
 
 
-def test_a_size_that_the_server_does_not_say(server: Server, tmp_path: Path) -> None:
-    def chunked(handler, content: bytes) -> None:
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
+def chunked(handler: Handler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
 
+
+def without_end(handler: Handler, content: bytes) -> None:
+    """Nobody knows how many bytes, of a server that would never stop."""
+    handler.send_response(200)
+    handler.end_headers()
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(content)
+
+
+def test_more_than_there_can_be_is_not_asked_to_come(server: Server, tmp_path: Path) -> None:
+    failed = failure(tmp_path, source(server, most=2_999_999))
+    assert isinstance(failed, WrongDownload)
+    assert failed.reason == "it has 3,000,000 bytes, and can have no more than 2,999,999"
+    assert not names(tmp_path)
+    fetch(tmp_path, source(server, most=3_000_000))
+
+
+@pytest.mark.parametrize("known", [{"size": 2_500_000}, {"most": 2_500_000}])
+def test_a_server_that_never_stops(known: dict[str, object], server: Server, tmp_path: Path) -> None:
+    server.faults["/x.bin"] = [without_end]
+    failed = failure(tmp_path, source(server, **known))
+    assert isinstance(failed, WrongDownload)
+    assert failed.reason == "it has more than 2,500,000 bytes, which it cannot"
+    assert "It was deleted" in str(failed)
+    assert not names(tmp_path)
+
+
+def test_as_much_as_there_can_be(server: Server, tmp_path: Path) -> None:
+    server.faults["/x.bin"] = [chunked]
+    fetch(tmp_path, source(server, most=3_000_000))
+
+
+def test_a_size_that_the_server_does_not_say(server: Server, tmp_path: Path) -> None:
     server.faults["/x.bin"] = [chunked, chunked]
     failed = failure(tmp_path, source(server, size=2_999_999))
     assert isinstance(failed, WrongDownload)
@@ -404,14 +473,15 @@ def test_a_disk_too_small_is_said_at_once(server: Server, small_disk: Path) -> N
     assert str(failed).endswith("What has come is kept: the same command goes on")
 
 
-def test_a_disk_that_fills_up_on_the_way(server: Server, small_disk: Path) -> None:
-    part = small_disk / "x.bin.part"
+def test_a_disk_that_fills_up_on_the_way(
+    server: Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnuc_async.downloads._KEPT_EVERY", 0)
 
     def pauses(handler, content: bytes) -> None:
-        handler.begin(200, len(content), ETag=server.etag)
+        handler.begin_file(content)
         handler.wfile.write(content[:1_000_000])
-        while not part.exists() or part.stat().st_size < 1_000_000:
-            time.sleep(0.01)
+        until(lambda: missing(small_disk) == [[1_000_000, 3_000_000]])
         (small_disk / "ballast").write_bytes(b"\1" * 2_000_000)
         handler.wfile.write(content[1_000_000:])
 
@@ -422,9 +492,8 @@ def test_a_disk_that_fills_up_on_the_way(server: Server, small_disk: Path) -> No
     (small_disk / "ballast").unlink()
     fetch(small_disk, source(server))
     assert (small_disk / "x.bin").read_bytes() == CONTENT
-    first, second = server.ranges("/x.bin")
-    assert first is None
-    assert second is not None
+    # On a full disk nobody can write down what came since.
+    assert server.ranges("/x.bin") == [WHOLE, "bytes=1000000-2999999"]
 
 
 @pytest.mark.parametrize("name", ["x.bin.part", "x.bin.part.json"])

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import esm
 import numpy as np
@@ -28,7 +28,7 @@ from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import Packed, Run, means, pack, positions, sample
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.tokens import OrfTokenizer
-from virnuc_async.upstream import read_nucleotide, read_protein
+from virnuc_async.upstream import ESM2_HEADS, read_nucleotide, read_protein
 
 exact = {"rtol": 0, "atol": 1e-5}  # FP32, two or three layers
 DNABERT_SETS = ("tiny_h48_l2_a6", "tiny_h64_l3_a4", "tiny_h96_l2_a12", "wide_full_h768_l2_a12_i3072")
@@ -483,3 +483,21 @@ def test_a_missing_file(tmp_path: Path):
 
 def test_ragged_rows_are_packed_whatever_their_order():
     assert pack(ragged([[1], [2, 3], [4]])).ids.tolist() == [2, 3, 1, 4]
+
+
+# How many numbers there are
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"),
+    [
+        *((ProteinShape(*size, heads), Esm2) for size, heads in ESM2_HEADS.items()),
+        (ClassifierShape(3328, 512), Classifier),
+    ],
+)
+def test_parameters_are_counted(
+    shape: ProteinShape | ClassifierShape, network: Callable[[Any], nn.Module]
+) -> None:
+    with torch.device("meta"):
+        tensors = network(shape).state_dict()
+    assert shape.parameters == sum(tensor.numel() for tensor in tensors.values())

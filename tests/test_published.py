@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from virnuc_async import published
 from virnuc_async.bundles import find
 from virnuc_async.downloads import Patience, Source, git_blob
 from virnuc_async.failures import BadCheckpoint, UsageError
-from virnuc_async.published import MODELS, Places, Wanted, published_encoders, published_model
+from virnuc_async.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
 from virnuc_async.references import published_reference
 from virnuc_async.upstream import Parts, read_protein
 
@@ -69,6 +70,18 @@ def test_every_file_of_a_model_has_a_check() -> None:
     for name in MODELS:
         for source in MODELS[name](Places()).sources:
             assert source.sha256 or source.git_blob or source.check, source.name
+
+
+def test_every_file_has_a_length_that_it_cannot_pass() -> None:
+    sources = [source for name in MODELS for source in MODELS[name](Places()).sources]
+    sources += [published_encoders(name, Places()).protein for name in ESM2]
+    limits = {source.name: source.limit for source in sources}
+    # FP32 and a quarter; the largest ones were published in FP16.
+    assert limits["esm2_t6_8M_UR50D.pt"] == 5 * 7_408_960 + (1 << 24)
+    assert 2 * 5_700_000_000 < limits["esm2_t36_3B_UR50D.pt"] < 3 * 5_700_000_000
+    assert limits["500_model.pth"] < 30_000_000
+    assert limits["DNABERT-S/config.json"] == 1 << 20
+    assert max(limits.values()) < 1 << 37
 
 
 def test_an_unknown_esm2_is_told_which_there_are() -> None:
@@ -123,17 +136,20 @@ def server(golden_parts: Parts) -> Iterator[Server]:
 def golden_wanted(parts: Parts, length: int, places: Places) -> Wanted:
     def source(official: str, name: str, path: Path) -> Source:
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        return Source(places.url(f"https://{official}"), name, path.stat().st_size, checksum)
+        return places.source(f"https://{official}", name, size=path.stat().st_size, sha256=checksum)
 
     names = ("config.json", "tokenizer.json", "pytorch_model.bin")
-    protein = Source(
-        places.url("https://dl.fbaipublicfiles.com/fair-esm/models/esm2.pt"), "esm2.pt", check=read_protein
+    protein = places.source(
+        "https://dl.fbaipublicfiles.com/fair-esm/models/esm2.pt",
+        "esm2.pt",
+        check=read_protein,
+        most=1_000_000,
     )
     nucleotide = tuple(
         source(f"huggingface.co/x/{name}", f"DNABERT-S/{name}", parts.nucleotide / name) for name in names
     )
-    classifier = Source(
-        places.url(f"https://github.com/{length}.pth"),
+    classifier = places.source(
+        f"https://github.com/{length}.pth",
         f"{length}.pth",
         git_blob=git_blob(parts.classifier),
     )
@@ -200,6 +216,101 @@ def test_two_models_share_their_encoders(server: Server, cache: Path) -> None:
     assert download(server, "virnucpro-500", "virnucpro-300", "--quiet").code == 0
     assert asked_for(server).count("esm2.pt") == 1
     assert [path.name for path in sorted(cache.iterdir())] == ["virnucpro-300", "virnucpro-500"]
+    for name in ("virnucpro-300", "virnucpro-500"):
+        find(cache / name).check()
+    first, second = (cache / name / "protein.safetensors" for name in ("virnucpro-300", "virnucpro-500"))
+    assert first.samefile(second)
+
+
+# What was downloaded before
+
+
+@pytest.mark.parametrize("order", [(500, 300), (300, 500)])
+def test_a_second_model_takes_the_encoders_of_the_first(
+    order: tuple[int, int], server: Server, cache: Path, golden: Path, tmp_path: Path
+) -> None:
+    first, second = (f"virnucpro-{length}" for length in order)
+    assert download(server, first).code == 0
+    server.asked.clear()
+    ended = download(server, second)
+    assert ended.code == 0
+    assert asked_for(server) == [f"{order[1]}.pth"]
+    assert ended.err.splitlines() == [
+        f"{second}: only the classifier is fetched, since {cache / first} has its encoders, "
+        "which are checked",
+        f"{second}: writing it to {cache / second}",
+    ]
+    found = {length: find(cache / f"virnucpro-{length}") for length in order}
+    assert found[order[1]].length == order[1]
+    assert found[500].checksums | {"reference.json": ""} == found[300].checksums | {"reference.json": ""}
+    assert found[300].origin["protein"] == found[500].origin["protein"]
+    assert found[300].origin["classifier"].startswith("https://github.com/300.pth by a mirror, sha256 ")
+    assert found[300].licence == found[500].licence
+    found[order[1]].check()
+    source = golden / "upstream" / "input.fa"
+    assert predict(source, tmp_path / "out", "--model", second).code == 0
+
+
+def test_those_of_the_cache_are_taken_anywhere(server: Server, cache: Path, tmp_path: Path) -> None:
+    assert download(server, "virnucpro-500").code == 0
+    server.asked.clear()
+    assert download(server, "virnucpro-300", "--to", tmp_path / "usb" / "model").code == 0
+    assert asked_for(server) == ["300.pth"]
+    find(tmp_path / "usb" / "model").check()
+
+
+def test_damaged_encoders_are_not_taken(server: Server, cache: Path) -> None:
+    assert download(server, "virnucpro-500").code == 0
+    protein = cache / "virnucpro-500" / "protein.safetensors"
+    content = bytearray(protein.read_bytes())
+    content[-1] ^= 1
+    protein.write_bytes(content)
+    server.asked.clear()
+    ended = download(server, "virnucpro-300")
+    assert ended.code == 0
+    assert "protein.safetensors has changed or is damaged" in ended.err
+    assert "nothing of it is used" in ended.err
+    assert len(asked_for(server)) == 5
+    find(cache / "virnucpro-300").check()
+
+
+@pytest.mark.parametrize(
+    ("part", "origin"),
+    [
+        ("protein", "esm2.pt, sha256 0123"),  # of an import: a file of that name, whatever is in it
+        ("protein", "https://dl.fbaipublicfiles.com/fair-esm/models/esm2.pt by somebody, sha256 0123"),
+        ("nucleotide", "https://huggingface.co/x/pytorch_model.bin, sha256 0123"),
+    ],
+)
+def test_encoders_of_other_files_are_not_taken(part: str, origin: str, server: Server, cache: Path) -> None:
+    assert download(server, "virnucpro-500").code == 0
+    described = json.loads((cache / "virnucpro-500" / "bundle.json").read_bytes())
+    described["origin"][part] = origin
+    (cache / "virnucpro-500" / "bundle.json").write_text(json.dumps(described))
+    server.asked.clear()
+    assert download(server, "virnucpro-300").code == 0
+    assert len(asked_for(server)) == 5
+
+
+def officially(wanted: Wanted) -> Wanted:
+    """Give *wanted* as if this server were the official one."""
+    origin = wanted.protein.origin.removesuffix(" by a mirror")
+    return replace(wanted, protein=replace(wanted.protein, origin=origin))
+
+
+@pytest.mark.parametrize("is_official", [(True, False), (False, True)])
+def test_what_a_mirror_gave_is_not_taken_for_official(
+    is_official: tuple[bool, bool], server: Server, golden_parts: Parts, tmp_path: Path
+) -> None:
+    for length, official in zip((500, 300), is_official, strict=True):
+        server.asked.clear()
+        wanted = golden_wanted(golden_parts, length, Places(mirror=server.url))
+        target = tmp_path / "models" / wanted.name
+        wanted = officially(wanted) if official else wanted
+        published.download({target: wanted}, tmp_path, lambda _: None, lambda _: None)
+    assert len(asked_for(server)) == (1 if is_official[0] else 5)
+    origin = find(tmp_path / "models" / "virnucpro-300").origin["protein"]
+    assert " by a mirror, sha256 " not in origin
 
 
 def test_a_directory_to_be_moved(server: Server, cache: Path, golden: Path, tmp_path: Path) -> None:
@@ -274,7 +385,7 @@ def test_an_interrupted_download_goes_on(server: Server, cache: Path) -> None:
     assert download(server, "virnucpro-500").code == 1
     assert "virnucpro-500 (" not in run("models", "list").out
     assert download(server, "virnucpro-500").code == 0
-    assert server.ranges(path)[-1] == "bytes=1000-"
+    assert server.ranges(path)[-1] == "bytes=1000-646326"
 
 
 @pytest.mark.parametrize(
@@ -330,6 +441,57 @@ def test_encoders_to_train_on(
     assert (cache.parent / "encoders" / "esm2" / "DNABERT-S" / "config.json").is_file()
 
 
+@pytest.fixture
+def encoders(golden_parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden encoders, under the names of published ones."""
+
+    def wanted(name: str, places: Places) -> Wanted:
+        model = golden_wanted(golden_parts, 500, places)
+        return Wanted(name, replace(model.protein, name=f"{name}.pt"), model.nucleotide)
+
+    monkeypatch.setattr(published, "published_encoders", wanted)
+    monkeypatch.setitem(published.ESM2, "esm2", (3, 64))
+    monkeypatch.setitem(published.ESM2, "esm2b", (3, 64))
+
+
+@pytest.mark.usefixtures("encoders")
+def test_checkpoints_of_an_earlier_day_are_taken(server: Server, cache: Path) -> None:
+    assert download(server, "--protein", "esm2").code == 0
+    server.asked.clear()
+    ended = download(server, "virnucpro-500", "virnucpro-300")
+    assert ended.code == 0
+    assert sorted(asked_for(server)) == ["300.pth", "500.pth"]
+    of_it = cache.parent / "encoders" / "esm2"
+    names = "esm2.pt, DNABERT-S/config.json, DNABERT-S/tokenizer.json, DNABERT-S/pytorch_model.bin"
+    assert ended.err.splitlines()[0] == (f"virnucpro-500: {of_it} has {names}, which is taken if it is right")
+    assert os.listdir(of_it / "DNABERT-S")
+    first, second = (find(cache / name) for name in ("virnucpro-500", "virnucpro-300"))
+    first.check()
+    second.check()
+    # Where it is from was not written down.
+    assert first.origin["protein"].startswith("esm2.pt, sha256 ")
+    assert first.origin["nucleotide"].startswith("https://huggingface.co/x/pytorch_model.bin ")
+    one, other = (bundle.directory / "protein.safetensors" for bundle in (first, second))
+    assert one.samefile(other)
+
+
+@pytest.mark.usefixtures("encoders")
+def test_dnabert_s_is_fetched_once_for_all_encoders(server: Server, cache: Path) -> None:
+    assert download(server, "--protein", "esm2").code == 0
+    weights = cache.parent / "encoders" / "esm2" / "DNABERT-S" / "pytorch_model.bin"
+    server.asked.clear()
+    assert download(server, "--protein", "esm2b").code == 0
+    assert asked_for(server) == ["esm2.pt"]
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)  # both of them, which are one
+    shutil.rmtree(cache.parent / "encoders" / "esm2b")
+    server.asked.clear()
+    assert download(server, "--protein", "esm2b").code == 0
+    assert sorted(asked_for(server)) == ["esm2.pt", "pytorch_model.bin"]
+    assert weights.read_bytes() == content  # of somebody else
+
+
 # The command as a process of its own
 
 STARTED = """
@@ -367,7 +529,7 @@ def test_ctrl_c_ends_it_at_once_and_it_goes_on(server: Server, cache: Path, tmp_
     assert time.monotonic() - began < 5
     assert (tmp_path / "log").read_text() == "Interrupted. The same command goes on where it was.\n"
     assert download(server, "virnucpro-500").code == 0
-    assert server.ranges(PROTEIN) == [None, "bytes=2000-"]
+    assert server.ranges(PROTEIN) == [None, "bytes=2000-646326"]
 
 
 def test_a_killed_one_leaves_nothing_that_is_found(server: Server, cache: Path, tmp_path: Path) -> None:

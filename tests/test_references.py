@@ -167,6 +167,15 @@ def test_what_is_no_number_is_not_right(precision: Precision, reference: Referen
         assert not compare(reference, replace(reference, scores=scores), tolerance).is_within(tolerance)
 
 
+def test_a_device_that_gives_zeros_is_wrong(reference: Reference) -> None:
+    tolerance = reference.tolerance(BF16)
+    nothing = Traces(np.zeros(len(reference)), np.zeros((len(reference), SUMS)))
+    found = compare(reference, replace(reference, protein=nothing), tolerance)
+    assert (found.distance, found.length) == (1, 1)
+    assert np.isnan(found.cosine)
+    assert not found.is_within(tolerance)
+
+
 def test_without_scores_the_embeddings_decide() -> None:
     reference = published_reference(300)
     tolerance = reference.tolerance(FP32)
@@ -198,13 +207,19 @@ def test_what_is_written_is_read_back(reference: Reference, tmp_path: Path) -> N
         (lambda d: d.update(orfs=[]), "not the same number of rows everywhere, or none"),
         (lambda d: d["orfs"].pop(), "not the same number of rows"),
         (lambda d: d["scores"].pop(), "scores of the shape (7, 2)"),
-        (lambda d: d.update(scores=[[1, 2, 3]] * 8), "scores of the shape (8, 3)"),
+        (lambda d: d.update(scores=[[1, 0, 0]] * 8), "scores of the shape (8, 3)"),
         (lambda d: d.update(scores=[[1], [1, 2]]), "ValueError"),
         (lambda d: d["protein"].update(lengths=3), "lengths that are no list"),
         (lambda d: d["protein"]["sums"].pop(), "sums of the shape (7, 32)"),
         (lambda d: d["protein"]["sums"][0].pop(), "ValueError"),
         (lambda d: d["protein"]["lengths"].__setitem__(0, float("nan")), "a number that is not finite"),
         (lambda d: d["nucleotide"]["sums"][0].__setitem__(0, "x"), "could not convert"),
+        (lambda d: d["nucleotide"]["sums"].__setitem__(0, [0] * 32), "an embedding of no length"),
+        (lambda d: d["protein"]["lengths"].__setitem__(7, 0), "an embedding of no length"),
+        (lambda d: d["protein"]["lengths"].__setitem__(7, -1), "an embedding of no length"),
+        (lambda d: d["protein"]["sums"][3].__setitem__(1, 1e300), "or beyond all measure"),
+        (lambda d: d["scores"][0].__setitem__(0, -0.1), "scores that are no probabilities"),
+        (lambda d: d["scores"][0].__setitem__(1, 1.1), "scores that are no probabilities"),
         (lambda d: d["orfs"][0].update(bases="acgt"), "are not upper-case letters"),
         (lambda d: d["orfs"][0].update(bases=""), "no letters, or too many"),
         (lambda d: d["orfs"][0].update(protein="A" * 10_001), "no letters, or too many"),

@@ -23,6 +23,8 @@ ORDER = [
     "bundles",
     "references",
     "upstream",
+    "connections",
+    "unfinished",
     "downloads",
     "published",
     "devices",

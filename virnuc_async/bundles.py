@@ -8,7 +8,6 @@ bundle has one. A ``calibration.json`` may lie beside them, which changes no sco
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +18,12 @@ from platformdirs import user_cache_path
 from . import calibration
 from .calibration import CALIBRATION, Calibration
 from .failures import BadBundle, UnknownBundle
-from .files import fresh, read_small
+from .files import read_small, whole
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from .tokens import OrfTokenizer
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
+ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
 REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
@@ -172,10 +172,8 @@ def describe(bundle: Bundle) -> Bundle:
     }
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     # The old description is there until the new one is, whatever happens meanwhile.
-    hidden = bundle.directory / ".bundle.json"
-    with fresh(hidden) as file:
+    with whole(bundle.directory / "bundle.json") as file:
         file.write(text.encode("utf-8"))
-    os.replace(hidden, bundle.directory / "bundle.json")
     return _read(bundle.directory)
 
 

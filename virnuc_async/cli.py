@@ -933,6 +933,7 @@ def _import_model(options: Namespace) -> int:
 
 
 def _download_models(options: Namespace) -> int:
+    from .bundles import cache_directory
     from .published import Places, download
 
     if bool(options.names) == bool(options.protein):
@@ -943,7 +944,7 @@ def _download_models(options: Namespace) -> int:
     targets = _targets(options, Places(os.environ.get("HF_ENDPOINT", ""), mirror))
     try:
         with _watching(options.quiet) as watch, _telling(options.quiet) as tell:
-            download(targets, watch, tell)
+            download(targets, cache_directory(_cache(options)).parent, watch, tell)
     except OSError as error:
         raise CannotWrite(str(error.filename or next(iter(targets))), error.strerror or str(error)) from error
     except KeyboardInterrupt:

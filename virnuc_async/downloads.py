@@ -1,38 +1,29 @@
 """
 Files from the network: fetched side by side, gone on with where they broke off, checked before use.
 
-A file is ``NAME.part`` until all of it is there and every check has passed. It is gone on with only
-if the server says that it is the same file still; whatever happens, half a file never has its name.
-
-urllib does it, of the standard library: it follows redirects and honours HTTP_PROXY, HTTPS_PROXY and
-NO_PROXY. Ranges, which no library resumes by itself, are the part that is written here.
+A large file comes over several connections at once, each with a range of it, where the server gives
+ranges and says by what it knows the file again. It begins as one range, the whole; a connection that
+is free takes the second half of the longest. Whatever happens, half a file never has its name.
 """
 
 import fcntl
 import hashlib
-import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOLCK, ENOSPC, ENOTSUP
-from http import HTTPStatus
-from http.client import HTTPException, HTTPMessage, HTTPResponse
 from io import FileIO
 from pathlib import Path
-from ssl import SSLCertVerificationError
 from time import monotonic
-from typing import IO, Any
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from typing import IO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from . import __version__
 from .bundles import sha256
+from .connections import AnotherFile, Answer, Trouble, asking
 from .failures import (
     BundleError,
     CannotWrite,
@@ -41,13 +32,18 @@ from .failures import (
     NotServed,
     WrongDownload,
 )
-from .files import fresh, not_through_a_link, read_small
+from .files import not_through_a_link
+from .unfinished import Span, Unfinished
 
 _BLOCK = 1 << 20
 _LEAST = 1 << 10  # bytes within the patience for a stall: less is none
-_PROGRESS = 1 << 20  # bytes after which a try has not been in vain
+_PROGRESS = 1 << 20  # bytes after which a try was not in vain, if the file was never so far
+_WORTH_HALVING = 1 << 26  # bytes of a range: half of them repay another connection
+_CONNECTIONS = 4  # for one file
+_LOOKED_AT = 0.1  # seconds between looks at what the connections do
+_KEPT_EVERY = 2.0  # seconds of receiving that a kill -9 can cost
+_LAST_WORDS = 0.5  # seconds that connections have to end when all is over
 _KEPT = "What has come is kept: the same command goes on"
-_TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +56,13 @@ class Source:
     sha256: str = ""
     git_blob: str = ""
     check: Callable[[Path], object] | None = None  # raises a BundleError where the content is not right
+    most: int = 1 << 62  # bytes that it can have, where no size was published
+    origin: str = ""  # what names it, wherever it is got from
+
+    @property
+    def limit(self) -> int:
+        """How many bytes it can have."""
+        return self.most if self.size is None else self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ def fetch_all(
     """
     Fetch *sources* into *directory*, side by side; call *watch* twice a second meanwhile.
 
+    What is there already is taken if it is right.
+
     Raises:
         NotServed, DownloadBroken, WrongDownload: of the first file that failed; what came is kept
         CannotWrite: the disk is full, or not to be written to
@@ -110,8 +115,9 @@ def fetch_all(
             watch(transfers)
     finally:
         stopped.set()
-        # After a Ctrl-C they are not waited for: one may wait for a server that does not answer.
+        # After a Ctrl-C they may write down what came, and no more: one may be checking gigabytes.
         pool.shutdown(wait=is_over, cancel_futures=True)
+        wait(work, timeout=4 * _LAST_WORDS)
     for future in work:
         if not future.cancelled():
             future.result()
@@ -158,204 +164,233 @@ class _Stopped(Exception):
     """Nobody waits for the file any more."""
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follows redirects, but not from an encrypted connection to one that is not."""
+@dataclass(slots=True, eq=False)
+class _Try:
+    """One connection, for the bytes of *span*."""
 
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        if req.type == "https" and not newurl.startswith("https:"):
-            fp.close()
-            raise NotServed(req.full_url, f"it redirects to {newurl}, which is not encrypted")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Trouble(Exception):
-    """Something that may go better the next time; its text says what."""
-
-
-class _NoSuchRange(_Trouble):
-    """The file is shorter than what there is of it: it is another one."""
+    span: Span
+    is_alone: bool  # no other one is there, nor will be until this has an answer
+    has_answer: bool = False
+    brought: int = 0  # bytes
+    since: float = field(default_factory=monotonic)
 
 
 class _Fetching:
-    """One file, as far as it is."""
+    """
+    One file, as far as it is.
+
+    The thread that runs it decides: which range is asked for, when one is tried again, when what came
+    is written down. A connection is a thread that does as it is told, and ends.
+    """
 
     def __init__(
         self, transfer: Transfer, directory: Path, patience: Patience, stopped: threading.Event
     ) -> None:
-        self._transfer = transfer
-        self._source = transfer.source
+        self._transfer, self._source = transfer, transfer.source
         self._path = directory / self._source.name
-        self._part = self._path.with_name(f"{self._path.name}.part")
-        self._facts = self._path.with_name(f"{self._path.name}.part.json")
-        self._patience = patience
-        self._stopped = stopped
+        self._file = Unfinished(self._path, self._source.url, self._source.limit)
+        self._patience, self._stopped, self._is_over = patience, stopped, False
+        self._tries: dict[Future[None], _Try] = {}
+        # Of a file that is small for certain, nobody needs ranges.
+        self._most_tries = _CONNECTIONS if self._source.limit >= _WORTH_HALVING else 1
+        self._in_vain = self._furthest = 0  # tries, bytes
+        self._failed_at = self._not_before = self._kept_at = monotonic()
+
+    def __repr__(self) -> str:
+        return f"<_Fetching {self._file!r} [{len(self._tries)} connections, {self._in_vain} tries in vain]>"
 
     def run(self) -> None:
         """Have the file there and checked, unless it is stopped."""
         with suppress(_Stopped):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                if self._path.is_file():
-                    self._path.replace(self._part)  # of an earlier day: it is checked again
+                if self._is_there():
+                    self._file.forget()  # what came of it before
                 else:
-                    self._receive_patiently()
-                self._check()
-                self._part.replace(self._path)
-                self._facts.unlink(missing_ok=True)
+                    self._receive()
+                    self._check()
+                    self._file.finish()
             except OSError as error:
-                raise CannotWrite(str(self._part), f"{error.strerror or error}. {_KEPT}") from error
+                raise CannotWrite(str(self._file.part), f"{error.strerror or error}. {_KEPT}") from error
             self._transfer.doing = "done"
 
-    def _receive_patiently(self) -> None:
-        """Receive what is missing, and try again where that may help."""
-        in_vain = 0
-        while True:
-            before = self._transfer.done
-            try:
-                return self._receive()
-            except _Trouble as trouble:
-                reason = str(trouble)
-            in_vain = 0 if self._transfer.done - before >= _PROGRESS else in_vain + 1
-            if in_vain >= self._patience.tries:
-                raise DownloadBroken(self._source.url, reason)
-            self._transfer.doing = f"trying again: {reason}"
-            self._stopped.wait(self._patience.pause * 2**in_vain)
-            self._go_on()
-
-    def _go_on(self) -> None:
-        if self._stopped.is_set():
-            raise _Stopped
-
-    def _receive(self) -> None:
-        facts = self._kept()
-        at = self._part.stat().st_size if facts else 0
-        self._transfer.done, self._transfer.total = at, facts.get("total", self._source.size)
-        if facts and at == facts["total"]:
-            return
-        self._transfer.doing = "connecting"
-        try:
-            with _network(self._source.url):
-                response = self._open(at, facts.get("validator", ""))
-        except _NoSuchRange:
-            self._forget()
-            raise
-        with response:
-            self._begin(response, at)
-            with open(self._part, "ab", buffering=0, opener=not_through_a_link) as file:
-                self._copy(response, file)
-                os.fsync(file.fileno())
-        if self._transfer.total not in (None, self._transfer.done):
-            raise _Trouble(f"the connection ended after {self._transfer.done:,} bytes")
-
-    def _kept(self) -> dict[str, Any]:
-        """Give what is known of the part that is there; nothing if it cannot be gone on with."""
-        try:
-            facts = json.loads(read_small(self._facts, _BLOCK))
-            is_of_it = facts["url"] == self._source.url and "total" in facts and self._part.is_file()
-            # Without a word of the server by which to know the file again, it may be another one.
-            return facts if is_of_it and facts["validator"] else {}
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return {}
-
-    def _open(self, at: int, validator: str) -> HTTPResponse:
-        headers = {"User-Agent": f"virnucpro-async/{__version__}", "Accept-Encoding": "identity"}
-        if at:
-            headers |= {"Range": f"bytes={at}-", "If-Range": validator}
-        request = Request(self._source.url, headers=headers)
-        response: HTTPResponse = build_opener(_Redirects).open(request, timeout=self._patience.stall)
-        return response
-
-    def _begin(self, response: HTTPResponse, at: int) -> None:
-        """Go on behind *at* if the server does, else begin anew; see that it can become the right file."""
-        start, total = _extent(response)
-        if start not in (0, at):
-            self._forget()
-            raise _Trouble("the server gave another part of the file than was asked for")
-        self._transfer.done, self._transfer.total = start, total
-        if self._source.size is not None and total not in (None, self._source.size):
-            reason = f"it has {total:,} bytes, and was published with {self._source.size:,}"
-            raise WrongDownload(self._source.url, reason)
-        if total is not None and shutil.disk_usage(self._part.parent).free < total - start:
-            raise OSError(ENOSPC, f"{os.strerror(ENOSPC)}, {total - start:,} bytes are missing")
-        if not start:
-            # The old part goes first: what is there must never be taken for a part of another file.
-            self._forget()
-            facts = {"url": self._source.url, "validator": _validator(response), "total": total}
-            with fresh(self._facts) as file:
-                file.write(json.dumps(facts).encode())
-        self._transfer.doing = "receiving"
-
-    def _copy(self, response: HTTPResponse, file: FileIO) -> None:
-        since, before = monotonic(), self._transfer.done
-        while block := self._block(response):
-            self._go_on()
-            view = memoryview(block)
-            while view:
-                view = view[file.write(view) :]
-            self._transfer.done += len(block)
-            if monotonic() - since >= self._patience.stall:
-                if self._transfer.done - before < _LEAST:
-                    raise _Trouble(f"hardly anything came for {self._patience.stall:g} s")
-                since, before = monotonic(), self._transfer.done
-
-    def _block(self, response: HTTPResponse) -> bytes:
-        with _network(self._source.url):
-            return response.read1(_BLOCK)  # what is there, however little
-
-    def _forget(self) -> None:
-        self._part.unlink(missing_ok=True)
-        self._facts.unlink(missing_ok=True)
+    def _is_there(self) -> bool:
+        """Whether the file is there and right, of an earlier day; one that is not goes."""
+        if not self._path.is_file():
+            return False
+        is_right = not self._what_is_wrong(self._path)
+        if not is_right:
+            self._path.unlink()
+        return is_right
 
     def _check(self) -> None:
-        self._transfer.doing = "checking"
-        self._transfer.done = self._transfer.total = self._part.stat().st_size
-        if reason := _what_is_wrong(self._part, self._source):
-            self._forget()
+        if reason := self._what_is_wrong(self._file.part):
+            self._file.forget()
             raise WrongDownload(self._source.url, reason, is_deleted=True)
 
+    def _what_is_wrong(self, path: Path) -> str:
+        self._transfer.doing = "checking"
+        self._transfer.done = self._transfer.total = path.stat().st_size
+        return _what_is_wrong(path, self._source)
 
-@contextmanager
-def _network(url: str) -> Iterator[None]:
-    """Turn what urllib raises into trouble, which may pass, or into NotServed, which will not."""
-    try:
-        yield
-    except HTTPError as error:
-        error.close()
-        answer = f"the server answers {error.code} {error.reason}"
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise _NoSuchRange(answer) from error
-        if error.code in _TRY_AGAIN:
-            raise _Trouble(answer) from error
-        raise NotServed(url, answer) from error
-    except TimeoutError as error:
-        raise _Trouble("the server is silent") from error
-    except (OSError, HTTPException) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        if isinstance(reason, SSLCertVerificationError):
-            untrusted = (
-                f"its certificate is not trusted ({reason.verify_message}). SSL_CERT_FILE names others"
-            )
-            raise NotServed(url, untrusted) from error
-        raise _Trouble(getattr(reason, "strerror", "") or str(reason) or type(reason).__name__) from error
+    # What follows, up to the connections, is done by the thread that decides.
 
+    def _receive(self) -> None:
+        """Have all bytes come, and know of them on another day whatever happens."""
+        self._transfer.doing = "connecting"
+        pool = ThreadPoolExecutor(_CONNECTIONS, "connection")
+        try:
+            while self._file.missing:
+                self._go_on()
+                self._connect(pool)
+                self._look()
+        finally:
+            self._is_over = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            wait(self._tries, timeout=_LAST_WORDS)
+            self._file.keep()
 
-def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """Give where the answer begins in the file, and how long that is in all, if it says so."""
-    if response.status == HTTPStatus.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if not found:
-            raise _Trouble("the server does not say which part of the file it gives")
-        return int(found[1]), None if found[2] == "*" else int(found[2])
-    return 0, response.length
+    def _go_on(self) -> None:
+        if self._is_over or self._stopped.is_set():
+            raise _Stopped
 
+    def _connect(self, pool: ThreadPoolExecutor) -> None:
+        """Open a connection, if there is something for it to do."""
+        # One after the other: whoever does not answer is asked no more than it would be by one.
+        is_opening = any(not each.has_answer for each in self._tries.values())
+        if is_opening or len(self._tries) >= self._most_tries or monotonic() < self._not_before:
+            return
+        if span := self._next_span():
+            one = _Try(span, is_alone=not self._tries)
+            self._tries[pool.submit(self._fetch, one)] = one
 
-def _validator(response: HTTPResponse) -> str:
-    """Give what the server knows this very content by; nothing if it says nothing that is sure."""
-    etag = response.headers.get("ETag", "")
-    # A weak one is of files that mean the same, whatever their bytes.
-    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+    def _next_span(self) -> Span | None:
+        """Give what nobody is at, or half of the longest range if it is worth it."""
+        held = {one.span for one in self._tries.values()}
+        for span in self._file.missing:
+            if span not in held:
+                return span
+        longest = max(self._file.missing, key=lambda span: span.left)
+        return self._file.halve(longest) if longest.left >= _WORTH_HALVING else None
+
+    def _look(self) -> None:
+        """Wait a moment for a connection to end; see how far the file is."""
+        if self._tries:
+            done, _ = wait(self._tries, timeout=_LOOKED_AT, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._judge(self._tries.pop(future), future.exception())
+        else:
+            self._stopped.wait(min(_LOOKED_AT, max(self._not_before - monotonic(), 0)))
+        if any(one.has_answer for one in self._tries.values()):
+            self._transfer.doing = "receiving"
+        self._transfer.done = self._file.done
+        self._transfer.total = self._source.size if self._file.total is None else self._file.total
+        if monotonic() - self._kept_at >= _KEPT_EVERY:
+            self._file.keep()
+            self._kept_at = monotonic()
+
+    def _judge(self, one: _Try, failure: BaseException | None) -> None:
+        """Learn from how a connection ended."""
+        self._file.drop()
+        if failure is None:
+            self._in_vain = 0
+            return
+        is_refusal = isinstance(failure, NotServed | AnotherFile)
+        if is_refusal:
+            self._most_tries = 1
+        if is_refusal and not one.is_alone:
+            # Another connection is given it: this server wants no second one, or has no ranges after all.
+            self._file.unite(one.span)
+        elif isinstance(failure, Trouble):
+            self._try_again(one, failure)
+        else:
+            raise failure
+
+    def _try_again(self, one: _Try, trouble: Trouble) -> None:
+        if one.brought >= _PROGRESS and self._file.done > self._furthest:
+            self._in_vain = 0
+        elif one.since >= self._failed_at:  # of several that break at once, one counts
+            self._in_vain += 1
+        self._furthest = max(self._furthest, self._file.done)
+        # Of a file without a validator nobody could tell whether it is the same still.
+        if isinstance(trouble, AnotherFile) or not self._file.validator:
+            self._file.forget()
+        if not self._tries:
+            if self._in_vain >= self._patience.tries:
+                raise DownloadBroken(self._source.url, str(trouble))
+            self._transfer.doing = f"trying again: {trouble}"
+        self._failed_at = monotonic()
+        pause = self._patience.pause * 2 ** min(self._in_vain, self._patience.tries)
+        self._not_before = self._failed_at + pause
+
+    # What follows is done by the thread of a connection.
+
+    def _fetch(self, one: _Try) -> None:
+        """Receive the bytes of a span, or those of them that the server gives at once."""
+        wanted, validator = self._question(one.span)
+        with asking(self._source.url, self._patience.stall, wanted, validator) as answer:
+            self._accept(answer, one)
+            one.has_answer = True
+            with self._file.opened() as file:
+                self._copy(answer, one, file)
+
+    def _question(self, span: Span) -> tuple[str, str]:
+        """Give the range to ask for, and by what the server is to know the file."""
+        if self._file.is_begun:
+            last = "" if self._file.total is None else span.end - 1
+            return f"{span.at}-{last}", self._file.validator
+        # All of it, as a range: the answer then says whether there are any.
+        return "0-" if self._most_tries > 1 else "", ""
+
+    def _accept(self, answer: Answer, one: _Try) -> None:
+        """See that *answer* goes on where the span begins; begin anew if it is of another file."""
+        file = self._file
+        is_same = answer.validator in ("", file.validator) and answer.total in (None, file.total)
+        if not (file.is_begun and answer.is_range and is_same and answer.start == one.span.at):
+            if answer.start or not one.is_alone:
+                raise AnotherFile("the server gave another part of the file than was asked for")
+            if answer.total is not None:
+                self._see_that_it_can_be(answer.total)
+            if not (answer.is_range and answer.validator and answer.total):
+                self._most_tries = 1
+            one.span = file.begin(answer.validator, answer.total)
+        if shutil.disk_usage(file.part.parent).free < file.room:
+            raise OSError(ENOSPC, f"{os.strerror(ENOSPC)}, {file.room:,} bytes are missing")
+
+    def _see_that_it_can_be(self, total: int) -> None:
+        if self._source.size not in (None, total):
+            reason = f"it has {total:,} bytes, and was published with {self._source.size:,}"
+        elif total > self._source.limit:
+            reason = f"it has {total:,} bytes, and can have no more than {self._source.limit:,}"
+        else:
+            return
+        raise WrongDownload(self._source.url, reason)
+
+    def _copy(self, answer: Answer, one: _Try, file: FileIO) -> None:
+        span, since, before = one.span, monotonic(), 0
+        for block in answer.blocks():
+            self._go_on()
+            if self._file.total is None and len(block) > span.left:
+                self._file.forget()
+                reason = f"it has more than {self._source.limit:,} bytes, which it cannot"
+                raise WrongDownload(self._source.url, reason, is_deleted=True)
+            self._file.write(file, span, block)
+            one.brought += len(block)
+            if self._file.total is not None and not span.left:
+                return
+            if monotonic() - since >= self._patience.stall:
+                if one.brought - before < _LEAST:
+                    raise Trouble(f"hardly anything came for {self._patience.stall:g} s")
+                since, before = monotonic(), one.brought
+        self._see_that_it_came(answer, span)
+
+    def _see_that_it_came(self, answer: Answer, span: Span) -> None:
+        """Tell an answer that is over from one that broke off."""
+        end = span.at if answer.end is None else min(answer.end, span.end)
+        if span.at < end:
+            raise Trouble(f"the connection ended at byte {span.at:,}")
+        if self._file.total is None:
+            self._file.end(span)
 
 
 def _what_is_wrong(path: Path, source: Source) -> str:

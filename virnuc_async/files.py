@@ -6,6 +6,7 @@ what they can sensibly hold.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,19 +33,47 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 def settle(partial: Path, path: Path) -> None:
     """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
+    _sync(partial)
     partial.replace(path)
     sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
     """Have the names in *directory* on the disk."""
-    file = os.open(directory, os.O_RDONLY)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+@contextmanager
+def in_the_making(directory: Path) -> Iterator[Path]:
+    """Give a hidden directory that becomes *directory* when all went well: a half one is never found."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        yield hidden
+        for path in (*hidden.rglob("*"), hidden):
+            _sync(path)
+        hidden.rename(directory)
+        sync_directory(directory.parent)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Have the same file under two names, or a copy where a file system cannot: encoders are gigabytes."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def not_through_a_link(path: str, flags: int) -> int:

@@ -3,24 +3,25 @@ The published models: what their files are, where they are, and what is known of
 
 Of ESM-2's files nobody published a checksum. What can be seen of them is: the size that the server
 said, the checksums that torch's files have inside, and that they hold the tensors of the network of
-that name, by names and shapes. What was got is written down with its sha256 in the bundle.
+that name, by names and shapes. What was got is written down with its sha256 in the bundle, which is how
+another model with the same encoders knows that it need not get them again.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from .bundles import find
+from .bundles import ENCODERS, Bundle, find
 from .downloads import Patience, Source, Watch, alone, fetch_all, git_blob
-from .failures import BadCheckpoint, NotOurDirectory, UsageError
-from .files import read_small
-from .networks.shapes import ProteinShape
+from .failures import BadBundle, BadCheckpoint, NotOurDirectory, UsageError
+from .files import in_the_making, link, read_small
+from .networks.shapes import ClassifierShape, ProteinShape
 from .references import Reference, published_reference
-from .upstream import ESM2_HEADS, Parts, import_bundle, in_the_making, read_protein
+from .upstream import ESM2_HEADS, Parts, import_bundle, import_classifier, read_protein
 
 HUB = "https://huggingface.co"
 LICENCE = "ESM-2: MIT; DNABERT-S: Apache-2.0; classifier: see github.com/Li-Jing-1997/VirNucPro"
@@ -42,6 +43,9 @@ ESM2 = {
 _ESM2_AT = "https://dl.fbaipublicfiles.com/fair-esm/models"
 _CLASSIFIERS_AT = "https://github.com/Li-Jing-1997/VirNucPro/raw/HEAD"
 _LARGEST_CONFIG = 1 << 20  # bytes
+_CLASSIFIER = ClassifierShape(inputs=3328, hidden=512)
+_ROOM = 1 << 24  # bytes of a checkpoint beside its numbers: names, settings
+_BY_A_MIRROR = " by a mirror"
 _DNABERT_S = "DNABERT-S"
 _DNABERT_S_CONFIG = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12}
 _DNABERT_S_AT = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
@@ -67,6 +71,12 @@ class Places:
             return f"{self.mirror.rstrip('/')}/{official.removeprefix('https://')}"
         return official
 
+    def source(self, official: str, name: str, **facts: Any) -> Source:
+        """Give the file called *name* whose address is *official*; *facts* are what it is checked by."""
+        url = self.url(official)
+        origin = official if url == official else official + _BY_A_MIRROR
+        return Source(url, name, origin=origin, **facts)
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -80,6 +90,20 @@ class Wanted:
     reference: Reference | None = None
 
     @property
+    def tokenizer(self) -> Source:
+        """The tokenizer for bases."""
+        return self._nucleotide("tokenizer.json")
+
+    @property
+    def weights(self) -> Source:
+        """The network for bases."""
+        return self._nucleotide("pytorch_model.bin")
+
+    def _nucleotide(self, name: str) -> Source:
+        (one,) = (source for source in self.nucleotide if Path(source.name).name == name)
+        return one
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """All files."""
         last = () if self.classifier is None else (self.classifier,)
@@ -89,7 +113,8 @@ class Wanted:
 def published_model(length: int, places: Places) -> Wanted:
     """Give what the published model for fragments of *length* bases is made of."""
     name = f"{length}_model.pth"
-    classifier = Source(places.url(f"{_CLASSIFIERS_AT}/{name}"), name, git_blob=CLASSIFIERS[length])
+    facts = {"git_blob": CLASSIFIERS[length], "most": _most(_CLASSIFIER.parameters)}
+    classifier = places.source(f"{_CLASSIFIERS_AT}/{name}", name, **facts)
     encoders, reference = published_encoders("esm2_t36_3B_UR50D", places), published_reference(length)
     return Wanted(f"virnucpro-{length}", encoders.protein, encoders.nucleotide, classifier, length, reference)
 
@@ -110,26 +135,31 @@ def published_encoders(protein: str, places: Places) -> Wanted:
     """
     if protein not in ESM2:
         raise UsageError(f"no ESM-2 is called {protein!r}: there are {', '.join(ESM2)}")
-    check = partial(_see_that_it_is_esm2, ESM2[protein])
-    source = Source(places.url(f"{_ESM2_AT}/{protein}.pt"), f"{protein}.pt", check=check)
+    wanted = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
+    facts = {"check": partial(_see_that_it_is_esm2, wanted), "most": _most(wanted.parameters)}
+    source = places.source(f"{_ESM2_AT}/{protein}.pt", f"{protein}.pt", **facts)
     return Wanted(protein, source, tuple(_dnabert_s(places)))
+
+
+def _most(parameters: int) -> int:
+    """Give how many bytes a checkpoint can have: four a number, and a quarter more for other tensors."""
+    return 5 * parameters + _ROOM
 
 
 def _dnabert_s(places: Places) -> Iterator[Source]:
     config, tokenizer, weights = (
-        (places.url(f"{HUB}/{_DNABERT_S_AT}/{name}"), f"{_DNABERT_S}/{name}")
+        (f"{HUB}/{_DNABERT_S_AT}/{name}", f"{_DNABERT_S}/{name}")
         for name in ("config.json", "tokenizer.json", "pytorch_model.bin")
     )
-    yield Source(*config, check=_see_that_it_is_dnabert_s)
+    yield places.source(*config, check=_see_that_it_is_dnabert_s, most=_LARGEST_CONFIG)
     of_tokenizer = "667f5a0e6e9630f7052b004784dda7c7aeba395cc4ca3c01b11b02e6aa29d7b1"
-    yield Source(*tokenizer, size=168_203, sha256=of_tokenizer)
+    yield places.source(*tokenizer, size=168_203, sha256=of_tokenizer)
     of_weights = "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"
-    yield Source(*weights, size=468_320_053, sha256=of_weights)
+    yield places.source(*weights, size=468_320_053, sha256=of_weights)
 
 
-def _see_that_it_is_esm2(size: tuple[int, int], path: Path) -> None:
+def _see_that_it_is_esm2(wanted: ProteinShape, path: Path) -> None:
     _, shape = read_protein(path)
-    wanted = ProteinShape(*size, ESM2_HEADS[size])
     if shape != wanted:
         reason = f"an ESM-2 of {shape.layers} layers of {shape.width}, {shape.heads} heads"
         raise BadCheckpoint(str(path), f"it is {reason}")
@@ -148,6 +178,7 @@ def _see_that_it_is_dnabert_s(path: Path) -> None:
 
 def download(
     targets: Mapping[Path, Wanted],
+    cache: Path,
     watch: Watch,
     tell: Callable[[str], object],
     patience: Patience | None = None,
@@ -155,7 +186,8 @@ def download(
     """
     Have in each directory of *targets*, which lie side by side, what is wanted there, whole and checked.
 
-    Files that several need are fetched once. *watch* sees them come, *tell* is told what is done then.
+    Files that several need are fetched once; what was downloaded before, beside *targets* or into
+    *cache*, is not fetched if it is whole. *watch* sees them come, *tell* is told what is done then.
 
     Raises:
         NotServed, DownloadBroken, WrongDownload, DownloadBusy: a file could not be had; what came is kept
@@ -166,17 +198,25 @@ def download(
     missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
     if not missing:
         return
-    work = next(iter(targets)).parent / ".download"
+    place = next(iter(targets)).parent
+    work = place / ".download"
     with alone(work):
         # Whoever was at work before may have made one meanwhile.
         missing = {target: wanted for target, wanted in missing.items() if not _is_there(target, tell)}
-        sources = {source.name: source for wanted in missing.values() for source in wanted.sources}
+        old = _old_base(missing.values(), (place, cache / "models"), tell)
+        bases = [old] if old else []
+        at_hand = [directory / name for directory in (place, cache / "encoders") for name in ESM2]
+        missing = {
+            target: wanted if _base(wanted, bases) else _with_checkpoints(wanted, at_hand, work, tell)
+            for target, wanted in missing.items()
+        }
+        sources = {source.name: source for wanted in missing.values() for source in _needed(wanted, bases)}
         if sources:
             tell("")  # who watches sees more
             fetch_all(list(sources.values()), work, watch, patience)
         for target, wanted in missing.items():
             tell(f"{wanted.name}: writing it to {target}")
-            _make(target, wanted, work)
+            bases += _make(target, wanted, work, bases)
         for name in sources:
             (work / name).unlink(missing_ok=True)
         if not any(path.suffix == ".part" for path in work.rglob("*")):
@@ -195,30 +235,86 @@ def _is_there(target: Path, tell: Callable[[str], object]) -> bool:
     return True
 
 
-def _make(target: Path, wanted: Wanted, work: Path) -> None:
-    """Make the model, or the directory of encoders, of the files in *work*."""
+def _old_base(
+    missing: Iterable[Wanted], places: Iterable[Path], tell: Callable[[str], object]
+) -> Bundle | None:
+    """Give a published model of an earlier day that has the encoders of those that are *missing*, whole."""
+    for directory in dict.fromkeys(place / name for place in places for name in MODELS):
+        try:
+            base = find(directory) if (directory / "bundle.json").is_file() else None
+            if base and (names := [wanted.name for wanted in missing if _has_encoders(base, wanted)]):
+                why = f"since {directory} has its encoders, which are checked"
+                tell(f"{' and '.join(names)}: only the classifier is fetched, {why}")
+                base.check(*ENCODERS)
+                return base
+        except BadBundle as failure:
+            tell(f"{failure}: nothing of it is used")
+    return None
+
+
+def _has_encoders(base: Bundle, wanted: Wanted) -> bool:
+    """Whether *base* says of itself that its encoders are of the files that a model is *wanted* of."""
+    if wanted.classifier is None:
+        return False
+    address, _, _ = base.origin.get("protein", "").partition(", sha256 ")
+    # What an official server gave is right for who has a mirror, and not the other way around.
+    official = wanted.protein.origin.removesuffix(_BY_A_MIRROR)
+    return (
+        address in (official, wanted.protein.origin)
+        and base.origin.get("nucleotide", "").endswith(f", sha256 {wanted.weights.sha256}")
+        and base.checksums["tokenizer.json"] == wanted.tokenizer.sha256
+    )
+
+
+def _base(wanted: Wanted, bases: Iterable[Bundle]) -> Bundle | None:
+    return next((base for base in bases if _has_encoders(base, wanted)), None)
+
+
+def _needed(wanted: Wanted, bases: Iterable[Bundle]) -> tuple[Source, ...]:
+    """Give the files to fetch where *bases* are at hand."""
+    return (wanted.classifier,) if wanted.classifier and _base(wanted, bases) else wanted.sources
+
+
+def _with_checkpoints(
+    wanted: Wanted, directories: Iterable[Path], work: Path, tell: Callable[[str], object]
+) -> Wanted:
+    """Have in *work*, where what is there is checked, what was downloaded as encoders before."""
+    for directory in directories:
+        found = [source.name for source in wanted.sources if (directory / source.name).is_file()]
+        new = [name for name in found if not (work / name).exists()]
+        for name in new:
+            (work / name).parent.mkdir(exist_ok=True)
+            link(directory / name, work / name)
+        if new:
+            tell(f"{wanted.name}: {directory} has {', '.join(new)}, which is taken if it is right")
+        if wanted.protein.name in found:
+            # Nobody has written down where it is from, and it has no published checksum to tell.
+            wanted = replace(wanted, protein=replace(wanted.protein, origin=wanted.protein.name))
+    return wanted
+
+
+def _make(target: Path, wanted: Wanted, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
+    """Make the model, or the directory of encoders, of the files in *work*; give the model."""
     for left in target.parent.glob(f".{target.name}.*"):  # by one that was killed
         shutil.rmtree(left, ignore_errors=True)
     if wanted.classifier is None:
         with in_the_making(target) as hidden:
             for source in wanted.sources:
                 (hidden / source.name).parent.mkdir(exist_ok=True)
-                # Another name for the same content, or else a copy: others may want it, too.
-                _link(work / source.name, hidden / source.name)
-        return
-    parts = Parts(
-        protein=work / wanted.protein.name,
-        nucleotide=(work / wanted.nucleotide[0].name).parent,
-        classifier=work / wanted.classifier.name,
-    )
-    import_bundle(parts, target, wanted.name, wanted.length, wanted.reference, licence=LICENCE)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # of file systems that have no links
-        shutil.copyfile(source, target)
+                link(work / source.name, hidden / source.name)
+        return ()
+    classifier, facts = work / wanted.classifier.name, (wanted.name, wanted.length, wanted.reference)
+    if base := _base(wanted, bases):
+        address = wanted.classifier.origin
+        return (import_classifier(classifier, base, target, *facts, licence=LICENCE, address=address),)
+    addresses = {
+        "protein": wanted.protein.origin,
+        "nucleotide": wanted.weights.origin,
+        "classifier": wanted.classifier.origin,
+    }
+    nucleotide = (work / wanted.weights.name).parent
+    parts = Parts(work / wanted.protein.name, nucleotide, classifier, addresses)
+    return (import_bundle(parts, target, *facts, licence=LICENCE),)
 
 
 def reference_for(classifier: Path) -> Reference | None:

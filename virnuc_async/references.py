@@ -7,7 +7,6 @@ and two embeddings that differ differ in these, too.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from .bundles import REFERENCE, Bundle, describe, sha256
 from .failures import BadReference, NoReference
-from .files import fresh, read_small
+from .files import read_small, whole
 from .settings import Precision
 
 SUMS = 32
@@ -26,6 +25,7 @@ SUMS = 32
 _FORMAT = 1
 _MOST_BYTES = 1 << 20
 _MOST_LETTERS = 10_000  # of one ORF
+_SHORTEST, _LONGEST = 1e-30, 1e30  # embeddings that FP32 can hold, well within
 _PUBLISHED = Path(__file__).parent / "models" / "published-reference.json"
 
 _Numbers = NDArray[np.float64]
@@ -143,15 +143,17 @@ def compare(wanted: Reference, found: Reference, tolerance: Tolerance) -> Deviat
     """Say how far *found* is from *wanted*, both of the same ORFs; labels are compared by *tolerance*."""
     pairs = ((found.nucleotide, wanted.nucleotide), (found.protein, wanted.protein))
     score, labels, of = _of_scores(wanted.scores, found.scores, tolerance.score)
-    # By numpy: of numbers, its max is not one if any is not.
-    return Deviation(
-        score=score,
-        distance=float(np.max([_length(a.sums - b.sums) / _length(b.sums) for a, b in pairs])),
-        cosine=float(np.min([_dot(a.sums, b.sums) / _length(a.sums) / _length(b.sums) for a, b in pairs])),
-        length=float(np.max([np.abs(a.lengths / b.lengths - 1) for a, b in pairs])),
-        labels=labels,
-        of=of,
-    )
+    # By numpy: of numbers, its max is not one if any is not. A device that gives zeros is just wrong.
+    with np.errstate(all="ignore"):
+        cosines = [_dot(a.sums, b.sums) / _length(a.sums) / _length(b.sums) for a, b in pairs]
+        return Deviation(
+            score=score,
+            distance=float(np.max([_length(a.sums - b.sums) / _length(b.sums) for a, b in pairs])),
+            cosine=float(np.min(cosines)),
+            length=float(np.max([np.abs(a.lengths / b.lengths - 1) for a, b in pairs])),
+            labels=labels,
+            of=of,
+        )
 
 
 def _of_scores(
@@ -219,14 +221,26 @@ def _reference(described: Mapping[str, Any]) -> Reference:
         ids=tuple(_words(orf["id"]) for orf in orfs),
         bases=tuple(_letters(orf["bases"]) for orf in orfs),
         proteins=tuple(_letters(orf["protein"]) for orf in orfs),
-        scores=None if scores is None else _finite(scores),
+        scores=None if scores is None else _probabilities(scores),
         nucleotide=_traces(described["nucleotide"]),
         protein=_traces(described["protein"]),
     )
 
 
 def _traces(described: Mapping[str, Any]) -> Traces:
-    return Traces(_finite(described["lengths"]), _finite(described["sums"]))
+    found = Traces(_finite(described["lengths"]), _finite(described["sums"]))
+    # Nothing can be compared with an embedding of no length, or of one whose square is no number.
+    for lengths in (found.lengths, np.abs(found.sums).max(1)):
+        if not ((lengths > _SHORTEST) & (lengths < _LONGEST)).all():
+            raise ValueError("an embedding of no length, or beyond all measure")
+    return found
+
+
+def _probabilities(numbers: Any) -> _Numbers:
+    array = _finite(numbers)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError("scores that are no probabilities")
+    return array
 
 
 def _finite(numbers: Any) -> _Numbers:
@@ -262,10 +276,8 @@ def attach(bundle: Bundle, reference: Reference) -> Bundle:
 
 def write_reference(directory: Path, reference: Reference) -> None:
     """Write *reference* where the bundle in *directory* is to have it, whole or not at all."""
-    hidden = directory / f".{REFERENCE}"
-    with fresh(hidden) as file:
+    with whole(directory / REFERENCE) as file:
         file.write(_as_json(reference).encode("utf-8"))
-    os.replace(hidden, directory / REFERENCE)
 
 
 def _as_json(reference: Reference) -> str:

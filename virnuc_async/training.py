@@ -7,8 +7,6 @@ mapped from the disk while the classifier learns. Data, settings and seed decide
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import __version__
-from .bundles import Bundle, Shapes, find, seal
+from .bundles import ENCODERS, Bundle, Shapes, find, seal
 from .cards import card
 from .evaluation import (
     Engine,
@@ -44,7 +42,7 @@ from .failures import (
     UsageError,
     counted,
 )
-from .files import whole
+from .files import in_the_making, link, whole
 from .labels import (
     LEFT_OUT,
     SIDES,
@@ -70,7 +68,6 @@ from .upstream import read_values
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory
-_ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")
 
 _Weights = dict[str, Tensor]
 _History = list[dict[str, float]]  # an epoch each
@@ -556,17 +553,14 @@ def write_bundle(base: Bundle, weights: Mapping[str, Tensor], task: Task, report
         CannotWrite: the disk is full, or the directory cannot be written
     """
     output = task.output.absolute()
-    made = output.with_name(f".{output.name}.new")
     try:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        for name in _ENCODERS:
-            _link(base.directory / name, made / name)
-        (made / "classifier.safetensors").write_bytes(save(dict(weights)))
-        (made / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        (made / CARD).write_text(card(output.name, report), "utf-8", "surrogateescape")
-        _sealed(made, base, task)
-        made.rename(output)
+        with in_the_making(output) as made:
+            for name in ENCODERS:
+                link(base.directory / name, made / name)
+            (made / "classifier.safetensors").write_bytes(save(dict(weights)))
+            (made / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+            (made / CARD).write_text(card(output.name, report), "utf-8", "surrogateescape")
+            _sealed(made, base, task)
     except OSError as error:
         raise CannotWrite(str(output), error.strerror or str(error)) from error
     return find(output)
@@ -582,11 +576,3 @@ def _sealed(made: Path, base: Bundle, task: Task) -> Bundle:
     more = {"licence": base.licence, "notice": " ".join(notices)}
     of_all = Shapes(shapes.protein, shapes.nucleotide, classifier)
     return seal(made, task.output.absolute().name, base.length, of_all, origin, **more)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Have the same file under two names, or a copy where file systems cannot: encoders are gigabytes."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -12,16 +12,14 @@ names: an index that names others is not.
 
 import argparse
 import json
-import os
 import pickle
 import pickletools
 import re
-import shutil
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -34,9 +32,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .bundles import LARGEST_TOKENIZER, Bundle, Shapes, find, seal, sha256
-from .failures import BadCheckpoint, NotOurDirectory
-from .files import fresh, read_small
+from .bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal, sha256
+from .failures import BadBundle, BadCheckpoint, NotOurDirectory
+from .files import fresh, in_the_making, link, read_small
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
@@ -65,6 +63,7 @@ class Parts:
     protein: Path
     nucleotide: Path
     classifier: Path
+    addresses: Mapping[str, str] = field(default_factory=dict)  # by part, of those that have one
 
 
 def import_bundle(
@@ -79,17 +78,12 @@ def import_bundle(
         BadCheckpoint: a part is damaged, hostile, of an unknown form, or does not fit the others
         NotOurDirectory: *directory* exists and is not empty
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise NotOurDirectory(str(directory), "exists and is not empty")
+    _see_that_it_is_free(directory)
     protein, protein_shape = read_protein(parts.protein)
     nucleotide, nucleotide_shape = read_nucleotide(parts.nucleotide)
     classifier, classifier_shape = read_classifier(parts.classifier)
-    if classifier_shape.inputs != nucleotide_shape.width + protein_shape.width:
-        reason = (
-            f"it takes {classifier_shape.inputs} numbers, but the encoders give "
-            f"{nucleotide_shape.width} + {protein_shape.width}"
-        )
-        raise BadCheckpoint(str(parts.classifier), reason)
+    shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
+    _see_that_they_fit(parts.classifier, shapes)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
     with in_the_making(directory) as hidden:
         save(_in_parts(protein), hidden / "protein.safetensors")
@@ -97,34 +91,76 @@ def import_bundle(
         save(classifier, hidden / "classifier.safetensors")
         with fresh(hidden / "tokenizer.json") as file:
             file.write(tokenizer)
-        shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
         if reference:
             write_reference(hidden, reference)
         seal(hidden, name, length, shapes, _origin(parts), **more)
     return find(directory)
 
 
-@contextmanager
-def in_the_making(directory: Path) -> Iterator[Path]:
-    """Give a hidden directory that becomes *directory* when all went well: half a bundle is never found."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir()
-    try:
-        yield hidden
-        hidden.rename(directory)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+def import_classifier(
+    path: Path,
+    base: Bundle,
+    directory: Path,
+    name: str,
+    length: int,
+    reference: Reference | None = None,
+    **more: str,
+) -> Bundle:
+    """
+    Make a bundle of the encoders of *base* and the classifier at *path*, as ``import_bundle`` does.
+
+    *more* may also hold the ``address`` that the classifier is from.
+
+    Raises:
+        BadCheckpoint: it is damaged, hostile, of an unknown form, or does not fit the encoders
+        BadBundle: the encoders are not what *base* was made with
+        NotOurDirectory: *directory* exists and is not empty
+    """
+    _see_that_it_is_free(directory)
+    classifier, shape = read_classifier(path)
+    shapes = replace(base.shapes, classifier=shape)
+    _see_that_they_fit(path, shapes)
+    origin = {**base.origin, "classifier": _named(path, more.get("address", ""))}
+    with in_the_making(directory) as hidden:
+        for file in ENCODERS:
+            link(base.directory / file, hidden / file)
+        save(classifier, hidden / "classifier.safetensors")
+        if reference:
+            write_reference(hidden, reference)
+        made = seal(hidden, name, length, shapes, origin, **more)
+        for file in ENCODERS:
+            if made.checksums[file] != base.checksums[file]:
+                raise BadBundle(str(base.directory), f"{file} has changed or is damaged")
+    return find(directory)
+
+
+def _see_that_it_is_free(directory: Path) -> None:
+    if directory.exists() and any(directory.iterdir()):
+        raise NotOurDirectory(str(directory), "exists and is not empty")
+
+
+def _see_that_they_fit(path: Path, shapes: Shapes) -> None:
+    """See that the classifier at *path* takes what the encoders give."""
+    given = (shapes.nucleotide.width, shapes.protein.width)
+    if shapes.classifier.inputs != sum(given):
+        reason = f"it takes {shapes.classifier.inputs} numbers, but the encoders give {given[0]} + {given[1]}"
+        raise BadCheckpoint(str(path), reason)
 
 
 def _origin(parts: Parts) -> dict[str, str]:
     """Say which files the parts came from, by name and content; where they lay is nobody's business."""
     places = {"protein": parts.protein, "nucleotide": parts.nucleotide, "classifier": parts.classifier}
-    return {
-        part: f"{_printable(path.name)}, sha256 {sha256(path)}" if path.is_file() else _printable(path.name)
-        for part, path in places.items()
-    }
+    return {part: _named(path, parts.addresses.get(part, "")) for part, path in places.items()}
+
+
+def _named(path: Path, address: str) -> str:
+    """Give the name and checksum of the file at *path*, or of the one that is all there is in it."""
+    files = _files(path)
+    if len(files) != 1:
+        return address or _printable(path.name)
+    (file,) = files
+    name = path.name if file == path else f"{path.name}/{file.name}"
+    return f"{address or _printable(name)}, sha256 {sha256(file)}"
 
 
 def _printable(name: str) -> str:

@@ -21,9 +21,11 @@ with atheris.instrument_imports(include=["virnuc_async"]):
         features,
         fragments,
         orfs,
+        references,
         sequences,
         tokens,
         upstream,
+        verification,
     )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

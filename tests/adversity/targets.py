@@ -16,9 +16,11 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +28,22 @@ import torch
 from virnuc_async import sequences
 from virnuc_async.batches import ContigRow, Window, form_windows
 from virnuc_async.bundles import PARTS, REFERENCE, find
-from virnuc_async.failures import BadBundle, BadCheckpoint, BrokenInput, FeatureError, InputError
+from virnuc_async.failures import (
+    BadBundle,
+    BadCheckpoint,
+    BadReference,
+    BrokenInput,
+    FeatureError,
+    InputError,
+)
 from virnuc_async.features import Features, find_features
 from virnuc_async.fragments import cut
+from virnuc_async.references import Reference, compare, read_reference, write_reference
 from virnuc_async.sequences import Contig, read_contigs
+from virnuc_async.settings import Precision
 from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle, read_classifier, read_nucleotide, read_protein
+from virnuc_async.verification import batch_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -244,6 +256,98 @@ def bundles(data: bytes) -> None:
     assert len(said) < 9_999
 
 
+# References
+
+# What a value of a reference is replaced with: a byte chooses.
+_STRANGE: tuple[object, ...] = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1,
+        1e308,
+        5e-324,
+        float("nan"),
+        float("inf"),
+        1 << 70,
+        "",
+        "A",
+        "ACGT",
+        "MKV*",
+        "\x1b[2J",
+    ),
+    *("\ud800", "A" * 10_001, "é", [], [[]], [1.0], [[1.0] * 32], [[0.0] * 32], [0.0], {}, {"id": "x"}),
+)
+
+
+@cache
+def _small_reference() -> str:
+    """Give the shipped reference with one ORF of the eight, as text."""
+    described = json.loads((SHIPPED / REFERENCE).read_bytes())
+    described["orfs"] = [{"id": "x", "bases": "GCAGCA", "protein": "AA"}]
+    described["scores"] = described["scores"][:1]
+    for part in ("nucleotide", "protein"):
+        described[part] = {name: rows[:1] for name, rows in described[part].items()}
+    return json.dumps(described)
+
+
+def _replaced(data: bytes) -> bytes:
+    """Give the small reference with other values in some places: two bytes say where, and what."""
+    described = json.loads(_small_reference())
+    for where, what in zip(data[::2], data[1::2], strict=False):
+        places = list(_places(described))
+        if places:
+            holder, key = places[where % len(places)]
+            holder[key] = deepcopy(_STRANGE[what % len(_STRANGE)])
+    return json.dumps(described).encode()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Give every place in *value* that holds another one."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, held in inner:
+        yield value, key
+        if not isinstance(value, list) or key < 2:  # of 32 numbers, all alike, two are enough
+            yield from _places(held)
+
+
+def references(data: bytes) -> None:
+    """Read any reference; one that is taken can be tokenized, compared and written again."""
+    if not data:
+        return
+    directory = _scratch() / "reference"
+    directory.mkdir(exist_ok=True)
+    (directory / REFERENCE).write_bytes(data[1:] if data[0] % 2 else _replaced(data[1:]))
+    said = ""
+    with warnings.catch_warnings(action="error"):
+        try:
+            reference = read_reference(directory / REFERENCE)
+            assert f"{reference.source}{''.join(reference.ids)}".isprintable()
+            assert len(batch_of(find("tiny-500"), reference).orfs) == len(reference)
+            for precision in (Precision.FP32, Precision.BF16):
+                tolerance = reference.tolerance(precision)
+                assert compare(reference, reference, tolerance).is_within(tolerance)
+            write_reference(directory, reference)
+            _see_that_they_are_alike(reference, read_reference(directory / REFERENCE))
+        except BadReference as failure:
+            said = str(failure)
+    assert len(said.splitlines()) < 2
+    assert len(said) < 999
+
+
+def _see_that_they_are_alike(one: Reference, other: Reference) -> None:
+    assert (one.source, one.ids, one.bases, one.proteins) == (
+        other.source,
+        other.ids,
+        other.bases,
+        other.proteins,
+    )
+    for kept, again in ((one.nucleotide, other.nucleotide), (one.protein, other.protein)):
+        np.testing.assert_allclose(kept.sums, again.sums, rtol=1e-8)
+        np.testing.assert_allclose(kept.lengths, again.lengths, rtol=1e-8)
+
+
 # Windows
 
 
@@ -347,6 +451,7 @@ TARGETS: dict[str, Target] = {
     "readers": readers,
     "import": imports,
     "bundles": bundles,
+    "references": references,
     "windows": windows,
     "features": features,
 }
@@ -378,6 +483,9 @@ def seeds(name: str) -> Iterator[bytes]:
     elif name == "bundles":
         yield b"\0" + (SHIPPED / "bundle.json").read_bytes()
         yield b"\1" + json.dumps(_small_tokenizer()).encode()
+    elif name == "references":
+        yield b"\1" + _small_reference().encode()
+        yield from (bytes([0, where, what]) for where in range(24) for what in range(len(_STRANGE)))
     elif name == "features":
         for number, form in enumerate(_FEATURE_NAMES):
             yield bytes([number]) + _feature_file(form).read_bytes()

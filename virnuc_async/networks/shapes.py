@@ -11,6 +11,12 @@ class ProteinShape:
     width: int
     heads: int
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has: embedding, layers, and the norm behind them."""
+        layer = 12 * self.width**2 + 13 * self.width
+        return 33 * self.width + self.layers * layer + 2 * self.width
+
 
 @dataclass(frozen=True, slots=True)
 class NucleotideShape:
@@ -30,3 +36,8 @@ class ClassifierShape:
 
     inputs: int
     hidden: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has, with the running mean, variance and count of its batch norm."""
+        return (self.inputs + 1) * self.hidden + 4 * self.hidden + 1 + 2 * (self.hidden + 1)
