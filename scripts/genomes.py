@@ -24,13 +24,13 @@ _ARCHAEA = (
 # The first pattern that is found in the lower-case source decides.
 _VIRAL_GROUPS = (("archaeal viruses", _ARCHAEA), ("phages", "phage|coliphage"), ("other viruses", ""))
 _OTHER_GROUPS = (
-    ("mitochondria", "mitochondri"),
+    ("mitochondria", r"mitochondri(on|al dna)\b"),
     ("plasmids", "plasmid"),
     ("microbial eukaryotes", _UNRESOLVED),
     ("protozoa", "entamoeba|plasmodium|toxoplasma"),
     ("vertebrates", r"homo sapiens|macaca|bos taurus|\bcanis\b|xenopus"),
-    ("invertebrates", "drosophila|anopheles|enteroctopus"),
-    ("plants", "oryza"),
+    ("invertebrates", "^(drosophila|anopheles|enteroctopus)"),
+    ("plants", "^oryza"),
     (
         "fungi",
         "ashbya|clavispora|encephalitozoon|enterocytozoon|fibroporia|kluyveromyces|millerozyma"
