@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from esm_cpp_peer import EsmCpp, installed_version
 from measured import facts, save, table
-from random_bundle import DNABERT_S, SHAPES, scaled
+from random_bundle import DNABERT_S, SHAPES, byte_pairs, scaled
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM
 
 from virnuc_async.batches import form_windows, longest_first
-from virnuc_async.bundles import DEFAULT, find
 from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -260,7 +259,7 @@ def uniform(length: int, tokens: int, batch: int) -> Work:
 
 def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
     """Take ORFs of the fragments of a FASTA file, from all over it: their residues, and their bases."""
-    tokenizer = OrfTokenizer(find(DEFAULT).tokenizer())
+    tokenizer = OrfTokenizer(byte_pairs(DNABERT_S.vocabulary))
     window = next(form_windows([str(path)], read_contigs, 500, tokenizer, 1 << 20))
     count = max(1, round(tokens / window.residues.lengths.mean()))
     rows = np.linspace(0, len(window.residues.lengths) - 1, count).astype(np.int64)

@@ -1,24 +1,25 @@
 """
 A bundle of random weights in the published networks' shapes, to measure with where those cannot be had.
 
-Its answers mean nothing. The tokenizer is the shipped model's, the numbers are as large as a trained
-network's.
+Its answers mean nothing. The numbers are as large as a trained network's, and the tokenizer is a
+byte-pair encoding of 4,096 tokens, as DNABERT-S has, learnt from the example's contigs.
 """
 
 import argparse
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from virnuc_async.bundles import DEFAULT, Shapes, find, seal
+from virnuc_async.bundles import Shapes, seal
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.sequences import read_contigs
 
 SHAPES = {
     "8M": ProteinShape(6, 320, 20),
@@ -28,6 +29,8 @@ SHAPES = {
     "3B": ProteinShape(36, 2560, 40),
 }
 DNABERT_S = NucleotideShape(12, 768, 12, 3072, 4096)
+LENGTH = 500  # bases of a fragment
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "metagenome.fa.gz"
 NOTICE = "random weights: the scores mean nothing"
 
 
@@ -54,9 +57,32 @@ def filled(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tens
     return dict(scaled(network).state_dict())
 
 
+def byte_pairs(vocabulary: int) -> str:
+    """Give the ``tokenizer.json`` of a byte-pair encoding of at most *vocabulary* tokens."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=list("ACGT"),
+        limit_alphabet=4,
+        show_progress=False,
+    )
+    # Parts as long as fragments: a word is learnt from as a whole, and a long one takes long.
+    contigs = (contig.bases.decode("ascii") for contig in read_contigs(str(EXAMPLE)))
+    parts = (bases[at : at + LENGTH] for bases in contigs for at in range(0, len(bases), LENGTH))
+    tokenizer.train_from_iterator((part for part in parts if set(part) <= set("ACGT")), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer.to_str(pretty=True)
+
+
 def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = DNABERT_S) -> None:
     """Write a bundle of the two encoders in BF16, and a classifier of 512 in FP32 behind them."""
-    shipped = find(DEFAULT)
     shapes = Shapes(protein, nucleotide, ClassifierShape(protein.width + nucleotide.width, 512))
     directory.mkdir(parents=True)
     for name, build, kept in (
@@ -65,10 +91,9 @@ def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = 
         ("classifier", lambda: Classifier(shapes.classifier), torch.float32),
     ):
         save_file(filled(build, kept), directory / f"{name}.safetensors")
-    shutil.copy(shipped.directory / "tokenizer.json", directory)
-    origin = dict.fromkeys(("protein", "nucleotide", "classifier"), "scripts/random_bundle.py")
-    origin["tokenizer"] = shipped.name
-    seal(directory, directory.name, shipped.length, shapes, origin, licence="MIT", notice=NOTICE)
+    (directory / "tokenizer.json").write_text(byte_pairs(nucleotide.vocabulary), "utf-8")
+    origin = dict.fromkeys(("protein", "nucleotide", "classifier", "tokenizer"), "scripts/random_bundle.py")
+    seal(directory, directory.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
 
 
 def main() -> None:

@@ -142,7 +142,11 @@ def test_contigs_without_a_score_have_none(model: Path, toys: Toys, tmp_path: Pa
     assert predict(path, tmp_path / "out", "--model", model).code == 0
     shut, opened = rows(tmp_path / "out" / "contigs.tsv")[1:]
     assert shut[-3:] == ["0.0", "no_orf", "0.0"]
-    assert 0 < float(opened[-1]) < 1
+    found = find(model).calibration
+    assert found is not None
+    mean = np.array([float(opened[7])], np.float32)
+    assert mean[0] > 0
+    assert float(opened[-1]) == pytest.approx(found.apply(mean)[0])
 
 
 def test_threshold_keeps_the_wanted_rate(toys: Toys, model: Path, tmp_path: Path) -> None:

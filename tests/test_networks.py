@@ -282,6 +282,24 @@ def test_packed_networks_give_the_same_bits_for_any_number_of_threads(
             torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize(("inputs", "hidden"), [(3328, 512), (192, 1024), (32, 8)])
+def test_a_packed_classifier_gives_the_same_bits_for_any_number_of_threads(inputs: int, hidden: int):
+    torch.manual_seed(2)
+    plain = Classifier(ClassifierShape(inputs, hidden)).eval()
+    ready = copy.deepcopy(plain)
+    ready.prepack()
+    for rows in (1, 2, 16, 33, 100, 170):
+        features = torch.randn(rows, inputs)
+        alone = ready(features)
+        assert_close(alone, plain(features), **exact)
+        try:
+            for threads in (2, 3):
+                torch.set_num_threads(threads)
+                assert torch.equal(ready(features), alone)
+        finally:
+            torch.set_num_threads(1)
+
+
 def test_a_torch_that_cannot_pack_computes_the_plain_way(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(esm2, "can_prepack", lambda dtype: False)
     ready = copy.deepcopy(pair.ours)

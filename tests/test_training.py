@@ -70,7 +70,7 @@ def test_a_classifier_is_learnt_and_used(toys: Toys, work: Path, tmp_path: Path)
     ended = train(toys, output, "--work", work)
     assert ended.code == 0
     assert f"mine is in {output}. Use it with --model {output}\n" in ended.out
-    assert "epoch 1: training loss 0." in ended.err
+    assert re.search(r"^epoch 1: training loss \d\.\d+, validation loss \d\.\d+$", ended.err, re.MULTILINE)
     assert all(area(output, level) > 0.95 for level in ("ORF", "fragment", "contig"))
     # The same weights, met by the program as its user meets it.
     fresh = write_toys(tmp_path / "fresh", 10, seed=1)

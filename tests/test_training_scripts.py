@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import blend_tiny
 import label_genomes
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from genomes import Piece, _piece, read_pieces, reverse_complement
 from hypothesis import given
 from hypothesis import strategies as st
 from running import predict
+from safetensors.torch import load_file
 from stretches import Sampler, _shares, diverge, hide
 from support import read_table
 
@@ -179,6 +181,27 @@ def test_the_same_arguments_train_the_same_model(genomes: Path, tmp_path: Path, 
     assert ran.code == 0
     scores = [float(row[3]) for row in read_table(tmp_path / "out" / "prediction_results.txt")[1:]]
     assert 0 < min(scores) < max(scores) < 1
+
+
+@pytest.mark.timeout(300)
+def test_training_goes_on_from_a_bundle_and_bundles_are_averaged(genomes: Path, tmp_path: Path) -> None:
+    common = f"--genomes {genomes} --rows 16 --processes 1 {NETWORK}".split()
+    first, second, mean = (tmp_path / name / "tiny" for name in ("first", "second", "mean"))
+    train_tiny.main([*common, "--steps", "2", "--output", str(first)])
+    train_tiny.main(
+        [*common, "--steps", "1", "--start", str(first), "--rate", "1e-9", "--output", str(second)]
+    )
+    blend_tiny.main([str(first), str(second), "--output", str(mean)])
+    find(mean).check()
+    for part in train_tiny.PARTS:
+        before, after, between = (
+            load_file(directory / f"{part}.safetensors") for directory in (first, second, mean)
+        )
+        for name, tensor in between.items():
+            if "running" not in name and tensor.is_floating_point():
+                torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)  # it went on there
+                torch.testing.assert_close(tensor, (before[name] + after[name]) / 2)
+    assert (mean / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
 
 
 def _contents(directory: Path) -> list[tuple[Path, bytes]]:

@@ -191,10 +191,10 @@ class Replica:
             raise DeviceLost(self.name, "it was given up while it was loading")
 
     def _speed_up(self, *encoders: DnabertS | Esm2) -> str | None:
-        """Prepare both for this device; say what could not be compiled, and then try no further."""
+        """Prepare for this device; say what could not be compiled, and then try no further."""
         if self.device.capability is None:
-            for encoder in encoders:
-                encoder.prepack()
+            for network in self._networks:
+                network.prepack()
             return None
         for encoder in encoders:
             encoder.use_fastest_attention()

@@ -1,7 +1,9 @@
 """VirNucPro's classifier: both embeddings of an ORF to "others" or "virus"."""
 
+import torch
 from torch import Tensor, nn
 
+from .linear import Linear, can_prepack, prepack
 from .shapes import ClassifierShape
 
 
@@ -10,10 +12,10 @@ class Classifier(nn.Module):
 
     def __init__(self, shape: ClassifierShape, dropout: float = 0.5) -> None:
         super().__init__()
-        self.hidden = nn.Linear(shape.inputs, shape.hidden)
+        self.hidden = Linear(shape.inputs, shape.hidden)
         self.norm = nn.BatchNorm1d(shape.hidden)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(shape.hidden, 2)
+        self.output = Linear(shape.hidden, 2)
 
     def logits(self, features: Tensor) -> Tensor:
         """Map *features* (B, inputs), bases' embedding first, to (B, 2): others, virus."""
@@ -22,3 +24,8 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Give P(others) and P(virus) of each row, (B, 2)."""
         return self.logits(features).softmax(1)
+
+    def prepack(self) -> None:
+        """Prepare for inference on the CPU: the same bits for any number of threads."""
+        if can_prepack(torch.float32):
+            prepack(self)
