@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from special_tokens import SPECIAL, UNKNOWN, finished
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from virnuc_async.bundles import Shapes, seal
@@ -59,12 +60,11 @@ def filled(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tens
 
 def byte_pairs(vocabulary: int) -> str:
     """Give the ``tokenizer.json`` of a byte-pair encoding of at most *vocabulary* tokens."""
-    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=list(SPECIAL),
         initial_alphabet=list("ACGT"),
         limit_alphabet=4,
         show_progress=False,
@@ -73,12 +73,7 @@ def byte_pairs(vocabulary: int) -> str:
     contigs = (contig.bases.decode("ascii") for contig in read_contigs(str(EXAMPLE)))
     parts = (bases[at : at + LENGTH] for bases in contigs for at in range(0, len(bases), LENGTH))
     tokenizer.train_from_iterator((part for part in parts if set(part) <= set("ACGT")), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    return tokenizer.to_str(pretty=True)
+    return finished(tokenizer)
 
 
 def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = DNABERT_S) -> None:

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from genomes import read_pieces
 from safetensors.torch import load_file, save
+from special_tokens import SPECIAL, UNKNOWN, finished
 from stretches import Example, Sampler, diverge, hide, words
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from virnuc_async.bundles import Bundle, Shapes, find, seal
+from virnuc_async.files import in_the_making
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -43,8 +45,7 @@ NOTICE = (
     "published ones."
 )
 
-_SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0 to 4, as published
-_MASKS = _SPECIAL.index("[MASK]"), ESM2_ALPHABET.index("<mask>")
+_MASKS = SPECIAL.index("[MASK]"), ESM2_ALPHABET.index("<mask>")
 _WARMING = 200  # steps
 _SETTLING = 0.2  # of the steps, at the end
 _MEMORY = 500  # steps that the average of the weights looks back
@@ -124,17 +125,12 @@ def codon_pairs() -> str:
     An ORF begins with a codon, so a token is two codons, and the network sees in which frame it
     reads: which codons are used, and which follow each other, tells genomes apart.
     """
-    vocabulary = [*_SPECIAL, *(word for length in (1, 2, 3, 6) for word in words("ACGT", length))]
+    vocabulary = [*SPECIAL, *(word for length in (1, 2, 3, 6) for word in words("ACGT", length))]
     ids = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     # A codon with another letter is one unknown token: the frame goes on behind it.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[ACGT]{6}|.{1,3}"), "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")],
-    )
-    return tokenizer.to_str(pretty=True)
+    return finished(tokenizer)
 
 
 class Trainer:
@@ -318,22 +314,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def write(network: Tiny, shapes: Shapes, definition: str, output: Path) -> Bundle:
     """Put the bundle in the place of what *output* holds; a model card there stays."""
-    # Made beside and then renamed: nobody ever finds half a bundle.
-    made, old = (output.with_name(f".{output.name}.{state}") for state in ("new", "old"))
-    for left_over in (made, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    made.mkdir(parents=True)
-    for part in PARTS:
-        (made / f"{part}.safetensors").write_bytes(save(getattr(network, part).state_dict()))
-    (made / "tokenizer.json").write_text(definition, "utf-8")
-    origin = dict.fromkeys((*PARTS, "tokenizer"), "scripts/train_tiny.py")
-    seal(made, output.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
-    if output.is_dir():
+    with in_the_making(output) as made:
+        for part in PARTS:
+            (made / f"{part}.safetensors").write_bytes(save(getattr(network, part).state_dict()))
+        (made / "tokenizer.json").write_text(definition, "utf-8")
+        origin = dict.fromkeys((*PARTS, "tokenizer"), "scripts/train_tiny.py")
+        seal(made, output.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
         if (output / "README.md").is_file():
             shutil.copy(output / "README.md", made)
-        output.rename(old)
-    made.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(output, ignore_errors=True)
     return find(output)
 
 

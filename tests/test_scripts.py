@@ -1,12 +1,14 @@
 """The scripts that measure: that they run, that their input is as said, and that the replay is faithful."""
 
 import json
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
+import bench_pipeline
 import pytest
+import random_bundle
+import replay
+import samples
+import simulate
 from running import predict
 from support import read_table
 
@@ -17,19 +19,9 @@ from virnuc_async.sequences import read_contigs
 ROOT = Path(__file__).parents[1]
 FASTA = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 
-Script = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """Import a script as Python does that runs one: its neighbours are found beside it."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return import_module
-
 
 @pytest.mark.parametrize("kind", ["reads", "contigs", "mixed"])
-def test_samples_are_what_was_asked_for(script: Script, tmp_path: Path, kind: str) -> None:
-    samples = script("samples")
+def test_samples_are_what_was_asked_for(tmp_path: Path, kind: str) -> None:
     source, path = samples.Source.read(FASTA), tmp_path / "sample.fa"
     count = samples.write(path, source, kind, 200_000, seed=1)
     lengths = [len(contig.bases) for contig in read_contigs(str(path))]
@@ -39,8 +31,7 @@ def test_samples_are_what_was_asked_for(script: Script, tmp_path: Path, kind: st
     assert in_reads == pytest.approx({"reads": 1, "contigs": 0, "mixed": 0.5}[kind], abs=0.05)
 
 
-def test_the_same_seed_gives_the_same_sample(script: Script, tmp_path: Path) -> None:
-    samples = script("samples")
+def test_the_same_seed_gives_the_same_sample(tmp_path: Path) -> None:
     source = samples.Source.read(FASTA)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         samples.write(tmp_path / name, source, "mixed", 50_000, seed)
@@ -48,19 +39,17 @@ def test_the_same_seed_gives_the_same_sample(script: Script, tmp_path: Path) -> 
     assert a == b != c
 
 
-def test_the_replay_gives_the_published_scores(
-    script: Script, golden: Path, golden_bundle: Bundle, expected: Path
-) -> None:
-    theirs = script("replay").replay([str(golden / "upstream" / "input.fa")], golden_bundle)
+def test_the_replay_gives_the_published_scores(golden: Path, golden_bundle: Bundle, expected: Path) -> None:
+    theirs = replay.replay([str(golden / "upstream" / "input.fa")], golden_bundle)
     published = read_table(expected / "prediction_results.txt")[1:]
     assert list(theirs.scores) == [row[0] for row in published]
     wanted = [(float(row[2]), float(row[3])) for row in published]
     assert [theirs.scores[row[0]] for row in published] == [pytest.approx(w, abs=1e-5) for w in wanted]
 
 
-def test_a_bundle_of_random_weights_gives_scores(script: Script, golden: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_random_weights_gives_scores(golden: Path, tmp_path: Path) -> None:
     directory = tmp_path / "random"
-    script("random_bundle").write(directory, ProteinShape(2, 32, 4), NucleotideShape(2, 24, 3, 48, 4096))
+    random_bundle.write(directory, ProteinShape(2, 32, 4), NucleotideShape(2, 24, 3, 48, 4096))
     find(directory).check()
     assert predict(golden / "upstream" / "input.fa", tmp_path / "out", "--model", directory).code == 0
     rows = read_table(tmp_path / "out" / "prediction_results.txt")[1:]
@@ -70,9 +59,9 @@ def test_a_bundle_of_random_weights_gives_scores(script: Script, golden: Path, t
 
 
 def test_simulated_devices_are_busy_as_long_as_the_model_says(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    simulate, output = script("simulate"), tmp_path / "simulated.json"
+    output = tmp_path / "simulated.json"
     words = "--devices 1,2 --kinds reads --seconds 0.2 --tokens-per-batch 4096 --overhead-ms 1 --host-ms 1"
     simulate.main([*words.split(), "--fasta", str(FASTA), "--output", str(output)])
     found = json.loads(output.read_bytes())
@@ -88,9 +77,9 @@ def test_simulated_devices_are_busy_as_long_as_the_model_says(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_every_part_of_the_pipeline_is_measured(script: Script, tmp_path: Path) -> None:
+def test_every_part_of_the_pipeline_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "pipeline.json"
-    script("bench_pipeline").main(["--quick", "--fasta", str(FASTA), "--output", str(output)])
+    bench_pipeline.main(["--quick", "--fasta", str(FASTA), "--output", str(output)])
     parts = json.loads(output.read_bytes())["parts"]
     assert set(parts) == {"start", "front", "memory", "files", "replay", "predict"}
     many, one = parts["files"]

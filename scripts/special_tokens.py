@@ -1,0 +1,16 @@
+"""The special tokens of the tokenizers made here: DNABERT-S's, with their published ids."""
+
+from tokenizers import Tokenizer, processors
+
+SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0 to 4
+UNKNOWN = SPECIAL[0]
+
+
+def finished(tokenizer: Tokenizer) -> str:
+    """Let *tokenizer* set each sequence between [CLS] and [SEP]; give its ``tokenizer.json``."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer.to_str(pretty=True)
