@@ -14,7 +14,7 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
-CODE = ("virnuc_async", "virnucpro_async.py", "tests", "scripts", "noxfile.py")
+CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests are known to pass with
 

@@ -279,7 +279,7 @@ def _command(inputs: Sequence[Path], out: Path, model: str) -> Ran:
     """Run ``predict`` as a user would, on the devices that it finds itself."""
     words = ["predict", *map(str, inputs), str(out), "--model", model, "--quiet"]
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "virnucpro_async", *words], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "virnuc_async", *words], stderr=subprocess.PIPE)
     peak, first = 0, float("nan")
     while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
         peak = max(peak, _peak(process.pid))

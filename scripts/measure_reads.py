@@ -17,8 +17,8 @@ import numpy as np
 from genomes import Piece, read_pieces, reverse_complement
 from numpy.typing import NDArray
 
+from virnuc_async import Settings, run_pipeline
 from virnuc_async.measures import auroc
-from virnucpro_async import Settings, run_pipeline
 
 HEAD = (
     "| bp | what | rows | no_orf, viral | no_orf, others | AUROC | threshold | sensitivity | specificity |",

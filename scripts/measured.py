@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("virnucpro-async", "torch", "numpy", "tokenizers", "anyio")
+_PACKAGES = ("virnuc-async", "torch", "numpy", "tokenizers", "anyio")
 
 
 def facts(arguments: Sequence[str]) -> dict[str, Any]:

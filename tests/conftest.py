@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # the networks here are too small to share
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget where this user's models and proxies are."""
-    for name in ("VIRNUCPRO_CACHE_DIR", "VIRNUCPRO_MIRROR", "HF_ENDPOINT"):
+    for name in ("VIRNUC_ASYNC_CACHE_DIR", "VIRNUC_ASYNC_MIRROR", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

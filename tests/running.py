@@ -56,7 +56,7 @@ def start(*arguments: str | Path, stderr: Path) -> "subprocess.Popen[bytes]":
     """Start the command as a process of its own; its standard input stays open."""
     with open(stderr, "wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "virnucpro_async", *map(str, arguments)],
+            [sys.executable, "-m", "virnuc_async", *map(str, arguments)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stderr=file,

@@ -22,7 +22,7 @@ SHAPES = bundles.Shapes(
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "virnucpro-async" / "models"
+    return tmp_path / "cache" / "virnuc-async" / "models"
 
 
 def make(directory: Path, name: str = "mine", length: int = 500, **more: str) -> Bundle:

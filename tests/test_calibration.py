@@ -206,7 +206,7 @@ def test_what_is_refused(toys: Toys, model: Path, tmp_path: Path) -> None:
     assert ended.code == 64
     assert "tiny-500 comes with the program: copy " in ended.err
     ended = calibrate(toys, tmp_path / "scores", model, "--fpr", "1")
-    message = "virnucpro-async: the false positive rate is a number between 0 and 1, not 1.0\n"
+    message = "virnuc-async: the false positive rate is a number between 0 and 1, not 1.0\n"
     assert ended == (64, "", message)
     (tmp_path / "shut.fa").write_text(fasta([("shut", "TTAATTAATTAATTAA")]))
     ended = calibrate(Toys(tmp_path / "shut.fa", toys.nonviral), tmp_path / "other", model)

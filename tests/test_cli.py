@@ -85,7 +85,7 @@ def test_one_file(good: Path, out: Path) -> None:
     ended = predict(good, out)
     assert (ended.code, ended.out) == (0, "")
     assert re.fullmatch(
-        r"virnucpro-async \S+ with tiny-500, fragments of 500 bp\n"
+        r"virnuc-async \S+ with tiny-500, fragments of 500 bp\n"
         r"WARNING: tiny-500 is a small demonstration model, .*\n"
         r"cpu:0: CPU \(.+\), \d+ GiB, .*FP32.* 2,048 tokens per batch\n"
         rf"Viral: \d of 2 contigs \(6 ORFs of 2 fragments scored in .* s\). Tables are in {out}\n",
@@ -158,9 +158,9 @@ def test_input_list(good: Path, tmp_path: Path, out: Path) -> None:
 
 def test_input_list_that_is_missing_or_empty(tmp_path: Path, out: Path) -> None:
     names = tmp_path / "names.txt"
-    assert predict("--input-list", names, out) == (1, "", f"virnucpro-async: {names}: {NO_FILE}\n")
+    assert predict("--input-list", names, out) == (1, "", f"virnuc-async: {names}: {NO_FILE}\n")
     names.write_text("\n")
-    message = f"virnucpro-async: the input list '{names}' names no input\n"
+    message = f"virnuc-async: the input list '{names}' names no input\n"
     assert predict("--input-list", names, out) == (64, "", message)
 
 
@@ -266,7 +266,7 @@ def test_nothing_to_read_is_said_before_a_model_is_loaded(
     if content is not None:
         source.write_bytes(content)
     ended = predict(source, out, "--model", broken)
-    lines = [f"virnucpro-async: no sequence record in {source}", *([f"{source}: {said}"] if said else [])]
+    lines = [f"virnuc-async: no sequence record in {source}", *([f"{source}: {said}"] if said else [])]
     assert ended == (1, "", "\n".join(lines) + "\n")
     assert not out.exists()
 
@@ -274,13 +274,13 @@ def test_nothing_to_read_is_said_before_a_model_is_loaded(
 def test_several_inputs_without_a_record(tmp_path: Path, out: Path) -> None:
     one, two = tmp_path / "one.fa", tmp_path / "two.fa"
     lines = ["no sequence record in the 2 inputs", f"{one}: {NO_FILE}", f"{two}: {NO_FILE}"]
-    assert predict(one, two, out) == (1, "", "virnucpro-async: " + "\n".join(lines) + "\n")
+    assert predict(one, two, out) == (1, "", "virnuc-async: " + "\n".join(lines) + "\n")
 
 
 def test_unknown_model_says_which_there_are(good: Path, out: Path) -> None:
     ended = predict(good, out, "--model", "no-such")
     assert (ended.code, ended.out) == (1, "")
-    assert re.match(r"virnucpro-async: no model 'no-such' here\. Installed: tiny-500", ended.err)
+    assert re.match(r"virnuc-async: no model 'no-such' here\. Installed: tiny-500", ended.err)
     assert "models download virnucpro-500" in predict(good, out, "--model", "virnucpro-500").err
 
 
@@ -289,7 +289,7 @@ def test_unknown_device_says_which_there_are(name: str, good: Path, out: Path) -
     ended = predict(good, out, "--devices", name)
     wrong = name.removeprefix("cpu,")
     known = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    said = f"virnucpro-async: no device '{wrong}' here. There are: {', '.join([*known, 'cpu'])}\n"
+    said = f"virnuc-async: no device '{wrong}' here. There are: {', '.join([*known, 'cpu'])}\n"
     assert ended == (1, "", said)
 
 
@@ -435,7 +435,7 @@ def test_directory_of_somebody_else_is_refused(good: Path, out: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     said = (
-        f"virnucpro-async: {out}: holds 'thesis.tex' and no run of this program. "
+        f"virnuc-async: {out}: holds 'thesis.tex' and no run of this program. "
         "Choose a new or empty directory\n"
     )
     for more in ((), ("--overwrite",)):
@@ -459,7 +459,7 @@ def test_another_run_is_refused_and_says_why(good: Path, tmp_path: Path, out: Pa
     for arguments, said in changes.items():
         ended = predict(*arguments, good, out)
         assert ended.code == 1
-        assert f"virnucpro-async: {out}: holds another run: {said}" in ended.err
+        assert f"virnuc-async: {out}: holds another run: {said}" in ended.err
         assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
     good.write_text(GOOD.replace("good", "GOOD"))
     assert f"other inputs: {good} has changed." in predict(good, out).err
@@ -487,7 +487,7 @@ def test_output_directory_that_cannot_be(below: str, good: Path, tmp_path: Path)
     place = tmp_path / "loop" / below
     ended = predict(good, place)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith(f"virnucpro-async: {place}: ")
+    assert ended.err.startswith(f"virnuc-async: {place}: ")
 
 
 # Flags
@@ -590,7 +590,7 @@ def test_run_log(good: Path, tmp_path: Path, out: Path, model: Bundle) -> None:
     for line, begins in zip(
         said,
         (
-            f"INFO     virnucpro-async {__version__} with golden, fragments of 500 bp",
+            f"INFO     virnuc-async {__version__} with golden, fragments of 500 bp",
             "INFO     cpu:0: CPU (",
             f"ERROR    {missing}: {NO_FILE}",
             "DEBUG    batch 0.0 done on cpu:0",
@@ -633,7 +633,7 @@ print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
 """
     order, said, code = python(script).splitlines()
     assert order == "PCI_BUS_ID 98,99"
-    assert re.fullmatch(r"virnucpro-async: no device 'GPU 98' here\. There are: .*", said)
+    assert re.fullmatch(r"virnuc-async: no device 'GPU 98' here\. There are: .*", said)
     assert code == "1"
 
 
@@ -679,14 +679,14 @@ print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
 def test_wrong_usage(arguments: str, said: str) -> None:
     ended = run(*arguments.split())
     assert (ended.code, ended.out) == (64, "")
-    assert ended.err.startswith("virnucpro-async: ")
+    assert ended.err.startswith("virnuc-async: ")
     assert said in ended.err
     if "argument" in said or "such option" in said:
-        assert re.search(r"\nTry 'virnucpro-async.* --help'\.\n$", ended.err)
+        assert re.search(r"\nTry 'virnuc-async.* --help'\.\n$", ended.err)
 
 
 def test_wrong_usage_names_the_help_that_helps() -> None:
-    assert run("predict", "a", "b", "--no-such").err.endswith("Try 'virnucpro-async predict --help'.\n")
+    assert run("predict", "a", "b", "--no-such").err.endswith("Try 'virnuc-async predict --help'.\n")
 
 
 # Exit codes 130 and 143
@@ -843,30 +843,28 @@ def test_what_is_piped_again_must_be_the_same(reads: bytes, undisturbed: dict[st
 
 
 def test_version_and_help() -> None:
-    assert run("--version") == (0, f"virnucpro-async {__version__}\n", "")
+    assert run("--version") == (0, f"virnuc-async {__version__}\n", "")
     actions = [f"models {action}" for action in ("list", "info", "download", "verify", "import")]
     for command in ("", "predict", "train", "evaluate", "calibrate", "models", *actions, "devices"):
         ended = run(*command.split(), "--help")
         assert (ended.code, ended.err) == (0, "")
-        assert ended.out.startswith("usage: virnucpro-async")
-        assert f"\n  python -m virnucpro_async {command}" in ended.out.partition("examples:\n")[2].join(
+        assert ended.out.startswith("usage: virnuc-async")
+        assert f"\n  python -m virnuc_async {command}" in ended.out.partition("examples:\n")[2].join(
             ["\n", ""]
         )
-    assert (
-        "usage: virnucpro-async predict INPUT [INPUT ...] OUT_DIR [options]\n" in run("predict", "--help").out
-    )
+    assert "usage: virnuc-async predict INPUT [INPUT ...] OUT_DIR [options]\n" in run("predict", "--help").out
     assert "interrupted, the same command resumes" in run("predict", "--help").out
 
 
 def test_help_imports_nothing_heavy() -> None:
     script = """
 import sys
-import virnucpro_async
+import virnuc_async.cli
 helps = [[], ["predict"], ["models", "import"], ["train"], ["evaluate"]]
 for words in *([*words, "--help"] for words in helps), ["predict"], ["train"], ["--version"]:
     sys.stdout = sys.stderr = open("/dev/null", "w")
     try:
-        virnucpro_async.run.__globals__["main"](words)
+        virnuc_async.cli.main(words)
     except SystemExit:
         pass
 sys.stdout = sys.__stdout__
@@ -877,20 +875,20 @@ print(*{"torch", "numpy", "rich", "loguru", "anyio", "tokenizers", "safetensors"
 
 def test_examples_of_the_help_are_understood(good: Path) -> None:
     text = run("--help").out + run("predict", "--help").out
-    lines = re.findall(r"python -m virnucpro_async (predict .*)", text)
+    lines = re.findall(r"python -m virnuc_async (predict .*)", text)
     assert len(lines) > 5
     for line in lines:
-        assert run(*line.split(), "--threshold", "2").err.startswith("virnucpro-async: the threshold") or (
+        assert run(*line.split(), "--threshold", "2").err.startswith("virnuc-async: the threshold") or (
             "samples.txt" in line
         )
 
 
 def test_examples_of_training_are_understood() -> None:
     text = "".join(run(*words, "--help").out for words in ((), ("train",), ("evaluate",)))
-    lines = re.findall(r"python -m virnucpro_async ((?:train|evaluate) .*)", text.replace("\\\n", ""))
+    lines = re.findall(r"python -m virnuc_async ((?:train|evaluate) .*)", text.replace("\\\n", ""))
     assert len(lines) == 6
     for line in lines:
-        assert run(*line.split(), "--threshold", "2").err.startswith("virnucpro-async: the threshold")
+        assert run(*line.split(), "--threshold", "2").err.startswith("virnuc-async: the threshold")
 
 
 # Models and devices
@@ -928,7 +926,7 @@ def test_models_are_imported_used_and_described(
     assert facts["protein.safetensors"] == f"sha256 {model.checksums['protein.safetensors']}, checked"
     ended = run("models", "import", *parts, *more)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err == f"virnucpro-async: {directory}: exists and is not empty\n"
+    assert ended.err == f"virnuc-async: {directory}: exists and is not empty\n"
 
 
 def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -942,7 +940,7 @@ def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert default == ["tiny-500 (default)", "500 bp", str(shipped)]
     assert missing == [[name, "-", "not on this machine"] for name in ("virnucpro-500", "virnucpro-300")]
     assert "docs/models.md" in hint
-    mine = tmp_path / "virnucpro-async" / "models" / "virnucpro-500"
+    mine = tmp_path / "virnuc-async" / "models" / "virnucpro-500"
     shutil.copytree(model.directory, mine)
     assert re.search(f"^virnucpro-500 +500 bp +{mine}$", run("models", "list").out, re.MULTILINE)
     assert run("models", "info", "virnucpro-500").code == 0
@@ -988,7 +986,7 @@ def test_hostile_file_is_refused_and_not_run(part: str, golden_parts: Parts, tmp
     words = [word for pair in given.items() for word in pair]
     ended = run("models", "import", *words, "--length", "500", "--name", "x", "--output", directory)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith(f"virnucpro-async: {trap} cannot be imported: ")
+    assert ended.err.startswith(f"virnuc-async: {trap} cannot be imported: ")
     assert not mark.exists()
     assert not directory.exists()
 
@@ -1001,13 +999,13 @@ def test_import_says_what_is_wrong_with_its_arguments(golden_parts: Parts, tmp_p
         "models", "import", *good, "--protein", missing, "--length", "500", "--output", tmp_path / "new"
     )
     assert ended.code == 1
-    assert ended.err.startswith(f"virnucpro-async: {missing} cannot be imported: ")
+    assert ended.err.startswith(f"virnuc-async: {missing} cannot be imported: ")
     whole = (*good, "--protein", golden_parts.protein)
     ended = run("models", "import", *whole, "--length", "0", "--output", tmp_path / "new")
     assert ended.code == 64
-    assert ended.err == "virnucpro-async: --length is a number of bases, 300 or 500 as published, not 0\n"
+    assert ended.err == "virnuc-async: --length is a number of bases, 300 or 500 as published, not 0\n"
     ended = run("models", "import", *whole, "--length", "500", "--output", file)
-    assert ended == (1, "", f"virnucpro-async: {file}: {os.strerror(errno.ENOTDIR)}\n")
+    assert ended == (1, "", f"virnuc-async: {file}: {os.strerror(errno.ENOTDIR)}\n")
 
 
 def test_devices_names_them_as_the_option_wants_them(good: Path, out: Path) -> None:
@@ -1032,7 +1030,7 @@ def test_reader_that_has_gone_is_no_traceback(command: list[str], environment: d
     os.close(read)
     usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open(write, "wb") as pipe:
-        words = [sys.executable, "-m", "virnucpro_async", *command]
+        words = [sys.executable, "-m", "virnuc_async", *command]
         done = subprocess.run(words, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, env=usual | environment)
     assert done.stderr == b""
     assert done.returncode in (0, 1)  # argparse lets a help that nobody reads pass, if it hears of it
@@ -1042,4 +1040,4 @@ def test_process_ends_with_the_code_of_the_command(tmp_path: Path) -> None:
     said = tmp_path / "said"
     with start("predict", "only-one-name", stderr=said) as process:
         assert process.wait() == 64
-    assert said.read_text() == "virnucpro-async: name an input before the output directory 'only-one-name'\n"
+    assert said.read_text() == "virnuc-async: name an input before the output directory 'only-one-name'\n"

@@ -274,7 +274,7 @@ def test_too_short_records_are_said(tmp_path: Path) -> None:
 def test_a_directory_of_something_else(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     said = "holds 'thesis.txt' and no evaluation. Choose a new or empty directory"
-    message = f"virnucpro-async: {tmp_path}: {said}\n"
+    message = f"virnuc-async: {tmp_path}: {said}\n"
     assert evaluate(toys, tmp_path) == (1, "", message)
     ended = evaluate(toys, tmp_path / "thesis.txt")
     assert ended.err.endswith("is a file, not a directory. Choose a new or empty directory\n")
@@ -303,13 +303,13 @@ def test_another_model_in_the_same_directory(
     ],
 )
 def test_options_out_of_range(toys: Toys, tmp_path: Path, option: tuple[str, ...], said: str) -> None:
-    assert evaluate(toys, tmp_path / "out", *option) == (64, "", f"virnucpro-async: {said}\n")
+    assert evaluate(toys, tmp_path / "out", *option) == (64, "", f"virnuc-async: {said}\n")
 
 
 def test_one_class_and_missing_files(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "empty.fa").write_text("")
     ended = evaluate(Toys(tmp_path / "empty.fa", toys.nonviral), tmp_path / "out")
-    message = "virnucpro-async: nothing viral in the labelled sequences: both classes are needed\n"
+    message = "virnuc-async: nothing viral in the labelled sequences: both classes are needed\n"
     assert ended == (1, "", message)
     assert evaluate(Toys(tmp_path / "none.fa", toys.nonviral), tmp_path / "out").code == 1
     assert run("evaluate", "--viral", toys.viral, "--output", tmp_path / "out").code == 64

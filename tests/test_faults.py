@@ -228,10 +228,10 @@ def test_a_disk_that_becomes_read_only(source: Path, small_disk: Path, tmp_path:
     assert predict(source, tmp_path / "calm").code == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = predict(source, out)
-    assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnucpro-async: {out}: Read-only file system")
+    assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnuc-async: {out}: Read-only file system")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert predict(source, out).code == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = predict(source, out)
-    assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnucpro-async: {out}: Read-only file system")
+    assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnuc-async: {out}: Read-only file system")
     assert tables(out) == tables(tmp_path / "calm")

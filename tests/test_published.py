@@ -162,7 +162,7 @@ def cache(golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         wanted = partial(golden_wanted, golden_parts, length)
         monkeypatch.setitem(published.MODELS, f"virnucpro-{length}", wanted)
     monkeypatch.setattr("virnuc_async.downloads._USUAL", Patience(stall=20, tries=3, pause=0.001))
-    monkeypatch.setenv("VIRNUCPRO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("VIRNUC_ASYNC_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
 
 
@@ -334,7 +334,7 @@ def test_a_directory_of_somebody_else_is_refused(server: Server, cache: Path, tm
 def test_the_cache_directory_is_asked_everywhere(
     server: Server, cache: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.delenv("VIRNUCPRO_CACHE_DIR")
+    monkeypatch.delenv("VIRNUC_ASYNC_CACHE_DIR")
     there = ("--cache-dir", tmp_path / "there")
     assert download(server, "virnucpro-500", *there).code == 0
     assert not cache.exists()

@@ -533,13 +533,13 @@ def test_the_command_says_what_to_do_about_features(
     ended = predict(*words)
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
-        f"virnucpro-async: no features to reuse in {old}: no file there is named *_DNABERT_S.pt or "
+        f"virnuc-async: no features to reuse in {old}: no file there is named *_DNABERT_S.pt or "
         "*_DNABERT.pt or *_ESM.pt or *_merged.pt or merged_features.pt\n"
     )
     (old / "x_ESM.pt").write_bytes(b"PK")
     ended = predict(*words)
     assert ended.code == 1
-    assert ended.err.startswith(f"virnucpro-async: {old / 'x_ESM.pt'} cannot be reused: damaged")
+    assert ended.err.startswith(f"virnuc-async: {old / 'x_ESM.pt'} cannot be reused: damaged")
     (old / "x_ESM.pt").unlink()
     leave_merged(golden / "upstream/expected_500", old / "x_merged.pt", others_ids)
     ended = predict(*words)

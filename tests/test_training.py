@@ -206,7 +206,7 @@ def test_a_training_that_diverges(toys: Toys, work: Path, tmp_path: Path) -> Non
         ended = train(toys, tmp_path / "one", "--work", work, *options)
         assert ended.code == 1
         said = "the loss is no number after epoch 1: choose a lower --rate than 1e+30"
-        assert ended.err.endswith(f"virnucpro-async: {said}\n")
+        assert ended.err.endswith(f"virnuc-async: {said}\n")
     assert not (tmp_path / "one").exists()
 
 
@@ -328,7 +328,7 @@ def test_planted_leaks_are_left_out_kept_or_refused(leaking: Toys, tmp_path: Pat
         1,
         "",
         "looking for 31-mers that held-out records share with training ones\n"
-        "virnucpro-async: 6 of 12 held-out records share stretches of 31 bases with training ones, and "
+        "virnuc-async: 6 of 12 held-out records share stretches of 31 bases with training ones, and "
         "figures on them would flatter. Cluster the sequences and name the table with --clusters, or have "
         "them left out with --leaks drop\n",
     )
@@ -470,7 +470,7 @@ def test_nothing_is_overwritten(toys: Toys, work: Path, tmp_path: Path) -> None:
     output.mkdir()
     assert train(toys, output, "--work", work).code == 0  # an empty directory is as good as none
     before = weights(output)
-    message = f"virnucpro-async: {output}: exists and is not empty. Choose a new directory for the bundle\n"
+    message = f"virnuc-async: {output}: exists and is not empty. Choose a new directory for the bundle\n"
     assert train(toys, output, "--work", work, "--seed", "1") == (1, "", message)
     assert weights(output) == before
 
@@ -494,7 +494,7 @@ def test_a_work_directory_of_something_else(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "work" / "thesis.txt").write_text("all of it")
     ended = train(toys, tmp_path / "one", "--work", tmp_path / "work")
     message = (
-        f"virnucpro-async: {tmp_path / 'work'}: holds 'thesis.txt' and no training. Choose another --work\n"
+        f"virnuc-async: {tmp_path / 'work'}: holds 'thesis.txt' and no training. Choose another --work\n"
     )
     assert ended == (1, "", message)
 
@@ -524,7 +524,7 @@ def test_other_sequences_in_the_same_work_directory(toys: Toys, work: Path, tmp_
     ],
 )
 def test_settings_out_of_range(toys: Toys, tmp_path: Path, option: tuple[str, ...], said: str) -> None:
-    assert train(toys, tmp_path / "one", *option) == (64, "", f"virnucpro-async: {said}\n")
+    assert train(toys, tmp_path / "one", *option) == (64, "", f"virnuc-async: {said}\n")
 
 
 def test_what_cannot_be_learnt_from(toys: Toys, tmp_path: Path) -> None:
@@ -540,7 +540,7 @@ def test_what_cannot_be_learnt_from(toys: Toys, tmp_path: Path) -> None:
     for number, (those, message) in enumerate(said.items()):
         ended = train(those, tmp_path / f"model{number}")
         assert ended.code == 1
-        assert ended.err.endswith(f"virnucpro-async: {message}\n")
+        assert ended.err.endswith(f"virnuc-async: {message}\n")
         assert not (tmp_path / f"model{number}").exists()
     few = tmp_path / "few.fa"
     few.write_text(fasta([("a", OPEN * 50), ("b", OPEN * 50)]))

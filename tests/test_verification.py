@@ -67,7 +67,7 @@ def test_a_right_model_passes_on_every_replica(count: int, model: Path) -> None:
     assert [row[:2] + row[6:] for row in rows(ended)] == [
         [f"cpu:{number}", "FP32", "8 of 8", "right"] for number in range(count)
     ]
-    assert "golden: 8 ORFs, compared with virnucpro-async" in ended.err
+    assert "golden: 8 ORFs, compared with virnuc-async" in ended.err
     assert re.search(r" on CPU \(.*\) in FP32$", ended.err, re.MULTILINE)
 
 
@@ -209,9 +209,7 @@ def test_a_published_classifier_brings_its_reference(
 
 
 def test_info_says_whose_figures_a_model_is_verified_by(model: Path) -> None:
-    assert re.search(
-        r"^reference +virnucpro-async .* in FP32$", run("models", "info", model).out, re.MULTILINE
-    )
+    assert re.search(r"^reference +virnuc-async .* in FP32$", run("models", "info", model).out, re.MULTILINE)
     (model / "reference.json").unlink()
     bundle = find(model)
     seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)

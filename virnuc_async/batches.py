@@ -14,11 +14,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .failures import InputError
-from .fragments import cut_all
-from .orfs import Orfs, open_frames
-from .sequences import Contig
-from .tokens import OrfTokenizer, Ragged
+from virnuc_async.failures import InputError
+from virnuc_async.fragments import cut_all
+from virnuc_async.orfs import Orfs, open_frames
+from virnuc_async.sequences import Contig
+from virnuc_async.tokens import OrfTokenizer, Ragged
 
 # Large enough that sorting makes long runs of equal length and the last, smaller batch of a
 # window is one of many; small enough that the first batch is ready in a second.

@@ -15,12 +15,13 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from . import calibration
-from .calibration import CALIBRATION, Calibration
-from .failures import BadBundle, UnknownBundle
-from .files import read_small, whole
+from virnuc_async import calibration
+from virnuc_async.calibration import CALIBRATION, Calibration
+from virnuc_async.failures import BadBundle, UnknownBundle
+from virnuc_async.files import read_small, whole
+from virnuc_async.tokens import OrfTokenizer
+
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from .tokens import OrfTokenizer
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
@@ -115,7 +116,7 @@ def sha256(path: Path) -> str:
 
 def cache_directory(cache: Path | None = None) -> Path:
     """Where bundles are looked for by name, beside the shipped ones: below *cache*, or the user's own."""
-    return (cache or user_cache_path("virnucpro-async")) / "models"
+    return (cache or user_cache_path("virnuc-async")) / "models"
 
 
 def known(cache: Path | None = None) -> Iterator[tuple[str, Path]]:

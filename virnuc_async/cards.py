@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .evaluation import figure_rows, group_rows
+from virnuc_async.evaluation import figure_rows, group_rows
 
 _OPTIMISTIC = (
     "**These figures are optimistic.** Fragments were split at random, as in the published protocol: "
@@ -65,7 +65,7 @@ def _recipe(report: Mapping[str, Any]) -> Iterator[str]:
     yield _markdown([("setting", "value"), *([key, str(value)] for key, value in report["recipe"].items())])
     yield (
         f"{len(report['history']):,} epochs, of which number {report['best_epoch']:,} had the lowest "
-        f"validation loss and was kept. virnucpro-async {report['version']}, torch {report['torch']}, "
+        f"validation loss and was kept. virnuc-async {report['version']}, torch {report['torch']}, "
         f"{report['threads']} threads."
     )
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
-from .settings import (
+from virnuc_async._version import __version__
+from virnuc_async.failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
+from virnuc_async.settings import (
     Balance,
     Compile,
     Leaks,
@@ -33,15 +33,15 @@ from .settings import (
 if TYPE_CHECKING:
     from loguru import Record
 
-    from .bundles import Bundle
-    from .downloads import Watch
-    from .published import Places, Wanted
-    from .references import Reference
-    from .results import Summary
-    from .upstream import Parts
-    from .verification import Finding
+    from virnuc_async.bundles import Bundle
+    from virnuc_async.downloads import Watch
+    from virnuc_async.published import Places, Wanted
+    from virnuc_async.references import Reference
+    from virnuc_async.results import Summary
+    from virnuc_async.upstream import Parts
+    from virnuc_async.verification import Finding
 
-PROGRAM = "virnucpro-async"
+PROGRAM = "virnuc-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
 _AGAIN_SECONDS = 10.0  # after which what is being done is said again
 _INTERRUPTED = "Interrupted. The same command resumes this run."
@@ -49,25 +49,25 @@ _LARGEST_LIST = 1 << 28  # bytes: millions of names
 
 _EXAMPLES = """\
 examples:
-  python -m virnucpro_async predict contigs.fa out/
-  python -m virnucpro_async predict sample1.fq.gz sample2.fa.zst reads/ out/
-  zcat reads.fq.gz | python -m virnucpro_async predict - out/
-  python -m virnucpro_async predict contigs.fa out/ --model /data/virnucpro-500 --gpus 0,1
-  python -m virnucpro_async train --viral viruses.fa --nonviral others.fa --output my-model/
-  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
-  python -m virnucpro_async models list
-  python -m virnucpro_async models download virnucpro-500
+  python -m virnuc_async predict contigs.fa out/
+  python -m virnuc_async predict sample1.fq.gz sample2.fa.zst reads/ out/
+  zcat reads.fq.gz | python -m virnuc_async predict - out/
+  python -m virnuc_async predict contigs.fa out/ --model /data/virnucpro-500 --gpus 0,1
+  python -m virnuc_async train --viral viruses.fa --nonviral others.fa --output my-model/
+  python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
+  python -m virnuc_async models list
+  python -m virnuc_async models download virnucpro-500
 
 The same command resumes a run that was interrupted.
 """
 _PREDICT_EXAMPLES = """\
 examples:
-  python -m virnucpro_async predict contigs.fa out/
-  python -m virnucpro_async predict reads_R1.fq.gz reads_R2.fq.gz out/ --threshold 0.8
-  python -m virnucpro_async predict interleaved.fq.gz out/ --pairs interleaved
-  python -m virnucpro_async predict --input-list samples.txt --output-dir out/ --quiet
-  zcat reads.fq.gz | python -m virnucpro_async predict - out/ --devices cpu,cpu
-  python -m virnucpro_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
+  python -m virnuc_async predict contigs.fa out/
+  python -m virnuc_async predict reads_R1.fq.gz reads_R2.fq.gz out/ --threshold 0.8
+  python -m virnuc_async predict interleaved.fq.gz out/ --pairs interleaved
+  python -m virnuc_async predict --input-list samples.txt --output-dir out/ --quiet
+  zcat reads.fq.gz | python -m virnuc_async predict - out/ --devices cpu,cpu
+  python -m virnuc_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
 
 inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or -
 for standard input; the last name is the output directory.
@@ -77,10 +77,10 @@ interrupted, the same command resumes.
 """
 _TRAIN_EXAMPLES = """\
 examples:
-  python -m virnucpro_async train --viral viruses.fa --nonviral bacteria.fa human.fa --output my-model/
-  python -m virnucpro_async train --viral v/ --nonviral n/ --clusters clusters.tsv --balance group \\
+  python -m virnuc_async train --viral viruses.fa --nonviral bacteria.fa human.fa --output my-model/
+  python -m virnuc_async train --viral v/ --nonviral n/ --clusters clusters.tsv --balance group \\
       --model virnucpro-500 --output my-model/ --optimizer adamw --rate 0.001
-  python -m virnucpro_async predict contigs.fa out/ --model my-model/
+  python -m virnuc_async predict contigs.fa out/ --model my-model/
 
 clusters and groups are tables of two columns: a record or its genome, a tab, what it belongs to.
 Without them, genome= and group= in the headers say so. docs/training.md says what a split must keep
@@ -88,8 +88,8 @@ apart, and what the figures mean. The same command resumes.
 """
 _EVALUATE_EXAMPLES = """\
 examples:
-  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
-  python -m virnucpro_async evaluate --viral viruses.fa --nonviral others.fa --output figures/ \\
+  python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
+  python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/ \\
       --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --stretches 3
 
 figures/evaluation.html is for people, figures/evaluation.json for programs. docs/training.md says what
@@ -97,7 +97,7 @@ each figure means. The same command resumes.
 """
 _CALIBRATE_EXAMPLES = """\
 examples:
-  python -m virnucpro_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
+  python -m virnuc_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
       --model my-model/ --fpr 0.01
 
 Scores and verdicts stay as they are: contigs.tsv has a column more, p_virus_calibrated. The sequences
@@ -105,22 +105,22 @@ must be new to the model. The same command resumes.
 """
 _MODELS_EXAMPLES = """\
 examples:
-  python -m virnucpro_async models list
-  python -m virnucpro_async models info tiny-500
-  python -m virnucpro_async models download virnucpro-500
-  python -m virnucpro_async models verify virnucpro-500
-  python -m virnucpro_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
+  python -m virnuc_async models list
+  python -m virnuc_async models info tiny-500
+  python -m virnuc_async models download virnucpro-500
+  python -m virnuc_async models verify virnucpro-500
+  python -m virnuc_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
 docs/models.md says what the published models are and how they are checked.
 """
 _DOWNLOAD_EXAMPLES = """\
 examples:
-  python -m virnucpro_async models download virnucpro-500
-  python -m virnucpro_async models download virnucpro-500 virnucpro-300 --cache-dir /data/models
-  python -m virnucpro_async models download virnucpro-500 --to virnucpro-500/
-  python -m virnucpro_async models download --protein esm2_t33_650M_UR50D --to parts/
-  HTTPS_PROXY=http://proxy:3128 python -m virnucpro_async models download virnucpro-500
+  python -m virnuc_async models download virnucpro-500
+  python -m virnuc_async models download virnucpro-500 virnucpro-300 --cache-dir /data/models
+  python -m virnuc_async models download virnucpro-500 --to virnucpro-500/
+  python -m virnuc_async models download --protein esm2_t33_650M_UR50D --to parts/
+  HTTPS_PROXY=http://proxy:3128 python -m virnuc_async models download virnucpro-500
 
 Files are checked before they are used. The same command goes on where it was interrupted. What --to
 made works on machines without a network: predict --model DIR. Proxies are those of HTTPS_PROXY,
@@ -128,17 +128,17 @@ HTTP_PROXY and NO_PROXY; HF_ENDPOINT names another server in the place of Huggin
 """
 _VERIFY_EXAMPLES = """\
 examples:
-  python -m virnucpro_async models verify virnucpro-500
-  python -m virnucpro_async models verify virnucpro-500 --gpus 0,1 --precision bf16
-  python -m virnucpro_async models verify my_model/ --record --devices cpu
+  python -m virnuc_async models verify virnucpro-500
+  python -m virnuc_async models verify virnucpro-500 --gpus 0,1 --precision bf16
+  python -m virnuc_async models verify my_model/ --record --devices cpu
 
 Computes the few ORFs of the model's reference on every device, in every precision that it has, and
 compares. exit codes: 0 right everywhere; 1 not.
 """
 _DEVICES_EXAMPLES = """\
 examples:
-  python -m virnucpro_async devices
-  python -m virnucpro_async predict contigs.fa out/ --devices cuda:0,cuda:1
+  python -m virnuc_async devices
+  python -m virnuc_async predict contigs.fa out/ --devices cuda:0,cuda:1
 """
 
 
@@ -300,13 +300,13 @@ def _add_cache_option(group: Any) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="where models are kept (default: $VIRNUCPRO_CACHE_DIR, else ~/.cache/virnucpro-async)",
+        help="where models are kept (default: $VIRNUC_ASYNC_CACHE_DIR, else ~/.cache/virnuc-async)",
     )
 
 
 def _cache(options: Namespace) -> Path | None:
     """Give the directory that was named, by option or environment; None: the user's own."""
-    named = options.cache_dir or os.environ.get("VIRNUCPRO_CACHE_DIR")
+    named = options.cache_dir or os.environ.get("VIRNUC_ASYNC_CACHE_DIR")
     return Path(named).expanduser() if named else None
 
 
@@ -535,7 +535,7 @@ def _add_download(actions: Any) -> None:
     get.add_argument(
         "--mirror",
         metavar="URL",
-        help="get files from URL/HOST/PATH instead of https://HOST/PATH (default: $VIRNUCPRO_MIRROR)",
+        help="get files from URL/HOST/PATH instead of https://HOST/PATH (default: $VIRNUC_ASYNC_MIRROR)",
     )
     _add_cache_option(get)
     get.add_argument("--quiet", action="store_true", help="say only what went wrong")
@@ -604,9 +604,9 @@ def _train(options: Namespace) -> int:
     recipe, split = _filled(Recipe, options), _filled(Split, options, by_fragment=options.split_by_fragment)
     measuring, settings = _filled(Measuring, options, lengths=()), _settings(options)
     _set_environment(options)
-    from .evaluation import figure_rows, group_rows
-    from .labels import labelled
-    from .training import Task, train
+    from virnuc_async.evaluation import figure_rows, group_rows
+    from virnuc_async.labels import labelled
+    from virnuc_async.training import Task, train
 
     output: Path = options.output
     task = Task(
@@ -631,8 +631,8 @@ def _train(options: Namespace) -> int:
 def _evaluate(options: Namespace) -> int:
     measuring, settings = _filled(Measuring, options), _settings(options)
     _set_environment(options)
-    from .evaluation import evaluate, figure_rows, group_rows
-    from .labels import labelled
+    from virnuc_async.evaluation import evaluate, figure_rows, group_rows
+    from virnuc_async.labels import labelled
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
@@ -647,9 +647,9 @@ def _evaluate(options: Namespace) -> int:
 def _calibrate(options: Namespace) -> int:
     settings = _settings(options)
     _set_environment(options)
-    from .calibration import Method
-    from .evaluation import calibrate
-    from .labels import labelled
+    from virnuc_async.calibration import Method
+    from virnuc_async.evaluation import calibrate
+    from virnuc_async.labels import labelled
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
@@ -727,7 +727,7 @@ def _terminable() -> Iterator[None]:
 async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
     import anyio
 
-    from .pipeline import run_pipeline
+    from virnuc_async.pipeline import run_pipeline
 
     caught: list[int] = []
     summary: Summary | None = None
@@ -809,7 +809,7 @@ def _console(options: Namespace) -> Iterator[None]:
     """Show what a run says on standard error: bars on a terminal, lines elsewhere."""
     from rich.console import Console
 
-    from .progress import Bars, Lines, logger
+    from virnuc_async.progress import Bars, Lines, logger
 
     level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
     console = Console(stderr=True)
@@ -826,7 +826,7 @@ def _line(record: "Record") -> str:
 
 
 def _devices(options: Namespace) -> int:
-    from .devices import available, choose, decide_budget, decide_precision
+    from virnuc_async.devices import available, choose, decide_budget, decide_precision
 
     used = {device.name for device in choose(Settings())}
     rows = [("device", "model", "memory", "capability", "precision", "tokens per batch", "used")]
@@ -858,7 +858,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _list_models(options: Namespace) -> int:
-    from .bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
+    from virnuc_async.bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
 
     rows = [("model", "fragments", "directory")]
     installed = list(known(_cache(options)))
@@ -876,8 +876,8 @@ def _list_models(options: Namespace) -> int:
 
 
 def _model_info(options: Namespace) -> int:
-    from .bundles import REFERENCE, find
-    from .references import reference_of
+    from virnuc_async.bundles import REFERENCE, find
+    from virnuc_async.references import reference_of
 
     bundle = find(options.name, _cache(options))
     bundle.check()
@@ -916,7 +916,7 @@ def _told_calibration(bundle: "Bundle") -> str:
 
 
 def _import_model(options: Namespace) -> int:
-    from .upstream import Parts, import_bundle
+    from virnuc_async.upstream import Parts, import_bundle
 
     if options.length < 1:
         raise UsageError(f"--length is a number of bases, 300 or 500 as published, not {options.length}")
@@ -933,14 +933,14 @@ def _import_model(options: Namespace) -> int:
 
 
 def _download_models(options: Namespace) -> int:
-    from .bundles import cache_directory
-    from .published import Places, download
+    from virnuc_async.bundles import cache_directory
+    from virnuc_async.published import Places, download
 
     if bool(options.names) == bool(options.protein):
         raise UsageError("name models to download, or a --protein")
     if options.to and len(options.names) > 1:
         raise UsageError("--to takes one model")
-    mirror = options.mirror or os.environ.get("VIRNUCPRO_MIRROR", "")
+    mirror = options.mirror or os.environ.get("VIRNUC_ASYNC_MIRROR", "")
     targets = _targets(options, Places(os.environ.get("HF_ENDPOINT", ""), mirror))
     try:
         with _watching(options.quiet) as watch, _telling(options.quiet) as tell:
@@ -957,8 +957,8 @@ def _download_models(options: Namespace) -> int:
 
 def _targets(options: Namespace, places: "Places") -> "dict[Path, Wanted]":
     """Say where what is to lie."""
-    from .bundles import cache_directory
-    from .published import MODELS, published_encoders
+    from virnuc_async.bundles import cache_directory
+    from virnuc_async.published import MODELS, published_encoders
 
     if options.protein:
         target = options.to or cache_directory(_cache(options)).with_name("encoders") / options.protein
@@ -983,7 +983,7 @@ def _watching(quiet: bool) -> "Iterator[Watch]":
     """Show how far downloads are on standard error: bars on a terminal, lines elsewhere."""
     from rich.console import Console
 
-    from .progress import TransferBars, TransferLines
+    from virnuc_async.progress import TransferBars, TransferLines
 
     console = Console(stderr=True)
     if quiet:
@@ -996,8 +996,8 @@ def _watching(quiet: bool) -> "Iterator[Watch]":
 
 
 def _reference_for_import(wanted: str, parts: "Parts") -> "Reference | None":
-    from .published import reference_for
-    from .references import read_reference
+    from virnuc_async.published import reference_for
+    from virnuc_async.references import read_reference
 
     if wanted == "published":
         return reference_for(parts.classifier)
@@ -1008,10 +1008,10 @@ def _verify_model(options: Namespace) -> int:
     _show_only(options.gpus)
     import anyio
 
-    from .bundles import find
-    from .devices import choose
-    from .references import reference_of
-    from .verification import precisions_of, verify
+    from virnuc_async.bundles import find
+    from virnuc_async.devices import choose
+    from virnuc_async.references import reference_of
+    from virnuc_async.verification import precisions_of, verify
 
     bundle = find(options.name, _cache(options))
     wanted, found = Precision(options.precision), []
@@ -1039,7 +1039,7 @@ def _recorded(bundle: "Bundle") -> "Bundle":
     """Give *bundle* with a reference of what it gives here."""
     import anyio
 
-    from .verification import record
+    from virnuc_async.verification import record
 
     try:
         return anyio.run(record, bundle)

@@ -17,8 +17,8 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from . import __version__
-from .failures import NotServed
+from virnuc_async._version import __version__
+from virnuc_async.failures import NotServed
 
 _BLOCK = 1 << 20
 _TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -73,7 +73,7 @@ def asking(url: str, seconds: float, wanted: str = "", validator: str = "") -> I
     Raises:
         Trouble, NotServed: there is no answer, or one without a file
     """
-    headers = {"User-Agent": f"virnucpro-async/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"virnuc-async/{__version__}", "Accept-Encoding": "identity"}
     if wanted:
         headers["Range"] = f"bytes={wanted}"
     if validator:

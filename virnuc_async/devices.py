@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pynvml
 import torch
 
-from .failures import MixedDevices, UnknownDevice
-from .settings import Precision, Settings
+from virnuc_async.failures import MixedDevices, UnknownDevice
+from virnuc_async.settings import Precision, Settings
 
 BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}
 

@@ -22,9 +22,9 @@ from time import monotonic
 from typing import IO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from .bundles import sha256
-from .connections import AnotherFile, Answer, Trouble, asking
-from .failures import (
+from virnuc_async.bundles import sha256
+from virnuc_async.connections import AnotherFile, Answer, Trouble, asking
+from virnuc_async.failures import (
     BundleError,
     CannotWrite,
     DownloadBroken,
@@ -32,8 +32,8 @@ from .failures import (
     NotServed,
     WrongDownload,
 )
-from .files import not_through_a_link
-from .unfinished import Span, Unfinished
+from virnuc_async.files import not_through_a_link
+from virnuc_async.unfinished import Span, Unfinished
 
 _BLOCK = 1 << 20
 _LEAST = 1 << 10  # bytes within the patience for a stall: less is none

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__
-from .bundles import Bundle, find, is_shipped
-from .calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
-from .charts import chart, heading, page, paragraph, table
-from .failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
-from .files import whole
-from .labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
-from .measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
-from .progress import logger
-from .results import Summary, judge, vote
-from .settings import Measuring, Pairing, Settings
-from .store import Block, Store
+from virnuc_async._version import __version__
+from virnuc_async.bundles import Bundle, find, is_shipped
+from virnuc_async.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
+from virnuc_async.charts import chart, heading, page, paragraph, table
+from virnuc_async.failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
+from virnuc_async.files import whole
+from virnuc_async.labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
+from virnuc_async.measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
+from virnuc_async.progress import logger
+from virnuc_async.results import Summary, judge, vote
+from virnuc_async.settings import Measuring, Pairing, Settings
+from virnuc_async.store import Block, Store
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]

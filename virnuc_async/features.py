@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .batches import BASES, RESIDUES, Compared, Known, Window
-from .bundles import sha256
-from .failures import (
+from virnuc_async.batches import BASES, RESIDUES, Compared, Known, Window
+from virnuc_async.bundles import sha256
+from virnuc_async.failures import (
     AmbiguousFeatures,
     BadCheckpoint,
     BadFeatures,
@@ -33,9 +33,9 @@ from .failures import (
     StrangeFeatures,
     counted,
 )
-from .files import fresh
-from .store import FEATURES, Block, Store, orf_id
-from .upstream import read_values
+from virnuc_async.files import fresh
+from virnuc_async.store import FEATURES, Block, Store, orf_id
+from virnuc_async.upstream import read_values
 
 # VirNucPro's names, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")

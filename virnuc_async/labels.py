@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .failures import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
-from .files import read_small
-from .sequences import STDIN, Contig, expand, first_word, read_contigs
+from virnuc_async.failures import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
+from virnuc_async.files import read_small
+from virnuc_async.sequences import STDIN, Contig, expand, first_word, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is
 TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)

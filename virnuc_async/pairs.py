@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import Reader
-from .failures import InputError, counted
-from .sequences import apart
-from .settings import Pairing
-from .store import CONTIG, SCORE, Block, FileLine, Store
+from virnuc_async.batches import Reader
+from virnuc_async.failures import InputError, counted
+from virnuc_async.sequences import apart
+from virnuc_async.settings import Pairing
+from virnuc_async.store import CONTIG, SCORE, Block, FileLine, Store
 
 # The mark of a mate in a file's name: 1 or 2 as a word of its own, with no word behind it that has a
 # digit, since numbers have many meanings; or else R1 or R2, whatever is behind it, the last one that

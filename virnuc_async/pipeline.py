@@ -24,12 +24,21 @@ import numpy as np
 from anyio import CancelScope, CapacityLimiter, from_thread, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from . import __version__, results
-from .batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
-from .bundles import Bundle, find
-from .calibration import Calibration
-from .devices import BASE_BUDGET, Device, MemoryUse, choose, decide_budget, decide_precision, memory_use
-from .failures import (
+from virnuc_async import results
+from virnuc_async._version import __version__
+from virnuc_async.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
+from virnuc_async.bundles import Bundle, find
+from virnuc_async.calibration import Calibration
+from virnuc_async.devices import (
+    BASE_BUDGET,
+    Device,
+    MemoryUse,
+    choose,
+    decide_budget,
+    decide_precision,
+    memory_use,
+)
+from virnuc_async.failures import (
     AnotherRun,
     CannotWrite,
     DeviceLost,
@@ -42,17 +51,18 @@ from .failures import (
     VirnucError,
     counted,
 )
-from .features import FeatureFile, Features, check_alike, find_features, save_features
-from .files import fresh, settle, sync_directory, whole
-from .lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.features import FeatureFile, Features, check_alike, find_features, save_features
+from virnuc_async.files import fresh, settle, sync_directory, whole
+from virnuc_async.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
+from virnuc_async.progress import PROGRESS, Counts, logger, run_files
+from virnuc_async.replica import FAULTS, Replica, Scores
+from virnuc_async.sequences import STDIN, expand, fingerprint, read_contigs
+from virnuc_async.settings import Pairing, Precision, Settings
+from virnuc_async.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
+from virnuc_async.tokens import OrfTokenizer
+
 from .networks.compiling import decide_compile
-from .pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
-from .progress import PROGRESS, Counts, logger, run_files
-from .replica import FAULTS, Replica, Scores
-from .sequences import STDIN, expand, fingerprint, read_contigs
-from .settings import Pairing, Precision, Settings
-from .store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
-from .tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
@@ -459,9 +469,7 @@ class _Run:
 
     def _introduce(self) -> None:
         bundle = self.plan.bundle
-        self.log.info(
-            "virnucpro-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length
-        )
+        self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
             self.log.warning(bundle.notice)
         if self.store.lock.predecessor:

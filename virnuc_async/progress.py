@@ -25,9 +25,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from .downloads import Transfer
-from .failures import harmless
-from .files import not_through_a_link
+from virnuc_async.downloads import Transfer
+from virnuc_async.failures import harmless
+from virnuc_async.files import not_through_a_link
 
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundles import REFERENCE, Bundle, describe, sha256
-from .failures import BadReference, NoReference
-from .files import read_small, whole
-from .settings import Precision
+from virnuc_async.bundles import REFERENCE, Bundle, describe, sha256
+from virnuc_async.failures import BadReference, NoReference
+from virnuc_async.files import read_small, whole
+from virnuc_async.settings import Precision
 
 SUMS = 32
 
@@ -217,7 +217,7 @@ def _reference(described: Mapping[str, Any]) -> Reference:
     orfs, scores = described["orfs"], described["scores"]
     return Reference(
         source=_words(described["source"]),
-        is_ours=described["computed_by"] == "virnucpro-async",
+        is_ours=described["computed_by"] == "virnuc-async",
         ids=tuple(_words(orf["id"]) for orf in orfs),
         bases=tuple(_letters(orf["bases"]) for orf in orfs),
         proteins=tuple(_letters(orf["protein"]) for orf in orfs),
@@ -285,7 +285,7 @@ def _as_json(reference: Reference) -> str:
     described = {
         "format": _FORMAT,
         "source": reference.source,
-        "computed_by": "virnucpro-async" if reference.is_ours else "another program",
+        "computed_by": "virnuc-async" if reference.is_ours else "another program",
         "orfs": [
             {"id": id, "bases": bases.decode(), "protein": protein.decode()} for id, bases, protein in letters
         ],

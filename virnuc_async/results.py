@@ -15,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration import Calibration
-from .pairs import Mates, pair_blocks
-from .store import FRAMES, Block, Failure, Store
+from virnuc_async.calibration import Calibration
+from virnuc_async.pairs import Mates, pair_blocks
+from virnuc_async.store import FRAMES, Block, Failure, Store
 
 # A file's content, in parts; closing it lets go of the store.
 Parts = Generator[bytes, None, None]

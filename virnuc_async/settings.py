@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from .failures import UsageError
+from virnuc_async.failures import UsageError
 
 
 class Precision(StrEnum):

@@ -27,8 +27,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import Batch, ContigRow, FileRow, Window
-from .failures import (
+from virnuc_async.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.failures import (
     AnotherRun,
     CannotWrite,
     DamagedStore,
@@ -37,10 +37,10 @@ from .failures import (
     Stage,
     counted,
 )
-from .files import not_through_a_link, settle, sync_directory
-from .lock import LOCK, Lock
-from .orfs import Frame
-from .salvage import Kept, checksum, count_whole, is_whole, salvage
+from virnuc_async.files import not_through_a_link, settle, sync_directory
+from virnuc_async.lock import LOCK, Lock
+from virnuc_async.orfs import Frame
+from virnuc_async.salvage import Kept, checksum, count_whole, is_whole, salvage
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # what a repair did not trust

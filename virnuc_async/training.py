@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from . import __version__
-from .bundles import ENCODERS, Bundle, Shapes, find, seal
-from .cards import card
-from .evaluation import (
+from virnuc_async._version import __version__
+from virnuc_async.bundles import ENCODERS, Bundle, Shapes, find, seal
+from virnuc_async.cards import card
+from virnuc_async.evaluation import (
     Engine,
     Level,
     bundle_facts,
@@ -32,7 +32,7 @@ from .evaluation import (
     measured,
     write_stretches,
 )
-from .failures import (
+from virnuc_async.failures import (
     AnotherRun,
     BadCheckpoint,
     CannotWrite,
@@ -42,8 +42,8 @@ from .failures import (
     UsageError,
     counted,
 )
-from .files import in_the_making, link, whole
-from .labels import (
+from virnuc_async.files import in_the_making, link, whole
+from virnuc_async.labels import (
     LEFT_OUT,
     SIDES,
     TEST,
@@ -58,13 +58,14 @@ from .labels import (
     split_fragments,
     split_records,
 )
-from .leaks import K, shared
+from virnuc_async.leaks import K, shared
+from virnuc_async.progress import Pace, logger
+from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
+from virnuc_async.store import Block, Store
+from virnuc_async.upstream import read_values
+
 from .networks.classifier import Classifier
 from .networks.shapes import ClassifierShape
-from .progress import Pace, logger
-from .settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
-from .store import Block, Store
-from .upstream import read_values
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory
@@ -569,7 +570,7 @@ def write_bundle(base: Bundle, weights: Mapping[str, Tensor], task: Task, report
 def _sealed(made: Path, base: Bundle, task: Task) -> Bundle:
     shapes = base.shapes
     classifier = ClassifierShape(shapes.classifier.inputs, task.recipe.hidden)
-    origin = {**base.origin, "classifier": f"trained by virnucpro-async {__version__}, see {CARD}"}
+    origin = {**base.origin, "classifier": f"trained by virnuc-async {__version__}, see {CARD}"}
     notices = [f"the encoders are those of {base.name}: {base.notice}"] if base.notice else []
     if task.split.by_fragment:
         notices.append(f"the figures in {CARD} are optimistic: they are of a random split of fragments.")

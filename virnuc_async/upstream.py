@@ -32,16 +32,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from .bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal, sha256
-from .failures import BadBundle, BadCheckpoint, NotOurDirectory
-from .files import fresh, in_the_making, link, read_small
+from virnuc_async.bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal, sha256
+from virnuc_async.failures import BadBundle, BadCheckpoint, NotOurDirectory
+from virnuc_async.files import fresh, in_the_making, link, read_small
+from virnuc_async.references import Reference, write_reference
+from virnuc_async.tokens import OrfTokenizer
+
 from .networks.classifier import Classifier
 from .networks.dnabert_s import DnabertS
 from .networks.esm2 import Esm2
 from .networks.saving import DTYPES, Stacked, save
 from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from .references import Reference, write_reference
-from .tokens import OrfTokenizer
 
 Tensors = Mapping[str, Tensor]
 

@@ -4,15 +4,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import __version__
-from .batches import Batch
-from .bundles import Bundle
-from .devices import Device, choose
-from .failures import DeviceError
-from .references import Deviation, Reference, Tolerance, attach, compare, published_reference, traces
-from .replica import Replica
-from .settings import Precision, Settings
-from .tokens import OrfTokenizer
+from virnuc_async._version import __version__
+from virnuc_async.batches import Batch
+from virnuc_async.bundles import Bundle
+from virnuc_async.devices import Device, choose
+from virnuc_async.failures import DeviceError
+from virnuc_async.references import (
+    Deviation,
+    Reference,
+    Tolerance,
+    attach,
+    compare,
+    published_reference,
+    traces,
+)
+from virnuc_async.replica import Replica
+from virnuc_async.settings import Precision, Settings
+from virnuc_async.tokens import OrfTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ async def compute(bundle: Bundle, reference: Reference, device: Device, precisio
     width = bundle.shapes.nucleotide.width
     return replace(
         reference,
-        source=f"virnucpro-async {__version__} on {device.model} in {precision.upper()}",
+        source=f"virnuc-async {__version__} on {device.model} in {precision.upper()}",
         is_ours=True,
         scores=scores.probabilities.astype(np.float64),
         nucleotide=traces(scores.embeddings[:, :width]),

@@ -37,7 +37,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> tuple[Path,
         "400",
     ]
     strace = ["strace", "-f", "-y", "-qq", "-e", f"trace={_CALLS}", "-o", str(place / "trace")]
-    command = [*strace, sys.executable, "-m", "virnucpro_async", *predict]
+    command = [*strace, sys.executable, "-m", "virnuc_async", *predict]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, check=False)
     if ended.returncode and b"ptrace" in ended.stderr:
         pytest.skip("tracing is not allowed here")

@@ -147,7 +147,7 @@ def test_names_that_lead_nowhere(good: Path, tmp_path: Path, out: Path) -> None:
 def test_a_list_without_end(out: Path) -> None:
     with memory_for_no_more_than(1 << 30):
         ran = predict("--input-list", "/dev/zero", "--output-dir", out)
-    assert (ran.code, ran.err) == (1, "virnucpro-async: /dev/zero: a list of more than 268,435,456 bytes\n")
+    assert (ran.code, ran.err) == (1, "virnuc-async: /dev/zero: a list of more than 268,435,456 bytes\n")
     assert not out.exists()
 
 

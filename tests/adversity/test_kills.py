@@ -69,7 +69,7 @@ def _calm(words: list[str], out: Path) -> Course:
 
 
 def _start(words: list[str], out: Path, devices: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "virnucpro_async", "predict", *words, "--output-dir", str(out)]
+    command = [sys.executable, "-m", "virnuc_async", "predict", *words, "--output-dir", str(out)]
     options = ["--devices", ",".join(["cpu"] * devices), "--quiet", "--esm-batch-size", "600"]
     with open(out.with_suffix(".said"), "ab") as said:
         return subprocess.Popen([*command, *options], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=said)

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..settings import Compile
+from virnuc_async.settings import Compile
+
 from .packing import Packed
 
 # A run must be long enough to win back some ten seconds of compiling on each device. Plain

@@ -1,0 +1,6 @@
+"""``python -m virnuc_async``: the command line."""
+
+from virnuc_async.cli import run
+
+if __name__ == "__main__":
+    run()
