@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from virnuc_async.bundles import Bundle, Shapes, find, seal
-from virnuc_async.files import in_the_making
+from virnuc_async.fileio import in_the_making
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from virnuc_async import batches
 from virnuc_async.batches import Batch, Window, form_windows, longest_first
-from virnuc_async.failures import BrokenInput
+from virnuc_async.errors import BrokenInput
 from virnuc_async.fragments import cut
 from virnuc_async.orfs import open_frames
 from virnuc_async.sequences import Contig, read_contigs

@@ -19,7 +19,7 @@ from virnuc_async.devices import (
     decide_precision,
     memory_use,
 )
-from virnuc_async.failures import MixedDevices, UnknownDevice
+from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Precision, Settings
 
 GIB = 1 << 30

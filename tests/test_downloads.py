@@ -30,7 +30,7 @@ from serving import (
 )
 
 from virnuc_async.downloads import Patience, Source, Transfer, alone, fetch_all, git_blob
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     BadCheckpoint,
     CannotWrite,
     DownloadBroken,

@@ -18,7 +18,7 @@ from running import predict, summary, tables
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
-from virnuc_async.failures import DeviceLost, NoDevicesLeft
+from virnuc_async.errors import DeviceLost, NoDevicesLeft
 from virnuc_async.pipeline import Plan, _Run, score_with
 from virnuc_async.replica import Replica
 from virnuc_async.sequences import Contig, read_contigs

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from running import files_no_larger_than, python
 
 from virnuc_async.batches import Window, form_windows
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AmbiguousFeatures,
     BadFeatures,
     NoFeatures,

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, available, choose
-from virnuc_async.failures import DeviceOutOfMemory, StrangeFeatures
+from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
 from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from running import some_reads
 from support import fasta
 
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     BadTable,
     BrokenInput,
     NoRecords,

@@ -16,7 +16,7 @@ import pytest
 from running import ROOT
 
 from virnuc_async import lock as module
-from virnuc_async.failures import DirectoryBusy, DirectoryHeld
+from virnuc_async.errors import DirectoryBusy, DirectoryHeld
 from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from virnuc_async.bundles import Bundle
-from virnuc_async.failures import BadBundle
+from virnuc_async.errors import BadBundle
 from virnuc_async.networks import esm2
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes

@@ -27,7 +27,7 @@ from virnuc_async import pairs
 from virnuc_async.batches import form_windows
 from virnuc_async.bundles import find
 from virnuc_async.calibration import Calibration, Method
-from virnuc_async.failures import NoDevicesLeft
+from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.fragments import cut
 from virnuc_async.orfs import open_frames
 from virnuc_async.pairs import Mates, compare, find_mates, pair_blocks, pair_id

@@ -26,7 +26,7 @@ from virnuc_async import pipeline, results
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, MemoryUse
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AnotherRun,
     BadBundle,
     CannotWrite,

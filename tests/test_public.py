@@ -14,7 +14,8 @@ import torch
 from running import ROOT, python, tables
 
 import virnuc_async
-from virnuc_async import Settings, failures, run_pipeline
+from virnuc_async import Settings, run_pipeline
+from virnuc_async import errors as errors
 
 EXAMPLE = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 
@@ -65,8 +66,8 @@ def test_hands_on_the_public_names(name: str) -> None:
 def test_every_error_of_ours_is_public() -> None:
     ours = {
         name
-        for name, found in inspect.getmembers(failures, inspect.isclass)
-        if issubclass(found, failures.VirnucError)
+        for name, found in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(found, errors.VirnucError)
     }
     assert ours <= set(virnuc_async.__all__)
 

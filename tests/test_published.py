@@ -20,7 +20,7 @@ from serving import Server, ends_after, hangs_after, instead, serving, status
 from virnuc_async import published
 from virnuc_async.bundles import find
 from virnuc_async.downloads import Patience, Source, git_blob
-from virnuc_async.failures import BadCheckpoint, UsageError
+from virnuc_async.errors import BadCheckpoint, UsageError
 from virnuc_async.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
 from virnuc_async.references import published_reference
 from virnuc_async.upstream import Parts, read_protein

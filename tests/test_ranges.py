@@ -27,7 +27,7 @@ from serving import (
 )
 
 from virnuc_async.downloads import Patience, Source, Transfer, fetch_all
-from virnuc_async.failures import DownloadBroken, NotServed, VirnucError, WrongDownload
+from virnuc_async.errors import DownloadBroken, NotServed, VirnucError, WrongDownload
 
 SIZE = 3_000_000
 CONTENT, CHANGED = random.Random(5).randbytes(SIZE), random.Random(6).randbytes(SIZE)

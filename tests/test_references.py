@@ -12,7 +12,7 @@ import torch
 from support import beside, read_table
 
 from virnuc_async.bundles import Bundle, find
-from virnuc_async.failures import BadReference, NoReference
+from virnuc_async.errors import BadReference, NoReference
 from virnuc_async.references import (
     SUMS,
     Reference,

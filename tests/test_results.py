@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from running import files_no_larger_than
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
-from virnuc_async.failures import Stage
+from virnuc_async.errors import Stage
 from virnuc_async.features import save_features
 from virnuc_async.orfs import Frame
 from virnuc_async.results import (

@@ -17,7 +17,7 @@ from support import TABLES, assert_published_scores, beside
 from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AmbiguousFeatures,
     AnotherRun,
     BadFeatures,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support import wrapped
 
 from virnuc_async import sequences
-from virnuc_async.failures import BrokenInput, InputError, NotSequences, TooLarge, UnreadableInput
+from virnuc_async.errors import BrokenInput, InputError, NotSequences, TooLarge, UnreadableInput
 from virnuc_async.sequences import Contig, expand, read_contigs
 
 if sys.version_info >= (3, 14):

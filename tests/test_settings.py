@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from virnuc_async.failures import UsageError
+from virnuc_async.errors import UsageError
 from virnuc_async.settings import Compile, Pairing, Precision, Settings
 
 

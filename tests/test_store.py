@@ -17,7 +17,7 @@ import pytest
 from running import ROOT, files_no_larger_than
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AnotherRun,
     BrokenInput,
     CannotWrite,
@@ -414,7 +414,7 @@ def test_second_opener_is_told_to_wait(store: Store) -> None:
     script = """
 import sys
 from pathlib import Path
-from virnuc_async.failures import DirectoryBusy
+from virnuc_async.errors import DirectoryBusy
 from virnuc_async.store import Store
 try:
     Store(Path(sys.argv[1]), overwrite=True)

@@ -18,7 +18,7 @@ from support import fasta
 from toys import Toys, records, write_shuffled, write_toys
 
 from virnuc_async.bundles import Bundle, find
-from virnuc_async.failures import CannotWrite
+from virnuc_async.errors import CannotWrite
 from virnuc_async.labels import TEST, TRAINING, VALIDATION
 from virnuc_async.settings import Balance, Recipe
 from virnuc_async.training import Examples, balanced, fit
@@ -582,7 +582,7 @@ class Interrupted(io.BytesIO):
 def test_interrupted_while_epochs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, sides = some_examples(66)
     with monkeypatch.context() as patch:
-        patch.setattr("virnuc_async.files.fresh", lambda _: Interrupted())
+        patch.setattr("virnuc_async.fileio.fresh", lambda _: Interrupted())
         with pytest.raises(KeyboardInterrupt):  # of torch's, that is a RuntimeError
             fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt")
     assert fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt").history

@@ -25,7 +25,7 @@ from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from virnuc_async import upstream
 from virnuc_async.bundles import PARTS, Bundle, find
-from virnuc_async.failures import BadCheckpoint, NotOurDirectory
+from virnuc_async.errors import BadCheckpoint, NotOurDirectory
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2

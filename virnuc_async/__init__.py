@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async._version import __version__
 
 if TYPE_CHECKING:
-    from virnuc_async.failures import (
+    from virnuc_async.errors import (
         AmbiguousFeatures,
         AnotherRun,
         BadBundle,
@@ -133,7 +133,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "failures": (
+    "errors": (
         "AmbiguousFeatures",
         "AnotherRun",
         "BadBundle",

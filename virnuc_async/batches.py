@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.failures import InputError
+from virnuc_async.errors import InputError
 from virnuc_async.fragments import cut_all
 from virnuc_async.orfs import Orfs, open_frames
 from virnuc_async.sequences import Contig

@@ -17,11 +17,10 @@ from platformdirs import user_cache_path
 
 from virnuc_async import calibration
 from virnuc_async.calibration import CALIBRATION, Calibration
-from virnuc_async.failures import BadBundle, UnknownBundle
-from virnuc_async.files import read_small, whole
+from virnuc_async.errors import BadBundle, UnknownBundle
+from virnuc_async.fileio import read_small, sha256, whole
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.tokens import OrfTokenizer
-
-from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
@@ -106,12 +105,6 @@ class Bundle:
 def is_shipped(bundle: Bundle) -> bool:
     """Whether *bundle* is one of the package's own, which are the same for all of its users."""
     return bundle.directory.resolve().parent == _SHIPPED.resolve()
-
-
-def sha256(path: Path) -> str:
-    """Give the checksum of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_directory(cache: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from virnuc_async._version import __version__
-from virnuc_async.failures import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
+from virnuc_async.errors import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
 from virnuc_async.settings import (
     Balance,
     Compile,

@@ -18,7 +18,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from virnuc_async._version import __version__
-from virnuc_async.failures import NotServed
+from virnuc_async.errors import NotServed
 
 _BLOCK = 1 << 20
 _TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))

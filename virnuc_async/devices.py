@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pynvml
 import torch
 
-from virnuc_async.failures import MixedDevices, UnknownDevice
+from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Precision, Settings
 
 BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}

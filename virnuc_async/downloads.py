@@ -22,9 +22,8 @@ from time import monotonic
 from typing import IO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from virnuc_async.bundles import sha256
 from virnuc_async.connections import AnotherFile, Answer, Trouble, asking
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     BundleError,
     CannotWrite,
     DownloadBroken,
@@ -32,7 +31,7 @@ from virnuc_async.failures import (
     NotServed,
     WrongDownload,
 )
-from virnuc_async.files import not_through_a_link
+from virnuc_async.fileio import not_through_a_link, sha256
 from virnuc_async.unfinished import Span, Unfinished
 
 _BLOCK = 1 << 20

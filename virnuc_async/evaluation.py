@@ -19,8 +19,8 @@ from virnuc_async._version import __version__
 from virnuc_async.bundles import Bundle, find, is_shipped
 from virnuc_async.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.charts import chart, heading, page, paragraph, table
-from virnuc_async.failures import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
-from virnuc_async.files import whole
+from virnuc_async.errors import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
+from virnuc_async.fileio import whole
 from virnuc_async.labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
 from virnuc_async.measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from virnuc_async.progress import logger

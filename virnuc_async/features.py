@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnuc_async.batches import BASES, RESIDUES, Compared, Known, Window
-from virnuc_async.bundles import sha256
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AmbiguousFeatures,
     BadCheckpoint,
     BadFeatures,
@@ -33,7 +32,7 @@ from virnuc_async.failures import (
     StrangeFeatures,
     counted,
 )
-from virnuc_async.files import fresh
+from virnuc_async.fileio import fresh, sha256
 from virnuc_async.store import FEATURES, Block, Store, orf_id
 from virnuc_async.upstream import read_values
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.failures import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
-from virnuc_async.files import read_small
+from virnuc_async.errors import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
+from virnuc_async.fileio import read_small
 from virnuc_async.sequences import STDIN, Contig, expand, first_word, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from virnuc_async.failures import DirectoryBusy, DirectoryHeld
-from virnuc_async.files import read_small
+from virnuc_async.errors import DirectoryBusy, DirectoryHeld
+from virnuc_async.fileio import read_small
 
 LOCK = "run.lock"
 SIGN_SECONDS = 10.0  # between two signs of life

@@ -38,7 +38,7 @@ from virnuc_async.devices import (
     decide_precision,
     memory_use,
 )
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AnotherRun,
     CannotWrite,
     DeviceLost,
@@ -52,8 +52,9 @@ from virnuc_async.failures import (
     counted,
 )
 from virnuc_async.features import FeatureFile, Features, check_alike, find_features, save_features
-from virnuc_async.files import fresh, settle, sync_directory, whole
+from virnuc_async.fileio import fresh, settle, sync_directory, whole
 from virnuc_async.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
 from virnuc_async.progress import PROGRESS, Counts, logger, run_files
 from virnuc_async.replica import FAULTS, Replica, Scores
@@ -61,8 +62,6 @@ from virnuc_async.sequences import STDIN, expand, fingerprint, read_contigs
 from virnuc_async.settings import Pairing, Precision, Settings
 from virnuc_async.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
 from virnuc_async.tokens import OrfTokenizer
-
-from .networks.compiling import decide_compile
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts

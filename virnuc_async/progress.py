@@ -26,8 +26,8 @@ from rich.progress import (
 )
 
 from virnuc_async.downloads import Transfer
-from virnuc_async.failures import harmless
-from virnuc_async.files import not_through_a_link
+from virnuc_async.errors import harmless
+from virnuc_async.fileio import not_through_a_link
 
 if TYPE_CHECKING:
     from loguru import Logger, Message, Record

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.bundles import REFERENCE, Bundle, describe, sha256
-from virnuc_async.failures import BadReference, NoReference
-from virnuc_async.files import read_small, whole
+from virnuc_async.bundles import REFERENCE, Bundle, describe
+from virnuc_async.errors import BadReference, NoReference
+from virnuc_async.fileio import read_small, sha256, whole
 from virnuc_async.settings import Precision
 
 SUMS = 32

@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
-from virnuc_async.failures import DeviceLost, DeviceOutOfMemory, Stage
+from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.compiling import compile_layers
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.loading import load
+from virnuc_async.networks.packing import Packed, pack, sample
 from virnuc_async.settings import Precision
 from virnuc_async.tokens import Ragged
-
-from .networks.classifier import Classifier
-from .networks.compiling import compile_layers
-from .networks.dnabert_s import DnabertS
-from .networks.esm2 import Esm2
-from .networks.loading import load
-from .networks.packing import Packed, pack, sample
 
 # What a fault number stands for; the first network whose numbers are not finite is at fault.
 FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)

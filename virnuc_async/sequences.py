@@ -24,7 +24,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from virnuc_async.failures import BrokenInput, NotSequences, TooLarge, UnreadableInput
+from virnuc_async.errors import BrokenInput, NotSequences, TooLarge, UnreadableInput
 
 try:
     from compression import zstd  # type: ignore[import-not-found, unused-ignore]

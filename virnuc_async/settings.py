@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from virnuc_async.failures import UsageError
+from virnuc_async.errors import UsageError
 
 
 class Precision(StrEnum):

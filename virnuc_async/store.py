@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AnotherRun,
     CannotWrite,
     DamagedStore,
@@ -37,7 +37,7 @@ from virnuc_async.failures import (
     Stage,
     counted,
 )
-from virnuc_async.files import not_through_a_link, settle, sync_directory
+from virnuc_async.fileio import not_through_a_link, settle, sync_directory
 from virnuc_async.lock import LOCK, Lock
 from virnuc_async.orfs import Frame
 from virnuc_async.salvage import Kept, checksum, count_whole, is_whole, salvage

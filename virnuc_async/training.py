@@ -23,16 +23,7 @@ from torch.nn import functional
 from virnuc_async._version import __version__
 from virnuc_async.bundles import ENCODERS, Bundle, Shapes, find, seal
 from virnuc_async.cards import card
-from virnuc_async.evaluation import (
-    Engine,
-    Level,
-    bundle_facts,
-    check_count,
-    levels,
-    measured,
-    write_stretches,
-)
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     AnotherRun,
     BadCheckpoint,
     CannotWrite,
@@ -42,7 +33,16 @@ from virnuc_async.failures import (
     UsageError,
     counted,
 )
-from virnuc_async.files import in_the_making, link, whole
+from virnuc_async.evaluation import (
+    Engine,
+    Level,
+    bundle_facts,
+    check_count,
+    levels,
+    measured,
+    write_stretches,
+)
+from virnuc_async.fileio import in_the_making, link, whole
 from virnuc_async.labels import (
     LEFT_OUT,
     SIDES,
@@ -59,13 +59,12 @@ from virnuc_async.labels import (
     split_records,
 )
 from virnuc_async.leaks import K, shared
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.progress import Pace, logger
 from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
 from virnuc_async.store import Block, Store
 from virnuc_async.upstream import read_values
-
-from .networks.classifier import Classifier
-from .networks.shapes import ClassifierShape
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory

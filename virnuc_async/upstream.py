@@ -32,17 +32,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from virnuc_async.bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal, sha256
-from virnuc_async.failures import BadBundle, BadCheckpoint, NotOurDirectory
-from virnuc_async.files import fresh, in_the_making, link, read_small
+from virnuc_async.bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal
+from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory
+from virnuc_async.fileio import fresh, in_the_making, link, read_small, sha256
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.saving import DTYPES, Stacked, save
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.references import Reference, write_reference
 from virnuc_async.tokens import OrfTokenizer
-
-from .networks.classifier import Classifier
-from .networks.dnabert_s import DnabertS
-from .networks.esm2 import Esm2
-from .networks.saving import DTYPES, Stacked, save
-from .networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
 Tensors = Mapping[str, Tensor]
 

@@ -8,7 +8,7 @@ from virnuc_async._version import __version__
 from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, choose
-from virnuc_async.failures import DeviceError
+from virnuc_async.errors import DeviceError
 from virnuc_async.references import (
     Deviation,
     Reference,

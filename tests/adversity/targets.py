@@ -28,7 +28,7 @@ import torch
 from virnuc_async import sequences
 from virnuc_async.batches import ContigRow, Window, form_windows
 from virnuc_async.bundles import PARTS, REFERENCE, find
-from virnuc_async.failures import (
+from virnuc_async.errors import (
     BadBundle,
     BadCheckpoint,
     BadReference,

@@ -32,7 +32,7 @@ EACH_FORM = pytest.mark.parametrize("pack", FORMS.values(), ids=FORMS.keys())
 
 READ = """
 from virnuc_async import sequences
-from virnuc_async.failures import InputError
+from virnuc_async.errors import InputError
 
 sequences.LARGEST_RECORD = {limit} or sequences.LARGEST_RECORD
 count, failure = 0, None

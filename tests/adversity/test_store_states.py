@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import bury_owner
 
 from virnuc_async.batches import Batch, ContigRow, FileRow, Window
-from virnuc_async.failures import AnotherRun, BrokenInput, DirectoryBusy, Stage
+from virnuc_async.errors import AnotherRun, BrokenInput, DirectoryBusy, Stage
 from virnuc_async.store import STORE, Finished, Store
 from virnuc_async.tokens import Ragged
 

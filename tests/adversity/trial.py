@@ -22,7 +22,7 @@ import torch
 from fakes import fake_devices
 from support import TABLES, bury_owner
 
-from virnuc_async.failures import BadBundle, CannotWrite, NoDevicesLeft
+from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.results import Summary
 from virnuc_async.settings import Settings

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from virnuc_async.failures import BadBundle
+from virnuc_async.errors import BadBundle
 
 Network = TypeVar("Network", bound=nn.Module)
 

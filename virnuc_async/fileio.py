@@ -5,6 +5,7 @@ Ours are never written through a link that was put in their place, and theirs ar
 what they can sensibly hold.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -97,3 +98,9 @@ def read_small(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it holds more than {most:,} bytes")
     return content
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

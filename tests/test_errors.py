@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from virnuc_async import failures
-from virnuc_async.failures import (
+from virnuc_async import errors as failures
+from virnuc_async.errors import (
     AmbiguousFeatures,
     AnotherRun,
     BadBundle,
