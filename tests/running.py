@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from support import TABLES
 
-from virnuc_async.cli import main
+from virnuc_async.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 

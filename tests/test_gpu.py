@@ -17,11 +17,11 @@ from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, available, choose
 from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
+from virnuc_async.log import logger
 from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
-from virnuc_async.progress import logger
 from virnuc_async.references import reference_of
 from virnuc_async.replica import Replica
 from virnuc_async.sequences import read_contigs

@@ -39,9 +39,9 @@ from virnuc_async.errors import (
 )
 from virnuc_async.fragments import cut
 from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
+from virnuc_async.log import logger
 from virnuc_async.orfs import open_frames
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
-from virnuc_async.progress import logger
 from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences import Contig, read_contigs

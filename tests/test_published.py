@@ -500,7 +500,8 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from functools import partial
 from test_published import golden_wanted
-from virnuc_async import cli, published
+from virnuc_async import published
+from virnuc_async.cli import main as cli
 from virnuc_async.upstream import Parts
 models = Path("tests/data/golden/upstream/models")
 parts = Parts(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")

@@ -11,8 +11,9 @@ import torch
 from running import Ran, run
 from safetensors.torch import load_file, save_file
 
-from virnuc_async import cli, published, verification
+from virnuc_async import published, verification
 from virnuc_async.bundles import Bundle, find, seal
+from virnuc_async.cli import main as cli
 from virnuc_async.devices import Device
 from virnuc_async.downloads import git_blob
 from virnuc_async.errors import Stage

@@ -63,11 +63,11 @@ if TYPE_CHECKING:
         VirnucError,
         WrongDownload,
     )
+    from virnuc_async.log import (
+        logger,
+    )
     from virnuc_async.pipeline import (
         run_pipeline,
-    )
-    from virnuc_async.progress import (
-        logger,
     )
     from virnuc_async.results import (
         Summary,
@@ -179,8 +179,8 @@ _MODULES = {
         "VirnucError",
         "WrongDownload",
     ),
+    "log": ("logger",),
     "pipeline": ("run_pipeline",),
-    "progress": ("logger",),
     "results": ("Summary",),
     "settings": (
         "Pairing",

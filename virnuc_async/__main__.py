@@ -1,6 +1,6 @@
 """``python -m virnuc_async``: the command line."""
 
-from virnuc_async.cli import run
+from virnuc_async.cli.main import run
 
 if __name__ == "__main__":
     run()

@@ -54,9 +54,9 @@ from virnuc_async.errors import (
 from virnuc_async.features import FeatureFile, Features, check_alike, find_features, save_features
 from virnuc_async.fileio import fresh, settle, sync_directory, whole
 from virnuc_async.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.log import PROGRESS, Counts, logger, run_files
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
-from virnuc_async.progress import PROGRESS, Counts, logger, run_files
 from virnuc_async.replica import FAULTS, Replica, Scores
 from virnuc_async.sequences import STDIN, expand, fingerprint, read_contigs
 from virnuc_async.settings import Pairing, Precision, Settings
@@ -113,7 +113,7 @@ async def run_pipeline(
     Predict every sequence of *inputs* and write the tables into *out_dir*; resume what is there.
 
     Runs inside any asyncio event loop, several times at once if the directories differ. It
-    prints nothing and touches no signal; ``virnuc_async.progress.logger`` takes sinks. When it
+    prints nothing and touches no signal; ``virnuc_async.log.logger`` takes sinks. When it
     is cancelled, it ends within one batch, frees the devices and leaves a run that resumes.
 
     Raises:

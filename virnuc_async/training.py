@@ -59,9 +59,9 @@ from virnuc_async.labels import (
     split_records,
 )
 from virnuc_async.leaks import K, shared
+from virnuc_async.log import Pace, logger
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
-from virnuc_async.progress import Pace, logger
 from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
 from virnuc_async.store import Block, Store
 from virnuc_async.upstream import read_values

@@ -14,7 +14,7 @@ import pytest
 from running import OPEN, SHUT, log, memory_for_no_more_than, predict, python, rows, summary, verdicts
 from support import fasta, read_table
 
-from virnuc_async.progress import logger
+from virnuc_async.log import logger
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_an_id_of_a_hundred_kilobytes(tmp_path: Path, out: Path) -> None:
 
 MEASURED = """
 import sys, time
-from virnuc_async.cli import main
+from virnuc_async.cli.main import main
 begun = time.monotonic()
 code = main(["predict", *{arguments!r}, "--devices", "cpu", "--quiet"])
 with open("/proc/self/status") as status:

@@ -809,7 +809,9 @@ def _console(options: Namespace) -> Iterator[None]:
     """Show what a run says on standard error: bars on a terminal, lines elsewhere."""
     from rich.console import Console
 
-    from virnuc_async.progress import Bars, Lines, logger
+    from virnuc_async.log import logger
+
+    from .progress_bars import Bars, Lines
 
     level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
     console = Console(stderr=True)
@@ -983,7 +985,7 @@ def _watching(quiet: bool) -> "Iterator[Watch]":
     """Show how far downloads are on standard error: bars on a terminal, lines elsewhere."""
     from rich.console import Console
 
-    from virnuc_async.progress import TransferBars, TransferLines
+    from .progress_bars import TransferBars, TransferLines
 
     console = Console(stderr=True)
     if quiet:

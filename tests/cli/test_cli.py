@@ -621,7 +621,7 @@ def test_bars_on_a_terminal(good: Path, out: Path, model: Bundle, monkeypatch: p
 def test_gpus_are_named_before_torch_is_imported() -> None:
     script = """
 import os, sys
-from virnuc_async.cli import main
+from virnuc_async.cli.main import main
 class Watch:
     def find_spec(self, name, *_):
         if name == "torch":
@@ -859,7 +859,7 @@ def test_version_and_help() -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = """
 import sys
-import virnuc_async.cli
+import virnuc_async.cli.main
 helps = [[], ["predict"], ["models", "import"], ["train"], ["evaluate"]]
 for words in *([*words, "--help"] for words in helps), ["predict"], ["train"], ["--version"]:
     sys.stdout = sys.stderr = open("/dev/null", "w")

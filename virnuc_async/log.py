@@ -6,31 +6,18 @@ host's sinks see nothing of ours unless it adds one here, and nothing is printed
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
-from virnuc_async.downloads import Transfer
 from virnuc_async.errors import harmless
 from virnuc_async.fileio import not_through_a_link
 
 if TYPE_CHECKING:
-    from loguru import Logger, Message, Record
+    from loguru import Logger, Record
 
 PROGRESS = "PROGRESS"
 EVERY_SECONDS = 10.0  # between two lines where there are no bars
@@ -108,7 +95,7 @@ class Counts:
             return f"{self.doing} ({now - self.started:.0f} s)"
         total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
         left = self.seconds_left(now)
-        eta = "" if left is None else f", {_duration(left)} left"
+        eta = "" if left is None else f", {duration(left)} left"
         each = "; ".join(_rates(device, now) for device in self.devices.values())
         return f"{self.done:,} of {total} ORFs{eta} ({each})"
 
@@ -131,130 +118,6 @@ class Pace:
         if self.clock() - self._last >= EVERY_SECONDS:
             self._last = self.clock()
             logger.info(self.what, f"{self._done:,}")
-
-
-@dataclass(slots=True)
-class Lines:
-    """A sink for streams that are no terminal: lines, and the progress every ten seconds."""
-
-    stream: TextIO
-    clock: Callable[[], float] = time.monotonic
-    _last: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._last = self.clock()
-
-    def __call__(self, message: "Message") -> None:
-        """Write one record."""
-        if message.record["level"].name == PROGRESS:
-            now = self.clock()
-            if now - self._last < EVERY_SECONDS:
-                return
-            self._last = now
-        self.stream.write(harmless(message))
-        self.stream.flush()
-
-
-class Bars:
-    """A sink for terminals: a bar per device, one for the whole, and lines above them."""
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
-        self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "Bars":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, message: "Message") -> None:
-        """Draw one record."""
-        counts = message.record["extra"].get("counts")
-        if counts is None:
-            self._progress.console.print(harmless(message).rstrip("\n"), markup=False, highlight=False)
-        else:
-            self._draw(counts, self._clock())
-
-    def _draw(self, counts: Counts, now: float) -> None:
-        for device in counts.devices.values():
-            orfs, tokens = device.rate(now)
-            facts = f"{device.orfs:,} ORFs  {orfs:,.0f} ORFs/s  {tokens:,.0f} tokens/s"
-            self._bar(device.name, device.orfs, counts.read, facts)
-        left = counts.seconds_left(now)
-        eta = "" if left is None else f"  {_duration(left)} left"
-        so_far = "" if counts.is_all_read else " so far"
-        facts = f"{counts.done:,} of {counts.read:,} ORFs{so_far}{eta}"
-        if counts.is_all_done or not counts.done:
-            facts = counts.doing
-        self._bar("all", counts.done, counts.read, facts)
-
-    def _bar(self, name: str, done: int, total: int, facts: str) -> None:
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, facts="")
-        self._progress.update(self._bars[name], completed=done, total=total or None, facts=facts)
-
-
-@dataclass(slots=True)
-class TransferLines:
-    """Says every ten seconds how far downloads are, where there is no terminal."""
-
-    stream: TextIO
-    clock: Callable[[], float] = time.monotonic
-    _last: float = field(init=False)
-    _before: int = 0  # bytes at the last line
-
-    def __post_init__(self) -> None:
-        self._last = self.clock()
-
-    def __call__(self, transfers: Sequence[Transfer]) -> None:
-        """Say it, if it is time."""
-        seconds = self.clock() - self._last
-        if seconds < EVERY_SECONDS:
-            return
-        done = sum(transfer.done for transfer in transfers)
-        each = "; ".join(_of_transfer(transfer) for transfer in transfers if transfer.doing != "done")
-        rate = max(done - self._before, 0) / seconds
-        self.stream.write(f"{rate / 1e6:.1f} MB/s: {each}\n")
-        self.stream.flush()
-        self._last, self._before = self.clock(), done
-
-
-class TransferBars:
-    """Draws a bar for each download on a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        what = TextColumn("{task.fields[doing]}", markup=False)
-        self._progress = Progress(*columns, TimeRemainingColumn(), what, console=console, transient=True)
-        self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "TransferBars":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, transfers: Sequence[Transfer]) -> None:
-        """Draw them."""
-        for transfer in transfers:
-            name = transfer.source.name
-            if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=None, doing="")
-            bar = self._bars[name]
-            self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.doing)
-        if all(transfer.doing == "done" for transfer in transfers):
-            self._progress.stop()  # what is said from now on is not written among bars
-
-
-def _of_transfer(transfer: Transfer) -> str:
-    total = "" if transfer.total is None else f" of {transfer.total / 1e6:,.1f}"
-    doing = "" if transfer.doing == "receiving" else f", {transfer.doing}"
-    return f"{transfer.source.name} {transfer.done / 1e6:,.1f}{total} MB{doing}"
 
 
 @contextmanager
@@ -315,7 +178,8 @@ def _rates(device: DeviceCount, now: float) -> str:
     return f"{device.name} {orfs:,.0f} ORFs/s, {tokens:,.0f} tokens/s"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as 1:02 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,20 +6,14 @@ from pathlib import Path
 
 import loguru
 import pytest
-from rich.console import Console
 from running import python
 
-from virnuc_async.downloads import Source, Transfer
-from virnuc_async.progress import (
+from virnuc_async.log import (
     EVERY_SECONDS,
     PROGRESS,
-    Bars,
     Counts,
     DeviceCount,
-    Lines,
     Pace,
-    TransferBars,
-    TransferLines,
     logger,
     run_files,
 )
@@ -78,7 +72,7 @@ def test_nothing_is_printed_unless_a_sink_is_added() -> None:
     script = """
 import sys
 sys.stderr = sys.stdout
-from virnuc_async.progress import logger
+from virnuc_async.log import logger
 logger.error("to nobody")
 """
     assert python(script) == ""
@@ -223,125 +217,6 @@ def test_rates_of_a_device_that_is_not_ready_are_nothing() -> None:
 
 
 # Sinks
-
-
-def test_lines_hold_progress_every_ten_seconds_and_all_else_at_once(clock: Clock) -> None:
-    stream = io.StringIO()
-    sink = logger.add(Lines(stream, clock), format="{message}", level="INFO", catch=False)
-    try:
-        for second in range(26):
-            clock.now = 1000.0 + second
-            logger.log(PROGRESS, f"at {second}")
-            if second in (3, 4):
-                logger.info("news")
-    finally:
-        logger.remove(sink)
-    # What a run begins with needs no progress: the first line of it comes after ten seconds.
-    assert stream.getvalue().splitlines() == ["news", "news", "at 10", "at 20"]
-
-
-def draw(counts: Counts, *messages: str) -> str:
-    """Give what a terminal shows last."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=120, color_system=None)
-    with Bars(console, lambda: 1030.0) as bars:
-        sink = logger.add(bars, format="{message}\n", level="INFO", catch=False)
-        try:
-            for message in messages:
-                logger.info("{}", message)
-            logger.bind(counts=counts).log(PROGRESS, "not shown: the bars are")
-        finally:
-            logger.remove(sink)
-    return stream.getvalue()
-
-
-def test_bars_for_each_device_and_the_whole() -> None:
-    counts = working(**{"cpu:0": (300, 9000), "cuda:1": (900, 60_000)})
-    counts.read, counts.is_all_read = 6000, True
-    shown = draw(counts, "a [bold]plain[/bold] line")
-    assert "a [bold]plain[/bold] line" in shown
-    assert "not shown" not in shown
-    assert "cpu:0" in shown
-    assert "300 ORFs  10 ORFs/s  300 tokens/s" in shown
-    assert "cuda:1" in shown
-    assert "900 ORFs  30 ORFs/s  2,000 tokens/s" in shown
-    assert "1,200 of 6,000 ORFs  2:00 left" in shown
-
-
-def test_bars_before_the_first_batch() -> None:
-    counts = Counts(doing="loading the model")
-    assert "loading the model" in draw(counts)
-
-
-def test_bars_after_the_last_batch() -> None:
-    counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
-    shown = draw(counts)
-    assert "writing tables" in shown
-    assert "left" not in shown
-
-
-def test_bars_say_that_more_may_come() -> None:
-    counts = working(**{"cpu:0": (300, 9000)})
-    counts.read = 4096
-    assert "300 of 4,096 ORFs so far" in draw(counts)
-
-
-def test_bars_are_drawn_again_in_their_place() -> None:
-    counts = working(**{"cpu:0": (300, 9000)})
-    counts.read = 4096
-    stream = io.StringIO()
-    with Bars(Console(file=stream, force_terminal=True, width=120, color_system=None)) as bars:
-        sink = logger.add(bars, format="{message}\n", catch=False)
-        for _ in range(3):
-            logger.bind(counts=counts).log(PROGRESS, "")
-            counts.finished("cpu:0", 1, 1)
-        logger.remove(sink)
-        names = [task.description for task in bars._progress.tasks]
-        done = [task.completed for task in bars._progress.tasks]
-    assert names == ["cpu:0", "all"]
-    assert done == [302, 302]
-
-
-# Downloads
-
-
-def transfers() -> list[Transfer]:
-    return [
-        Transfer(Source("https://h/a", "a.pt"), "receiving", 1_500_000_000, 5_700_000_000),
-        Transfer(Source("https://h/b", "b.json"), "trying again: the server is silent"),
-        Transfer(Source("https://h/c", "c.bin"), "done", 9, 9),
-    ]
-
-
-def test_downloads_say_a_line_every_ten_seconds(clock: Clock) -> None:
-    stream = io.StringIO()
-    lines, going = TransferLines(stream, clock), transfers()
-    for seconds in (0, 9, 1, 9, 1):
-        clock.now += seconds
-        lines(going)
-    assert stream.getvalue() == (
-        "150.0 MB/s: a.pt 1,500.0 of 5,700.0 MB; b.json 0.0 MB, trying again: the server is silent\n"
-        "0.0 MB/s: a.pt 1,500.0 of 5,700.0 MB; b.json 0.0 MB, trying again: the server is silent\n"
-    )
-
-
-def test_downloads_have_bars_on_a_terminal() -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=150, color_system=None)
-    going = transfers()
-    with TransferBars(console) as bars:
-        for _ in range(2):
-            bars(going)
-            going[0].done += 1_000_000_000
-        tasks = [(task.description, task.completed, task.total) for task in bars._progress.tasks]
-        assert tasks == [("a.pt", 2_500_000_000, 5_700_000_000), ("b.json", 0, None), ("c.bin", 9, 9)]
-        for transfer in going:
-            transfer.doing = "done"
-        bars(going)
-        assert not bars._progress.live.is_started
-    assert "3.5/5.7 GB" in stream.getvalue()
-    assert "trying again: the server is silent" in stream.getvalue()
 
 
 def test_pace_is_said_now_and_then(said: io.StringIO, clock: Clock) -> None:
