@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from support import TABLES
+from support import ROOT, TABLES
 
 from virnuc_async.cli.main import main
-
-ROOT = Path(__file__).parents[1]
 
 # Stop-free in all six frames, whatever is cut of it; and with a stop in each of the six.
 OPEN, SHUT = "GCA", "TTAATTAATTAATTAA"

@@ -20,7 +20,9 @@ from virnuc_async.tokens import Ragged
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
 
 CPU = torch.device("cpu")
-_BESIDE = Path(__file__).parents[2] / "shared" / "golden"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
+_BESIDE = ROOT.parent / "shared" / "golden"
 
 
 def beside(name: str) -> Path:

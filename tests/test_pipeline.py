@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import Rules, fake_devices, p_virus
-from support import TABLES, assert_published_scores, read_table
+from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline, results
 from virnuc_async.batches import Batch
@@ -749,7 +749,7 @@ async def test_the_same_content_under_another_name_and_date_is_the_same_run(
     assert len(rules.seen) == summary.counts["batches"] - 3
     assert summary.inputs == [{"path": str(bench.source), "contigs": 33, "status": "read"}]
     calm = bench.tables("calm")["contigs.tsv"]
-    original = str(Path(__file__).parent / "data" / "golden" / "upstream" / "input.fa").encode()
+    original = str(DATA / "golden" / "upstream" / "input.fa").encode()
     assert bench.tables()["contigs.tsv"] == calm.replace(original, str(bench.source).encode())
 
 

@@ -10,13 +10,12 @@ import replay
 import samples
 import simulate
 from running import predict
-from support import read_table
+from support import ROOT, read_table
 
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences import read_contigs
 
-ROOT = Path(__file__).parents[1]
 FASTA = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import beside, ragged, read_embeddings
+from support import DATA, beside, ragged, read_embeddings
 
 from virnuc_async.tokens import CLS, EOS, ESM2_ALPHABET, UNKNOWN, OrfTokenizer, Ragged
 
@@ -98,7 +98,7 @@ def test_nothing_is_cut_off_or_padded(which: str, request):
 
 @given(st.lists(DNA, max_size=6))
 def test_tokens_spell_the_bases(texts: list[bytes]):
-    path = Path(__file__).parent / "data/golden/upstream/models/dnabert/tokenizer.json"
+    path = DATA / "golden/upstream/models/dnabert/tokenizer.json"
     spelling = {number: token for token, number in json.loads(path.read_bytes())["model"]["vocab"].items()}
     found = rows(OrfTokenizer(path.read_text("utf-8")).nucleotides(texts))
     assert [(row[0], row[-1]) for row in found] == [(BOS, SEP)] * len(texts)

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from running import predict
 from safetensors.torch import load_file
 from stretches import Sampler, _shares, diverge, hide
-from support import read_table
+from support import ROOT, read_table
 
 from virnuc_async.bundles import find
 from virnuc_async.networks.esm2 import _turns
 from virnuc_async.sequences import read_contigs
 from virnuc_async.tokens import ESM2_ALPHABET, OrfTokenizer
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs" / "examples"
 NETWORK = "--layers 1 --protein-width 32 --nucleotide-width 32 --intermediate 16 --hidden 8"
 

@@ -45,9 +45,6 @@ def working(**devices: tuple[int, int]) -> Counts:
     return counts
 
 
-# The logger
-
-
 def test_lines_hold_progress_every_ten_seconds_and_all_else_at_once(clock: Clock) -> None:
     stream = io.StringIO()
     sink = logger.add(Lines(stream, clock), format="{message}", level="INFO", catch=False)
