@@ -19,7 +19,7 @@ from serving import Server, ends_after, hangs_after, instead, serving, status
 
 from virnuc_async import published
 from virnuc_async.bundles import find
-from virnuc_async.downloads import Patience, Source, git_blob
+from virnuc_async.downloads.fetch import Patience, Source, git_blob
 from virnuc_async.errors import BadCheckpoint, UsageError
 from virnuc_async.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
 from virnuc_async.references import published_reference
@@ -161,7 +161,7 @@ def cache(golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for length in (500, 300):
         wanted = partial(golden_wanted, golden_parts, length)
         monkeypatch.setitem(published.MODELS, f"virnucpro-{length}", wanted)
-    monkeypatch.setattr("virnuc_async.downloads._USUAL", Patience(stall=20, tries=3, pause=0.001))
+    monkeypatch.setattr("virnuc_async.downloads.fetch._USUAL", Patience(stall=20, tries=3, pause=0.001))
     monkeypatch.setenv("VIRNUC_ASYNC_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
 

@@ -30,8 +30,6 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
-    "connections": "downloads",
-    "unfinished": "downloads",
     "fragments": "sequences",
     "orfs": "sequences",
     "tokens": "sequences",

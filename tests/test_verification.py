@@ -15,7 +15,7 @@ from virnuc_async import published, verification
 from virnuc_async.bundles import Bundle, find, seal
 from virnuc_async.cli import main as cli
 from virnuc_async.devices import Device
-from virnuc_async.downloads import git_blob
+from virnuc_async.downloads.fetch import git_blob
 from virnuc_async.errors import Stage
 from virnuc_async.references import published_reference, reference_of
 from virnuc_async.replica import Replica

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from virnuc_async.bundles import ENCODERS, Bundle, find
-from virnuc_async.downloads import Patience, Source, Watch, alone, fetch_all, git_blob
+from virnuc_async.downloads.fetch import Patience, Source, Watch, alone, fetch_all, git_blob
 from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory, UsageError
 from virnuc_async.fileio import in_the_making, link, read_small
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape

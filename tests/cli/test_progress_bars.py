@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from virnuc_async.cli.progress_bars import Bars, Lines, TransferBars, TransferLines
-from virnuc_async.downloads import Source, Transfer
+from virnuc_async.downloads.fetch import Source, Transfer
 from virnuc_async.log import PROGRESS, Counts, logger
 
 

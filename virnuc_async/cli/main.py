@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loguru import Record
 
     from virnuc_async.bundles import Bundle
-    from virnuc_async.downloads import Watch
+    from virnuc_async.downloads.fetch import Watch
     from virnuc_async.published import Places, Wanted
     from virnuc_async.references import Reference
     from virnuc_async.results import Summary

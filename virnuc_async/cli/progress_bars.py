@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from virnuc_async.downloads import Transfer
+from virnuc_async.downloads.fetch import Transfer
 from virnuc_async.errors import harmless
 from virnuc_async.log import EVERY_SECONDS, PROGRESS, Counts, duration
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnuc_async.unfinished import Span, Unfinished
+from virnuc_async.downloads.resume import Span, Unfinished
 
 CONTENT = random.Random(8).randbytes(5_000)
 URL, MOST = "https://h/x", 1 << 40

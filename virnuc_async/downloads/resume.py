@@ -15,8 +15,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from virnuc_async.connections import is_validator
 from virnuc_async.fileio import fresh, not_through_a_link, read_small, settle, whole
+
+from .http import is_validator
 
 _LARGEST = 1 << 20  # bytes of a .part.json
 _DISK_BLOCK = 512  # bytes that stat counts a file's place in, whatever the disk has

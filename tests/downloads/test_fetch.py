@@ -29,7 +29,7 @@ from serving import (
     status,
 )
 
-from virnuc_async.downloads import Patience, Source, Transfer, alone, fetch_all, git_blob
+from virnuc_async.downloads.fetch import Patience, Source, Transfer, alone, fetch_all, git_blob
 from virnuc_async.errors import (
     BadCheckpoint,
     CannotWrite,
@@ -476,7 +476,7 @@ def test_a_disk_too_small_is_said_at_once(server: Server, small_disk: Path) -> N
 def test_a_disk_that_fills_up_on_the_way(
     server: Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virnuc_async.downloads._KEPT_EVERY", 0)
+    monkeypatch.setattr("virnuc_async.downloads.fetch._KEPT_EVERY", 0)
 
     def pauses(handler, content: bytes) -> None:
         handler.begin_file(content)

@@ -22,7 +22,6 @@ from time import monotonic
 from typing import IO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-from virnuc_async.connections import AnotherFile, Answer, Trouble, asking
 from virnuc_async.errors import (
     BundleError,
     CannotWrite,
@@ -32,7 +31,9 @@ from virnuc_async.errors import (
     WrongDownload,
 )
 from virnuc_async.fileio import not_through_a_link, sha256
-from virnuc_async.unfinished import Span, Unfinished
+
+from .http import AnotherFile, Answer, Trouble, asking
+from .resume import Span, Unfinished
 
 _BLOCK = 1 << 20
 _LEAST = 1 << 10  # bytes within the patience for a stall: less is none

@@ -26,7 +26,7 @@ from serving import (
     whole,
 )
 
-from virnuc_async.downloads import Patience, Source, Transfer, fetch_all
+from virnuc_async.downloads.fetch import Patience, Source, Transfer, fetch_all
 from virnuc_async.errors import DownloadBroken, NotServed, VirnucError, WrongDownload
 
 SIZE = 3_000_000
@@ -48,7 +48,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is worth another connection is smaller than the files of these tests."""
-    monkeypatch.setattr("virnuc_async.downloads._WORTH_HALVING", 400_000)
+    monkeypatch.setattr("virnuc_async.downloads.fetch._WORTH_HALVING", 400_000)
 
 
 def fetch(
@@ -154,7 +154,7 @@ def test_what_is_missing_is_fetched_and_no_more(
 ) -> None:
     interrupted(server, tmp_path)
     spans = missing(tmp_path)
-    monkeypatch.setattr("virnuc_async.downloads._WORTH_HALVING", 1 << 26)
+    monkeypatch.setattr("virnuc_async.downloads.fetch._WORTH_HALVING", 1 << 26)
     fetch(server, tmp_path)
     assert server.ranges("/x.bin") == as_ranges(spans)
     assert all(headers["if-range"] == '"first"' for _, headers in server.asked)
@@ -177,7 +177,7 @@ def test_killed_in_the_middle(server: Server, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from virnuc_async import downloads
+from virnuc_async.downloads import fetch as downloads
 downloads._WORTH_HALVING, downloads._KEPT_EVERY = 400_000, 0.05
 source = downloads.Source(sys.argv[1], "x.bin")
 downloads.fetch_all([source], Path(sys.argv[2]), lambda _: None)
