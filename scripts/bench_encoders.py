@@ -31,15 +31,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmForMaskedLM
 
-from virnuc_async.batches import form_windows, longest_first
 from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.packing import pack, sample
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
-from virnuc_async.sequences import read_contigs
-from virnuc_async.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences.batches import form_windows, longest_first
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 
 OURS = ("plain", "packed", "eager", "compiled")
 WORKS = ("168", "52", "mix")

@@ -26,14 +26,14 @@ from measured import facts, save, table
 from replay import replay
 from samples import KINDS, Source, write, write_many
 
-from virnuc_async.batches import WINDOW_ORFS, Batch, form_windows
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.replica import Scores
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, form_windows
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.tokens import OrfTokenizer, Ragged
 
 _LOOK = 0.02  # seconds between two looks at a process
 _TRIAL_BASES = 1_500_000  # of the run that says how large the long one has to be

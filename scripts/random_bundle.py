@@ -20,7 +20,7 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 
 SHAPES = {
     "8M": ProteinShape(6, 320, 20),

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from virnuc_async.bundles import Bundle
-from virnuc_async.fragments import cut
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import pack
-from virnuc_async.sequences import read_contigs
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.sequences.fragments import cut
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer
 
 _TOKENS = 2048  # of a padded batch, as published
 _MOST_RESIDUES = 1024

@@ -14,7 +14,7 @@ import numpy as np
 from genomes import reverse_complement
 from numpy.typing import NDArray
 
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 
 KINDS = ("reads", "contigs", "mixed")
 READ = 150  # bases

@@ -11,8 +11,8 @@ import numpy as np
 from genomes import Piece, reverse_complement
 from numpy.typing import NDArray
 
-from virnuc_async.orfs import Orf, open_frames
-from virnuc_async.tokens import ESM2_ALPHABET, Ragged
+from virnuc_async.sequences.orfs import Orf, open_frames
+from virnuc_async.sequences.tokens import ESM2_ALPHABET, Ragged
 
 _AT_ONCE = 256  # stretches drawn together
 _POOL = 1000  # ORFs among which the next ones are drawn, so that those of one stretch part

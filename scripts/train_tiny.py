@@ -34,8 +34,8 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.esm2 import Layer as ProteinLayer
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.orfs import Orf
-from virnuc_async.tokens import ESM2_ALPHABET, OrfTokenizer
+from virnuc_async.sequences.orfs import Orf
+from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
 
 LENGTH = 500  # bases of a fragment
 PARTS = ("protein", "nucleotide", "classifier")

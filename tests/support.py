@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from virnuc_async.fragments import cut
 from virnuc_async.lock import LOCK
 from virnuc_async.networks.packing import Packed, pack
-from virnuc_async.orfs import Orf, open_frames
-from virnuc_async.sequences import read_contigs
-from virnuc_async.tokens import Ragged
+from virnuc_async.sequences.fragments import cut
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.orfs import Orf, open_frames
+from virnuc_async.sequences.tokens import Ragged
 
 # What a run writes for people to read, and what must not differ by a byte.
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")

@@ -19,8 +19,8 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.replica import Replica
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Compile, Precision
-from virnuc_async.tokens import Ragged
 
 # torch's own, from the compiler's imports
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -15,15 +15,15 @@ import torch
 from fakes import Rules, fake_devices
 from running import predict, summary, tables
 
-from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import DeviceLost, NoDevicesLeft
 from virnuc_async.pipeline import Plan, _Run, score_with
 from virnuc_async.replica import Replica
-from virnuc_async.sequences import Contig, read_contigs
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.tokens import Ragged
 
 CPU = Device("cpu:0", "CPU", 1 << 30, threads=1)
 

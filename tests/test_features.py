@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from running import files_no_larger_than, python
 
-from virnuc_async.batches import Window, form_windows
 from virnuc_async.errors import (
     AmbiguousFeatures,
     BadFeatures,
     NoFeatures,
 )
 from virnuc_async.features import Features, find_features
-from virnuc_async.sequences import Contig
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.sequences.batches import Window, form_windows
+from virnuc_async.sequences.inputs import Contig
+from virnuc_async.sequences.tokens import OrfTokenizer
 
 NUCLEOTIDE, PROTEIN = 3, 2  # widths
 IDS = ("a_chunk_1F1", "b_chunk_1F1", "a_chunk_2F1")

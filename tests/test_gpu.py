@@ -13,7 +13,6 @@ import torch
 from support import TABLES, assert_published_scores, read_table
 from torch._dynamo.utils import counters
 
-from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, available, choose
 from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
@@ -24,9 +23,10 @@ from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
 from virnuc_async.references import reference_of
 from virnuc_async.replica import Replica
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.batches import Batch, form_windows
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.tokens import OrfTokenizer, Ragged
 from virnuc_async.verification import record, verify
 
 pytestmark = [

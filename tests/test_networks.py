@@ -27,7 +27,7 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import Packed, Run, means, pack, positions, sample
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.upstream import ESM2_HEADS, read_nucleotide, read_protein
 
 exact = {"rtol": 0, "atol": 1e-5}  # FP32, two or three layers

@@ -24,19 +24,19 @@ from running import OPEN, SHUT, Ran, log, predict, rows, run, some_reads, summar
 from support import TABLES, fasta
 
 from virnuc_async import pairs
-from virnuc_async.batches import form_windows
 from virnuc_async.bundles import find
 from virnuc_async.calibration import Calibration, Method
 from virnuc_async.errors import NoDevicesLeft
-from virnuc_async.fragments import cut
-from virnuc_async.orfs import open_frames
 from virnuc_async.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.results import pair_verdicts
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.batches import form_windows
+from virnuc_async.sequences.fragments import cut
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.orfs import open_frames
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Pairing, Settings
 from virnuc_async.store import Finished, Store
-from virnuc_async.tokens import OrfTokenizer
 
 # Names of files
 

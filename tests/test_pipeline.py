@@ -23,7 +23,6 @@ from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline, results
-from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, MemoryUse
 from virnuc_async.errors import (
@@ -37,17 +36,18 @@ from virnuc_async.errors import (
     NotOurDirectory,
     UnknownDevice,
 )
-from virnuc_async.fragments import cut
 from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
 from virnuc_async.log import logger
-from virnuc_async.orfs import open_frames
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
-from virnuc_async.sequences import Contig, read_contigs
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.fragments import cut
+from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.orfs import open_frames
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.store import STORE, Store
-from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
 
 

@@ -20,10 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import files_no_larger_than
 
-from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.errors import Stage
 from virnuc_async.features import save_features
-from virnuc_async.orfs import Frame
 from virnuc_async.results import (
     LABELS,
     Verdicts,
@@ -33,8 +31,10 @@ from virnuc_async.results import (
     judge,
     predictions,
 )
+from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.orfs import Frame
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.store import CONTIG, SCORE, Block, Failure, Finished, Store
-from virnuc_async.tokens import Ragged
 
 WIDTH = 4
 

@@ -14,7 +14,6 @@ from fakes import Rules, fake_devices
 from running import predict, summary, tables
 from support import TABLES, assert_published_scores, beside
 
-from virnuc_async.batches import Batch, form_windows
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import (
@@ -33,9 +32,10 @@ from virnuc_async.networks.packing import Packed
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.batches import Batch, form_windows
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.tokens import OrfTokenizer
 from virnuc_async.upstream import Parts, import_bundle
 
 CSV = "prediction_results_highestscore.csv"

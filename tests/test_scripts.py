@@ -14,7 +14,7 @@ from support import ROOT, read_table
 
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
-from virnuc_async.sequences import read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 
 FASTA = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 

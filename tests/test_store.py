@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from running import ROOT, files_no_larger_than
 
-from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.errors import (
     AnotherRun,
     BrokenInput,
@@ -29,6 +28,8 @@ from virnuc_async.errors import (
     UnreadableInput,
 )
 from virnuc_async.lock import LOCK
+from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.store import (
     DAMAGED,
     FEATURES,
@@ -41,7 +42,6 @@ from virnuc_async.store import (
     Store,
     orf_id,
 )
-from virnuc_async.tokens import Ragged
 
 WIDTH = 3
 A, B = ["/data/a.fa", 10, 1], ["/data/b.fa", 20, 2]

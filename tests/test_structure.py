@@ -30,10 +30,6 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
-    "fragments": "sequences",
-    "orfs": "sequences",
-    "tokens": "sequences",
-    "batches": "sequences",
     "pairs": "outputs",
     "bundles": "models",
     "calibration": "models",

@@ -19,8 +19,8 @@ from support import ROOT, read_table
 
 from virnuc_async.bundles import find
 from virnuc_async.networks.esm2 import _turns
-from virnuc_async.sequences import read_contigs
-from virnuc_async.tokens import ESM2_ALPHABET, OrfTokenizer
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
 
 EXAMPLE = ROOT / "docs" / "examples"
 NETWORK = "--layers 1 --protein-width 32 --nucleotide-width 32 --intermediate 16 --hidden 8"

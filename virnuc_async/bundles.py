@@ -20,7 +20,7 @@ from virnuc_async.calibration import CALIBRATION, Calibration
 from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import read_small, sha256, whole
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.sequences.tokens import OrfTokenizer
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from virnuc_async.batches import BASES, RESIDUES, Compared, Known, Window
 from virnuc_async.errors import (
     AmbiguousFeatures,
     BadCheckpoint,
@@ -33,6 +32,7 @@ from virnuc_async.errors import (
     counted,
 )
 from virnuc_async.fileio import fresh, sha256
+from virnuc_async.sequences.batches import BASES, RESIDUES, Compared, Known, Window
 from virnuc_async.store import FEATURES, Block, Store, orf_id
 from virnuc_async.upstream import read_values
 

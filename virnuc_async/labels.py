@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
 from virnuc_async.fileio import read_small
-from virnuc_async.sequences import STDIN, Contig, expand, first_word, read_contigs
+from virnuc_async.sequences.inputs import STDIN, Contig, expand, first_word, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is
 TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.batches import Reader
 from virnuc_async.errors import InputError, counted
-from virnuc_async.sequences import apart
+from virnuc_async.sequences.batches import Reader
+from virnuc_async.sequences.inputs import apart
 from virnuc_async.settings import Pairing
 from virnuc_async.store import CONTIG, SCORE, Block, FileLine, Store
 

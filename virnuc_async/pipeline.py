@@ -26,7 +26,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from virnuc_async import results
 from virnuc_async._version import __version__
-from virnuc_async.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.bundles import Bundle, find
 from virnuc_async.calibration import Calibration
 from virnuc_async.devices import (
@@ -58,10 +57,11 @@ from virnuc_async.log import PROGRESS, Counts, logger, run_files
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
 from virnuc_async.replica import FAULTS, Replica, Scores
-from virnuc_async.sequences import STDIN, expand, fingerprint, read_contigs
+from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
+from virnuc_async.sequences.inputs import STDIN, expand, fingerprint, read_contigs
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Pairing, Precision, Settings
 from virnuc_async.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
-from virnuc_async.tokens import OrfTokenizer
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts

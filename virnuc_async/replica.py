@@ -18,7 +18,6 @@ import torch
 from anyio import CancelScope
 from numpy.typing import NDArray
 
-from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
@@ -28,8 +27,9 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import Packed, pack, sample
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
-from virnuc_async.tokens import Ragged
 
 # What a fault number stands for; the first network whose numbers are not finite is at fault.
 FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)

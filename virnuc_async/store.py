@@ -27,7 +27,6 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.errors import (
     AnotherRun,
     CannotWrite,
@@ -39,8 +38,9 @@ from virnuc_async.errors import (
 )
 from virnuc_async.fileio import not_through_a_link, settle, sync_directory
 from virnuc_async.lock import LOCK, Lock
-from virnuc_async.orfs import Frame
 from virnuc_async.salvage import Kept, checksum, count_whole, is_whole, salvage
+from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.orfs import Frame
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # what a repair did not trust

@@ -41,7 +41,7 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.saving import DTYPES, Stacked, save
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.references import Reference, write_reference
-from virnuc_async.tokens import OrfTokenizer
+from virnuc_async.sequences.tokens import OrfTokenizer
 
 Tensors = Mapping[str, Tensor]
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from virnuc_async._version import __version__
-from virnuc_async.batches import Batch
 from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, choose
 from virnuc_async.errors import DeviceError
@@ -19,8 +18,9 @@ from virnuc_async.references import (
     traces,
 )
 from virnuc_async.replica import Replica
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.tokens import OrfTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ FORMS: dict[str, Pack] = {
 EACH_FORM = pytest.mark.parametrize("pack", FORMS.values(), ids=FORMS.keys())
 
 READ = """
-from virnuc_async import sequences
+from virnuc_async.sequences import inputs as sequences
 from virnuc_async.errors import InputError
 
 sequences.LARGEST_RECORD = {limit} or sequences.LARGEST_RECORD

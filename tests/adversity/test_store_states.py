@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import bury_owner
 
-from virnuc_async.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.errors import AnotherRun, BrokenInput, DirectoryBusy, Stage
+from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.store import STORE, Finished, Store
-from virnuc_async.tokens import Ragged
 
 _PATHS = ("/data/a.fa", "/data/b|c.fa")
 _ROWS = st.lists(st.integers(0, 3), max_size=5)  # ORFs of each record of a window

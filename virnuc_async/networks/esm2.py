@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from virnuc_async.tokens import ESM2_ALPHABET
+from virnuc_async.sequences.tokens import ESM2_ALPHABET
 
 from .attention import Attention, fastest, on_runs
 from .linear import Linear, can_prepack, prepack

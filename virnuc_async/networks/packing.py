@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from virnuc_async.tokens import Ragged
+from virnuc_async.sequences.tokens import Ragged
 
 _KNOWN = 4  # L to ESM-2, and behind the special tokens of DNABERT-S
 

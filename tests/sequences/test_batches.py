@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnuc_async import batches
-from virnuc_async.batches import Batch, Window, form_windows, longest_first
 from virnuc_async.errors import BrokenInput
-from virnuc_async.fragments import cut
-from virnuc_async.orfs import open_frames
-from virnuc_async.sequences import Contig, read_contigs
-from virnuc_async.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences import batches
+from virnuc_async.sequences.batches import Batch, Window, form_windows, longest_first
+from virnuc_async.sequences.fragments import cut
+from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.orfs import open_frames
+from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80).map(lambda rows: np.array(rows, dtype=np.int64))
 CONTIGS = st.lists(

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import InputError
-from virnuc_async.fragments import cut_all
-from virnuc_async.orfs import Orfs, open_frames
-from virnuc_async.sequences import Contig
-from virnuc_async.tokens import OrfTokenizer, Ragged
+
+from .fragments import cut_all
+from .inputs import Contig
+from .orfs import Orfs, open_frames
+from .tokens import OrfTokenizer, Ragged
 
 # Large enough that sorting makes long runs of equal length and the last, smaller batch of a
 # window is one of many; small enough that the first batch is ready in a second.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import fasta, pieces
 
-from virnuc_async.orfs import Frame, Orf, open_frames
+from virnuc_async.sequences.orfs import Frame, Orf, open_frames
 
 # NCBI translation table 1, as a textbook has it.
 RESIDUES = {

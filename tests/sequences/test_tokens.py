@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import DATA, beside, ragged, read_embeddings
 
-from virnuc_async.tokens import CLS, EOS, ESM2_ALPHABET, UNKNOWN, OrfTokenizer, Ragged
+from virnuc_async.sequences.tokens import CLS, EOS, ESM2_ALPHABET, UNKNOWN, OrfTokenizer, Ragged
 
 UNK, BOS, SEP = 0, 1, 2  # DNABERT-S's
 DNA = st.text("ACGT", min_size=1, max_size=80).map(str.encode)

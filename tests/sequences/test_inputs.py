@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import wrapped
 
-from virnuc_async import sequences
 from virnuc_async.errors import BrokenInput, InputError, NotSequences, TooLarge, UnreadableInput
-from virnuc_async.sequences import Contig, expand, read_contigs
+from virnuc_async.sequences import inputs as sequences
+from virnuc_async.sequences.inputs import Contig, expand, read_contigs
 
 if sys.version_info >= (3, 14):
     from compression import zstd

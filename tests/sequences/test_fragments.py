@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import fasta, pieces
 
-from virnuc_async.fragments import cut, cut_all
+from virnuc_async.sequences.fragments import cut, cut_all
 
 
 def slow_cut(bases: int, length: int) -> list[tuple[int, int]]:

@@ -1,0 +1,1 @@
+"""Files to contigs, fragments, ORFs, tokens, windows and batches."""
