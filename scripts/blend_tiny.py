@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_tiny import PARTS, Tiny, write
 
-from virnuc_async.bundles import find
+from virnuc_async.models.bundle import find
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

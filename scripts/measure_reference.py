@@ -11,14 +11,14 @@ from dataclasses import replace
 import anyio
 import torch
 
-from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, choose
+from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.models.reference import Reference, compare, published_reference, traces
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import pack
-from virnuc_async.references import Reference, compare, published_reference, traces
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.verification import batch_of, compute
 

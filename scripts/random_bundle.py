@@ -15,7 +15,7 @@ from special_tokens import SPECIAL, UNKNOWN, finished
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from virnuc_async.bundles import Shapes, seal
+from virnuc_async.models.bundle import Shapes, seal
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2

@@ -17,7 +17,7 @@ from esm.model.esm2 import ESM2
 from safetensors.torch import load_file
 from torch import Tensor
 
-from virnuc_async.bundles import Bundle
+from virnuc_async.models.bundle import Bundle
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.loading import load

@@ -26,8 +26,8 @@ from measured import facts, save, table
 from numpy.typing import NDArray
 from samples import KINDS, Source, write
 
-from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device
+from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.replica import Scores

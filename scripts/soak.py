@@ -30,8 +30,8 @@ from measured import facts, save, table
 from samples import KINDS, Source, endless
 from simulate import Busy, Model, Simulated
 
-from virnuc_async.bundles import find
 from virnuc_async.devices import Device
+from virnuc_async.models.bundle import find
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.results import Summary
 from virnuc_async.settings import Settings

@@ -26,8 +26,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
-from virnuc_async.bundles import Bundle, Shapes, find, seal
 from virnuc_async.fileio import in_the_making
+from virnuc_async.models.bundle import Bundle, Shapes, find, seal
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2

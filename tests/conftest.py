@@ -6,8 +6,8 @@ import hypothesis
 import pytest
 import torch
 
-from virnuc_async.bundles import Bundle
-from virnuc_async.upstream import Parts, import_bundle
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.import_checkpoint import Parts, import_bundle
 
 # The same examples every time: a red test is red for everybody.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

@@ -15,9 +15,9 @@ import torch
 from fakes import Rules, fake_devices
 from running import predict, summary, tables
 
-from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import DeviceLost, NoDevicesLeft
+from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import Plan, _Run, score_with
 from virnuc_async.replica import Replica
 from virnuc_async.sequences.batches import Batch

@@ -13,15 +13,15 @@ import torch
 from support import TABLES, assert_published_scores, read_table
 from torch._dynamo.utils import counters
 
-from virnuc_async.bundles import Bundle, find
 from virnuc_async.devices import Device, available, choose
 from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
 from virnuc_async.log import logger
+from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.models.reference import reference_of
 from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
-from virnuc_async.references import reference_of
 from virnuc_async.replica import Replica
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs

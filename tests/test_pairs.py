@@ -24,9 +24,9 @@ from running import OPEN, SHUT, Ran, log, predict, rows, run, some_reads, summar
 from support import TABLES, fasta
 
 from virnuc_async import pairs
-from virnuc_async.bundles import find
-from virnuc_async.calibration import Calibration, Method
 from virnuc_async.errors import NoDevicesLeft
+from virnuc_async.models.bundle import find
+from virnuc_async.models.calibration import Calibration, Method
 from virnuc_async.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.results import pair_verdicts

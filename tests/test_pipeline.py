@@ -23,7 +23,6 @@ from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline, results
-from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, MemoryUse
 from virnuc_async.errors import (
     AnotherRun,
@@ -38,6 +37,8 @@ from virnuc_async.errors import (
 )
 from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
 from virnuc_async.log import logger
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.import_checkpoint import Parts, import_bundle
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
@@ -48,7 +49,6 @@ from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.store import STORE, Store
-from virnuc_async.upstream import Parts, import_bundle
 
 
 @pytest.fixture(params=[1, 3])

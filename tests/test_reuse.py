@@ -14,7 +14,6 @@ from fakes import Rules, fake_devices
 from running import predict, summary, tables
 from support import TABLES, assert_published_scores, beside
 
-from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import (
     AmbiguousFeatures,
@@ -26,6 +25,8 @@ from virnuc_async.errors import (
     NoFeatures,
     StrangeFeatures,
 )
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.import_checkpoint import Parts, import_bundle
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
@@ -36,7 +37,6 @@ from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.upstream import Parts, import_bundle
 
 CSV = "prediction_results_highestscore.csv"
 Keeps = Callable[[int], bool]  # whether features of the ORF of this number are there

@@ -12,7 +12,7 @@ import simulate
 from running import predict
 from support import ROOT, read_table
 
-from virnuc_async.bundles import Bundle, find
+from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences.inputs import read_contigs
 

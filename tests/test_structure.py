@@ -31,11 +31,6 @@ ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
     "pairs": "outputs",
-    "bundles": "models",
-    "calibration": "models",
-    "upstream": "models",
-    "published": "models",
-    "references": "models",
     "devices": "engine",
     "replica": "engine",
     "verification": "engine",

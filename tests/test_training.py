@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from support import fasta
 from toys import Toys, records, write_shuffled, write_toys
 
-from virnuc_async.bundles import Bundle, find
 from virnuc_async.errors import CannotWrite
 from virnuc_async.labels import TEST, TRAINING, VALIDATION
+from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.settings import Balance, Recipe
 from virnuc_async.training import Examples, balanced, fit
 

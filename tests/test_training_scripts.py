@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from stretches import Sampler, _shares, diverge, hide
 from support import ROOT, read_table
 
-from virnuc_async.bundles import find
+from virnuc_async.models.bundle import find
 from virnuc_async.networks.esm2 import _turns
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer

@@ -32,9 +32,9 @@ from virnuc_async.errors import (
     counted,
 )
 from virnuc_async.fileio import fresh, sha256
+from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.sequences.batches import BASES, RESIDUES, Compared, Known, Window
 from virnuc_async.store import FEATURES, Block, Store, orf_id
-from virnuc_async.upstream import read_values
 
 # VirNucPro's names, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")

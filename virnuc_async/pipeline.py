@@ -26,8 +26,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from virnuc_async import results
 from virnuc_async._version import __version__
-from virnuc_async.bundles import Bundle, find
-from virnuc_async.calibration import Calibration
 from virnuc_async.devices import (
     BASE_BUDGET,
     Device,
@@ -54,6 +52,8 @@ from virnuc_async.features import FeatureFile, Features, check_alike, find_featu
 from virnuc_async.fileio import fresh, settle, sync_directory, whole
 from virnuc_async.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from virnuc_async.log import PROGRESS, Counts, logger, run_files
+from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
 from virnuc_async.replica import FAULTS, Replica, Scores

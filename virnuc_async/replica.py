@@ -18,9 +18,9 @@ import torch
 from anyio import CancelScope
 from numpy.typing import NDArray
 
-from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device
 from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
+from virnuc_async.models.bundle import Bundle
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.calibration import Calibration
+from virnuc_async.models.calibration import Calibration
 from virnuc_async.pairs import Mates, pair_blocks
 from virnuc_async.store import FRAMES, Block, Failure, Store
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnuc_async._version import __version__
-from virnuc_async.bundles import ENCODERS, Bundle, Shapes, find, seal
 from virnuc_async.cards import card
 from virnuc_async.errors import (
     AnotherRun,
@@ -60,11 +59,12 @@ from virnuc_async.labels import (
 )
 from virnuc_async.leaks import K, shared
 from virnuc_async.log import Pace, logger
+from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, seal
+from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
 from virnuc_async.store import Block, Store
-from virnuc_async.upstream import read_values
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory

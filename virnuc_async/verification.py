@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from virnuc_async._version import __version__
-from virnuc_async.bundles import Bundle
 from virnuc_async.devices import Device, choose
 from virnuc_async.errors import DeviceError
-from virnuc_async.references import (
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.reference import (
     Deviation,
     Reference,
     Tolerance,

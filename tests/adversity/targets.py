@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnuc_async.bundles import PARTS, REFERENCE, find
 from virnuc_async.errors import (
     BadBundle,
     BadCheckpoint,
@@ -35,14 +34,21 @@ from virnuc_async.errors import (
     InputError,
 )
 from virnuc_async.features import Features, find_features
-from virnuc_async.references import Reference, compare, read_reference, write_reference
+from virnuc_async.models.bundle import PARTS, REFERENCE, find
+from virnuc_async.models.import_checkpoint import (
+    Parts,
+    import_bundle,
+    read_classifier,
+    read_nucleotide,
+    read_protein,
+)
+from virnuc_async.models.reference import Reference, compare, read_reference, write_reference
 from virnuc_async.sequences import inputs as sequences
 from virnuc_async.sequences.batches import ContigRow, Window, form_windows
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision
-from virnuc_async.upstream import Parts, import_bundle, read_classifier, read_nucleotide, read_protein
 from virnuc_async.verification import batch_of
 
 if sys.version_info >= (3, 14):

@@ -42,8 +42,8 @@ from safetensors.torch import load_file, save_file
 from support import TABLES, assert_scores_alike, fasta
 
 from virnuc_async import __version__
-from virnuc_async.bundles import Bundle, seal
-from virnuc_async.upstream import Parts, import_bundle
+from virnuc_async.models.bundle import Bundle, seal
+from virnuc_async.models.import_checkpoint import Parts, import_bundle
 
 GOOD = fasta([("good", OPEN * 100), ("shut", SHUT)])
 PROTEIN = ">p1\nACGT\n>p2 insulin\nMALWMRLLPLLALLALWGPDPAAA\n"

@@ -10,8 +10,8 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch.testing import assert_close
 
-from virnuc_async.bundles import DEFAULT, find
 from virnuc_async.devices import Device
+from virnuc_async.models.bundle import DEFAULT, find
 from virnuc_async.networks.attention import padded
 from virnuc_async.networks.compiling import compile_layers, decide_compile
 from virnuc_async.networks.dnabert_s import DnabertS

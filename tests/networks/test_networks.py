@@ -18,8 +18,9 @@ from support import CPU, beside, packed, pieces, ragged, read_embeddings, read_t
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from virnuc_async.bundles import Bundle
 from virnuc_async.errors import BadBundle
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.import_checkpoint import ESM2_HEADS, read_nucleotide, read_protein
 from virnuc_async.networks import esm2
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
@@ -28,7 +29,6 @@ from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import Packed, Run, means, pack, positions, sample
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.upstream import ESM2_HEADS, read_nucleotide, read_protein
 
 exact = {"rtol": 0, "atol": 1e-5}  # FP32, two or three layers
 DNABERT_SETS = ("tiny_h48_l2_a6", "tiny_h64_l3_a4", "tiny_h96_l2_a12", "wide_full_h768_l2_a12_i3072")

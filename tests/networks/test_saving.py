@@ -88,7 +88,7 @@ from pathlib import Path
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ProteinShape
 from virnuc_async.networks.saving import save
-from virnuc_async.upstream import _in_parts, read_protein
+from virnuc_async.models.import_checkpoint import _in_parts, read_protein
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -33,12 +33,12 @@ from virnuc_async.settings import (
 if TYPE_CHECKING:
     from loguru import Record
 
-    from virnuc_async.bundles import Bundle
     from virnuc_async.downloads.fetch import Watch
-    from virnuc_async.published import Places, Wanted
-    from virnuc_async.references import Reference
+    from virnuc_async.models.bundle import Bundle
+    from virnuc_async.models.import_checkpoint import Parts
+    from virnuc_async.models.published import Places, Wanted
+    from virnuc_async.models.reference import Reference
     from virnuc_async.results import Summary
-    from virnuc_async.upstream import Parts
     from virnuc_async.verification import Finding
 
 PROGRAM = "virnuc-async"
@@ -647,9 +647,9 @@ def _evaluate(options: Namespace) -> int:
 def _calibrate(options: Namespace) -> int:
     settings = _settings(options)
     _set_environment(options)
-    from virnuc_async.calibration import Method
     from virnuc_async.evaluation import calibrate
     from virnuc_async.labels import labelled
+    from virnuc_async.models.calibration import Method
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
@@ -860,7 +860,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _list_models(options: Namespace) -> int:
-    from virnuc_async.bundles import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
+    from virnuc_async.models.bundle import DEFAULT, HOW_TO_GET, PUBLISHED, find, known
 
     rows = [("model", "fragments", "directory")]
     installed = list(known(_cache(options)))
@@ -878,8 +878,8 @@ def _list_models(options: Namespace) -> int:
 
 
 def _model_info(options: Namespace) -> int:
-    from virnuc_async.bundles import REFERENCE, find
-    from virnuc_async.references import reference_of
+    from virnuc_async.models.bundle import REFERENCE, find
+    from virnuc_async.models.reference import reference_of
 
     bundle = find(options.name, _cache(options))
     bundle.check()
@@ -918,7 +918,7 @@ def _told_calibration(bundle: "Bundle") -> str:
 
 
 def _import_model(options: Namespace) -> int:
-    from virnuc_async.upstream import Parts, import_bundle
+    from virnuc_async.models.import_checkpoint import Parts, import_bundle
 
     if options.length < 1:
         raise UsageError(f"--length is a number of bases, 300 or 500 as published, not {options.length}")
@@ -935,8 +935,8 @@ def _import_model(options: Namespace) -> int:
 
 
 def _download_models(options: Namespace) -> int:
-    from virnuc_async.bundles import cache_directory
-    from virnuc_async.published import Places, download
+    from virnuc_async.models.bundle import cache_directory
+    from virnuc_async.models.published import Places, download
 
     if bool(options.names) == bool(options.protein):
         raise UsageError("name models to download, or a --protein")
@@ -959,8 +959,8 @@ def _download_models(options: Namespace) -> int:
 
 def _targets(options: Namespace, places: "Places") -> "dict[Path, Wanted]":
     """Say where what is to lie."""
-    from virnuc_async.bundles import cache_directory
-    from virnuc_async.published import MODELS, published_encoders
+    from virnuc_async.models.bundle import cache_directory
+    from virnuc_async.models.published import MODELS, published_encoders
 
     if options.protein:
         target = options.to or cache_directory(_cache(options)).with_name("encoders") / options.protein
@@ -998,8 +998,8 @@ def _watching(quiet: bool) -> "Iterator[Watch]":
 
 
 def _reference_for_import(wanted: str, parts: "Parts") -> "Reference | None":
-    from virnuc_async.published import reference_for
-    from virnuc_async.references import read_reference
+    from virnuc_async.models.published import reference_for
+    from virnuc_async.models.reference import read_reference
 
     if wanted == "published":
         return reference_for(parts.classifier)
@@ -1010,9 +1010,9 @@ def _verify_model(options: Namespace) -> int:
     _show_only(options.gpus)
     import anyio
 
-    from virnuc_async.bundles import find
     from virnuc_async.devices import choose
-    from virnuc_async.references import reference_of
+    from virnuc_async.models.bundle import find
+    from virnuc_async.models.reference import reference_of
     from virnuc_async.verification import precisions_of, verify
 
     bundle = find(options.name, _cache(options))

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.bundles import REFERENCE, Bundle, describe
 from virnuc_async.errors import BadReference, NoReference
 from virnuc_async.fileio import read_small, sha256, whole
 from virnuc_async.settings import Precision
+
+from .bundle import REFERENCE, Bundle, describe
 
 SUMS = 32
 
@@ -26,7 +27,7 @@ _FORMAT = 1
 _MOST_BYTES = 1 << 20
 _MOST_LETTERS = 10_000  # of one ORF
 _SHORTEST, _LONGEST = 1e-30, 1e30  # embeddings that FP32 can hold, well within
-_PUBLISHED = Path(__file__).parent / "models" / "published-reference.json"
+_PUBLISHED = Path(__file__).parent / "published-reference.json"
 
 _Numbers = NDArray[np.float64]
 _Floats = NDArray[np.floating[Any]]

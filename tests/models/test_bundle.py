@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from virnuc_async import bundles
-from virnuc_async.bundles import Bundle, cache_directory, find, known, seal
 from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import sha256
+from virnuc_async.models import bundle as bundles
+from virnuc_async.models.bundle import Bundle, cache_directory, find, known, seal
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
 SHAPES = bundles.Shapes(

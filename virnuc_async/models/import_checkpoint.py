@@ -32,7 +32,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from virnuc_async.bundles import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal
 from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory
 from virnuc_async.fileio import fresh, in_the_making, link, read_small, sha256
 from virnuc_async.networks.classifier import Classifier
@@ -40,8 +39,10 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.saving import DTYPES, Stacked, save
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.references import Reference, write_reference
 from virnuc_async.sequences.tokens import OrfTokenizer
+
+from .bundle import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal
+from .reference import Reference, write_reference
 
 Tensors = Mapping[str, Tensor]
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from virnuc_async import calibration
-from virnuc_async.calibration import CALIBRATION, Calibration
 from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import read_small, sha256, whole
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
+
+from . import calibration
+from .calibration import CALIBRATION, Calibration
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
@@ -33,7 +34,7 @@ _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of a bundle.json
 LARGEST_TOKENIZER = 1 << 24  # bytes; the published one has 170,000
 _MOST = {"layers": 1_000}
-_SHIPPED = Path(__file__).parent / "models"
+_SHIPPED = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)

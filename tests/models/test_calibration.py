@@ -14,9 +14,9 @@ from running import Ran, predict, rows, run, tables
 from support import fasta
 from toys import Toys, records, write_toys
 
-from virnuc_async.bundles import find
-from virnuc_async.calibration import Calibration, Method, fit_isotonic, fit_temperature, read
 from virnuc_async.errors import BadBundle
+from virnuc_async.models.bundle import find
+from virnuc_async.models.calibration import Calibration, Method, fit_isotonic, fit_temperature, read
 
 ROWS = st.lists(st.tuples(st.integers(0, 10).map(lambda n: n / 10), st.booleans()), min_size=1, max_size=12)
 LAST = "p_virus_calibrated"

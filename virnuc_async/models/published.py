@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from virnuc_async.bundles import ENCODERS, Bundle, find
 from virnuc_async.downloads.fetch import Patience, Source, Watch, alone, fetch_all, git_blob
 from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory, UsageError
 from virnuc_async.fileio import in_the_making, link, read_small
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
-from virnuc_async.references import Reference, published_reference
-from virnuc_async.upstream import ESM2_HEADS, Parts, import_bundle, import_classifier, read_protein
+
+from .bundle import ENCODERS, Bundle, find
+from .import_checkpoint import ESM2_HEADS, Parts, import_bundle, import_classifier, read_protein
+from .reference import Reference, published_reference
 
 HUB = "https://huggingface.co"
 LICENCE = "ESM-2: MIT; DNABERT-S: Apache-2.0; classifier: see github.com/Li-Jing-1997/VirNucPro"

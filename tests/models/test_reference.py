@@ -11,9 +11,10 @@ import pytest
 import torch
 from support import beside, read_table
 
-from virnuc_async.bundles import Bundle, find
 from virnuc_async.errors import BadReference, NoReference
-from virnuc_async.references import (
+from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.reference import (
     SUMS,
     Reference,
     Traces,
@@ -27,7 +28,6 @@ from virnuc_async.references import (
     write_reference,
 )
 from virnuc_async.settings import Precision
-from virnuc_async.upstream import Parts, import_bundle
 
 FP32, BF16 = Precision.FP32, Precision.BF16
 

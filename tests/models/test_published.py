@@ -17,13 +17,13 @@ import pytest
 from running import ROOT, Ran, predict, run, wait_until
 from serving import Server, ends_after, hangs_after, instead, serving, status
 
-from virnuc_async import published
-from virnuc_async.bundles import find
 from virnuc_async.downloads.fetch import Patience, Source, git_blob
 from virnuc_async.errors import BadCheckpoint, UsageError
-from virnuc_async.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
-from virnuc_async.references import published_reference
-from virnuc_async.upstream import Parts, read_protein
+from virnuc_async.models import published
+from virnuc_async.models.bundle import find
+from virnuc_async.models.import_checkpoint import Parts, read_protein
+from virnuc_async.models.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
+from virnuc_async.models.reference import published_reference
 
 OFFICIAL = {
     "esm2_t36_3B_UR50D.pt": "https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t36_3B_UR50D.pt",
@@ -500,9 +500,9 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from functools import partial
 from test_published import golden_wanted
-from virnuc_async import published
+from virnuc_async.models import published
 from virnuc_async.cli import main as cli
-from virnuc_async.upstream import Parts
+from virnuc_async.models.import_checkpoint import Parts
 models = Path("tests/data/golden/upstream/models")
 parts = Parts(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
 published.MODELS["virnucpro-500"] = partial(golden_wanted, parts, 500)

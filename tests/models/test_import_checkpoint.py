@@ -23,14 +23,20 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
-from virnuc_async import upstream
-from virnuc_async.bundles import PARTS, Bundle, find
 from virnuc_async.errors import BadCheckpoint, NotOurDirectory
+from virnuc_async.models import import_checkpoint as upstream
+from virnuc_async.models.bundle import PARTS, Bundle, find
+from virnuc_async.models.import_checkpoint import (
+    Parts,
+    import_bundle,
+    read_classifier,
+    read_nucleotide,
+    read_protein,
+)
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.upstream import Parts, import_bundle, read_classifier, read_nucleotide, read_protein
 
 # transformers 5 leaves config.json open when it saves a network.
 pytestmark = pytest.mark.filterwarnings(

@@ -1,0 +1,1 @@
+"""Bundles of models, their checkpoints, references and calibrations."""
