@@ -26,10 +26,10 @@ from measured import facts, save, table
 from replay import replay
 from samples import KINDS, Source, write, write_many
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.replica import Scores
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged

@@ -11,7 +11,8 @@ from dataclasses import replace
 import anyio
 import torch
 
-from virnuc_async.devices import Device, choose
+from virnuc_async.engine.devices import Device, choose
+from virnuc_async.engine.verification import batch_of, compute
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.reference import Reference, compare, published_reference, traces
 from virnuc_async.networks.classifier import Classifier
@@ -20,7 +21,6 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import pack
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.verification import batch_of, compute
 
 HEAD = "model | precision | device | score | distance of sums | cosine of sums | length"
 

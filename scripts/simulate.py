@@ -26,11 +26,11 @@ from measured import facts, save, table
 from numpy.typing import NDArray
 from samples import KINDS, Source, write
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.replica import Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
 from virnuc_async.sequences.inputs import read_contigs

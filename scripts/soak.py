@@ -30,7 +30,7 @@ from measured import facts, save, table
 from samples import KINDS, Source, endless
 from simulate import Busy, Model, Simulated
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
 from virnuc_async.models.bundle import find
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.results import Summary

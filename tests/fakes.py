@@ -7,10 +7,10 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Scores
 from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.replica import Scores
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.settings import Precision
 

@@ -15,11 +15,11 @@ import torch
 from fakes import Rules, fake_devices
 from running import predict, summary, tables
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Replica
 from virnuc_async.errors import DeviceLost, NoDevicesLeft
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import Plan, _Run, score_with
-from virnuc_async.replica import Replica
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.sequences.tokens import Ragged

@@ -23,7 +23,8 @@ from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline, results
-from virnuc_async.devices import Device, MemoryUse
+from virnuc_async.engine.devices import Device, MemoryUse
+from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
     AnotherRun,
     BadBundle,
@@ -40,7 +41,6 @@ from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import Parts, import_bundle
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
-from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.fragments import cut

@@ -10,11 +10,11 @@ from fakes import Rules, fake_devices
 from numpy.typing import NDArray
 from support import beside, fasta, pieces, read_table
 
+from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import Parts, import_bundle
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.replica import Scores
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.settings import Settings
 

@@ -14,7 +14,8 @@ from fakes import Rules, fake_devices
 from running import predict, summary, tables
 from support import TABLES, assert_published_scores, beside
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
     AmbiguousFeatures,
     AnotherRun,
@@ -31,7 +32,6 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.replica import Replica, Scores
 from virnuc_async.results import Summary
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs

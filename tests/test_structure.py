@@ -31,9 +31,6 @@ ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
     "pairs": "outputs",
-    "devices": "engine",
-    "replica": "engine",
-    "verification": "engine",
     "lock": "runs",
     "salvage": "runs",
     "store": "runs",

@@ -26,7 +26,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from virnuc_async import results
 from virnuc_async._version import __version__
-from virnuc_async.devices import (
+from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
     MemoryUse,
@@ -35,6 +35,7 @@ from virnuc_async.devices import (
     decide_precision,
     memory_use,
 )
+from virnuc_async.engine.replica import FAULTS, Replica, Scores
 from virnuc_async.errors import (
     AnotherRun,
     CannotWrite,
@@ -56,7 +57,6 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
-from virnuc_async.replica import FAULTS, Replica, Scores
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.sequences.inputs import STDIN, expand, fingerprint, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer

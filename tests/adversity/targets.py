@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from virnuc_async.engine.verification import batch_of
 from virnuc_async.errors import (
     BadBundle,
     BadCheckpoint,
@@ -49,7 +50,6 @@ from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision
-from virnuc_async.verification import batch_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd

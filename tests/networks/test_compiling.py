@@ -10,7 +10,8 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch.testing import assert_close
 
-from virnuc_async.devices import Device
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Replica
 from virnuc_async.models.bundle import DEFAULT, find
 from virnuc_async.networks.attention import padded
 from virnuc_async.networks.compiling import compile_layers, decide_compile
@@ -18,7 +19,6 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
-from virnuc_async.replica import Replica
 from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Compile, Precision
 

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from loguru import Record
 
     from virnuc_async.downloads.fetch import Watch
+    from virnuc_async.engine.verification import Finding
     from virnuc_async.models.bundle import Bundle
     from virnuc_async.models.import_checkpoint import Parts
     from virnuc_async.models.published import Places, Wanted
     from virnuc_async.models.reference import Reference
     from virnuc_async.results import Summary
-    from virnuc_async.verification import Finding
 
 PROGRAM = "virnuc-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2
@@ -828,7 +828,7 @@ def _line(record: "Record") -> str:
 
 
 def _devices(options: Namespace) -> int:
-    from virnuc_async.devices import available, choose, decide_budget, decide_precision
+    from virnuc_async.engine.devices import available, choose, decide_budget, decide_precision
 
     used = {device.name for device in choose(Settings())}
     rows = [("device", "model", "memory", "capability", "precision", "tokens per batch", "used")]
@@ -1010,10 +1010,10 @@ def _verify_model(options: Namespace) -> int:
     _show_only(options.gpus)
     import anyio
 
-    from virnuc_async.devices import choose
+    from virnuc_async.engine.devices import choose
+    from virnuc_async.engine.verification import precisions_of, verify
     from virnuc_async.models.bundle import find
     from virnuc_async.models.reference import reference_of
-    from virnuc_async.verification import precisions_of, verify
 
     bundle = find(options.name, _cache(options))
     wanted, found = Precision(options.precision), []
@@ -1041,7 +1041,7 @@ def _recorded(bundle: "Bundle") -> "Bundle":
     """Give *bundle* with a reference of what it gives here."""
     import anyio
 
-    from virnuc_async.verification import record
+    from virnuc_async.engine.verification import record
 
     try:
         return anyio.run(record, bundle)

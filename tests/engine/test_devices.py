@@ -8,8 +8,8 @@ import pynvml
 import pytest
 import torch
 
-from virnuc_async import devices
-from virnuc_async.devices import (
+from virnuc_async.engine import devices
+from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
     MemoryUse,

@@ -11,18 +11,18 @@ import torch
 from running import Ran, run
 from safetensors.torch import load_file, save_file
 
-from virnuc_async import verification
 from virnuc_async.cli import main as cli
-from virnuc_async.devices import Device
 from virnuc_async.downloads.fetch import git_blob
+from virnuc_async.engine import verification
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Replica
+from virnuc_async.engine.verification import precisions_of
 from virnuc_async.errors import Stage
 from virnuc_async.models import published
 from virnuc_async.models.bundle import Bundle, find, seal
 from virnuc_async.models.import_checkpoint import Parts
 from virnuc_async.models.reference import published_reference, reference_of
-from virnuc_async.replica import Replica
 from virnuc_async.settings import Precision
-from virnuc_async.verification import precisions_of
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from virnuc_async._version import __version__
-from virnuc_async.devices import Device, choose
 from virnuc_async.errors import DeviceError
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.reference import (
@@ -17,10 +16,12 @@ from virnuc_async.models.reference import (
     published_reference,
     traces,
 )
-from virnuc_async.replica import Replica
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
+
+from .devices import Device, choose
+from .replica import Replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ import torch
 from support import TABLES, assert_published_scores, read_table
 from torch._dynamo.utils import counters
 
-from virnuc_async.devices import Device, available, choose
+from virnuc_async.engine.devices import Device, available, choose
+from virnuc_async.engine.replica import Replica
+from virnuc_async.engine.verification import record, verify
 from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find
@@ -22,12 +24,10 @@ from virnuc_async.networks.attention import Attention, fastest, on_runs, padded,
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import pack, sample
 from virnuc_async.pipeline import run_pipeline
-from virnuc_async.replica import Replica
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.verification import record, verify
 
 pytestmark = [
     pytest.mark.gpu,

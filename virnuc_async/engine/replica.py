@@ -18,7 +18,6 @@ import torch
 from anyio import CancelScope
 from numpy.typing import NDArray
 
-from virnuc_async.devices import Device
 from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.networks.classifier import Classifier
@@ -30,6 +29,8 @@ from virnuc_async.networks.packing import Packed, pack, sample
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
+
+from .devices import Device
 
 # What a fault number stands for; the first network whose numbers are not finite is at fault.
 FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)

@@ -1,0 +1,1 @@
+"""Devices and the replicas of a model that score batches on them."""
