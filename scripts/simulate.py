@@ -32,11 +32,11 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.results import Summary
+from virnuc_async.runs.store import Finished, Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.store import Finished, Store
 
 _SAMPLE_BASES = 1_000_000  # read to learn how many tokens there are to a base
 _FRONT_WINDOWS = 6  # timed without devices

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from virnuc_async.lock import LOCK
 from virnuc_async.networks.packing import Packed, pack
+from virnuc_async.runs.lock import LOCK
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import Orf, open_frames

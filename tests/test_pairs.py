@@ -30,13 +30,13 @@ from virnuc_async.models.calibration import Calibration, Method
 from virnuc_async.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.results import pair_verdicts
+from virnuc_async.runs.store import Finished, Store
 from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Pairing, Settings
-from virnuc_async.store import Finished, Store
 
 # Names of files
 

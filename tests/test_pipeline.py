@@ -36,19 +36,19 @@ from virnuc_async.errors import (
     NotOurDirectory,
     UnknownDevice,
 )
-from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import Parts, import_bundle
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.results import Summary
+from virnuc_async.runs.lock import LOCK, Lock, Owner, evict, owner_of
+from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.store import STORE, Store
 
 
 @pytest.fixture(params=[1, 3])

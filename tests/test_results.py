@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from running import files_no_larger_than
 
 from virnuc_async.errors import Stage
-from virnuc_async.features import save_features
 from virnuc_async.results import (
     LABELS,
     Verdicts,
@@ -31,10 +30,11 @@ from virnuc_async.results import (
     judge,
     predictions,
 )
+from virnuc_async.runs.reuse_embeddings import save_features
+from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, Finished, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged
-from virnuc_async.store import CONTIG, SCORE, Block, Failure, Finished, Store
 
 WIDTH = 4
 
@@ -374,7 +374,7 @@ def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
 def test_features_are_those_of_scored_orfs(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virnuc_async.features._BLOCK_BYTES", block * 4 * WIDTH)
+    monkeypatch.setattr("virnuc_async.runs.reuse_embeddings._BLOCK_BYTES", block * 4 * WIDTH)
     run = [
         Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
         Record(b"none", ()),

@@ -31,10 +31,6 @@ ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
     "pairs": "outputs",
-    "lock": "runs",
-    "salvage": "runs",
-    "store": "runs",
-    "features": "runs",
     "results": "outputs",
     "charts": "outputs",
     "labels": "learning",

@@ -25,8 +25,8 @@ from virnuc_async.measures import FIGURES, Ranking, Resampler, auroc, plain, pla
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.results import Summary, judge, vote
+from virnuc_async.runs.store import Block, Store
 from virnuc_async.settings import Measuring, Pairing, Settings
-from virnuc_async.store import Block, Store
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import InputError, counted
+from virnuc_async.runs.store import CONTIG, SCORE, Block, FileLine, Store
 from virnuc_async.sequences.batches import Reader
 from virnuc_async.sequences.inputs import apart
 from virnuc_async.settings import Pairing
-from virnuc_async.store import CONTIG, SCORE, Block, FileLine, Store
 
 # The mark of a mate in a file's name: 1 or 2 as a word of its own, with no word behind it that has a
 # digit, since numbers have many meanings; or else R1 or R2, whatever is behind it, the last one that

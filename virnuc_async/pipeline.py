@@ -49,19 +49,25 @@ from virnuc_async.errors import (
     VirnucError,
     counted,
 )
-from virnuc_async.features import FeatureFile, Features, check_alike, find_features, save_features
 from virnuc_async.fileio import fresh, settle, sync_directory, whole
-from virnuc_async.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from virnuc_async.log import PROGRESS, Counts, logger, run_files
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
+from virnuc_async.runs.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.runs.reuse_embeddings import (
+    FeatureFile,
+    Features,
+    check_alike,
+    find_features,
+    save_features,
+)
+from virnuc_async.runs.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.sequences.inputs import STDIN, expand, fingerprint, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Pairing, Precision, Settings
-from virnuc_async.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.pairs import Mates, pair_blocks
-from virnuc_async.store import FRAMES, Block, Failure, Store
+from virnuc_async.runs.store import FRAMES, Block, Failure, Store
 
 # A file's content, in parts; closing it lets go of the store.
 Parts = Generator[bytes, None, None]

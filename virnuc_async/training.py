@@ -63,8 +63,8 @@ from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, seal
 from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
+from virnuc_async.runs.store import Block, Store
 from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
-from virnuc_async.store import Block, Store
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory

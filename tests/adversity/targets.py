@@ -34,7 +34,6 @@ from virnuc_async.errors import (
     FeatureError,
     InputError,
 )
-from virnuc_async.features import Features, find_features
 from virnuc_async.models.bundle import PARTS, REFERENCE, find
 from virnuc_async.models.import_checkpoint import (
     Parts,
@@ -44,6 +43,7 @@ from virnuc_async.models.import_checkpoint import (
     read_protein,
 )
 from virnuc_async.models.reference import Reference, compare, read_reference, write_reference
+from virnuc_async.runs.reuse_embeddings import Features, find_features
 from virnuc_async.sequences import inputs as sequences
 from virnuc_async.sequences.batches import ContigRow, Window, form_windows
 from virnuc_async.sequences.fragments import cut

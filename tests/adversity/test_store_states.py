@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support import bury_owner
 
 from virnuc_async.errors import AnotherRun, BrokenInput, DirectoryBusy, Stage
+from virnuc_async.runs.store import STORE, Finished, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
-from virnuc_async.store import STORE, Finished, Store
 
 _PATHS = ("/data/a.fa", "/data/b|c.fa")
 _ROWS = st.lists(st.integers(0, 3), max_size=5)  # ORFs of each record of a window

@@ -25,8 +25,8 @@ from support import TABLES, bury_owner
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.results import Summary
+from virnuc_async.runs.store import SCORE, STORE
 from virnuc_async.settings import Settings
-from virnuc_async.store import SCORE, STORE
 
 from .fates import Bug, Fate, Faults, Session, Source, World, make_bundle, make_sources
 from .simulated import Disk, Loop, no_space, no_space_in_store, no_threads

@@ -34,7 +34,8 @@ from virnuc_async.errors import (
 from virnuc_async.fileio import fresh, sha256
 from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.sequences.batches import BASES, RESIDUES, Compared, Known, Window
-from virnuc_async.store import FEATURES, Block, Store, orf_id
+
+from .store import FEATURES, Block, Store, orf_id
 
 # VirNucPro's names, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")

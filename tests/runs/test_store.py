@@ -27,10 +27,8 @@ from virnuc_async.errors import (
     Stage,
     UnreadableInput,
 )
-from virnuc_async.lock import LOCK
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
-from virnuc_async.sequences.tokens import Ragged
-from virnuc_async.store import (
+from virnuc_async.runs.lock import LOCK
+from virnuc_async.runs.store import (
     DAMAGED,
     FEATURES,
     OURS,
@@ -42,6 +40,8 @@ from virnuc_async.store import (
     Store,
     orf_id,
 )
+from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.tokens import Ragged
 
 WIDTH = 3
 A, B = ["/data/a.fa", 10, 1], ["/data/b.fa", 20, 2]
@@ -415,7 +415,7 @@ def test_second_opener_is_told_to_wait(store: Store) -> None:
 import sys
 from pathlib import Path
 from virnuc_async.errors import DirectoryBusy
-from virnuc_async.store import Store
+from virnuc_async.runs.store import Store
 try:
     Store(Path(sys.argv[1]), overwrite=True)
 except DirectoryBusy as busy:
@@ -663,7 +663,7 @@ def test_every_commit_is_on_the_disk(store: Store) -> None:
 
 
 def test_a_store_that_somebody_looks_at_is_busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virnuc_async.store._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("virnuc_async.runs.store._BUSY_SECONDS", 0.05)
     store.close()
     with closing(sqlite3.connect(store.directory / STORE)) as db:
         db.execute("BEGIN")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-from virnuc_async import lock as module
 from virnuc_async.errors import DirectoryBusy, DirectoryHeld
-from virnuc_async.lock import LOCK, Lock, Owner, evict, owner_of
+from virnuc_async.runs import lock as module
+from virnuc_async.runs.lock import LOCK, Lock, Owner, evict, owner_of
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     script = """
 import sys
 from pathlib import Path
-from virnuc_async.lock import Lock
+from virnuc_async.runs.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -37,10 +37,11 @@ from virnuc_async.errors import (
     counted,
 )
 from virnuc_async.fileio import not_through_a_link, settle, sync_directory
-from virnuc_async.lock import LOCK, Lock
-from virnuc_async.salvage import Kept, checksum, count_whole, is_whole, salvage
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
+
+from .lock import LOCK, Lock
+from .repair import Kept, checksum, count_whole, is_whole, salvage
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # what a repair did not trust

@@ -23,7 +23,7 @@ from virnuc_async.errors import (
     BadFeatures,
     NoFeatures,
 )
-from virnuc_async.features import Features, find_features
+from virnuc_async.runs.reuse_embeddings import Features, find_features
 from virnuc_async.sequences.batches import Window, form_windows
 from virnuc_async.sequences.inputs import Contig
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -240,7 +240,7 @@ def test_one_embedding_alone(
 
 
 def test_a_file_of_many_orfs_is_read_in_parts(old: Path, monkeypatch: pytest.MonkeyPatch, read: Read) -> None:
-    monkeypatch.setattr("virnuc_async.features._ROWS", 2)
+    monkeypatch.setattr("virnuc_async.runs.reuse_embeddings._ROWS", 2)
     for name, found in FORMS["all three"].items():
         saved(old / name, found)
     features = read(old)
@@ -468,7 +468,7 @@ def test_numbers_of_files_do_not_stay_in_memory(tmp_path: Path) -> None:
     script = f"""
 import re, torch
 from pathlib import Path
-from virnuc_async.features import Features, find_features
+from virnuc_async.runs.reuse_embeddings import Features, find_features
 old = Path({str(tmp_path)!r}) / "old"
 out = Path({str(tmp_path)!r}) / "out"
 old.mkdir(), out.mkdir()
