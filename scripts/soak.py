@@ -32,8 +32,8 @@ from simulate import Busy, Model, Simulated
 
 from virnuc_async.engine.devices import Device
 from virnuc_async.models.bundle import find
+from virnuc_async.outputs.predictions import Summary
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.results import Summary
 from virnuc_async.settings import Settings
 
 _TOLERATED = 1.05  # of the third quarter's median: what an allocator's moods make

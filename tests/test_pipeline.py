@@ -22,7 +22,7 @@ import torch
 from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
-from virnuc_async import pipeline, results
+from virnuc_async import pipeline
 from virnuc_async.engine.devices import Device, MemoryUse
 from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
@@ -39,8 +39,9 @@ from virnuc_async.errors import (
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs.predictions import Summary
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
-from virnuc_async.results import Summary
 from virnuc_async.runs.lock import LOCK, Lock, Owner, evict, owner_of
 from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch

@@ -30,9 +30,6 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
-    "pairs": "outputs",
-    "results": "outputs",
-    "charts": "outputs",
     "labels": "learning",
     "leaks": "learning",
     "measures": "learning",

@@ -66,11 +66,11 @@ if TYPE_CHECKING:
     from virnuc_async.log import (
         logger,
     )
+    from virnuc_async.outputs.predictions import (
+        Summary,
+    )
     from virnuc_async.pipeline import (
         run_pipeline,
-    )
-    from virnuc_async.results import (
-        Summary,
     )
     from virnuc_async.settings import (
         Pairing,
@@ -180,8 +180,8 @@ _MODULES = {
         "WrongDownload",
     ),
     "log": ("logger",),
+    "outputs.predictions": ("Summary",),
     "pipeline": ("run_pipeline",),
-    "results": ("Summary",),
     "settings": (
         "Pairing",
         "Precision",

@@ -24,7 +24,6 @@ import numpy as np
 from anyio import CancelScope, CapacityLimiter, from_thread, to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from virnuc_async import results
 from virnuc_async._version import __version__
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
@@ -54,7 +53,16 @@ from virnuc_async.log import PROGRESS, Counts, logger, run_files
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
-from virnuc_async.pairs import Compared, Mates, are_cut_short, compare, find_mates, glance, told_difference
+from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs.pairs import (
+    Compared,
+    Mates,
+    are_cut_short,
+    compare,
+    find_mates,
+    glance,
+    told_difference,
+)
 from virnuc_async.runs.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
 from virnuc_async.runs.reuse_embeddings import (
     FeatureFile,

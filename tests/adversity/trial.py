@@ -23,8 +23,8 @@ from fakes import fake_devices
 from support import TABLES, bury_owner
 
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
+from virnuc_async.outputs.predictions import Summary
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.results import Summary
 from virnuc_async.runs.store import SCORE, STORE
 from virnuc_async.settings import Settings
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from virnuc_async.models.import_checkpoint import Parts
     from virnuc_async.models.published import Places, Wanted
     from virnuc_async.models.reference import Reference
-    from virnuc_async.results import Summary
+    from virnuc_async.outputs.predictions import Summary
 
 PROGRAM = "virnuc-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2

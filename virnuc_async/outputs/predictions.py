@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
-from virnuc_async.pairs import Mates, pair_blocks
 from virnuc_async.runs.store import FRAMES, Block, Failure, Store
+
+from .pairs import Mates, pair_blocks
 
 # A file's content, in parts; closing it lets go of the store.
 Parts = Generator[bytes, None, None]

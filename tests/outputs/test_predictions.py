@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from running import files_no_larger_than
 
 from virnuc_async.errors import Stage
-from virnuc_async.results import (
+from virnuc_async.outputs.predictions import (
     LABELS,
     Verdicts,
     contig_verdicts,
@@ -218,7 +218,7 @@ def test_tables_against_the_slow_way(
 ) -> None:
     with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         for name, value in (("_RUN_BYTES", room), ("_PIECES", pieces), ("_ROWS", window)):
-            patch.setattr(f"virnuc_async.results.{name}", value)
+            patch.setattr(f"virnuc_async.outputs.predictions.{name}", value)
         store = stored(Path(directory), run, size=window)
         orf_rows, fragment_rows, contig_rows = slowly(run, threshold)
         assert lines(predictions(store)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
@@ -301,7 +301,7 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay(tmp_path: Path) -
 
 
 def test_sorting_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virnuc_async.results._RUN_BYTES", 1)
+    monkeypatch.setattr("virnuc_async.outputs.predictions._RUN_BYTES", 1)
     run = [Record(b"c%d" % n, (ScoredOrf(1, 0, 0.5, 0.5),)) for n in range(5)]
     store = stored(tmp_path, run, size=1)
     before = set(tmp_path.iterdir())

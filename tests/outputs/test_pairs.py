@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from running import OPEN, SHUT, Ran, log, predict, rows, run, some_reads, summary, tables
 from support import TABLES, fasta
 
-from virnuc_async import pairs
 from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.models.bundle import find
 from virnuc_async.models.calibration import Calibration, Method
-from virnuc_async.pairs import Mates, compare, find_mates, pair_blocks, pair_id
+from virnuc_async.outputs import pairs
+from virnuc_async.outputs.pairs import Mates, compare, find_mates, pair_blocks, pair_id
+from virnuc_async.outputs.predictions import pair_verdicts
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.results import pair_verdicts
 from virnuc_async.runs.store import Finished, Store
 from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut

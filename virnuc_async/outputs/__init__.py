@@ -1,0 +1,1 @@
+"""Scores to verdicts to the tables and reports that people read."""
