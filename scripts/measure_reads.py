@@ -18,7 +18,7 @@ from genomes import Piece, read_pieces, reverse_complement
 from numpy.typing import NDArray
 
 from virnuc_async import Settings, run_pipeline
-from virnuc_async.measures import auroc
+from virnuc_async.learning.metrics import auroc
 
 HEAD = (
     "| bp | what | rows | no_orf, viral | no_orf, others | AUROC | threshold | sensitivity | specificity |",

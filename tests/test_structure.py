@@ -30,12 +30,6 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
 NOT_MOVED = {
-    "labels": "learning",
-    "leaks": "learning",
-    "measures": "learning",
-    "evaluation": "learning",
-    "cards": "learning",
-    "training": "learning",
 }
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},

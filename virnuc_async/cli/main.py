@@ -604,9 +604,9 @@ def _train(options: Namespace) -> int:
     recipe, split = _filled(Recipe, options), _filled(Split, options, by_fragment=options.split_by_fragment)
     measuring, settings = _filled(Measuring, options, lengths=()), _settings(options)
     _set_environment(options)
-    from virnuc_async.evaluation import figure_rows, group_rows
-    from virnuc_async.labels import labelled
-    from virnuc_async.training import Task, train
+    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.evaluation import figure_rows, group_rows
+    from virnuc_async.learning.training import Task, train
 
     output: Path = options.output
     task = Task(
@@ -631,8 +631,8 @@ def _train(options: Namespace) -> int:
 def _evaluate(options: Namespace) -> int:
     measuring, settings = _filled(Measuring, options), _settings(options)
     _set_environment(options)
-    from virnuc_async.evaluation import evaluate, figure_rows, group_rows
-    from virnuc_async.labels import labelled
+    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.evaluation import evaluate, figure_rows, group_rows
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
@@ -647,8 +647,8 @@ def _evaluate(options: Namespace) -> int:
 def _calibrate(options: Namespace) -> int:
     settings = _settings(options)
     _set_environment(options)
-    from virnuc_async.evaluation import calibrate
-    from virnuc_async.labels import labelled
+    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.evaluation import calibrate
     from virnuc_async.models.calibration import Method
 
     data = labelled(options.viral, options.nonviral, options.clusters, options.groups)

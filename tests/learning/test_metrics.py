@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnuc_async.measures import (
+from virnuc_async.learning.metrics import (
     BINS,
     FIGURES,
     Interval,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import some_reads
 
-from virnuc_async.leaks import K, kmers, shared
+from virnuc_async.learning.leakage import K, kmers, shared
 
 SWAP = str.maketrans("ACGTacgt", "TGCAtgca")
 LETTERS = st.text("ACGTNacgtn", max_size=120)
@@ -89,7 +89,7 @@ def test_long_records_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -
     one, two = some_reads(2, 500).values()
     records, sides = [one, two + one[33:190] + two], ([False, True], [True, False])
     whole = shares(records, *sides)
-    monkeypatch.setattr("virnuc_async.leaks._BLOCK", 64)
+    monkeypatch.setattr("virnuc_async.learning.leakage._BLOCK", 64)
     assert shares(records, *sides) == whole == pytest.approx(slow_shares(records, *sides))
     assert whole[1] > 0.1
 

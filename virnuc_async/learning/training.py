@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from virnuc_async._version import __version__
-from virnuc_async.cards import card
 from virnuc_async.errors import (
     AnotherRun,
     BadCheckpoint,
@@ -32,17 +31,16 @@ from virnuc_async.errors import (
     UsageError,
     counted,
 )
-from virnuc_async.evaluation import (
-    Engine,
-    Level,
-    bundle_facts,
-    check_count,
-    levels,
-    measured,
-    write_stretches,
-)
 from virnuc_async.fileio import in_the_making, link, whole
-from virnuc_async.labels import (
+from virnuc_async.log import Pace, logger
+from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, seal
+from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.shapes import ClassifierShape
+from virnuc_async.runs.store import Block, Store
+from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
+
+from .dataset import (
     LEFT_OUT,
     SIDES,
     TEST,
@@ -57,14 +55,17 @@ from virnuc_async.labels import (
     split_fragments,
     split_records,
 )
-from virnuc_async.leaks import K, shared
-from virnuc_async.log import Pace, logger
-from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, seal
-from virnuc_async.models.import_checkpoint import read_values
-from virnuc_async.networks.classifier import Classifier
-from virnuc_async.networks.shapes import ClassifierShape
-from virnuc_async.runs.store import Block, Store
-from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
+from .evaluation import (
+    Engine,
+    Level,
+    bundle_facts,
+    check_count,
+    levels,
+    measured,
+    write_stretches,
+)
+from .leakage import K, shared
+from .reports import card
 
 REPORT, CARD = "training.json", "README.md"
 _RUN, _STRETCHES, _EPOCHS = "features", "stretches", "epochs.pt"  # what is in a work directory

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from virnuc_async.evaluation import figure_rows, group_rows
+from .evaluation import figure_rows, group_rows
 
 _OPTIMISTIC = (
     "**These figures are optimistic.** Fragments were split at random, as in the published protocol: "

@@ -18,10 +18,10 @@ from support import fasta
 from toys import Toys, records, write_shuffled, write_toys
 
 from virnuc_async.errors import CannotWrite
-from virnuc_async.labels import TEST, TRAINING, VALIDATION
+from virnuc_async.learning.dataset import TEST, TRAINING, VALIDATION
+from virnuc_async.learning.training import Examples, balanced, fit
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.settings import Balance, Recipe
-from virnuc_async.training import Examples, balanced, fit
 
 OTHER = "the epochs so far are of other data, another recipe or number of threads"
 QUICK = ("--optimizer", "adamw", "--rate", "0.01", "--epochs", "5", "--resamples", "20")

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from virnuc_async._version import __version__
 from virnuc_async.errors import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
 from virnuc_async.fileio import whole
-from virnuc_async.labels import KINDS, Cutting, Labelled, Records, check_classes, read_records
 from virnuc_async.log import logger
-from virnuc_async.measures import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.outputs.html import chart, heading, page, paragraph, table
 from virnuc_async.outputs.predictions import Summary, judge, vote
 from virnuc_async.runs.store import Block, Store
 from virnuc_async.settings import Measuring, Pairing, Settings
+
+from .dataset import KINDS, Cutting, Labelled, Records, check_classes, read_records
+from .metrics import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]

@@ -20,7 +20,7 @@ from virnuc_async.errors import (
     UnreadableInput,
     UsageError,
 )
-from virnuc_async.labels import (
+from virnuc_async.learning.dataset import (
     LEFT_OUT,
     TEST,
     TRAINING,

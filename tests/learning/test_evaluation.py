@@ -13,7 +13,7 @@ from running import OPEN, SHUT, Ran, predict, rows, run, some_reads
 from support import fasta
 from toys import Toys, records, write_toys
 
-from virnuc_async.measures import FIGURES
+from virnuc_async.learning.metrics import FIGURES
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.outputs.html import chart, page, paragraph, table
 
