@@ -28,9 +28,6 @@ ORDER = [
     "cli",
 ]
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
-LIGHT = {"_version", "errors", "text", "fileio", "settings"}  # that anything may import at no cost
-NOT_MOVED = {
-}
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},
     "anyio": {"engine", "runs", "outputs", "pipeline", "cli"},
@@ -58,7 +55,7 @@ def tree(path: Path) -> ast.Module:
 def room(path: Path) -> str:
     """Return the name of the room that *path* is in; a module of the ground is a room of its own."""
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return NOT_MOVED.get(name, name)
+    return name
 
 
 def imported_rooms(path: Path) -> Iterator[str]:
@@ -72,7 +69,7 @@ def imported_rooms(path: Path) -> Iterator[str]:
             names = (
                 [node.module] if "." in str(node.module) else [f"virnuc_async.{a.name}" for a in node.names]
             )
-            yield from (NOT_MOVED.get(part, part) for part in (str(name).split(".")[1] for name in names))
+            yield from (part for part in (str(name).split(".")[1] for name in names))
 
 
 def third_party_imports(path: Path) -> Iterator[str]:
@@ -94,7 +91,7 @@ def test_imports_point_up_the_list_of_rooms(path: Path) -> None:
         return
     assert name in ORDER, f"where does {name} stand?"
     for other in set(imported_rooms(path)):
-        assert ORDER.index(other) < ORDER.index(name) or name in NOT_MOVED.values(), f"{name} imports {other}"
+        assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
 
 
 @each_module

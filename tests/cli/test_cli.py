@@ -864,7 +864,7 @@ helps = [[], ["predict"], ["models", "import"], ["train"], ["evaluate"]]
 for words in *([*words, "--help"] for words in helps), ["predict"], ["train"], ["--version"]:
     sys.stdout = sys.stderr = open("/dev/null", "w")
     try:
-        virnuc_async.cli.main(words)
+        virnuc_async.cli.main.main(words)
     except SystemExit:
         pass
 sys.stdout = sys.__stdout__

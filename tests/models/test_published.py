@@ -497,7 +497,7 @@ def test_dnabert_s_is_fetched_once_for_all_encoders(server: Server, cache: Path)
 STARTED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/models"]
 from functools import partial
 from test_published import golden_wanted
 from virnuc_async.models import published

@@ -262,7 +262,7 @@ def test_blocks_hold_whole_records(store: Store) -> None:
 def test_what_a_killed_process_had_committed_is_there(out: Path) -> None:
     script = """
 import os, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/runs"]
 from pathlib import Path
 from test_store import Store, a_window, batches, scored, IDENTITY
 store = Store(Path(sys.argv[1]))
