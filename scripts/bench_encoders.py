@@ -35,7 +35,7 @@ from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.linear import can_prepack
-from virnuc_async.networks.packing import pack, sample
+from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences.batches import form_windows, longest_first
 from virnuc_async.sequences.inputs import read_contigs
@@ -100,7 +100,7 @@ def ours(network: Esm2 | DnabertS, way: str) -> Engine:
         ready.prepack()
     elif device.type == "cuda" and way != "plain":
         ready.use_fastest_attention()
-    if way == "compiled" and (warning := compile_layers(ready, pack(sample(7, 5)).to(device))):
+    if way == "compiled" and (warning := compile_layers(ready, pack(dummy_batch(7, 5)).to(device))):
         raise SystemExit(warning)
 
     def run(work: Work) -> Tensor:
@@ -269,7 +269,7 @@ def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
     return some, Work("bases", window.nucleotides.take(rows), batch)
 
 
-# Measuring
+# EvaluationOptions
 
 
 def matrix_rate(shape: ProteinShape | NucleotideShape, dtype: torch.dtype, device: torch.device) -> float:

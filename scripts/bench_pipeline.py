@@ -65,7 +65,7 @@ class Instant:
     async def load(self) -> None:
         """There is nothing to load."""
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         """There is room for all."""
 
     async def close(self) -> None:
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     record, bundle, source = facts(arguments), find(told.model), Source.read(told.fasta)
     found = {}
     for name in told.parts:
-        with tempfile.TemporaryDirectory(dir=told.work) as directory:
+        with tempfile.TemporaryDirectory(dir=told.device_totals) as directory:
             found[name] = list(_PARTS[name](told, bundle, source, Path(directory)))
         print(f"{name}\n\n{table(found[name])}\n", flush=True)
     if told.output:
@@ -172,7 +172,7 @@ def _front(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path)
             for _ in range(told.repeats):
                 began = time.perf_counter()
                 windows = form_windows([str(path)], read_contigs, bundle.length, tokenizer, WINDOW_ORFS)
-                orfs = sum(len(window.places) for window in windows)
+                orfs = sum(len(window.origins) for window in windows)
                 seconds.append(time.perf_counter() - began)
             middle = statistics.median(seconds)
             yield {

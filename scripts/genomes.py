@@ -1,4 +1,4 @@
-"""Labelled pieces of real genomes: ``{train,val}.{viral,nonviral}.fna.gz`` and what they are."""
+"""LabelledFiles pieces of real genomes: ``{train,val}.{viral,nonviral}.fna.gz`` and what they are."""
 
 import gzip
 import re

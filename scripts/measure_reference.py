@@ -14,7 +14,7 @@ import torch
 from virnuc_async.engine.devices import Device, choose
 from virnuc_async.engine.verification import batch_of, compute
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.models.reference import Reference, compare, published_reference, traces
+from virnuc_async.models.reference import Reference, compare, published_reference, sketch
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -38,7 +38,7 @@ def exact(bundle: Bundle, orfs: Reference) -> Reference:
     bases = nucleotide.embeddings(pack(batch.nucleotides))
     residues = protein.embeddings(pack(batch.residues))
     scores = classifier(torch.cat((bases, residues), 1).double()).numpy()
-    return replace(orfs, scores=scores, nucleotide=traces(bases.numpy()), protein=traces(residues.numpy()))
+    return replace(orfs, scores=scores, nucleotide=sketch(bases.numpy()), protein=sketch(residues.numpy()))
 
 
 def measure(name: str, bundle: Bundle, device: Device) -> None:

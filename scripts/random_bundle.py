@@ -15,7 +15,7 @@ from special_tokens import SPECIAL, UNKNOWN, finished
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from virnuc_async.models.bundle import Shapes, seal
+from virnuc_async.models.bundle import Shapes, write_manifest
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -88,7 +88,7 @@ def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = 
         save_file(filled(build, kept), directory / f"{name}.safetensors")
     (directory / "tokenizer.json").write_text(byte_pairs(nucleotide.vocabulary), "utf-8")
     origin = dict.fromkeys(("protein", "nucleotide", "classifier", "tokenizer"), "scripts/random_bundle.py")
-    seal(directory, directory.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
+    write_manifest(directory, directory.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
 from virnuc_async.outputs.predictions import Summary
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.runs.store import Finished, Store
+from virnuc_async.runs.store import ScoredBatch, Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -117,7 +117,7 @@ class Simulated:
     async def load(self) -> None:
         """There is nothing to load."""
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         """There is room for all."""
 
     async def close(self) -> None:
@@ -245,9 +245,9 @@ def _input(kind: str, path: Path, bundle: Bundle, told: argparse.Namespace, out:
     """Time the first windows of *path*, and the store with their batches."""
     began = time.perf_counter()
     windows = list(islice(_windows(path, bundle, told.window), _FRONT_WINDOWS))
-    front = sum(len(window.places) for window in windows) / (time.perf_counter() - began)
+    front = sum(len(window.origins) for window in windows) / (time.perf_counter() - began)
     batches = [batch for window in windows for batch in window.batches(told.tokens_per_batch)]
-    done = [Finished(batch, "simulated:0", 0.1, _made_up(batch), None, {}) for batch in batches]
+    done = [ScoredBatch(batch, "simulated:0", 0.1, _made_up(batch), None, {}) for batch in batches]
     store = Store(out)
     began = time.perf_counter()
     for one in done:

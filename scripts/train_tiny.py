@@ -26,8 +26,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
-from virnuc_async.fileio import in_the_making
-from virnuc_async.models.bundle import Bundle, Shapes, find, seal
+from virnuc_async.fileio import atomic_directory
+from virnuc_async.models.bundle import Bundle, Shapes, find, write_manifest
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -314,12 +314,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def write(network: Tiny, shapes: Shapes, definition: str, output: Path) -> Bundle:
     """Put the bundle in the place of what *output* holds; a model card there stays."""
-    with in_the_making(output) as made:
+    with atomic_directory(output) as made:
         for part in PARTS:
             (made / f"{part}.safetensors").write_bytes(save(getattr(network, part).state_dict()))
         (made / "tokenizer.json").write_text(definition, "utf-8")
         origin = dict.fromkeys((*PARTS, "tokenizer"), "scripts/train_tiny.py")
-        seal(made, output.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
+        write_manifest(made, output.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
         if (output / "README.md").is_file():
             shutil.copy(output / "README.md", made)
         shutil.rmtree(output, ignore_errors=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 
 # The same examples every time: a red test is red for everybody.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -51,14 +51,16 @@ def expected(golden: Path, length: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden_parts(golden: Path) -> Parts:
+def golden_parts(golden: Path) -> CheckpointPaths:
     """Small networks in the forms that upstream's files have."""
     models = golden / "upstream" / "models"
-    return Parts(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
+    return CheckpointPaths(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
 
 
 @pytest.fixture(scope="session")
-def golden_bundle(golden_parts: Parts, length: int, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def golden_bundle(
+    golden_parts: CheckpointPaths, length: int, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     """The bundle of *golden_parts*; what it gives for upstream/input.fa is in *expected*."""
     directory = tmp_path_factory.mktemp("bundles") / f"golden-{length}"
     return import_bundle(golden_parts, directory, directory.name, length)

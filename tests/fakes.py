@@ -32,7 +32,7 @@ class Rules:
     go_on: anyio.Event = field(default_factory=anyio.Event)
     paused: anyio.Event = field(default_factory=anyio.Event)
     warning: str | None = None  # of every device, once it is loaded
-    likeness: float = 1.0  # of known embeddings to those that a device would give
+    similarity: float = 1.0  # of known embeddings to those that a device would give
     depth: int = 2  # batches that a device takes at once
     seen: list[tuple[str, Batch]] = field(default_factory=list)  # what was scored, by whom
     proofs: list[tuple[str, int]] = field(default_factory=list)  # what was tried at the start, by whom
@@ -62,7 +62,7 @@ class FakeScorer:
             raise DeviceLost(self.name, "it fell off the bus while loading")
         return self._rules.warning
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         rules = self._rules
         rules.proofs.append((self.name, tokens))
         if rules.room is not None and rules.proves and tokens > rules.room:
@@ -99,10 +99,10 @@ class FakeScorer:
         return Scores(
             batch=batch,
             probabilities=np.stack([np.float32(1) - virus, virus], 1),
-            faults=faults,
+            stage_codes=faults,
             embeddings=None if self._width is None else np.tile(virus[:, None], self._width),
             seconds=0.5,
-            likeness=np.full((len(batch.known.compared), 2), self._rules.likeness, np.float32),
+            similarity=np.full((len(batch.known.compared), 2), self._rules.similarity, np.float32),
         )
 
 

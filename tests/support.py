@@ -89,7 +89,7 @@ def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str,
     )
 
 
-def bury_owner(out: Path) -> None:
+def make_stale(out: Path) -> None:
     """Have the process that holds *out* be dead, as the kernel would see it: it is another one than ours."""
     path = out / LOCK
     if path.exists():

@@ -8,7 +8,6 @@ import pytest
 from virnuc_async import errors as failures
 from virnuc_async.errors import (
     AmbiguousFeatures,
-    AnotherRun,
     BadBundle,
     BadCheckpoint,
     BadFeatures,
@@ -17,40 +16,41 @@ from virnuc_async.errors import (
     BrokenInput,
     BundleError,
     CannotWrite,
+    ChecksumMismatch,
     DamagedStore,
     DeviceError,
     DeviceLost,
     DeviceOutOfMemory,
-    DirectoryBusy,
-    DirectoryHeld,
-    Diverged,
-    DownloadBroken,
+    DirectoryLockedError,
     DownloadBusy,
     DownloadError,
+    DownloadInterrupted,
+    DownloadRefused,
     FeatureError,
+    FeatureMismatchError,
+    ForeignDirectoryError,
     InputError,
     LabelError,
+    LockHeldRemotely,
+    MissingClassError,
     MixedDevices,
     NoDevicesLeft,
     NoFeatures,
     NoRecords,
     NoReference,
-    NotOurDirectory,
     NotSequences,
-    NotServed,
-    OneClass,
     OutputError,
+    RunMismatchError,
     SharedSequences,
     Stage,
-    StrangeFeatures,
     TooFewClusters,
     TooLarge,
+    TrainingDiverged,
     UnknownBundle,
     UnknownDevice,
     UnreadableInput,
     UsageError,
     VirnucError,
-    WrongDownload,
 )
 
 CLASSES = {
@@ -88,23 +88,23 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (DownloadError("text"), "text"),
     (
-        NotServed("https://h/x", "the server answers 404 Not Found"),
+        DownloadRefused("https://h/x", "the server answers 404 Not Found"),
         "https://h/x cannot be had: the server answers 404 Not Found. Behind a proxy, set HTTPS_PROXY; else "
         "name a --mirror, or get the files elsewhere and use 'models import' (docs/models.md)",
     ),
     (
-        DownloadBroken("https://h/x", "the server is silent"),
+        DownloadInterrupted("https://h/x", "the server is silent"),
         "https://h/x could not be had to the end: the server is silent. "
         "What has come is kept: the same command goes on",
     ),
     (
-        WrongDownload("https://h/x", "its sha256 is a", is_deleted=True),
+        ChecksumMismatch("https://h/x", "its sha256 is a", is_deleted=True),
         "https://h/x is not the file that it should be: its sha256 is a. It was deleted: the same command "
         "gets it again. If that does not help, name a --mirror that has the published one, or get the files "
         "elsewhere and use 'models import' (docs/models.md)",
     ),
     (
-        WrongDownload("https://h/x", "it has 3 bytes"),
+        ChecksumMismatch("https://h/x", "it has 3 bytes"),
         "https://h/x is not the file that it should be: it has 3 bytes. Nothing of it was used. If it stays "
         "so, name a --mirror that has the published one, or get the files elsewhere and use 'models import' "
         "(docs/models.md)",
@@ -116,13 +116,16 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (FeatureError("text"), "text"),
     (LabelError("text"), "text"),
-    (OneClass("viral", "the ORFs for test"), "nothing viral in the ORFs for test: both classes are needed"),
+    (
+        MissingClassError("viral", "the ORFs for test"),
+        "nothing viral in the ORFs for test: both classes are needed",
+    ),
     (
         TooFewClusters("viral", 2, 3),
         "2 clusters of viral records cannot be split into 3 sides. A cluster is what --clusters says, else a "
         "genome= of the headers, else a record",
     ),
-    (Diverged(1, 0.5), "the loss is no number after epoch 1: choose a lower --rate than 0.5"),
+    (TrainingDiverged(1, 0.5), "the loss is no number after epoch 1: choose a lower --rate than 0.5"),
     (BadTable("c.tsv", "has no line for x"), "c.tsv: has no line for x"),
     (
         SharedSequences(3, 1000, 31),
@@ -144,7 +147,7 @@ SAID: list[tuple[VirnucError, str]] = [
         "Ids must be unique where features are reused",
     ),
     (
-        StrangeFeatures("x_chunk_1F1", ["a", "b"], 0.5, 0.999),
+        FeatureMismatchError("x_chunk_1F1", ["a", "b"], 0.5, 0.999),
         "the features of x_chunk_1F1 in a and b are of another sequence or of another model: the cosine "
         "to what this model gives (less where lengths differ) is 0.50000, not 0.999 or more. "
         "Start anew without them: with another --reuse-features or none, and --overwrite",
@@ -164,15 +167,18 @@ SAID: list[tuple[VirnucError, str]] = [
         "name devices of one kind, or choose --precision fp32 or bf16 to mix them",
     ),
     (OutputError("out", "odd"), "out: odd"),
-    (NotOurDirectory("out", "holds 'x'"), "out: holds 'x'"),
+    (ForeignDirectoryError("out", "holds 'x'"), "out: holds 'x'"),
     (
-        AnotherRun("out", ["threshold was 0.5, is 0.6 now", "model was a, is b now"]),
+        RunMismatchError("out", ["threshold was 0.5, is 0.6 now", "model was a, is b now"]),
         "out: holds another run: threshold was 0.5, is 0.6 now; model was a, is b now. "
         "Choose another directory, or --overwrite to start anew",
     ),
-    (DirectoryBusy("out", "another process is writing there"), "out: another process is writing there"),
     (
-        DirectoryHeld("out", "process 3 on node7"),
+        DirectoryLockedError("out", "another process is writing there"),
+        "out: another process is writing there",
+    ),
+    (
+        LockHeldRemotely("out", "process 3 on node7"),
         "out: process 3 on node7 holds it, which cannot be seen from this machine",
     ),
     (DamagedStore("out", "its run.sqlite3 is damaged"), "out: its run.sqlite3 is damaged"),
@@ -199,7 +205,7 @@ def test_facts_are_fields() -> None:
     assert DeviceOutOfMemory("cuda:0", 7, Stage.NUCLEOTIDE).stage == "DNABERT-S"
     assert UnknownBundle("x", iter("ab")).known == UnknownDevice("x", iter("ab")).known == ("a", "b")
     assert MixedDevices(["a", "b"]).kinds == ("a", "b")
-    assert AnotherRun("out", ["a"]).differences == ("a",)
+    assert RunMismatchError("out", ["a"]).differences == ("a",)
     assert CannotWrite("out", "why").path == "out"
     gone = UnreadableInput("b", "c")
     assert (NoRecords(["a"], [gone]).paths, NoRecords(["a"], [gone]).failures) == (("a",), (gone,))

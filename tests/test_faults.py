@@ -150,7 +150,7 @@ async def test_a_reading_thread_that_dies_ends_the_run_which_resumes(
 async def play(run: _Run) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run.watch)
-        tasks.start_soon(run.give_signs)
+        tasks.start_soon(run.heartbeats)
         tasks.start_soon(run.go, "", tasks.cancel_scope)
 
 

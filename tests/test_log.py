@@ -12,10 +12,10 @@ from virnuc_async.log import (
     EVERY_SECONDS,
     PROGRESS,
     Counts,
-    DeviceCount,
-    Pace,
+    DeviceCounts,
+    ThrottledProgress,
     logger,
-    run_files,
+    run_log_files,
 )
 
 
@@ -103,7 +103,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    with run_files("1", one), run_files("2", two):
+    with run_log_files("1", one), run_log_files("2", two):
         logger.bind(run="1").info("to {}", "the first")
         logger.bind(run="2").debug("to the second {not a field}")
         logger.bind(run="2", failure="a|Input|gone\n").error("gone")
@@ -120,7 +120,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
 
 def test_files_of_a_run_go_on_where_they_were(tmp_path: Path) -> None:
     for session in ("first", "second"):
-        with run_files("1", tmp_path):
+        with run_log_files("1", tmp_path):
             logger.bind(run="1", failure=f"{session}|\n").error("{}", session)
     assert (tmp_path / "failed_files.txt").read_text() == "first|\nsecond|\n"
     assert [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()] == [
@@ -130,7 +130,7 @@ def test_files_of_a_run_go_on_where_they_were(tmp_path: Path) -> None:
 
 
 def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) -> None:
-    with run_files("1", tmp_path, clock):
+    with run_log_files("1", tmp_path, clock):
         for second in range(31):
             clock.now = 1000.0 + second
             logger.bind(run="1").log(PROGRESS, f"at {second}")
@@ -140,7 +140,7 @@ def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) 
 
 
 def test_names_that_are_no_text_are_written_as_they_came(tmp_path: Path) -> None:
-    with run_files("1", tmp_path):
+    with run_log_files("1", tmp_path):
         logger.bind(run="1", failure="a\udcff|Input|gone\n").error("{}: gone", "a\udcff")
     assert (tmp_path / "run.log").read_bytes().endswith(b"ERROR    a\xff: gone\n")
     assert (tmp_path / "failed_files.txt").read_bytes() == b"a\xff|Input|gone\n"
@@ -148,7 +148,7 @@ def test_names_that_are_no_text_are_written_as_they_came(tmp_path: Path) -> None
 
 def test_log_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "run.log").mkdir()
-    with run_files("1", tmp_path):
+    with run_log_files("1", tmp_path):
         logger.bind(run="1", failure="a\n").error("gone")
     assert (tmp_path / "failed_files.txt").read_text() == "a\n"
 
@@ -212,15 +212,15 @@ def test_long_runs_are_told_in_hours(seconds: float, text: str) -> None:
 
 
 def test_rates_of_a_device_that_is_not_ready_are_nothing() -> None:
-    assert DeviceCount("cpu:0").rate(5.0) == (0.0, 0.0)
-    assert DeviceCount("cpu:0", started=5.0, orfs=0).rate(5.0) == (0.0, 0.0)
+    assert DeviceCounts("cpu:0").rate(5.0) == (0.0, 0.0)
+    assert DeviceCounts("cpu:0", started=5.0, orfs=0).rate(5.0) == (0.0, 0.0)
 
 
 # Sinks
 
 
 def test_pace_is_said_now_and_then(said: io.StringIO, clock: Clock) -> None:
-    pace = Pace("{} bases so far", clock)
+    pace = ThrottledProgress("{} bases so far", clock)
     for _ in range(5):
         pace.advance(1_000)
         assert said.getvalue() == ""

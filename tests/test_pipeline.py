@@ -26,23 +26,23 @@ from virnuc_async import pipeline
 from virnuc_async.engine.devices import Device, MemoryUse
 from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
-    AnotherRun,
     BadBundle,
     CannotWrite,
     DamagedStore,
-    DirectoryBusy,
+    DirectoryLockedError,
+    ForeignDirectoryError,
     NoDevicesLeft,
     NoRecords,
-    NotOurDirectory,
+    RunMismatchError,
     UnknownDevice,
 )
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.outputs import predictions as results
 from virnuc_async.outputs.predictions import Summary
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
-from virnuc_async.runs.lock import LOCK, Lock, Owner, evict, owner_of
+from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.fragments import cut
@@ -65,12 +65,12 @@ def no_thread_survives() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One length is enough for all that is not about the published answer."""
     return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
 
 
-class Bench:
+class PipelineHarness:
     """Runs the pipeline on fake devices; a small budget and window, so that there is much to do."""
 
     def __init__(self, source: Path, bundle: Bundle, out: Path) -> None:
@@ -98,8 +98,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(source: Path, bundle: Bundle, tmp_path: Path) -> Bench:
-    return Bench(source, bundle, tmp_path)
+def bench(source: Path, bundle: Bundle, tmp_path: Path) -> PipelineHarness:
+    return PipelineHarness(source, bundle, tmp_path)
 
 
 # The published answer
@@ -189,13 +189,13 @@ async def test_runs_beside_other_tasks_and_beside_itself(
     assert (tmp_path / "one" / "run.log").read_text().count("Viral: ") == 1
 
 
-async def test_prints_nothing(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_prints_nothing(bench: PipelineHarness, capfd: pytest.CaptureFixture[str]) -> None:
     await bench.run()
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("batches", [0, 1, 4])
-async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: int) -> None:
+async def test_cancelled_it_ends_and_resumes(bench: PipelineHarness, count: int, batches: int) -> None:
     await bench.run(devices=count, out="calm")
     rules = Rules(pause_after=batches)
     task = asyncio.create_task(bench.run(rules, devices=count))
@@ -225,11 +225,13 @@ async def test_cancelled_while_standard_input_is_silent(bundle: Bundle, tmp_path
         pipe.write(b">a\nACGT\n")
 
 
-async def test_cancelled_while_a_table_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_while_a_table_is_written(
+    bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await bench.run(out="calm")
     begun, predictions = threading.Event(), results.predictions
 
-    def endless(store: Store) -> results.Parts:
+    def endless(store: Store) -> results.Chunks:
         for part in predictions(store):
             begun.set()
             while True:
@@ -252,7 +254,7 @@ async def test_cancelled_while_a_table_is_written(bench: Bench, monkeypatch: pyt
     assert bench.tables() == bench.tables("calm")
 
 
-async def test_cancelled_at_any_moment_from_outside(bench: Bench) -> None:
+async def test_cancelled_at_any_moment_from_outside(bench: PipelineHarness) -> None:
     """A task's own cancellation, not a scope's, which knows no shield."""
     began = time.monotonic()
     await bench.run(out="calm")
@@ -266,7 +268,7 @@ async def test_cancelled_at_any_moment_from_outside(bench: Bench) -> None:
     assert bench.tables() == bench.tables("calm")
 
 
-async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench: Bench) -> None:
+async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench: PipelineHarness) -> None:
     first = await bench.run()
     log = bench.out / "out" / "run.log"
     said = len(log.read_text())
@@ -292,7 +294,9 @@ async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench:
 
 @pytest.mark.parametrize("change", ["unlink", "shorten", "edit"])
 @pytest.mark.parametrize("name", [*TABLES, "summary.json"])
-async def test_what_a_finished_run_has_lost_is_written_again(name: str, change: str, bench: Bench) -> None:
+async def test_what_a_finished_run_has_lost_is_written_again(
+    name: str, change: str, bench: PipelineHarness
+) -> None:
     await bench.run()
     path = bench.out / "out" / name
     content = path.read_bytes()
@@ -310,7 +314,7 @@ async def test_what_a_finished_run_has_lost_is_written_again(name: str, change: 
         assert json.loads(path.read_bytes())["counts"] == json.loads(content)["counts"]
 
 
-async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: Bench) -> None:
+async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: PipelineHarness) -> None:
     first = await bench.run()
     gpu = Device("cuda:0", "GPU", 1 << 30, (9, 0), uuid="GPU-1")
     plan = Plan(
@@ -335,11 +339,13 @@ def hold(out: Path, **facts: object) -> Owner:
 
 @pytest.fixture
 def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "SIGN_SECONDS", 0.02)
-    monkeypatch.setattr(pipeline, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(pipeline, "HEARTBEAT_INTERVAL", 0.02)
+    monkeypatch.setattr(pipeline, "LEASE_DURATION", 0.2)
 
 
-async def test_what_a_dead_process_elsewhere_holds_is_taken_over(bench: Bench, quick_signs: None) -> None:
+async def test_what_a_dead_process_elsewhere_holds_is_taken_over(
+    bench: PipelineHarness, quick_signs: None
+) -> None:
     await bench.run(out="calm")
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 3}))
@@ -358,29 +364,31 @@ async def test_what_a_dead_process_elsewhere_holds_is_taken_over(bench: Bench, q
     assert not (bench.out / "out" / LOCK).exists()
 
 
-async def test_what_a_living_process_elsewhere_holds_is_left_to_it(bench: Bench, quick_signs: None) -> None:
+async def test_what_a_living_process_elsewhere_holds_is_left_to_it(
+    bench: PipelineHarness, quick_signs: None
+) -> None:
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 3}))
     owner = hold(bench.out / "out")
 
     async def live() -> None:
         await anyio.sleep(0.1)
-        (bench.out / "out" / LOCK).write_text(json.dumps(asdict(replace(owner, signs=1))))
+        (bench.out / "out" / LOCK).write_text(json.dumps(asdict(replace(owner, heartbeats=1))))
 
     rules = Rules()
-    with pytest.raises(DirectoryBusy, match="process 4711 on node7 .* is writing there"):  # noqa: PT012
+    with pytest.raises(DirectoryLockedError, match="process 4711 on node7 .* is writing there"):  # noqa: PT012
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(live())
             try:
                 await bench.run(rules)
-            except DirectoryBusy as busy:
+            except DirectoryLockedError as busy:
                 error = busy
         raise error
     assert not rules.seen
     assert (bench.out / "out" / LOCK).exists()
 
 
-async def test_a_run_shows_that_it_lives(bench: Bench, quick_signs: None) -> None:
+async def test_a_run_shows_that_it_lives(bench: PipelineHarness, quick_signs: None) -> None:
     rules = Rules(pause_after=1)
     task = asyncio.create_task(bench.run(rules))
     await rules.paused.wait()
@@ -395,7 +403,9 @@ async def test_a_run_shows_that_it_lives(bench: Bench, quick_signs: None) -> Non
     await task
 
 
-async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: Bench, quick_signs: None) -> None:
+async def test_a_run_that_was_taken_for_dead_writes_no_more(
+    bench: PipelineHarness, quick_signs: None
+) -> None:
     """As one that was suspended for minutes, and followed meanwhile."""
     await bench.run(out="calm")
     rules = Rules(pause_after=2)
@@ -403,9 +413,9 @@ async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: Bench, quick_
     await rules.paused.wait()
     owner = owner_of(bench.out / "out")
     assert owner is not None
-    evict(bench.out / "out", owner)
+    take_over(bench.out / "out", owner)
     rules.go_on.set()
-    with pytest.raises(DirectoryBusy, match=r"its run\.lock is gone"):
+    with pytest.raises(DirectoryLockedError, match=r"its run\.lock is gone"):
         await task
     assert not rules.open
     assert (await bench.run()).finished
@@ -415,7 +425,9 @@ async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: Bench, quick_
 # A store that is damaged
 
 
-async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(bench: Bench, count: int) -> None:
+async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(
+    bench: PipelineHarness, count: int
+) -> None:
     bench.copies = 6
     await bench.run(out="calm")
     summary = await bench.run(devices=count)
@@ -440,7 +452,7 @@ async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(bench: Be
 # Devices that fail
 
 
-async def test_scores_are_each_orfs_own(bench: Bench, count: int) -> None:
+async def test_scores_are_each_orfs_own(bench: PipelineHarness, count: int) -> None:
     """Joined by position: whichever device scored an ORF, the row holds the score of its residues."""
     rules = Rules()
     await bench.run(rules, devices=count)
@@ -457,7 +469,7 @@ async def test_scores_are_each_orfs_own(bench: Bench, count: int) -> None:
     assert [[name, others, virus] for name, _, others, virus in rows] == wanted
 
 
-async def test_a_batch_that_does_not_fit_is_halved(bench: Bench, count: int) -> None:
+async def test_a_batch_that_does_not_fit_is_halved(bench: PipelineHarness, count: int) -> None:
     await bench.run(out="calm")
     rules = Rules(room=max(bench.orfs().values()))
     summary = await bench.run(rules, devices=count)
@@ -468,7 +480,7 @@ async def test_a_batch_that_does_not_fit_is_halved(bench: Bench, count: int) -> 
     assert "ran out of memory on a batch of" in (bench.out / "out" / "run.log").read_text()
 
 
-async def test_a_device_that_ran_out_of_memory_is_not_asked_for_as_much_again(bench: Bench) -> None:
+async def test_a_device_that_ran_out_of_memory_is_not_asked_for_as_much_again(bench: PipelineHarness) -> None:
     longest = max(bench.orfs().values())
     tried: list[int] = []
 
@@ -490,7 +502,7 @@ async def test_a_device_that_ran_out_of_memory_is_not_asked_for_as_much_again(be
     assert len(set(refused)) == len(refused)
 
 
-async def test_halves_are_kept_when_the_run_is_resumed(bench: Bench) -> None:
+async def test_halves_are_kept_when_the_run_is_resumed(bench: PipelineHarness) -> None:
     room = max(bench.orfs().values())
     await bench.run(Rules(room=room), out="calm")
     rules = Rules(room=room, pause_after=3)
@@ -507,7 +519,7 @@ async def test_halves_are_kept_when_the_run_is_resumed(bench: Bench) -> None:
     assert scored == list(range(len(bench.orfs())))
 
 
-async def test_one_orf_that_does_not_fit_fails_alone(bench: Bench, count: int) -> None:
+async def test_one_orf_that_does_not_fit_fails_alone(bench: PipelineHarness, count: int) -> None:
     lengths = bench.orfs()
     longest = max(lengths.values())
     failed = [name for name, length in lengths.items() if length == longest]
@@ -520,7 +532,7 @@ async def test_one_orf_that_does_not_fit_fails_alone(bench: Bench, count: int) -
     assert summary.counts["failures"] == len(failed)
 
 
-async def test_a_score_that_is_not_finite_fails_alone(bench: Bench, count: int) -> None:
+async def test_a_score_that_is_not_finite_fails_alone(bench: PipelineHarness, count: int) -> None:
     lengths = bench.orfs()
     strange = sorted(lengths.values())[len(lengths) // 2]
     failed = [name for name, length in lengths.items() if length == strange]
@@ -532,7 +544,7 @@ async def test_a_score_that_is_not_finite_fails_alone(bench: Bench, count: int) 
 
 
 @pytest.mark.parametrize("lives", [-1, 0, 2])  # -1: it does not even load
-async def test_a_lost_device_leaves_its_batches_to_the_others(bench: Bench, lives: int) -> None:
+async def test_a_lost_device_leaves_its_batches_to_the_others(bench: PipelineHarness, lives: int) -> None:
     await bench.run(out="calm")
     rules = Rules(lost={"fake:0": lives, "fake:2": lives})
     summary = await bench.run(rules, devices=3)
@@ -542,7 +554,7 @@ async def test_a_lost_device_leaves_its_batches_to_the_others(bench: Bench, live
     assert "fake:0 failed: it fell off the bus" in (bench.out / "out" / "run.log").read_text()
 
 
-async def test_a_device_lost_with_halves_gives_back_what_is_left(bench: Bench) -> None:
+async def test_a_device_lost_with_halves_gives_back_what_is_left(bench: PipelineHarness) -> None:
     room = max(bench.orfs().values())
     await bench.run(out="calm")
     await bench.run(Rules(room=room, lost={"fake:0": 1}), devices=2)
@@ -551,7 +563,7 @@ async def test_a_device_lost_with_halves_gives_back_what_is_left(bench: Bench) -
 
 @pytest.mark.parametrize(("devices", "lost"), [(1, 1), (2, 2), (5, 3)])
 async def test_too_many_lost_devices_end_the_run_and_it_resumes(
-    bench: Bench, devices: int, lost: int
+    bench: PipelineHarness, devices: int, lost: int
 ) -> None:
     await bench.run(out="calm")
     rules = Rules(lost={f"fake:{number}": 1 for number in range(lost)})
@@ -569,7 +581,7 @@ async def test_too_many_lost_devices_end_the_run_and_it_resumes(
     assert bench.tables() == bench.tables("calm")
 
 
-async def test_a_full_disk_stops_the_run_and_it_resumes(bench: Bench, count: int) -> None:
+async def test_a_full_disk_stops_the_run_and_it_resumes(bench: PipelineHarness, count: int) -> None:
     bench.copies = 12
     await bench.run(out="calm")
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -601,7 +613,9 @@ async def test_a_damaged_model_is_said_before_anything_is_scored(
 # Inputs
 
 
-async def test_small_files_fill_batches_as_one_large_file_does(bench: Bench, tmp_path: Path) -> None:
+async def test_small_files_fill_batches_as_one_large_file_does(
+    bench: PipelineHarness, tmp_path: Path
+) -> None:
     rules = Rules()
     await bench.run(rules, out="one")
     records = bench.source.read_bytes().split(b">")[1:]
@@ -625,7 +639,7 @@ async def test_small_files_fill_batches_as_one_large_file_does(bench: Bench, tmp
     assert [entry["contigs"] for entry in summary.inputs] == [1] * len(records)
 
 
-async def test_what_cannot_be_read_does_not_stop_the_rest(bench: Bench, tmp_path: Path) -> None:
+async def test_what_cannot_be_read_does_not_stop_the_rest(bench: PipelineHarness, tmp_path: Path) -> None:
     good, cut_short, empty, text = (tmp_path / name for name in ("good.fa", "cut.fq", "empty.fa", "text.fa"))
     good.write_bytes(b">g\nGCAGCAGCA\n")
     cut_short.write_bytes(b"@whole\nGCAGCA\n+\nIIIIII\n@half\nGCA\n")
@@ -651,7 +665,7 @@ async def test_what_cannot_be_read_does_not_stop_the_rest(bench: Bench, tmp_path
     assert f"{empty} holds no sequence" in (tmp_path / "out" / "run.log").read_text()
 
 
-async def test_nothing_to_do_leaves_nothing_behind(bench: Bench, tmp_path: Path) -> None:
+async def test_nothing_to_do_leaves_nothing_behind(bench: PipelineHarness, tmp_path: Path) -> None:
     empty, missing = tmp_path / "empty.fa", tmp_path / "missing.fa"
     empty.touch()
     rules = Rules()
@@ -661,7 +675,7 @@ async def test_nothing_to_do_leaves_nothing_behind(bench: Bench, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-async def test_records_without_orfs_are_kept(bench: Bench, tmp_path: Path) -> None:
+async def test_records_without_orfs_are_kept(bench: PipelineHarness, tmp_path: Path) -> None:
     path = tmp_path / "none.fa"
     path.write_bytes(b">empty\n>short\nAC\n>stops\nTAACTAACTAATTAGTTAGTTA\n")
     plan = Plan((str(path),), replace(bench.settings, embeddings=True), bench.bundle, fake_devices(1))
@@ -677,7 +691,7 @@ async def test_records_without_orfs_are_kept(bench: Bench, tmp_path: Path) -> No
     assert (features["ids"], tuple(features["data"].shape)) == ([], (0, 160))
 
 
-async def test_standard_input_is_piped_again_to_resume(bench: Bench, tmp_path: Path) -> None:
+async def test_standard_input_is_piped_again_to_resume(bench: PipelineHarness, tmp_path: Path) -> None:
     await bench.run(out="file")
     plan = Plan(("-",), bench.settings, bench.bundle, fake_devices(1), bench.window)
     rules = Rules(lost={"fake:0": 2})
@@ -702,10 +716,12 @@ async def test_standard_input_is_piped_again_to_resume(bench: Bench, tmp_path: P
         ({"precision": "bf16"}, "precision was fp32, is bf16 now"),
     ],
 )
-async def test_another_setting_is_another_run(bench: Bench, change: dict[str, object], said: str) -> None:
+async def test_another_setting_is_another_run(
+    bench: PipelineHarness, change: dict[str, object], said: str
+) -> None:
     await bench.run()
     bench.settings = replace(bench.settings, **change)  # type: ignore[arg-type]
-    with pytest.raises(AnotherRun) as caught:
+    with pytest.raises(RunMismatchError) as caught:
         await bench.run()
     assert caught.value.differences == (said,)
     bench.settings = replace(bench.settings, overwrite=True)
@@ -714,28 +730,28 @@ async def test_another_setting_is_another_run(bench: Bench, change: dict[str, ob
     assert rules.seen
 
 
-async def test_compiled_kernels_are_another_run(bench: Bench) -> None:
+async def test_compiled_kernels_are_another_run(bench: PipelineHarness) -> None:
     """They may differ from plain ones in their last digits."""
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
     plan = Plan(
         (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
     )
-    with pytest.raises(AnotherRun, match="compiled kernels was False, is True now"):
+    with pytest.raises(RunMismatchError, match="compiled kernels was False, is True now"):
         await score_with(plan, bench.out / "out", Rules().scorer)
 
 
-async def test_another_input_is_another_run(bench: Bench, tmp_path: Path) -> None:
+async def test_another_input_is_another_run(bench: PipelineHarness, tmp_path: Path) -> None:
     bench.source = Path(tmp_path / "copy.fa")
     bench.source.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")
     await bench.run()
     bench.source.write_bytes(b">a\nGCAGCA\n")
-    with pytest.raises(AnotherRun, match="other inputs"):
+    with pytest.raises(RunMismatchError, match="other inputs"):
         await bench.run()
 
 
 async def test_the_same_content_under_another_name_and_date_is_the_same_run(
-    bench: Bench, tmp_path: Path
+    bench: PipelineHarness, tmp_path: Path
 ) -> None:
     await bench.run(out="calm")
     text = bench.source.read_bytes()
@@ -759,7 +775,7 @@ async def test_the_same_content_under_another_name_and_date_is_the_same_run(
     [(0, "other inputs: .*copy.fa has changed"), (150_000, "the sequences have changed")],
 )
 async def test_content_that_changed_under_its_date_is_another_run(
-    at: int, said: str, bench: Bench, tmp_path: Path
+    at: int, said: str, bench: PipelineHarness, tmp_path: Path
 ) -> None:
     """What the samples of a large file do not see is seen when it is read."""
     path = bench.source = tmp_path / "copy.fa"
@@ -772,20 +788,20 @@ async def test_content_that_changed_under_its_date_is_another_run(
     text[at : at + 1] = b"C"
     path.write_bytes(text)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(AnotherRun, match=said):
+    with pytest.raises(RunMismatchError, match=said):
         await bench.run()
 
 
-async def test_embeddings_that_are_gone_cannot_be_resumed(bench: Bench) -> None:
+async def test_embeddings_that_are_gone_cannot_be_resumed(bench: PipelineHarness) -> None:
     bench.settings = replace(bench.settings, embeddings=True)
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
     (bench.out / "out" / "merged_features.partial").unlink()
-    with pytest.raises(AnotherRun, match=r"merged_features\.partial, are gone\. .* --overwrite"):
+    with pytest.raises(RunMismatchError, match=r"merged_features\.partial, are gone\. .* --overwrite"):
         await bench.run()
 
 
-async def test_precision_and_budget_of_a_run_are_kept(bench: Bench) -> None:
+async def test_precision_and_budget_of_a_run_are_kept(bench: PipelineHarness) -> None:
     bench.settings = Settings(tokens_per_batch=300)
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
@@ -795,25 +811,25 @@ async def test_precision_and_budget_of_a_run_are_kept(bench: Bench) -> None:
     assert summary.settings["precision"] == "fp32"
 
 
-async def test_a_directory_is_one_run_at_a_time(bench: Bench) -> None:
+async def test_a_directory_is_one_run_at_a_time(bench: PipelineHarness) -> None:
     rules = Rules(pause_after=1)
     first = asyncio.create_task(bench.run(rules))
     await rules.paused.wait()
-    with pytest.raises(DirectoryBusy):
+    with pytest.raises(DirectoryLockedError):
         await bench.run()
     rules.go_on.set()
     await first
 
 
-async def test_a_directory_of_somebody_elses_is_refused(bench: Bench) -> None:
+async def test_a_directory_of_somebody_elses_is_refused(bench: PipelineHarness) -> None:
     (bench.out / "out").mkdir()
     (bench.out / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(NotOurDirectory, match=r"holds 'thesis\.tex' and no run of this program"):
+    with pytest.raises(ForeignDirectoryError, match=r"holds 'thesis\.tex' and no run of this program"):
         await bench.run()
     assert [path.name for path in (bench.out / "out").iterdir()] == ["thesis.tex"]
 
 
-async def test_summary_says_what_happened(bench: Bench, bundle: Bundle) -> None:
+async def test_summary_says_what_happened(bench: PipelineHarness, bundle: Bundle) -> None:
     summary = await bench.run(devices=2)
     assert json.loads((bench.out / "out" / "summary.json").read_text()) == summary.as_dict()
     orfs = bench.orfs()
@@ -823,7 +839,7 @@ async def test_summary_says_what_happened(bench: Bench, bundle: Bundle) -> None:
     assert summary.seconds["model"] == 0.5 * summary.counts["batches"]
 
 
-async def test_a_gpu_that_is_nearly_full_is_said_once(bench: Bench, monkeypatch) -> None:
+async def test_a_gpu_that_is_nearly_full_is_said_once(bench: PipelineHarness, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "_MEMORY_SECONDS", 0.01)
     asked: list[str] = []
     enough = threading.Event()
@@ -860,7 +876,7 @@ async def test_a_gpu_that_is_nearly_full_is_said_once(bench: Bench, monkeypatch)
 # Parts
 
 
-async def test_supply_gives_batches_in_order_and_waits_for_room(bench: Bench) -> None:
+async def test_supply_gives_batches_in_order_and_waits_for_room(bench: PipelineHarness) -> None:
     rules = Rules()
     await bench.run(rules)
     batches = [batch for _, batch in rules.seen][:4]
@@ -877,7 +893,7 @@ async def test_supply_gives_batches_in_order_and_waits_for_room(bench: Bench) ->
     assert [await supply.take() for _ in range(4)] == [batches[3], batches[0], batches[1], batches[2]]
 
 
-async def test_an_idle_device_waits_for_what_another_may_give_back(bench: Bench) -> None:
+async def test_an_idle_device_waits_for_what_another_may_give_back(bench: PipelineHarness) -> None:
     rules = Rules()
     await bench.run(rules)
     batch = rules.seen[0][1]
@@ -894,7 +910,7 @@ async def test_an_idle_device_waits_for_what_another_may_give_back(bench: Bench)
     assert await supply.take() is None
 
 
-async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: Bench) -> None:
+async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: PipelineHarness) -> None:
     rules = Rules()
     await bench.run(rules)
     device = Device("cpu:7", "CPU", 1 << 30, threads=1)
@@ -914,7 +930,7 @@ async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: Benc
 
 
 async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
-    bundle: Bundle, bench: Bench
+    bundle: Bundle, bench: PipelineHarness
 ) -> None:
     rules = Rules()
     await bench.run(rules)
@@ -950,7 +966,7 @@ async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
 
 
 @pytest.mark.parametrize("room", [10_000, 300])
-async def test_devices_prove_themselves_with_the_largest_batch(bench: Bench, room: int) -> None:
+async def test_devices_prove_themselves_with_the_largest_batch(bench: PipelineHarness, room: int) -> None:
     await bench.run(out="calm")
     longest = max(bench.orfs().values())
     assert longest < 300
@@ -967,7 +983,7 @@ async def test_devices_prove_themselves_with_the_largest_batch(bench: Bench, roo
     assert "ran out of memory" not in log  # smaller batches are made, not tried
 
 
-async def test_a_device_without_room_for_anything_is_lost(bench: Bench) -> None:
+async def test_a_device_without_room_for_anything_is_lost(bench: PipelineHarness) -> None:
     with pytest.raises(NoDevicesLeft, match="not enough memory for a single token"):
         await bench.run(Rules(room=0, proves=True))
 
@@ -979,7 +995,7 @@ async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-async def test_what_no_device_could_do_as_wanted_is_said_once(bench: Bench) -> None:
+async def test_what_no_device_could_do_as_wanted_is_said_once(bench: PipelineHarness) -> None:
     await bench.run(Rules(warning="no {compiler} here"), devices=3)
     assert (bench.out / "out" / "run.log").read_text().count("no {compiler} here") == 1
 

@@ -12,7 +12,7 @@ from support import beside, fasta, pieces, read_table
 
 from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.sequences.batches import Batch
@@ -82,7 +82,7 @@ class Stored(Rules):
 
 
 @pytest.fixture(scope="module")
-def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the published widths, as far as tables depend on them."""
     made = import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "stored", LENGTH)
     return replace(made, shapes=replace(made.shapes, classifier=ClassifierShape(3328, 512)))

@@ -1,6 +1,6 @@
 """The first of the ten thousand simulated runs in tests/adversity."""
 
-from adversity.trial import Trial, workplace
+from adversity.scenario import Trial, workplace
 
 
 def test_whatever_happens_the_tables_are_those_of_a_calm_run() -> None:

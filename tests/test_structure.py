@@ -11,8 +11,8 @@ PACKAGE = ROOT / "virnuc_async"
 # A file imports from its own room, relatively, and from the rooms before it, absolutely.
 ORDER = [
     "_version",
-    "errors",
     "text",
+    "errors",
     "fileio",
     "settings",
     "log",

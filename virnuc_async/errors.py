@@ -18,21 +18,21 @@ Every failure that this package raises on purpose.
     │   ├── NoReference         there is nothing to verify it by; says how there will be
     │   └── BadReference        a file that should hold figures to verify by, and does not
     ├── DownloadError           a file of the published models
-    │   ├── NotServed           the server does not give it; says what else can be done
-    │   ├── DownloadBroken      the connection failed too often; what came is kept
-    │   ├── WrongDownload       it is not the file that was published; nothing of it is used
+    │   ├── DownloadRefused           the server does not give it; says what else can be done
+    │   ├── DownloadInterrupted      the connection failed too often; what came is kept
+    │   ├── ChecksumMismatch       it is not the file that was published; nothing of it is used
     │   └── DownloadBusy        another process is downloading there
     ├── FeatureError            embeddings of earlier work, which cannot be reused
     │   ├── NoFeatures          there are none; says which names they would have
     │   ├── BadFeatures         a file is damaged, hostile, or of another model
     │   ├── AmbiguousFeatures   nobody knows which sequence they are of
-    │   └── StrangeFeatures     the model gives others for the sequence
+    │   └── FeatureMismatchError     the model gives others for the sequence
     ├── LabelError              labelled sequences, to learn or to measure from
-    │   ├── OneClass            records of one class are missing, so nothing can be told apart
+    │   ├── MissingClassError            records of one class are missing, so nothing can be told apart
     │   ├── TooFewClusters      of one class, to stand on every side of a split
     │   ├── BadTable            the table of clusters or groups is malformed, or does not name a record
     │   ├── SharedSequences     held-out records share long stretches with training ones
-    │   └── Diverged            the loss of a training is no number any more
+    │   └── TrainingDiverged            the loss of a training is no number any more
     ├── DeviceError             one device
     │   ├── UnknownDevice       no such device; says which there are
     │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
@@ -40,10 +40,10 @@ Every failure that this package raises on purpose.
     ├── NoDevicesLeft           too many devices were lost to go on
     ├── MixedDevices            the devices of one run would compute differently
     └── OutputError             the output directory
-        ├── NotOurDirectory     it holds something else
-        ├── AnotherRun          it holds a run with other inputs, models or settings
-        ├── DirectoryBusy       another process is writing there
-        │   └── DirectoryHeld   its process is elsewhere, and may be dead
+        ├── ForeignDirectoryError     it holds something else
+        ├── RunMismatchError          it holds a run with other inputs, models or settings
+        ├── DirectoryLockedError       another process is writing there
+        │   └── LockHeldRemotely   its process is elsewhere, and may be dead
         ├── DamagedStore        what is done cannot be read any more, or not all of it
         └── CannotWrite         disk full, read-only
 
@@ -54,6 +54,8 @@ that is raised is a bug and keeps its traceback.
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
+from virnuc_async.text import plural
+
 
 class Stage(StrEnum):
     """Where something failed; the second column of ``failed_files.txt``."""
@@ -63,20 +65,6 @@ class Stage(StrEnum):
     PROTEIN = "ESM-2"
     CLASSIFIER = "Classifier"
     OUTPUT = "Output"
-
-
-def counted(number: int, noun: str, ending: str = "s") -> str:
-    """Say how many: 1 record, 2 records."""
-    return f"{number:,} {noun}" + ("" if number == 1 else ending)
-
-
-# A terminal obeys control characters, and the name of a file may hold any.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def harmless(text: str) -> str:
-    """Give *text* as a terminal may show it."""
-    return text.translate(_CONTROLS)
 
 
 class VirnucError(Exception):
@@ -130,7 +118,7 @@ class BrokenInput(InputError):
     """The file ends or breaks half way: *records* whole records came before."""
 
     def __init__(self, path: str, records: int, reason: str) -> None:
-        super().__init__(path, f"breaks after {counted(records, 'record')}: {reason}")
+        super().__init__(path, f"breaks after {plural(records, 'record')}: {reason}")
         self.records = records
 
 
@@ -213,7 +201,7 @@ class DownloadError(VirnucError):
     """A file could not be had."""
 
 
-class NotServed(DownloadError):
+class DownloadRefused(DownloadError):
     """The server does not give *url*, and will not if it is asked again."""
 
     def __init__(self, url: str, reason: str) -> None:
@@ -227,7 +215,7 @@ class NotServed(DownloadError):
         )
 
 
-class DownloadBroken(DownloadError):
+class DownloadInterrupted(DownloadError):
     """The connection for *url* failed too often in a row to go on."""
 
     def __init__(self, url: str, reason: str) -> None:
@@ -241,7 +229,7 @@ class DownloadBroken(DownloadError):
         )
 
 
-class WrongDownload(DownloadError):
+class ChecksumMismatch(DownloadError):
     """What the server gave for *url* is not the file that was published."""
 
     def __init__(self, url: str, reason: str, is_deleted: bool = False) -> None:
@@ -317,18 +305,18 @@ class AmbiguousFeatures(FeatureError):
         )
 
 
-class StrangeFeatures(FeatureError):
+class FeatureMismatchError(FeatureError):
     """The model gives other numbers for the ORF *id* than the files *paths* hold: less than *least* alike."""
 
-    def __init__(self, id: str, paths: Sequence[str], likeness: float, least: float) -> None:
-        super().__init__(id, tuple(paths), likeness, least)
-        self.id, self.paths, self.likeness, self.least = id, tuple(paths), likeness, least
+    def __init__(self, id: str, paths: Sequence[str], similarity: float, least: float) -> None:
+        super().__init__(id, tuple(paths), similarity, least)
+        self.id, self.paths, self.similarity, self.least = id, tuple(paths), similarity, least
 
     def __str__(self) -> str:
         return (
             f"the features of {self.id} in {' and '.join(self.paths)} are of another sequence or of another "
-            f"model: the cosine to what this model gives (less where lengths differ) is {self.likeness:.5f}, "
-            f"not {self.least} or more. "
+            f"model: the cosine to what this model gives (less where lengths differ) is "
+            f"{self.similarity:.5f}, not {self.least} or more. "
             "Start anew without them: with another --reuse-features or none, and --overwrite"
         )
 
@@ -337,7 +325,7 @@ class LabelError(VirnucError):
     """Nothing can be learnt from these labelled sequences, or nothing honest be said of them."""
 
 
-class OneClass(LabelError):
+class MissingClassError(LabelError):
     """There is nothing of the class *missing* in *where*."""
 
     def __init__(self, missing: str, where: str) -> None:
@@ -357,7 +345,7 @@ class TooFewClusters(LabelError):
 
     def __str__(self) -> str:
         return (
-            f"{counted(self.found, 'cluster')} of {self.kind} records cannot be split into {self.sides} "
+            f"{plural(self.found, 'cluster')} of {self.kind} records cannot be split into {self.sides} "
             "sides. A cluster is what --clusters says, else a genome= of the headers, else a record"
         )
 
@@ -382,13 +370,13 @@ class SharedSequences(LabelError):
 
     def __str__(self) -> str:
         return (
-            f"{self.found:,} of {counted(self.held, 'held-out record')} share stretches of {self.length} "
+            f"{self.found:,} of {plural(self.held, 'held-out record')} share stretches of {self.length} "
             "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
             "table with --clusters, or have them left out with --leaks drop"
         )
 
 
-class Diverged(LabelError):
+class TrainingDiverged(LabelError):
     """The loss is no number after *epoch*, at this learning *rate*."""
 
     def __init__(self, epoch: int, rate: float) -> None:
@@ -473,11 +461,11 @@ class OutputError(VirnucError):
         return f"{self.path}: {self.reason}"
 
 
-class NotOurDirectory(OutputError):
+class ForeignDirectoryError(OutputError):
     """The directory holds files of somebody else's, or is not a directory."""
 
 
-class AnotherRun(OutputError):
+class RunMismatchError(OutputError):
     """The directory holds a run that differs from the one asked for."""
 
     def __init__(self, path: str, differences: Sequence[str]) -> None:
@@ -489,11 +477,11 @@ class AnotherRun(OutputError):
         self.differences = tuple(differences)
 
 
-class DirectoryBusy(OutputError):
+class DirectoryLockedError(OutputError):
     """Another process holds the store of this directory."""
 
 
-class DirectoryHeld(DirectoryBusy):
+class LockHeldRemotely(DirectoryLockedError):
     """A process holds the directory of which only time will tell whether it lives: *owner*."""
 
     def __init__(self, path: str, owner: object) -> None:

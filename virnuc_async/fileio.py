@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def fresh(path: Path) -> BinaryIO:
+def create_new(path: Path) -> BinaryIO:
     """Open a new file for writing, in the place of a file or link that may be there."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a new file for writing, which takes the place of *path* once it is whole, or else is gone."""
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with fresh(beside) as file:
+        with create_new(beside) as file:
             yield file
-        settle(beside, path)
+        fsync_and_rename(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def settle(partial: Path, path: Path) -> None:
+def fsync_and_rename(partial: Path, path: Path) -> None:
     """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
     _sync(partial)
     partial.replace(path)
@@ -53,7 +53,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def in_the_making(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """Give a hidden directory that becomes *directory* when all went well: a half one is never found."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
@@ -69,7 +69,7 @@ def in_the_making(directory: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Have the same file under two names, or a copy where a file system cannot: encoders are gigabytes."""
     try:
         os.link(source.resolve(), target)
@@ -77,12 +77,12 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def not_through_a_link(path: str, flags: int) -> int:
+def open_nofollow(path: str, flags: int) -> int:
     """Open *path* as ``open`` does, whose opener this can be; fail if it is a link."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def read_small(path: Path, most: int) -> bytes:
+def read_bounded(path: Path, most: int) -> bytes:
     """
     Read all of *path*.
 

@@ -13,8 +13,8 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virnuc_async.errors import harmless
-from virnuc_async.fileio import not_through_a_link
+from virnuc_async.fileio import open_nofollow
+from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
     from loguru import Logger, Record
@@ -40,7 +40,7 @@ logger = _own_logger()
 
 
 @dataclass(slots=True)
-class DeviceCount:
+class DeviceCounts:
     """What one device has done in this session."""
 
     name: str
@@ -59,7 +59,7 @@ class DeviceCount:
 class Counts:
     """What a run has done so far; *doing* says what it waits for before the first batch."""
 
-    devices: dict[str, DeviceCount] = field(default_factory=dict)
+    devices: dict[str, DeviceCounts] = field(default_factory=dict)
     doing: str = "reading"
     read: int = 0  # ORFs
     is_all_read: bool = False
@@ -69,7 +69,7 @@ class Counts:
     def ready(self, device: str) -> None:
         """Begin to count what *device* does."""
         self.doing = "scoring"
-        self.devices[device] = DeviceCount(device, time.monotonic())
+        self.devices[device] = DeviceCounts(device, time.monotonic())
 
     def finished(self, device: str, orfs: int, tokens: int) -> None:
         """Count a batch."""
@@ -101,7 +101,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Pace:
+class ThrottledProgress:
     """Says how far something is that takes long, now and then."""
 
     what: str  # with a place for a number
@@ -121,7 +121,7 @@ class Pace:
 
 
 @contextmanager
-def run_files(run: str, directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+def run_log_files(run: str, directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Write what run *run* says into ``run.log``, and its failures as they come into theirs."""
     log = _appended(directory / "run.log")
     failed = _appended(directory / "failed_files.txt")
@@ -142,7 +142,11 @@ def run_files(run: str, directory: Path, clock: Callable[[], float] = time.monot
 
     sinks = [
         logger.add(
-            lambda line: log(harmless(line)), format=_log_format, filter=is_of_run, level="DEBUG", catch=False
+            lambda line: log(escape_control_chars(line)),
+            format=_log_format,
+            filter=is_of_run,
+            level="DEBUG",
+            catch=False,
         ),
         logger.add(failed, format=_failure_format, filter=is_failure_of_run, catch=False),
     ]
@@ -159,7 +163,7 @@ def _appended(path: Path) -> Callable[[str], None]:
     def write(line: str) -> None:
         # A log that cannot be written must not stop the run that it tells of: what counts is
         # in the store, and a full disk is said there.
-        with suppress(OSError), open(path, "ab", opener=not_through_a_link) as file:
+        with suppress(OSError), open(path, "ab", opener=open_nofollow) as file:
             file.write(line.encode("utf-8", "surrogateescape"))
 
     return write
@@ -173,7 +177,7 @@ def _failure_format(_: "Record") -> str:
     return "{extra[failure]}"
 
 
-def _rates(device: DeviceCount, now: float) -> str:
+def _rates(device: DeviceCounts, now: float) -> str:
     orfs, tokens = device.rate(now)
     return f"{device.name} {orfs:,.0f} ORFs/s, {tokens:,.0f} tokens/s"
 

@@ -34,48 +34,57 @@ from virnuc_async.engine.devices import (
     decide_precision,
     memory_use,
 )
-from virnuc_async.engine.replica import FAULTS, Replica, Scores
+from virnuc_async.engine.replica import STAGE_CODES, Replica, Scores
 from virnuc_async.errors import (
-    AnotherRun,
     CannotWrite,
     DeviceLost,
     DeviceOutOfMemory,
-    DirectoryBusy,
-    DirectoryHeld,
+    DirectoryLockedError,
+    LockHeldRemotely,
     NoDevicesLeft,
     NoRecords,
+    RunMismatchError,
     Stage,
     VirnucError,
-    counted,
 )
-from virnuc_async.fileio import fresh, settle, sync_directory, whole
-from virnuc_async.log import PROGRESS, Counts, logger, run_files
+from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory
+from virnuc_async.log import PROGRESS, Counts, logger, run_log_files
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.outputs import predictions as results
 from virnuc_async.outputs.pairs import (
-    Compared,
     Mates,
-    are_cut_short,
+    PairComparison,
+    check_first_records,
     compare,
+    describe_mismatch,
     find_mates,
-    glance,
-    told_difference,
+    is_truncated,
 )
-from virnuc_async.runs.lock import PATIENCE_SECONDS, SIGN_SECONDS, Owner, evict, owner_of
+from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
 from virnuc_async.runs.reuse_embeddings import (
     FeatureFile,
     Features,
-    check_alike,
+    check_similarity,
     find_features,
     save_features,
 )
-from virnuc_async.runs.store import DAMAGED, FEATURES, OURS, STORE, Failure, FileLine, Finished, Store
+from virnuc_async.runs.store import (
+    DAMAGED,
+    FEATURES,
+    OUTPUT_FILES,
+    STORE,
+    Failure,
+    FileLine,
+    ScoredBatch,
+    Store,
+)
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
-from virnuc_async.sequences.inputs import STDIN, expand, fingerprint, read_contigs
+from virnuc_async.sequences.inputs import STDIN, fingerprint, list_sequence_files, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Pairing, Precision, Settings
+from virnuc_async.text import plural
 
 _MOST_LOST = 3  # devices: after so many, the fault is not the devices'
 _REFRESH = 0.5  # seconds between two looks at the counts
@@ -101,7 +110,7 @@ class Scorer(Protocol):
     async def load(self) -> str | None:
         """Get ready; say what could not be done as wanted. Raises DeviceLost or BadBundle."""
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         """See that batches of *tokens* fit; raises DeviceOutOfMemory or DeviceLost."""
 
     async def score(self, batch: Batch) -> Scores:
@@ -134,14 +143,14 @@ async def run_pipeline(
         NoRecords: no input holds a record
         UnknownBundle, BadBundle: the model
         UnknownDevice, MixedDevices: the devices
-        NoFeatures, BadFeatures, AmbiguousFeatures, StrangeFeatures: the earlier work to be reused
+        NoFeatures, BadFeatures, AmbiguousFeatures, FeatureMismatchError: the earlier work to be reused
         NoDevicesLeft: too many devices failed; finished work is kept
-        NotOurDirectory, AnotherRun, DirectoryBusy, CannotWrite: the output directory
+        ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
     """
     settings = settings or Settings()
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     devices = await to_thread.run_sync(choose, settings)
-    paths = tuple(await to_thread.run_sync(list, expand(inputs)))
+    paths = tuple(await to_thread.run_sync(list, list_sequence_files(inputs)))
     on_gpu = any(device.capability for device in devices)
     input_bytes = await to_thread.run_sync(_input_bytes, paths) if on_gpu else None
     compiled = decide_compile(settings.compile, on_gpu, input_bytes)
@@ -190,7 +199,7 @@ async def score_with(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.watch, name="watch")
             tasks.start_soon(run.watch_memory, name="watch memory")
-            tasks.start_soon(run.give_signs, name="give signs")
+            tasks.start_soon(run.heartbeats, name="give signs")
             # Not in this task: who cancels that from outside breaks the shield of a thread it waits for.
             tasks.start_soon(run.go, shlex.join(command), tasks.cancel_scope, name="go")
         return run.summary
@@ -329,12 +338,12 @@ class _Run:
                     self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
             await anyio.sleep(_MEMORY_SECONDS)
 
-    async def give_signs(self) -> None:
+    async def heartbeats(self) -> None:
         """Show others that want the directory that this process lives."""
         await self.has_store.wait()
         while True:
-            await anyio.sleep(SIGN_SECONDS)
-            await to_thread.run_sync(self.store.lock.give_sign)
+            await anyio.sleep(HEARTBEAT_INTERVAL)
+            await to_thread.run_sync(self.store.lock.heartbeat)
 
     async def go(self, command: str, others: CancelScope) -> None:
         """Score what is left to score, write the tables, and end the *others*."""
@@ -346,7 +355,7 @@ class _Run:
         with closing(self.store), closing(self.features):
             self.has_store.set()
             await self._prepare()
-            with run_files(self.id, self.out_dir), self._farewell(command):
+            with run_log_files(self.id, self.out_dir), self._farewell(command):
                 self.has_log.set()
                 await self._on_disk(self._introduce)
                 if not self.store.is_finished:
@@ -367,31 +376,31 @@ class _Run:
         open_store = partial(Store, self.out_dir, self.settings.overwrite, self.settings.repair)
         try:
             return await self._on_disk(open_store)
-        except DirectoryHeld as held:
+        except LockHeldRemotely as held:
             owner = held.owner
         assert isinstance(owner, Owner)
         await self._see_no_sign(owner)
         self.log.warning("no sign of life from {}: going on in its place", owner)
-        await self._on_disk(evict, self.out_dir, owner)
+        await self._on_disk(take_over, self.out_dir, owner)
         return await self._on_disk(open_store)
 
     async def _see_no_sign(self, owner: Owner) -> None:
-        """Wait long enough for a sign of life from *owner*; raises DirectoryBusy at the first one."""
+        """Wait long enough for a sign of life from *owner*; raises DirectoryLockedError at the first one."""
         self.counts.doing = f"waiting for a sign of life from {owner}"
         self.log.warning(
             "{} is held by {}, which cannot be seen from here: if it gives no sign of life for {:.0f} s, "
             "it is taken for dead",
             self.out_dir,
             owner,
-            PATIENCE_SECONDS,
+            LEASE_DURATION,
         )
-        give_up = time.monotonic() + PATIENCE_SECONDS
+        give_up = time.monotonic() + LEASE_DURATION
         while (found := await self._on_disk(owner_of, self.out_dir)) == owner:
             if time.monotonic() > give_up:
                 return
-            await anyio.sleep(SIGN_SECONDS / 10)
+            await anyio.sleep(HEARTBEAT_INTERVAL / 10)
         if found is not None:
-            raise DirectoryBusy(str(self.out_dir), f"{found} is writing there. Wait for it to end")
+            raise DirectoryLockedError(str(self.out_dir), f"{found} is writing there. Wait for it to end")
 
     @contextmanager
     def _farewell(self, command: str) -> Iterator[None]:
@@ -407,7 +416,7 @@ class _Run:
         with suppress(CannotWrite, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
             summary = replace(self._summary(command, Counter(), Counter()), finished=False)
-            with fresh(self.out_dir / "summary.json") as file:
+            with create_new(self.out_dir / "summary.json") as file:
                 file.writelines(results.summary_text(summary))
 
     async def _find_features(self) -> Features:
@@ -424,7 +433,7 @@ class _Run:
     async def _prepare(self) -> None:
         """Settle which run this is, and read the features that it reuses."""
         # Those that are refused make no run: others can be tried in the same directory.
-        is_new = await self._on_disk(self.store.fact, "identity") is None
+        is_new = await self._on_disk(self.store.get_meta, "identity") is None
         steps = (self._read_features, self._identify) if is_new else (self._identify, self._read_features)
         for step in steps:
             await self._on_disk(step)
@@ -441,7 +450,7 @@ class _Run:
 
     def _identify(self) -> None:
         """Settle precision and budget, as the store has them or anew, and check that the run is its."""
-        plan, known = self.plan, self.store.fact("identity") or {}
+        plan, known = self.plan, self.store.get_meta("identity") or {}
         self.mates = find_mates(plan.paths, self.settings.pairs)
         wanted = self.settings.precision
         if wanted is Precision.AUTO and known:
@@ -453,7 +462,7 @@ class _Run:
         if self.store.is_finished:
             # Whatever devices there are now, nothing will be computed.
             identity |= {key: known[key] for key in _OF_DEVICES}
-        self.store.identify(identity, plan.paths)
+        self.store.bind_run(identity, plan.paths)
         if self.settings.embeddings and not self.store.is_finished and self.store.count("scores"):
             self._check_features()
 
@@ -461,7 +470,7 @@ class _Run:
         """See that the embeddings of what is done are still there: they are in no other place."""
         path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
         if not path.exists() or path.stat().st_size < 4 * width * self.store.features_end():
-            raise AnotherRun(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are gone"])
+            raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are gone"])
 
     def _identity(self) -> dict[str, Any]:
         kinds = sorted({device.kind for device in self.plan.devices})
@@ -485,13 +494,13 @@ class _Run:
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
             self.log.warning(bundle.notice)
-        if self.store.lock.predecessor:
-            self.log.info("{} held this run and has ended", self.store.lock.predecessor)
+        if self.store.lock.previous_owner:
+            self.log.info("{} held this run and has ended", self.store.lock.previous_owner)
         if kept := self.store.kept:
             self.log.warning(
                 "repaired: {} of {} are kept; what was damaged is in {}",
-                counted(kept.batches, "batch", "es"),
-                counted(kept.windows, "window"),
+                plural(kept.batches, "batch", "es"),
+                plural(kept.windows, "window"),
                 self.out_dir / DAMAGED,
             )
         if self.store.is_finished:
@@ -508,7 +517,7 @@ class _Run:
         """Say what is taken for mates, and what is seen to be none before days are spent on it."""
         for mates in self.mates:
             from_thread.check_cancelled()
-            compared = glance(mates, self.plan.paths, self.read)
+            compared = check_first_records(mates, self.plan.paths, self.read)
             if compared.differ:
                 self._warn_of_strangers(mates, compared)
         taken = [mates for mates in self.mates if mates not in self.strangers]
@@ -518,10 +527,10 @@ class _Run:
         for first, second in taken[:_MOST_MATES]:
             self.log.info("{} and {} are taken for mates", self.plan.paths[first], self.plan.paths[second])
         if len(taken) > _MOST_MATES:
-            self.log.info("and so are {} of files", counted(len(taken) - _MOST_MATES, "more pair"))
+            self.log.info("and so are {} of files", plural(len(taken) - _MOST_MATES, "more pair"))
 
-    def _warn_of_strangers(self, mates: Mates, compared: Compared) -> None:
-        what = told_difference(mates, compared, self.plan.paths)
+    def _warn_of_strangers(self, mates: Mates, compared: PairComparison) -> None:
+        what = describe_mismatch(mates, compared, self.plan.paths)
         if mates.are_interleaved:
             self.log.warning("{}: {}. It has no pairs", self.plan.paths[mates.first], what)
         else:
@@ -537,7 +546,7 @@ class _Run:
         # It only reads: who cancels need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.doing = "loading the model"
-        send, receive = anyio.create_memory_object_stream[Finished](2 * len(self.plan.devices))
+        send, receive = anyio.create_memory_object_stream[ScoredBatch](2 * len(self.plan.devices))
         read, feed = anyio.create_memory_object_stream[Window](1)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._read, first, read, name="read")
@@ -548,7 +557,7 @@ class _Run:
             send.close()
         if self.features.found:
             self._tell_reused()
-            await self._on_disk(self.store.note, "orfs reused", self.features.reused)
+            await self._on_disk(self.store.set_meta, "orfs reused", self.features.reused)
         await self._on_disk(self.store.finish)
 
     def _tell_reused(self) -> None:
@@ -571,17 +580,17 @@ class _Run:
                 await self._on_disk(self._keep_window, window)
                 done = await self._on_disk(self.store.finished_parts, window.number)
                 left = await to_thread.run_sync(self._batches_left, window, done)
-                self.counts.read += len(window.places)
-                self.counts.done += len(window.places) - sum(map(len, left))
+                self.counts.read += len(window.origins)
+                self.counts.done += len(window.origins) - sum(map(len, left))
                 for batch in left:
                     await self.supply.put(batch)
         if await self._on_disk(self.store.count, "windows") != count:
-            raise AnotherRun(str(self.out_dir), ["the sequences have changed: there are fewer now"])
+            raise RunMismatchError(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
         await self.supply.end()
 
     def _batches_left(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
-        batches = window.batches(self.budget, self.features.recall(window))
+        batches = window.batches(self.budget, self.features.lookup(window))
         return [part for batch in batches for part in _unfinished(batch, done)]
 
     def _keep_window(self, window: Window) -> None:
@@ -595,16 +604,16 @@ class _Run:
                 elif not file.contigs:
                     self.log.warning("{} holds no sequence", file.path)
         elif known != window.digest:
-            raise AnotherRun(str(self.out_dir), ["the sequences have changed"])
+            raise RunMismatchError(str(self.out_dir), ["the sequences have changed"])
 
-    async def _serve(self, device: Device, send: MemoryObjectSendStream[Finished]) -> None:
+    async def _serve(self, device: Device, send: MemoryObjectSendStream[ScoredBatch]) -> None:
         """Have one device score batches until there are none, or until it is lost."""
         # The stream is closed whatever happens: the task that keeps the scores waits for that.
         async with send:
             scorer = self.make_scorer(device, self.plan.bundle, self.precision, self.settings.embeddings)
             try:
                 self._warn_once(await scorer.load())
-                await self._prove(scorer)
+                await self._warm_up(scorer)
                 self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
                 self.counts.ready(device.name)
                 async with anyio.create_task_group() as workers:
@@ -617,12 +626,12 @@ class _Run:
                 with CancelScope(shield=True):
                     await scorer.close()
 
-    async def _prove(self, scorer: Scorer) -> None:
+    async def _warm_up(self, scorer: Scorer) -> None:
         """Find out now whether the run's batches fit, and take smaller ones if they do not."""
         room = self.budget
         while True:
             try:
-                await scorer.prove(room)
+                await scorer.warm_up(room)
                 return
             except DeviceOutOfMemory:
                 room //= 2
@@ -643,7 +652,7 @@ class _Run:
             self.log.warning("{}", warning)
             self.warned.add(warning)
 
-    async def _drain(self, scorer: Scorer, send: MemoryObjectSendStream[Finished]) -> None:
+    async def _drain(self, scorer: Scorer, send: MemoryObjectSendStream[ScoredBatch]) -> None:
         while (batch := await self.supply.take()) is not None:
             left = deque([batch])
             try:
@@ -654,7 +663,7 @@ class _Run:
                     await self.supply.done(*left)
 
     async def _advance(
-        self, scorer: Scorer, left: deque[Batch], send: MemoryObjectSendStream[Finished]
+        self, scorer: Scorer, left: deque[Batch], send: MemoryObjectSendStream[ScoredBatch]
     ) -> None:
         """Score the first of *left*, or halve it where the device has no room for it."""
         batch = left[0]
@@ -664,7 +673,7 @@ class _Run:
             return
         try:
             scores = await scorer.score(batch)
-            check_alike(batch.known, scores.likeness)
+            check_similarity(batch.known, scores.similarity)
             done = _finished(scorer.name, scores)
         except DeviceOutOfMemory as error:
             self.log.warning("{}; trying halves" if len(batch) > 1 else "{}", error)
@@ -688,7 +697,7 @@ class _Run:
         if len(self.lost) in (_MOST_LOST, len(self.plan.devices)):
             raise NoDevicesLeft(self.lost)
 
-    async def _keep(self, scored: MemoryObjectReceiveStream[Finished]) -> None:
+    async def _keep(self, scored: MemoryObjectReceiveStream[ScoredBatch]) -> None:
         """Store batches as they come, until the last device has gone; never cancelled before that."""
         with CancelScope(shield=True):
             async with scored:
@@ -722,12 +731,12 @@ class _Run:
 
     def _note_written(self) -> None:
         """Remember what the files are like and of which mates, to know them again."""
-        self.store.note("mates", self.mates)
-        self.store.note("written", _states(self.out_dir))
+        self.store.set_meta("mates", self.mates)
+        self.store.set_meta("written", _states(self.out_dir))
 
     def _known_summary(self) -> results.Summary | None:
         """Give the summary of a run whose files are all as they were written."""
-        written = self.store.fact("written") if self.store.is_finished else None
+        written = self.store.get_meta("written") if self.store.is_finished else None
         if written is None:
             return None
         if written != _states(self.out_dir):
@@ -735,7 +744,7 @@ class _Run:
                 "this run is finished, but not all of its files are as they were: writing them again"
             )
             return None
-        if (self.store.fact("mates") or []) != list(map(list, self.mates)):
+        if (self.store.get_meta("mates") or []) != list(map(list, self.mates)):
             self.log.info("this run is finished, but with other pairs: writing its files again")
             return None
         self.log.info("this run is finished already, and its files are as they were written")
@@ -743,14 +752,14 @@ class _Run:
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
-    async def _write(self, name: str, parts: results.Parts) -> None:
+    async def _write(self, name: str, parts: results.Chunks) -> None:
         """Write a file beside its place and move it there once it is whole and on disk."""
         await self._on_disk(self._write_now, name, parts)
 
-    def _write_now(self, name: str, parts: results.Parts) -> None:
+    def _write_now(self, name: str, parts: results.Chunks) -> None:
         try:
             # Closed whatever happens: a query that is open keeps the store's lock.
-            with closing(parts), whole(self.out_dir / name) as file:
+            with closing(parts), atomic_write(self.out_dir / name) as file:
                 for part in parts:
                     from_thread.check_cancelled()
                     file.write(part)
@@ -777,11 +786,11 @@ class _Run:
             compared = compare(mates, self._stored_ids)
             if not compared.differ:
                 found += [mates] * bool(compared.pairs)
-            elif are_cut_short(mates, compared, files):
+            elif is_truncated(mates, compared, files):
                 found += [mates] * bool(compared.pairs)
                 self._tell_cut_short(mates, compared.pairs)
             elif mates.are_interleaved:
-                what = told_difference(mates, compared, self.plan.paths)
+                what = describe_mismatch(mates, compared, self.plan.paths)
                 self.unpaired.append(Failure(self.plan.paths[mates.first], Stage.INPUT, what))
                 self._tell_failure(self.unpaired[-1])
             elif mates not in self.strangers:
@@ -790,7 +799,7 @@ class _Run:
 
     def _tell_cut_short(self, mates: Mates, pairs: int) -> None:
         names = " and ".join(dict.fromkeys(self.plan.paths[file] for file in mates))
-        self.log.warning("{}: {} before the break, none behind it", names, counted(pairs, "pair"))
+        self.log.warning("{}: {} before the break, none behind it", names, plural(pairs, "pair"))
 
     def _stored_ids(self, file: int) -> Iterator[bytes]:
         for some in self.store.ids(file):
@@ -814,7 +823,7 @@ class _Run:
         path = self.out_dir / ".merged_features.pt.partial"
         try:
             save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
-            settle(path, self.out_dir / "merged_features.pt")
+            fsync_and_rename(path, self.out_dir / "merged_features.pt")
             (self.out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
@@ -831,10 +840,10 @@ class _Run:
         }
         if of_pairs:
             counts |= {"pairs": of_pairs.total(), "viral_pairs": of_pairs["virus"]}
-        reused = store.fact("orfs reused")
+        reused = store.get_meta("orfs reused")
         if reused is not None:
             counts["orfs_reused"] = reused
-        work = store.work()
+        work = store.device_totals()
         return results.Summary(
             version=__version__,
             command=command,
@@ -889,26 +898,26 @@ def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
 
 def _unfinished(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
     """Give what is left of *batch*, halved where an earlier session halved it."""
-    parts = {part for number, part in done if number == batch.number and part.startswith(batch.part)}
+    parts = {part for number, part in done if number == batch.number and part.startswith(batch.split_path)}
     if not parts:
         yield batch
-    elif batch.part not in parts:
+    elif batch.split_path not in parts:
         for half in batch.halves():
             yield from _unfinished(half, done)
 
 
-def _finished(device: str, scores: Scores) -> Finished:
+def _finished(device: str, scores: Scores) -> ScoredBatch:
     faults = {
-        int(row): (FAULTS[scores.faults[row] - 1], "its score is not finite")
-        for row in scores.faults.nonzero()[0]
+        int(row): (STAGE_CODES[scores.stage_codes[row] - 1], "its score is not finite")
+        for row in scores.stage_codes.nonzero()[0]
     }
-    return Finished(scores.batch, device, scores.seconds, scores.probabilities, scores.embeddings, faults)
+    return ScoredBatch(scores.batch, device, scores.seconds, scores.probabilities, scores.embeddings, faults)
 
 
-def _hopeless(device: str, batch: Batch, stage: Stage, reason: str) -> Finished:
+def _hopeless(device: str, batch: Batch, stage: Stage, reason: str) -> ScoredBatch:
     """Give up on the one ORF of *batch*."""
     nothing = np.zeros((1, 2), dtype=np.float32)
-    return Finished(batch, device, 0.0, nothing, None, {0: (stage, reason)})
+    return ScoredBatch(batch, device, 0.0, nothing, None, {0: (stage, reason)})
 
 
 async def _is_sent(send: MemoryObjectSendStream[_Item], item: _Item) -> bool:
@@ -927,7 +936,7 @@ def _content(path: str) -> list[Any]:
 
 def _states(directory: Path) -> dict[str, list[int]]:
     """Give size and time of change of all files that a run ends with."""
-    paths = ((name, directory / name) for name in OURS if name not in _UNSTEADY)
+    paths = ((name, directory / name) for name in OUTPUT_FILES if name not in _UNSTEADY)
     facts = ((name, path.stat()) for name, path in paths if path.is_file())
     return {name: [fact.st_size, fact.st_mtime_ns] for name, fact in facts}
 
@@ -950,7 +959,7 @@ def _input_facts(file: FileLine) -> dict[str, Any]:
 def _described(device: Device, precision: Precision, budget: int) -> str:
     facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
     if device.capability is None:
-        facts.append(counted(device.threads, "thread"))
+        facts.append(plural(device.threads, "thread"))
     else:
         facts.append("capability {}.{}".format(*device.capability))
     if precision is Precision.BF16:
@@ -965,14 +974,14 @@ def _described(device: Device, precision: Precision, budget: int) -> str:
 def _told(summary: results.Summary, out_dir: Path) -> str:
     counts = summary.counts
     pairs = counts.get("pairs", 0)
-    of_pairs = f", {counts['viral_pairs']:,} of {counted(pairs, 'pair')}" if pairs else ""
+    of_pairs = f", {counts['viral_pairs']:,} of {plural(pairs, 'pair')}" if pairs else ""
     text = (
-        f"Viral: {counts['viral_contigs']:,} of {counted(counts['contigs'], 'contig')}{of_pairs} "
-        f"({counted(counts['orfs'], 'ORF')} of {counted(counts['fragments'], 'fragment')} scored in "
+        f"Viral: {counts['viral_contigs']:,} of {plural(counts['contigs'], 'contig')}{of_pairs} "
+        f"({plural(counts['orfs'], 'ORF')} of {plural(counts['fragments'], 'fragment')} scored in "
         f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
     )
     failed = counts["failures"]
-    return text + (f"; {counted(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
+    return text + (f"; {plural(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
 
 
 def _plain(value: Any) -> Any:

@@ -83,7 +83,7 @@ class Balance(StrEnum):
     GROUP = "group"
 
 
-class Leaks(StrEnum):
+class LeakPolicy(StrEnum):
     """What becomes of held-out records that share long stretches with training ones."""
 
     DROP = "drop"
@@ -145,7 +145,7 @@ class Split:
     validation: float = 0.1  # share that says when to stop
     test: float = 0.2  # share that the figures are of
     by_fragment: bool = False  # as published, which flatters
-    leaks: Leaks = Leaks.DROP
+    leaks: LeakPolicy = LeakPolicy.DROP
     leak_share: float = 0.0  # of a record's long stretches that training ones may have too
 
     def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
-class Measuring:
+class EvaluationOptions:
     """
     How a model is measured.
 

@@ -36,7 +36,7 @@ from virnuc_async.errors import (
 )
 from virnuc_async.models.bundle import PARTS, REFERENCE, find
 from virnuc_async.models.import_checkpoint import (
-    Parts,
+    CheckpointPaths,
     import_bundle,
     read_classifier,
     read_nucleotide,
@@ -160,28 +160,28 @@ _PROTEIN, _CLASSIFIER, _DNABERT = MODELS / "esm2_t3_tiny.pt", MODELS / "classifi
 _WEIGHTS = _DNABERT / "pytorch_model.bin"
 
 
-def _as_protein(content: bytes) -> Parts:
+def _as_protein(content: bytes) -> CheckpointPaths:
     path = _scratch() / "x.pt"
     path.write_bytes(content)
     read_protein(path)
-    return Parts(path, _DNABERT, _CLASSIFIER)
+    return CheckpointPaths(path, _DNABERT, _CLASSIFIER)
 
 
-def _as_classifier(content: bytes) -> Parts:
+def _as_classifier(content: bytes) -> CheckpointPaths:
     path = _scratch() / "x.pth"
     path.write_bytes(content)
     read_classifier(path)
-    return Parts(_PROTEIN, _DNABERT, path)
+    return CheckpointPaths(_PROTEIN, _DNABERT, path)
 
 
-def _as_safetensors(content: bytes) -> Parts:
+def _as_safetensors(content: bytes) -> CheckpointPaths:
     path = _scratch() / "x.safetensors"
     path.write_bytes(content)
     read_protein(path)
-    return Parts(path, _DNABERT, _CLASSIFIER)
+    return CheckpointPaths(path, _DNABERT, _CLASSIFIER)
 
 
-def _as_dnabert(name: str, content: bytes) -> Parts:
+def _as_dnabert(name: str, content: bytes) -> CheckpointPaths:
     directory = _scratch() / "dnabert"
     if not directory.exists():
         shutil.copytree(_DNABERT, directory)
@@ -189,13 +189,13 @@ def _as_dnabert(name: str, content: bytes) -> Parts:
     (directory / name).write_bytes(content)
     try:
         read_nucleotide(directory)
-        _import(Parts(_PROTEIN, directory, _CLASSIFIER))
+        _import(CheckpointPaths(_PROTEIN, directory, _CLASSIFIER))
     finally:
         (directory / name).write_bytes(before)
-    return Parts(_PROTEIN, _DNABERT, _CLASSIFIER)
+    return CheckpointPaths(_PROTEIN, _DNABERT, _CLASSIFIER)
 
 
-_FORMS: tuple[Callable[[bytes], Parts], ...] = (
+_FORMS: tuple[Callable[[bytes], CheckpointPaths], ...] = (
     _as_protein,
     lambda data: _as_protein(_repacked(_PROTEIN, data)),
     _as_classifier,
@@ -229,8 +229,8 @@ def imports(data: bytes) -> None:
     assert len(said.splitlines()) < 2
 
 
-def _import(parts: Parts) -> None:
-    if parts == Parts(_PROTEIN, _DNABERT, _CLASSIFIER):
+def _import(parts: CheckpointPaths) -> None:
+    if parts == CheckpointPaths(_PROTEIN, _DNABERT, _CLASSIFIER):
         return  # as they are
     with TemporaryDirectory(dir=_scratch()) as directory:
         import_bundle(parts, Path(directory) / "made", "made", 500).check()
@@ -376,7 +376,7 @@ def windows(data: bytes) -> None:
         return iter(contigs)
 
     small, large = (list(form_windows(["x"], read, length, _tokenizer(), n)) for n in (size, 10_000))
-    for column in ("places", "residues", "nucleotides"):
+    for column in ("origins", "residues", "nucleotides"):
         np.testing.assert_array_equal(*(_joined(some, column) for some in (small, large)))
     rows = [row for window in small for row in window.contigs]
     assert [(row.number, row.id, row.length) for row in rows] == [
@@ -386,7 +386,7 @@ def windows(data: bytes) -> None:
     for window in small:
         batches = list(window.batches(64))
         orfs = sorted(orf for batch in batches for orf in batch.orfs.tolist())
-        assert orfs == list(range(window.first, window.first + len(window.places)))
+        assert orfs == list(range(window.first, window.first + len(window.origins)))
 
 
 def _see_that_all_is_covered(rows: Iterable[ContigRow], length: int) -> None:

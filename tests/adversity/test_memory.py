@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 import anyio
 sys.path[:0] = ["tests"]
-from adversity.fates import make_bundle
+from adversity.faults import make_bundle
 from fakes import Rules, fake_devices
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.pipeline import Plan, score_with

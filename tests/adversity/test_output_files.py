@@ -9,12 +9,12 @@ import pytest
 from running import OPEN, SHUT, log, predict, run, start, summary, tables, wait_until
 from support import fasta
 
-from virnuc_async.models.import_checkpoint import Parts
-from virnuc_async.runs.store import DAMAGED, OURS, STORE
+from virnuc_async.models.import_checkpoint import CheckpointPaths
+from virnuc_async.runs.store import DAMAGED, OUTPUT_FILES, STORE
 
 # Of a run of pairs with embeddings in which something failed; without report.html, which is not written yet.
 EVERYTHING = ("--embeddings", "--pairs", "interleaved")
-FINISHED = {*OURS, STORE} - {"merged_features.partial", "report.html", DAMAGED}
+FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", "report.html", DAMAGED}
 
 
 @pytest.fixture
@@ -69,13 +69,17 @@ def test_every_file_of_a_run_under_way_too(umask: int, reads: Path, tmp_path: Pa
     assert modes(out) == dict.fromkeys(left, 0o666 & ~umask)
 
 
-def test_every_file_of_a_bundle_is_for_whom_umask_says(umask: int, golden_parts: Parts, out: Path) -> None:
+def test_every_file_of_a_bundle_is_for_whom_umask_says(
+    umask: int, golden_parts: CheckpointPaths, out: Path
+) -> None:
     parts = [f"--{name}={getattr(golden_parts, name)}" for name in ("protein", "nucleotide", "classifier")]
     assert run("models", "import", *parts, "--length", "500", "--name", "mine", "--output", out).code == 0
     assert set(modes(out).values()) == {0o666 & ~umask}
 
 
-@pytest.mark.parametrize("name", [*OURS, *(f".{name}.partial" for name in OURS), ".merged_features.pt.rows"])
+@pytest.mark.parametrize(
+    "name", [*OUTPUT_FILES, *(f".{name}.partial" for name in OUTPUT_FILES), ".merged_features.pt.rows"]
+)
 def test_links_in_the_place_of_our_files(
     name: str, reads: Path, tmp_path: Path, out: Path, elsewhere: Path
 ) -> None:

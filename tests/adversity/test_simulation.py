@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .trial import Trial, Workplace, workplace
+from .scenario import Trial, Workplace, workplace
 
 _SEEDS = int(os.environ.get("SIMULATION_SEEDS", "10000"))
 _AT_ONCE = 250  # seeds of a test; several may run side by side

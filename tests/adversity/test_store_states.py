@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support import bury_owner
+from support import make_stale
 
-from virnuc_async.errors import AnotherRun, BrokenInput, DirectoryBusy, Stage
-from virnuc_async.runs.store import STORE, Finished, Store
+from virnuc_async.errors import BrokenInput, DirectoryLockedError, RunMismatchError, Stage
+from virnuc_async.runs.store import STORE, ScoredBatch, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
 
@@ -57,7 +57,7 @@ class Known:
 
     identity: dict[str, Any]
     windows: dict[int, Window] = field(default_factory=dict)
-    batches: dict[tuple[int, int, str], Finished] = field(default_factory=dict)
+    batches: dict[tuple[int, int, str], ScoredBatch] = field(default_factory=dict)
 
     def scores(self) -> list[tuple[int, float, float]]:
         found = []
@@ -83,7 +83,7 @@ class Known:
             yield from window.files
 
     def _file_of(self, batch: Batch, row: int) -> int:
-        contig = int(batch.places[row, 0])
+        contig = int(batch.origins[row, 0])
         return next(one.file for one in self.contigs() if one.number == contig)
 
 
@@ -102,7 +102,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.known = Known({"inputs": [[path, 1] for path in _PATHS], "model": "m"})
         self.store = Store(self.out)
-        self.store.identify(self.known.identity, _PATHS)
+        self.store.bind_run(self.known.identity, _PATHS)
 
     def teardown(self) -> None:
         self.store.close()
@@ -141,26 +141,26 @@ class Machine(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.store.close()
         self.store = Store(self.out)
-        self.store.identify(self.known.identity, _PATHS)
+        self.store.bind_run(self.known.identity, _PATHS)
 
     @rule()
     def overwrite(self) -> None:
         self.store.close()
         self.store = Store(self.out, overwrite=True)
-        assert self.store.fact("identity") is None
+        assert self.store.get_meta("identity") is None
         self.known = Known(self.known.identity)
-        self.store.identify(self.known.identity, _PATHS)
+        self.store.bind_run(self.known.identity, _PATHS)
 
     @rule(key=st.sampled_from(["model", "more"]))
     def ask_for_another_run(self, key: str) -> None:
-        with pytest.raises(AnotherRun):
-            self.store.identify({**self.known.identity, key: "other"}, _PATHS)
+        with pytest.raises(RunMismatchError):
+            self.store.bind_run({**self.known.identity, key: "other"}, _PATHS)
 
     @rule()
     def come_second(self) -> None:
-        with pytest.raises(DirectoryBusy):
+        with pytest.raises(DirectoryLockedError):
             Store(self.out)
-        with pytest.raises(DirectoryBusy):
+        with pytest.raises(DirectoryLockedError):
             Store(self.out, overwrite=True)
 
     @rule()
@@ -202,7 +202,7 @@ class Machine(RuleBasedStateMachine):
 
     def _window(self, orfs: list[int], ends: bool, breaks: bool) -> Window:
         number = len(self.known.windows)
-        first = sum(len(window.places) for window in self.known.windows.values())
+        first = sum(len(window.origins) for window in self.known.windows.values())
         contig = len(self.known.contigs())
         places = [(contig + at, 1, frame) for at, count in enumerate(orfs) for frame in range(count)]
         tokens = Ragged(np.full(3 * len(places), 5, np.int32), np.full(len(places), 3))
@@ -213,7 +213,7 @@ class Machine(RuleBasedStateMachine):
             first=first,
             contigs=tuple(ContigRow(contig + n, 0, b"c%d" % (contig + n), 9, 1) for n in range(len(orfs))),
             files=(FileRow(0, _PATHS[0], contig, failure),) if ends else (),
-            places=np.array(places, np.int64).reshape(-1, 3),
+            origins=np.array(places, np.int64).reshape(-1, 3),
             digest=b"%d of %d" % (number, self.lives),
             nucleotides=tokens,
             residues=tokens,
@@ -225,15 +225,15 @@ class Machine(RuleBasedStateMachine):
         every = [batch for window in self.known.windows.values() for batch in window.batches(9)]
         return [batch for batch in every if (batch.window, batch.number) not in begun]
 
-    def _scored(self, batch: Batch, halve: bool, fails: bool) -> Finished:
+    def _scored(self, batch: Batch, halve: bool, fails: bool) -> ScoredBatch:
         if halve and len(batch) > 1:
             batch, _ = batch.halves()
         virus = ((batch.orfs % 89) / 89).astype(np.float32)
         failures = {0: (Stage.PROTEIN, "no")} if fails else {}
-        return Finished(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), None, failures)
+        return ScoredBatch(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), None, failures)
 
-    def _keep(self, done: Finished) -> None:
-        self.known.batches[done.batch.window, done.batch.number, done.batch.part] = done
+    def _keep(self, done: ScoredBatch) -> None:
+        self.known.batches[done.batch.window, done.batch.number, done.batch.split_path] = done
 
     @contextmanager
     def _power_cut(self, statements: int) -> Iterator[None]:
@@ -249,10 +249,10 @@ class Machine(RuleBasedStateMachine):
             db.left = None
             db.strike()
         self.store.close()
-        bury_owner(then)
+        make_stale(then)
         self.out = then
         self.store = Store(then)
-        assert self.store.lock.predecessor is not None
+        assert self.store.lock.previous_owner is not None
 
 
 _plain = sqlite3.connect

@@ -42,8 +42,8 @@ from safetensors.torch import load_file, save_file
 from support import TABLES, assert_scores_alike, fasta
 
 from virnuc_async import __version__
-from virnuc_async.models.bundle import Bundle, seal
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.bundle import Bundle, write_manifest
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 
 GOOD = fasta([("good", OPEN * 100), ("shut", SHUT)])
 PROTEIN = ">p1\nACGT\n>p2 insulin\nMALWMRLLPLLALLALWGPDPAAA\n"
@@ -51,7 +51,7 @@ NO_FILE = os.strerror(errno.ENOENT)
 
 
 @pytest.fixture(scope="module")
-def model(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def model(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Of the golden networks, for fragments of 500 bases; unlike the default one, it says no notice."""
     return import_bundle(golden_parts, tmp_path_factory.mktemp("models") / "golden", "golden", 500)
 
@@ -415,7 +415,7 @@ def test_orf_without_a_finite_score_fails_alone(model: Bundle, tmp_path: Path, o
     tryptophan = 22
     weights["embed.weight"][tryptophan] = torch.nan
     save_file(weights, odd / "protein.safetensors")
-    seal(odd, "odd", 500, model.shapes, model.origin)
+    write_manifest(odd, "odd", 500, model.shapes, model.origin)
     source = tmp_path / "in.fa"
     source.write_text(">a\nGCAGCA\n>w\nTGGTGG\n")  # F1 is WW, the others hold no W
     ended = predict(source, out, "--model", odd)
@@ -622,11 +622,11 @@ def test_gpus_are_named_before_torch_is_imported() -> None:
     script = """
 import os, sys
 from virnuc_async.cli.main import main
-class Watch:
+class ProgressCallback:
     def find_spec(self, name, *_):
         if name == "torch":
             print(os.environ.get("CUDA_DEVICE_ORDER"), os.environ["CUDA_VISIBLE_DEVICES"])
-sys.meta_path.insert(0, Watch())
+sys.meta_path.insert(0, ProgressCallback())
 os.environ["CUDA_VISIBLE_DEVICES"] = "7"
 sys.stderr = sys.stdout
 print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
@@ -895,7 +895,7 @@ def test_examples_of_training_are_understood() -> None:
 
 
 def test_models_are_imported_used_and_described(
-    golden_parts: Parts, source: Path, model: Bundle, tmp_path: Path, out: Path
+    golden_parts: CheckpointPaths, source: Path, model: Bundle, tmp_path: Path, out: Path
 ) -> None:
     directory = tmp_path / "mine"
     parts = ("--protein", golden_parts.protein, "--nucleotide", golden_parts.nucleotide)
@@ -972,7 +972,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("part", ["--protein", "--classifier"])
-def test_hostile_file_is_refused_and_not_run(part: str, golden_parts: Parts, tmp_path: Path) -> None:
+def test_hostile_file_is_refused_and_not_run(
+    part: str, golden_parts: CheckpointPaths, tmp_path: Path
+) -> None:
     mark, trap, directory = tmp_path / "run", tmp_path / "trap.pt", tmp_path / "new"
     torch.save({"model": Hostile(mark)}, trap)
     pickle.loads(pickle.dumps(Hostile(mark)))
@@ -991,7 +993,7 @@ def test_hostile_file_is_refused_and_not_run(part: str, golden_parts: Parts, tmp
     assert not directory.exists()
 
 
-def test_import_says_what_is_wrong_with_its_arguments(golden_parts: Parts, tmp_path: Path) -> None:
+def test_import_says_what_is_wrong_with_its_arguments(golden_parts: CheckpointPaths, tmp_path: Path) -> None:
     good = ("--nucleotide", golden_parts.nucleotide, "--classifier", golden_parts.classifier, "--name", "x")
     missing, file = tmp_path / "no.pt", tmp_path / "file"
     file.touch()

@@ -33,11 +33,11 @@ from virnuc_async.downloads.fetch import Patience, Source, Transfer, alone, fetc
 from virnuc_async.errors import (
     BadCheckpoint,
     CannotWrite,
-    DownloadBroken,
+    ChecksumMismatch,
     DownloadBusy,
-    NotServed,
+    DownloadInterrupted,
+    DownloadRefused,
     VirnucError,
-    WrongDownload,
 )
 
 CONTENT = random.Random(3).randbytes(3_000_000)
@@ -171,7 +171,7 @@ def test_an_encrypted_connection(encrypted: Server, tmp_path: Path) -> None:
 def test_an_encrypted_connection_is_not_left(encrypted: Server, server: Server, tmp_path: Path) -> None:
     encrypted.faults["/x.bin"] = [redirect(f"{server.url}/x.bin")]
     failed = failure(tmp_path, source(encrypted))
-    assert isinstance(failed, NotServed)
+    assert isinstance(failed, DownloadRefused)
     assert failed.reason == f"it redirects to {server.url}/x.bin, which is not encrypted"
     assert not server.asked
 
@@ -181,7 +181,7 @@ def test_a_certificate_that_is_not_trusted(
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     failed = failure(tmp_path, source(encrypted))
-    assert isinstance(failed, NotServed)
+    assert isinstance(failed, DownloadRefused)
     assert failed.reason.startswith("its certificate is not trusted (self")
     assert "SSL_CERT_FILE" in failed.reason
 
@@ -218,7 +218,7 @@ def test_who_breaks_off_at_one_place_and_begins_anew_is_given_up(
 ) -> None:
     server.etag, server.has_ranges = etag, False
     server.faults["/x.bin"] = [ends_after(2_000_000)] * 99
-    assert isinstance(failure(tmp_path, source(server)), DownloadBroken)
+    assert isinstance(failure(tmp_path, source(server)), DownloadInterrupted)
     assert len(server.asked) == 1 + PATIENT.tries
 
 
@@ -236,7 +236,7 @@ def test_who_brings_nothing_is_given_up(
 ) -> None:
     server.faults["/x.bin"] = [fault] * 9
     failed = failure(tmp_path, source(server), patience=Patience(stall, tries=3, pause=0.001))
-    assert isinstance(failed, DownloadBroken)
+    assert isinstance(failed, DownloadInterrupted)
     assert failed.reason == reason
     assert str(failed).endswith("What has come is kept: the same command goes on")
     assert len(server.asked) == 3
@@ -250,7 +250,7 @@ def test_nobody_is_there(server: Server, tmp_path: Path) -> None:
     server.shutdown()
     server.server_close()
     failed = failure(tmp_path, nowhere)
-    assert isinstance(failed, DownloadBroken)
+    assert isinstance(failed, DownloadInterrupted)
     assert "Connection refused" in str(failed)
 
 
@@ -331,7 +331,7 @@ def test_a_whole_part_needs_no_server(server: Server, tmp_path: Path) -> None:
 def test_what_is_not_given_is_not_asked_for_again(code: int, server: Server, tmp_path: Path) -> None:
     server.faults["/x.bin"] = [status(code)] * 9
     failed = failure(tmp_path, source(server))
-    assert isinstance(failed, NotServed)
+    assert isinstance(failed, DownloadRefused)
     assert str(failed).startswith(f"{server.url}/x.bin cannot be had: the server answers {code} ")
     assert "--mirror" in str(failed)
     assert "models import" in str(failed)
@@ -342,7 +342,7 @@ def test_the_others_stop_when_one_fails(server: Server, tmp_path: Path) -> None:
     server.files["/y.bin"] = CONTENT
     server.faults = {"/y.bin": [hangs_after(1_000)], "/x.bin": [status(404)]}
     failed = failure(tmp_path, source(server, "/y.bin"), source(server), patience=QUICK)
-    assert isinstance(failed, NotServed)
+    assert isinstance(failed, DownloadRefused)
     assert names(tmp_path) == ["y.bin.part", "y.bin.part.json"]
 
 
@@ -358,7 +358,7 @@ def test_corrupted_content_is_deleted(
 ) -> None:
     server.faults["/x.bin"] = [instead(CONTENT[:-1] + b"!")]
     failed = failure(tmp_path, source(server, **facts))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason.startswith(reason)
     assert "It was deleted: the same command gets it again" in str(failed)
     assert not names(tmp_path)
@@ -373,7 +373,7 @@ def test_git_blob_is_what_git_says(tmp_path: Path, server: Server) -> None:
 
 def test_a_wrong_size_is_seen_before_anything_is_received(server: Server, tmp_path: Path) -> None:
     failed = failure(tmp_path, source(server, size=2_999_999))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason == "it has 3,000,000 bytes, and was published with 2,999,999"
     assert not names(tmp_path)
 
@@ -396,7 +396,7 @@ def without_end(handler: Handler, content: bytes) -> None:
 
 def test_more_than_there_can_be_is_not_asked_to_come(server: Server, tmp_path: Path) -> None:
     failed = failure(tmp_path, source(server, most=2_999_999))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason == "it has 3,000,000 bytes, and can have no more than 2,999,999"
     assert not names(tmp_path)
     fetch(tmp_path, source(server, most=3_000_000))
@@ -406,7 +406,7 @@ def test_more_than_there_can_be_is_not_asked_to_come(server: Server, tmp_path: P
 def test_a_server_that_never_stops(known: dict[str, object], server: Server, tmp_path: Path) -> None:
     server.faults["/x.bin"] = [without_end]
     failed = failure(tmp_path, source(server, **known))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason == "it has more than 2,500,000 bytes, which it cannot"
     assert "It was deleted" in str(failed)
     assert not names(tmp_path)
@@ -420,7 +420,7 @@ def test_as_much_as_there_can_be(server: Server, tmp_path: Path) -> None:
 def test_a_size_that_the_server_does_not_say(server: Server, tmp_path: Path) -> None:
     server.faults["/x.bin"] = [chunked, chunked]
     failed = failure(tmp_path, source(server, size=2_999_999))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     fetch(tmp_path, source(server, size=3_000_000))
 
 
@@ -431,7 +431,7 @@ def test_a_damaged_zip_file(server: Server, tmp_path: Path) -> None:
     good = packed.getvalue()
     server.files["/x.bin"] = good.replace(CONTENT[1000:1010], b"0123456789", 1)
     failed = failure(tmp_path, source(server, sha256=""))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert "data/0" in failed.reason
     server.files["/x.bin"] = good
     fetch(tmp_path, source(server, sha256=""))
@@ -443,7 +443,7 @@ def test_a_check_of_the_content(server: Server, tmp_path: Path) -> None:
         raise BadCheckpoint(str(path), "not an ESM-2")
 
     failed = failure(tmp_path, source(server, check=refuse))
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason == "not an ESM-2"
     assert not names(tmp_path)
 

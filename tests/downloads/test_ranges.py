@@ -27,7 +27,7 @@ from serving import (
 )
 
 from virnuc_async.downloads.fetch import Patience, Source, Transfer, fetch_all
-from virnuc_async.errors import DownloadBroken, NotServed, VirnucError, WrongDownload
+from virnuc_async.errors import ChecksumMismatch, DownloadInterrupted, DownloadRefused, VirnucError
 
 SIZE = 3_000_000
 CONTENT, CHANGED = random.Random(5).randbytes(SIZE), random.Random(6).randbytes(SIZE)
@@ -295,7 +295,7 @@ def test_a_range_that_never_comes(server: Server, tmp_path: Path) -> None:
     """All else is had before it is given up, and nothing of that is asked for again."""
     server.faults["/x.bin"] = [waits_until(asked(server, 2)), *[status(503)] * 99]
     failed = failure(server, tmp_path)
-    assert isinstance(failed, DownloadBroken)
+    assert isinstance(failed, DownloadInterrupted)
     assert failed.reason == "the server answers 503 Service Unavailable"
     assert missing(tmp_path) == [(1_500_000, 3_000_000)]
     server.faults.clear()
@@ -310,7 +310,7 @@ def test_a_file_that_is_taken_away(server: Server, tmp_path: Path) -> None:
         lambda handler, _: (server.released.set(), handler.answer(404, b"")),
         *[status(404)] * 9,
     ]
-    assert isinstance(failure(server, tmp_path), NotServed)
+    assert isinstance(failure(server, tmp_path), DownloadRefused)
     assert missing(tmp_path) == [(1_000_000, 3_000_000)]
 
 
@@ -322,13 +322,13 @@ def test_a_range_that_is_damaged_is_found(server: Server, tmp_path: Path) -> Non
 
     server.faults["/x.bin"] = [four, damaged, four, four]
     failed = failure(server, tmp_path)
-    assert isinstance(failed, WrongDownload)
+    assert isinstance(failed, ChecksumMismatch)
     assert failed.reason.startswith("its sha256 is ")
     assert not list(tmp_path.iterdir())
     fetch(server, tmp_path)
 
 
-FAULTS = st.one_of(
+STAGE_CODES = st.one_of(
     st.builds(ends_after, st.integers(0, SIZE)),
     st.builds(resets_after, st.integers(0, SIZE)),
     st.sampled_from([whole, with_another_tag, of_another_length, of_another_place]),
@@ -337,7 +337,7 @@ FAULTS = st.one_of(
 
 
 @settings(max_examples=30, deadline=None)
-@given(faults=st.lists(FAULTS, max_size=8))
+@given(faults=st.lists(STAGE_CODES, max_size=8))
 def test_whatever_comes_between_the_file_is_right(faults: list[Fault]) -> None:
     with serving() as server, TemporaryDirectory() as directory:
         server.files["/x.bin"] = CONTENT

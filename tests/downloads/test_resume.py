@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virnuc_async.downloads.resume import Span, Unfinished
+from virnuc_async.downloads.resume import PartialFile, Span
 
 CONTENT = random.Random(8).randbytes(5_000)
 URL, MOST = "https://h/x", 1 << 40
 
 
-def a_file(directory: Path) -> Unfinished:
-    return Unfinished(directory / "x", URL, MOST)
+def a_file(directory: Path) -> PartialFile:
+    return PartialFile(directory / "x", URL, MOST)
 
 
-def write(file: Unfinished, span: Span, count: int) -> None:
+def write(file: PartialFile, span: Span, count: int) -> None:
     with file.opened() as part:
         file.write(part, span, CONTENT[span.at : span.at + count])
 
@@ -85,7 +85,7 @@ def test_what_was_kept_is_known_another_day(tmp_path: Path) -> None:
     file.keep()
     again = a_file(tmp_path)
     assert (again.validator, again.total, again.done, again.left) == ('"tag"', 5_000, 3_500, 1_500)
-    assert repr(again) == "<Unfinished x [of 5000, missing 1,000 to 2,500]>"
+    assert repr(again) == "<PartialFile x [of 5000, missing 1,000 to 2,500]>"
     write(again, again.missing[0], 9_999)
     again.drop()
     again.finish()

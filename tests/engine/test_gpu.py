@@ -16,13 +16,13 @@ from torch._dynamo.utils import counters
 from virnuc_async.engine.devices import Device, available, choose
 from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import record, verify
-from virnuc_async.errors import DeviceOutOfMemory, StrangeFeatures
+from virnuc_async.errors import DeviceOutOfMemory, FeatureMismatchError
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.reference import reference_of
-from virnuc_async.networks.attention import Attention, fastest, on_runs, padded, varlen
+from virnuc_async.networks.attention import Attention, sdpa_by_length, sdpa_padded, select_kernel, varlen
 from virnuc_async.networks.dnabert_s import slopes
-from virnuc_async.networks.packing import pack, sample
+from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.pipeline import run_pipeline
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
@@ -88,13 +88,13 @@ async def test_bf16_is_near_it(gpu: Device, golden_bundle: Bundle, source: str) 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "ALiBi"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("way", [on_runs, padded, varlen])
+@pytest.mark.parametrize("way", [sdpa_by_length, sdpa_padded, varlen])
 def test_every_way_to_attend(gpu: Device, way: Attention, dtype: torch.dtype, bias: bool) -> None:
-    rows = sample(500, 168, 168, 168, 97, 52, 52, 3, 1)
+    rows = dummy_batch(500, 168, 168, 168, 97, 52, 52, 3, 1)
     packed, random = pack(rows), torch.Generator().manual_seed(7)
     numbers = torch.randn(3, len(rows.ids), 12, 64, generator=random).to(dtype)
     steps = torch.tensor(slopes(12)) if bias else None
-    wanted = on_runs(packed, steps)(*numbers.float())
+    wanted = sdpa_by_length(packed, steps)(*numbers.float())
     try:
         steps = None if steps is None else steps.to(gpu.torch_device)
         found = way(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
@@ -108,8 +108,8 @@ def test_every_way_to_attend(gpu: Device, way: Attention, dtype: torch.dtype, bi
 def test_bf16_is_attended_without_padding(gpu: Device) -> None:
     if not gpu.has_bf16:
         pytest.skip("FlashAttention's kernels want capability 8.0")
-    assert fastest(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
-    assert fastest(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not on_runs
+    assert select_kernel(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
+    assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not sdpa_by_length
 
 
 async def test_batches_under_load_are_those_of_a_calm_device(
@@ -146,7 +146,7 @@ async def test_a_proof_leaves_the_memory_reserved(gpu: Device, golden_bundle: Bu
     replica = Replica(gpu, golden_bundle, Precision.FP32)
     try:
         await replica.load()
-        await replica.prove(1 << 16)
+        await replica.warm_up(1 << 16)
         before = torch.cuda.memory_reserved(gpu.torch_device)
         for batch in batches(golden_bundle, source, 1 << 15):
             await replica.score(batch)
@@ -189,7 +189,7 @@ async def test_reused_features_are_compared_and_scored(
         assert_published_scores(out, expected)
     found = torch.load(old / "all_merged.pt", weights_only=True)
     torch.save({"ids": found["ids"], "data": found["data"].roll(1, 0)}, old / "all_merged.pt")
-    with pytest.raises(StrangeFeatures):
+    with pytest.raises(FeatureMismatchError):
         await run_pipeline(
             [source], tmp_path / "others", Settings(golden_bundle.directory, reuse_features=old)
         )

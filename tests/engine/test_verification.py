@@ -19,14 +19,14 @@ from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import precisions_of
 from virnuc_async.errors import Stage
 from virnuc_async.models import published
-from virnuc_async.models.bundle import Bundle, find, seal
-from virnuc_async.models.import_checkpoint import Parts
+from virnuc_async.models.bundle import Bundle, find, write_manifest
+from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.models.reference import published_reference, reference_of
 from virnuc_async.settings import Precision
 
 
 @pytest.fixture(scope="module")
-def recorded(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def recorded(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The golden networks, with a reference of their own."""
     directory = tmp_path_factory.mktemp("models") / "golden"
     words = ("--protein", golden_parts.protein, "--nucleotide", golden_parts.nucleotide)
@@ -54,7 +54,7 @@ def nudge(model: Path, part: str, name: str, by: float) -> None:
     tensors[name].view(-1)[1] += by
     save_file(tensors, path)
     bundle = find(model)
-    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    write_manifest(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
 
 
 def rows(ended: Ran) -> list[list[str]]:
@@ -108,7 +108,7 @@ def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:
     source = Path(find("tiny-500").directory).parent / "published-reference.json"
     shutil.copy(source, model / "reference.json")
     bundle = find(model)
-    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    write_manifest(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
     ended = verify(model)
     assert ended.code == 1
     assert "compared with a run of the original VirNucPro" in ended.err
@@ -125,7 +125,7 @@ def test_the_shipped_model_is_right_and_says_whose_figures_these_are() -> None:
 def test_a_model_without_a_reference(model: Path) -> None:
     (model / "reference.json").unlink()
     bundle = find(model)
-    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    write_manifest(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
     ended = verify(model)
     assert (ended.code, ended.out) == (1, "")
     assert "the model 'golden' has no reference" in ended.err
@@ -176,7 +176,7 @@ def test_every_precision_that_a_device_has() -> None:
 # References at import
 
 
-def imported(parts: Parts, directory: Path, *more: str | Path) -> Ran:
+def imported(parts: CheckpointPaths, directory: Path, *more: str | Path) -> Ran:
     words = ("--protein", parts.protein, "--nucleotide", parts.nucleotide, "--classifier", parts.classifier)
     return run(
         *("models", "import", *words, "--length", "500", "--name", "mine", "--output", directory), *more
@@ -184,7 +184,7 @@ def imported(parts: Parts, directory: Path, *more: str | Path) -> Ran:
 
 
 def test_an_imported_model_has_the_reference_that_was_named(
-    golden_parts: Parts, recorded: Bundle, tmp_path: Path
+    golden_parts: CheckpointPaths, recorded: Bundle, tmp_path: Path
 ) -> None:
     named = ("--reference", recorded.directory / "reference.json")
     assert imported(golden_parts, tmp_path / "a", *named).code == 0
@@ -200,7 +200,7 @@ def test_an_imported_model_has_the_reference_that_was_named(
 
 
 def test_a_published_classifier_brings_its_reference(
-    golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden_parts: CheckpointPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(published.CLASSIFIERS, 500, git_blob(golden_parts.classifier))
     assert imported(golden_parts, tmp_path / "a").code == 0
@@ -214,7 +214,7 @@ def test_info_says_whose_figures_a_model_is_verified_by(model: Path) -> None:
     assert re.search(r"^reference +virnuc-async .* in FP32$", run("models", "info", model).out, re.MULTILINE)
     (model / "reference.json").unlink()
     bundle = find(model)
-    seal(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
+    write_manifest(model, bundle.name, bundle.length, bundle.shapes, bundle.origin)
     assert re.search(r"^reference +none$", run("models", "info", model).out, re.MULTILINE)
 
 

@@ -13,9 +13,9 @@ from support import fasta
 from virnuc_async.errors import (
     BadTable,
     BrokenInput,
+    MissingClassError,
     NoRecords,
     NotSequences,
-    OneClass,
     TooFewClusters,
     UnreadableInput,
     UsageError,
@@ -25,11 +25,11 @@ from virnuc_async.learning.dataset import (
     TEST,
     TRAINING,
     VALIDATION,
-    Cutting,
-    Labelled,
+    LabelledFiles,
     Records,
+    SubsequenceSampler,
     check_sides,
-    labelled,
+    label_files,
     read_records,
     split_fragments,
     split_records,
@@ -42,10 +42,10 @@ NONVIRAL = fasta([("n1 group=fungi", "ACGTAC"), ("v3", "A")])
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Labelled:
+def data(tmp_path: Path) -> LabelledFiles:
     (tmp_path / "v.fa").write_text(VIRAL)
     (tmp_path / "n.fa").write_text(NONVIRAL)
-    return labelled([tmp_path / "v.fa"], [tmp_path / "n.fa"], None, None)
+    return label_files([tmp_path / "v.fa"], [tmp_path / "n.fa"], None, None)
 
 
 def table(path: Path, text: str) -> Path:
@@ -57,7 +57,7 @@ def groups_of(records: Records) -> list[tuple[bool, str]]:
     return [records.group_names[number] for number in records.groups.tolist()]
 
 
-def test_headers_say_what_belongs_together(data: Labelled) -> None:
+def test_headers_say_what_belongs_together(data: LabelledFiles) -> None:
     records = read_records(data)
     assert records.are_viral.tolist() == [True, True, True, False, False]
     assert records.lengths.tolist() == [4, 5, 6, 6, 1]
@@ -74,10 +74,10 @@ def test_headers_say_what_belongs_together(data: Labelled) -> None:
     assert records.told()[1] == {"group": "viral", "class": "viral", "records": 2, "bases": 11, "clusters": 2}
 
 
-def test_tables_say_what_belongs_together(data: Labelled, tmp_path: Path) -> None:
+def test_tables_say_what_belongs_together(data: LabelledFiles, tmp_path: Path) -> None:
     clusters = table(tmp_path / "c.tsv", "# made by hand\n11\tA\r\nv3\tB\n\nn1\tA\n")
     groups = table(tmp_path / "g.tsv", "v1\tx\n11\ty\nv3\tx\nn1\tx\n")
-    records = read_records(labelled(data.viral, data.nonviral, clusters, groups))
+    records = read_records(label_files(data.viral, data.nonviral, clusters, groups))
     # A genome's viruses and others may be one cluster.
     assert [records.cluster_names[number] for number in records.clusters] == ["A", "A", "B", "A", "B"]
     # A record's own line goes before its genome's; groups are of one class.
@@ -95,33 +95,33 @@ def test_tables_say_what_belongs_together(data: Labelled, tmp_path: Path) -> Non
         ("11\tA\n11\tA\n11\tB\n", "line 3: 11 is in A already"),
     ],
 )
-def test_tables_that_do_not_serve(data: Labelled, tmp_path: Path, text: str, said: str) -> None:
+def test_tables_that_do_not_serve(data: LabelledFiles, tmp_path: Path, text: str, said: str) -> None:
     path = table(tmp_path / "c.tsv", text)
     for tables in ((path, None), (None, path)):
         with pytest.raises(BadTable, match="c.tsv") as caught:
-            read_records(labelled(data.viral, data.nonviral, *tables))
+            read_records(label_files(data.viral, data.nonviral, *tables))
         assert caught.value.reason == said
 
 
-def test_table_that_is_missing(data: Labelled, tmp_path: Path) -> None:
+def test_table_that_is_missing(data: LabelledFiles, tmp_path: Path) -> None:
     with pytest.raises(BadTable, match="No such file"):
-        read_records(labelled(data.viral, data.nonviral, tmp_path / "none.tsv", None))
+        read_records(label_files(data.viral, data.nonviral, tmp_path / "none.tsv", None))
 
 
-def test_one_class_only(data: Labelled, tmp_path: Path) -> None:
+def test_one_class_only(data: LabelledFiles, tmp_path: Path) -> None:
     empty = tmp_path / "empty.fa"
     empty.write_text("")
-    with pytest.raises(OneClass, match="nothing viral in the labelled sequences"):
-        read_records(labelled([empty], data.nonviral, None, None))
-    with pytest.raises(OneClass, match="nothing nonviral in the labelled sequences"):
-        read_records(labelled(data.viral, [empty], None, None))
+    with pytest.raises(MissingClassError, match="nothing viral in the labelled sequences"):
+        read_records(label_files([empty], data.nonviral, None, None))
+    with pytest.raises(MissingClassError, match="nothing nonviral in the labelled sequences"):
+        read_records(label_files(data.viral, [empty], None, None))
     other = tmp_path / "other.fa"
     other.write_text("")
     with pytest.raises(NoRecords):
-        read_records(labelled([empty], [other], None, None))
+        read_records(label_files([empty], [other], None, None))
 
 
-def test_files_are_read_wholly_or_not_at_all(data: Labelled, tmp_path: Path) -> None:
+def test_files_are_read_wholly_or_not_at_all(data: LabelledFiles, tmp_path: Path) -> None:
     for name, content, failure in (
         ("protein.fa", ">p\nMALWMRLLPLLALLALW\n", NotSequences),
         ("broken.fq", "@r\nACGT\n+\nIIII\n@r\nAC\n", BrokenInput),
@@ -131,14 +131,14 @@ def test_files_are_read_wholly_or_not_at_all(data: Labelled, tmp_path: Path) -> 
         if content is not None:
             path.write_text(content)
         with pytest.raises(failure):
-            read_records(labelled([*data.viral, path], data.nonviral, None, None))
+            read_records(label_files([*data.viral, path], data.nonviral, None, None))
 
 
-def test_files_that_make_no_sense(data: Labelled) -> None:
+def test_files_that_make_no_sense(data: LabelledFiles) -> None:
     with pytest.raises(UsageError, match="cannot be viral and nonviral"):
-        labelled([*data.viral, data.nonviral[0]], data.nonviral, None, None)
+        label_files([*data.viral, data.nonviral[0]], data.nonviral, None, None)
     with pytest.raises(UsageError, match="name files, not standard input"):
-        labelled(["-"], data.nonviral, None, None)
+        label_files(["-"], data.nonviral, None, None)
 
 
 def some_records(clusters: list[int], viral: list[bool], seed: int = 0) -> Records:
@@ -209,7 +209,7 @@ def test_every_side_needs_both_classes() -> None:
     truth = np.array([True, False] * 3 + [True])
     check_sides(truth, sides, "ORFs")
     truth[4] = False
-    with pytest.raises(OneClass, match="nothing viral in the ORFs for test"):
+    with pytest.raises(MissingClassError, match="nothing viral in the ORFs for test"):
         check_sides(truth, sides, "ORFs")
 
 
@@ -217,14 +217,14 @@ def test_stretches_are_of_their_records(tmp_path: Path) -> None:
     reads = some_reads(6, 90)
     (tmp_path / "v.fa").write_text(fasta([*list(reads.items())[:3], ("short", "acgtn" * 8)]))
     (tmp_path / "n.fa").write_text(fasta(list(reads.items())[3:]))
-    data = labelled([tmp_path / "v.fa"], [tmp_path / "n.fa"], None, None)
+    data = label_files([tmp_path / "v.fa"], [tmp_path / "n.fa"], None, None)
     records = read_records(data)
     swap = str.maketrans("ACGTacgt", "TGCAtgca")
     known = reads | {"short": "acgtn" * 8}
     names = [contig.id.decode() for contig in data.contigs()]
     for cutting, wanted in (
-        (Cutting(50, 0, 3), [0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 5, 5, 6, 6, 6]),
-        (Cutting(50, 0), [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6]),
+        (SubsequenceSampler(50, 0, 3), [0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 5, 5, 6, 6, 6]),
+        (SubsequenceSampler(50, 0), [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6]),
     ):
         owners = cutting.owners(records).tolist()
         assert owners == wanted
@@ -241,5 +241,5 @@ def test_stretches_are_of_their_records(tmp_path: Path) -> None:
             strands.add(place[-1])
         assert strands == {"+", "-"}
         assert lines == [line.decode() for line in cutting.stretches(data, records)]
-        other = Cutting(cutting.length, 1, cutting.count)
+        other = SubsequenceSampler(cutting.length, 1, cutting.count)
         assert lines != [line.decode() for line in other.stretches(data, records)]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from running import OPEN, SHUT, Ran, predict, rows, run, some_reads
 from support import fasta
-from toys import Toys, records, write_toys
+from tiny_models import Toys, records, write_toys
 
-from virnuc_async.learning.metrics import FIGURES
+from virnuc_async.learning.metrics import METRICS
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.outputs.html import chart, page, paragraph, table
 
@@ -81,7 +81,7 @@ def test_figures_are_of_what_predictions_say(toys: Toys, done: Path, tmp_path: P
 def test_every_figure_has_an_interval(done: Path) -> None:
     for of_levels in report(done)["at"].values():
         for found in of_levels.values():
-            assert tuple(found["figures"]) == FIGURES
+            assert tuple(found["figures"]) == METRICS
             assert found["clusters"] == 10  # genomes of two records each
             for name, each in found["figures"].items():
                 if None not in each.values() and name not in ("ece", "brier"):  # which are biased upward

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import some_reads
 
-from virnuc_async.learning.leakage import K, kmers, shared
+from virnuc_async.learning.leakage import K, kmers, shared_kmer_fraction
 
 SWAP = str.maketrans("ACGTacgt", "TGCAtgca")
 LETTERS = st.text("ACGTNacgtn", max_size=120)
@@ -33,7 +33,7 @@ def shares(
     def read() -> Iterator[bytes]:
         return (record.encode() for record in records)
 
-    return shared(read, np.array(held, bool), np.array(others, bool), room).tolist()
+    return shared_kmer_fraction(read, np.array(held, bool), np.array(others, bool), room).tolist()
 
 
 def slow_shares(records: Sequence[str], held: Sequence[bool], others: Sequence[bool]) -> list[float]:

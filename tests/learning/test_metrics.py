@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from virnuc_async.learning.metrics import (
     BINS,
-    FIGURES,
+    METRICS,
+    ClusterBootstrap,
     Interval,
     Ranking,
-    Resampler,
     auroc,
     plain,
     threshold_for,
@@ -32,7 +32,7 @@ def ranking(rows: Rows) -> Ranking:
 
 
 def figures(rows: Rows) -> dict[str, float]:
-    return dict(zip(FIGURES, ranking(rows).figures().tolist(), strict=True))
+    return dict(zip(METRICS, ranking(rows).figures().tolist(), strict=True))
 
 
 def divided(part: float, whole: float) -> float:
@@ -105,7 +105,7 @@ def slow_calibration_error(rows: Rows) -> float:
 @given(ROWS)
 def test_figures_are_those_of_the_obvious_versions(rows: Rows) -> None:
     found, wanted = figures(rows), slow_figures(rows)
-    for name in FIGURES:
+    for name in METRICS:
         assert found[name] == pytest.approx(wanted[name], abs=1e-6, nan_ok=True), name
 
 
@@ -152,7 +152,7 @@ def test_nothing_is_measured_of_nothing() -> None:
     empty = Ranking(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, bool))
     assert np.isnan(empty.figures()).all()
     assert empty.reliability() == []
-    resampler = Resampler(np.empty(0, np.int64), np.empty(0, bool), 3, 0)
+    resampler = ClusterBootstrap(np.empty(0, np.int64), np.empty(0, bool), 3, 0)
     assert all(math.isnan(each.low) for each in resampler.intervals(empty).values())
     assert math.isnan(resampler.share(np.empty(0, bool)).value)
 
@@ -168,7 +168,7 @@ def some_rows(clusters: int, each: int, seed: int = 1) -> tuple[np.ndarray, np.n
 def interval_of(clusters: int, each: int, seed: int = 0, of_rows: bool = False) -> Interval:
     scores, truth, numbers = some_rows(clusters, each)
     numbers = np.arange(len(numbers)) if of_rows else numbers
-    resampler = Resampler(numbers, truth, 200, seed)
+    resampler = ClusterBootstrap(numbers, truth, 200, seed)
     return resampler.intervals(Ranking(scores, scores > 0.5, truth))["auroc"]
 
 
@@ -194,11 +194,11 @@ def test_seeds_decide_the_intervals() -> None:
 def test_shares_are_those_of_the_drawn_rows(rows: list[tuple[int, bool]]) -> None:
     clusters, marked = (np.array(column) for column in zip(*rows, strict=True))
     truth = clusters % 2 == 0  # a cluster is of one class
-    found = Resampler(clusters.astype(np.int64), truth, 20, 0).share(marked)
+    found = ClusterBootstrap(clusters.astype(np.int64), truth, 20, 0).share(marked)
     assert found.value == pytest.approx(marked.mean())
     again = []
     places = np.unique(clusters, return_inverse=True)[1]
-    for draw in Resampler(clusters.astype(np.int64), truth, 20, 0).draws():
+    for draw in ClusterBootstrap(clusters.astype(np.int64), truth, 20, 0).draws():
         assert draw.sum() == len(set(clusters.tolist()))
         again.append(np.repeat(marked, draw[places]).mean())
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(again, (2.5, 97.5))))

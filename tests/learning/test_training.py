@@ -15,7 +15,7 @@ import torch
 from running import OPEN, SHUT, Ran, files_no_larger_than, predict, rows, run, start, wait_until
 from safetensors.torch import load_file
 from support import fasta
-from toys import Toys, records, write_shuffled, write_toys
+from tiny_models import Toys, records, write_shuffled, write_toys
 
 from virnuc_async.errors import CannotWrite
 from virnuc_async.learning.dataset import TEST, TRAINING, VALIDATION
@@ -582,7 +582,7 @@ class Interrupted(io.BytesIO):
 def test_interrupted_while_epochs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, sides = some_examples(66)
     with monkeypatch.context() as patch:
-        patch.setattr("virnuc_async.fileio.fresh", lambda _: Interrupted())
+        patch.setattr("virnuc_async.fileio.create_new", lambda _: Interrupted())
         with pytest.raises(KeyboardInterrupt):  # of torch's, that is a RuntimeError
             fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt")
     assert fit(examples, sides, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt").history

@@ -10,7 +10,7 @@ import pytest
 from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import sha256
 from virnuc_async.models import bundle as bundles
-from virnuc_async.models.bundle import Bundle, cache_directory, find, known, seal
+from virnuc_async.models.bundle import Bundle, cache_directory, find, known, write_manifest
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 
 SHAPES = bundles.Shapes(
@@ -31,7 +31,7 @@ def make(directory: Path, name: str = "mine", length: int = 500, **more: str) ->
     directory.mkdir(parents=True)
     for part in bundles.PARTS:
         (directory / part).write_text(f"the content of {part}\n")
-    return seal(directory, name, length, SHAPES, {"protein": "somewhere"}, **more)
+    return write_manifest(directory, name, length, SHAPES, {"protein": "somewhere"}, **more)
 
 
 def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -289,14 +289,14 @@ def test_the_fingerprint_changes_with_the_length(tmp_path: Path):
 def test_the_fingerprint_changes_with_every_file(part: str, tmp_path: Path):
     bundle = make(tmp_path / "b")
     (tmp_path / "b" / part).write_bytes(b"other content")
-    resealed = seal(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    resealed = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
     assert resealed.fingerprint != bundle.fingerprint
 
 
 def test_the_fingerprint_does_not_change_with_the_reference(tmp_path: Path):
     bundle = make(tmp_path / "b")
     (tmp_path / "b" / bundles.REFERENCE).write_text("what it gave")
-    resealed = seal(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    resealed = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
     assert resealed.checksums[bundles.REFERENCE] == sha256(tmp_path / "b" / bundles.REFERENCE)
     assert resealed.fingerprint == bundle.fingerprint
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import Ran, predict, rows, run, tables
 from support import fasta
-from toys import Toys, records, write_toys
+from tiny_models import Toys, records, write_toys
 
 from virnuc_async.errors import BadBundle
 from virnuc_async.models.bundle import find

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
-from virnuc_async.errors import BadCheckpoint, NotOurDirectory
+from virnuc_async.errors import BadCheckpoint, ForeignDirectoryError
 from virnuc_async.models import import_checkpoint as upstream
 from virnuc_async.models.bundle import PARTS, Bundle, find
 from virnuc_async.models.import_checkpoint import (
-    Parts,
+    CheckpointPaths,
     import_bundle,
     read_classifier,
     read_nucleotide,
@@ -98,7 +98,7 @@ def unzipped(found: object) -> bytes:
 # ESM-2 as fair-esm has it
 
 
-def test_a_fair_esm_checkpoint(golden_parts: Parts):
+def test_a_fair_esm_checkpoint(golden_parts: CheckpointPaths):
     tensors, shape = read_protein(golden_parts.protein)
     theirs = torch.load(golden_parts.protein, weights_only=False)["model"]
     assert shape == ProteinShape(layers=3, width=64, heads=4)
@@ -111,7 +111,9 @@ def test_a_fair_esm_checkpoint(golden_parts: Parts):
 
 
 @pytest.mark.parametrize("prefix", ["", "sentence_encoder.", "encoder.sentence_encoder."])
-def test_every_prefix_that_fair_esm_checkpoints_have(prefix: str, golden_parts: Parts, tmp_path: Path):
+def test_every_prefix_that_fair_esm_checkpoints_have(
+    prefix: str, golden_parts: CheckpointPaths, tmp_path: Path
+):
     def renamed(found: dict[str, Any]) -> None:
         found["model"] = {
             name.replace("encoder.sentence_encoder.", prefix): t for name, t in found["model"].items()
@@ -124,7 +126,7 @@ def test_every_prefix_that_fair_esm_checkpoints_have(prefix: str, golden_parts: 
     assert same(read_protein(path)[0], read_protein(golden_parts.protein)[0])
 
 
-def test_settings_under_args_as_older_files_have_them(golden_parts: Parts, tmp_path: Path):
+def test_settings_under_args_as_older_files_have_them(golden_parts: CheckpointPaths, tmp_path: Path):
     path = reading(lambda f: f.update(args=f.pop("cfg")["model"]), golden_parts.protein, tmp_path / "x.pt")
     assert read_protein(path)[1] == ProteinShape(layers=3, width=64, heads=4)
 
@@ -181,7 +183,9 @@ def test_settings_under_args_as_older_files_have_them(golden_parts: Parts, tmp_p
         ),
     ],
 )
-def test_a_fair_esm_checkpoint_that_is_no_esm2(change, reason: str, golden_parts: Parts, tmp_path: Path):
+def test_a_fair_esm_checkpoint_that_is_no_esm2(
+    change, reason: str, golden_parts: CheckpointPaths, tmp_path: Path
+):
     path = reading(change, golden_parts.protein, tmp_path / "x.pt")
     assert reason in refusal(read_protein, path)
 
@@ -311,7 +315,7 @@ def test_a_config_that_cannot_be_used(config: bytes | None, reason: str, hugging
 
 
 @pytest.fixture
-def dnabert(golden_parts: Parts, tmp_path: Path) -> Path:
+def dnabert(golden_parts: CheckpointPaths, tmp_path: Path) -> Path:
     """A copy of the golden DNABERT directory, to change."""
     shutil.copytree(golden_parts.nucleotide, tmp_path / "dnabert")
     return tmp_path / "dnabert"
@@ -321,7 +325,7 @@ def dnabert_tensors(directory: Path) -> Tensors:
     return torch.load(directory / "pytorch_model.bin", weights_only=True)
 
 
-def test_a_dnabert_directory(golden_parts: Parts):
+def test_a_dnabert_directory(golden_parts: CheckpointPaths):
     tensors, shape = read_nucleotide(golden_parts.nucleotide)
     theirs = dnabert_tensors(golden_parts.nucleotide)
     assert shape == NucleotideShape(
@@ -334,7 +338,9 @@ def test_a_dnabert_directory(golden_parts: Parts):
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
 @pytest.mark.parametrize("form", ["bin", "safetensors", "bins"])
-def test_every_form_of_a_dnabert_directory(form: str, prefix: str, dnabert: Path, golden_parts: Parts):
+def test_every_form_of_a_dnabert_directory(
+    form: str, prefix: str, dnabert: Path, golden_parts: CheckpointPaths
+):
     theirs = {f"{prefix}{name}": tensor for name, tensor in dnabert_tensors(dnabert).items()}
     theirs |= {"cls.predictions.bias": torch.zeros(3), f"{prefix}embeddings.position_ids": torch.zeros(1, 3)}
     (dnabert / "pytorch_model.bin").unlink()
@@ -352,7 +358,7 @@ def test_every_form_of_a_dnabert_directory(form: str, prefix: str, dnabert: Path
     assert same(tensors, wanted)
 
 
-def test_layer_norms_called_gamma_and_beta(dnabert: Path, golden_parts: Parts):
+def test_layer_norms_called_gamma_and_beta(dnabert: Path, golden_parts: CheckpointPaths):
     def old(name: str) -> str:
         is_norm = "LayerNorm" in name or "layernorm" in name
         return name.replace(".weight", ".gamma").replace(".bias", ".beta") if is_norm else name
@@ -467,12 +473,12 @@ def test_a_module_in_torchs_old_form_cannot_be_read_safely(as_main, tmp_path: Pa
     assert refusal(read_classifier, tmp_path / "x.pth").endswith("; nothing of it was executed")
 
 
-def test_tensors_in_torchs_old_form(golden_parts: Parts, tmp_path: Path):
+def test_tensors_in_torchs_old_form(golden_parts: CheckpointPaths, tmp_path: Path):
     (tmp_path / "x.pt").write_bytes(unzipped(torch.load(golden_parts.protein, weights_only=False)))
     assert same(read_protein(tmp_path / "x.pt")[0], read_protein(golden_parts.protein)[0])
 
 
-def test_the_golden_classifier(golden_parts: Parts, expected: Path):
+def test_the_golden_classifier(golden_parts: CheckpointPaths, expected: Path):
     tensors, shape = read_classifier(golden_parts.classifier)
     assert shape == ClassifierShape(inputs=160, hidden=32)
     merged = torch.load(expected / "merged.pt", weights_only=True)["data"]
@@ -513,7 +519,7 @@ def test_tensors_are_no_pickled_classifier(tmp_path: Path):
     assert refusal(read_classifier, tmp_path / "x.pth") == "not a pickled MLPClassifier"
 
 
-def test_a_classifier_is_no_encoder(golden_parts: Parts, dnabert: Path):
+def test_a_classifier_is_no_encoder(golden_parts: CheckpointPaths, dnabert: Path):
     shutil.copy(golden_parts.classifier, dnabert / "pytorch_model.bin")
     wanted = "it holds more than tensors (__main__.MLPClassifier); nothing of it was executed"
     assert refusal(read_protein, golden_parts.classifier) == wanted
@@ -601,7 +607,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("part", ["protein", "classifier"])
-def test_a_damaged_pickle_raises_nothing_but_our_failure(part: str, golden_parts: Parts, tmp_path: Path):
+def test_a_damaged_pickle_raises_nothing_but_our_failure(
+    part: str, golden_parts: CheckpointPaths, tmp_path: Path
+):
     read = {"protein": read_protein, "classifier": read_classifier}[part]
     rng = random.Random(6)
     with zipfile.ZipFile(getattr(golden_parts, part)) as archive:
@@ -637,14 +645,14 @@ def repacked(source: Path, target: Path, compression: int, **members: bytes) -> 
     return target
 
 
-def test_a_compressed_member_is_not_unpacked(golden_parts: Parts, tmp_path: Path):
+def test_a_compressed_member_is_not_unpacked(golden_parts: CheckpointPaths, tmp_path: Path):
     program = bytes(1 << 29)
     path = repacked(golden_parts.protein, tmp_path / "x.pt", zipfile.ZIP_DEFLATED, data_pkl=program)
     assert path.stat().st_size < 2 << 20
     assert refused_at_no_cost(read_protein, path) == "it is compressed, which torch's files are not"
 
 
-def test_a_member_that_claims_to_be_larger_than_the_file(golden_parts: Parts, tmp_path: Path):
+def test_a_member_that_claims_to_be_larger_than_the_file(golden_parts: CheckpointPaths, tmp_path: Path):
     content = bytearray(golden_parts.protein.read_bytes())
     at = content.rindex(b"PK\x01\x02")  # in the directory at the end
     struct.pack_into("<II", content, at + 20, 1 << 31, 1 << 31)
@@ -722,12 +730,12 @@ def test_a_word_that_claims_to_be_longer_than_the_file(size: int, tmp_path: Path
     assert refused_at_no_cost(read_protein, tmp_path / "x.pt").startswith("damaged, or not a checkpoint")
 
 
-def test_tensors_that_share_their_numbers(dnabert: Path, golden_parts: Parts, tmp_path: Path):
+def test_tensors_that_share_their_numbers(dnabert: Path, golden_parts: CheckpointPaths, tmp_path: Path):
     tensors = dnabert_tensors(dnabert)
     norm = "encoder.layer.{}.mlp.layernorm.bias"
     tensors[norm.format(1)] = tensors[norm.format(0)]
     torch.save(tensors, dnabert / "pytorch_model.bin")
-    parts = Parts(golden_parts.protein, dnabert, golden_parts.classifier)
+    parts = CheckpointPaths(golden_parts.protein, dnabert, golden_parts.classifier)
     made = import_bundle(parts, tmp_path / "made", "made", 500)
     written = load_file(made.directory / "nucleotide.safetensors")
     assert torch.equal(written["layers.1.mlp_norm.bias"], tensors[norm.format(0)])
@@ -745,7 +753,7 @@ def test_tensors_that_share_their_numbers(dnabert: Path, golden_parts: Parts, tm
     ],
 )
 def test_q_k_and_v_that_do_not_fit_each_other(
-    tensor: Tensor, reason: str, golden_parts: Parts, tmp_path: Path
+    tensor: Tensor, reason: str, golden_parts: CheckpointPaths, tmp_path: Path
 ):
     name = "encoder.sentence_encoder.layers.1.self_attn.k_proj.weight"
     path = reading(lambda f: f["model"].update({name: tensor}), golden_parts.protein, tmp_path / "x.pt")
@@ -791,9 +799,11 @@ def test_safetensors_that_lie(content: bytes, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("name", "deep"), [("config.json", "recursion"), ("tokenizer.json", "sequence")])
-def test_json_beyond_all_measure(name: str, deep: str, dnabert: Path, golden_parts: Parts, tmp_path: Path):
+def test_json_beyond_all_measure(
+    name: str, deep: str, dnabert: Path, golden_parts: CheckpointPaths, tmp_path: Path
+):
     def read(nucleotide: Path) -> object:
-        parts = Parts(golden_parts.protein, nucleotide, golden_parts.classifier)
+        parts = CheckpointPaths(golden_parts.protein, nucleotide, golden_parts.classifier)
         return import_bundle(parts, tmp_path / "made", "made", 500)
 
     (dnabert / name).write_bytes(b"[" * 100_000)
@@ -825,7 +835,7 @@ def test_files_that_an_index_names_are_not_looked_for(dnabert: Path, tmp_path: P
 
 
 def test_files_may_be_links_as_in_the_cache_of_hugging_face(
-    dnabert: Path, golden_parts: Parts, tmp_path: Path
+    dnabert: Path, golden_parts: CheckpointPaths, tmp_path: Path
 ):
     (tmp_path / "snapshot").mkdir()
     for path in dnabert.iterdir():
@@ -837,7 +847,7 @@ def test_files_may_be_links_as_in_the_cache_of_hugging_face(
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_truncated_files(share: float, golden_parts: Parts, dnabert: Path, tmp_path: Path):
+def test_truncated_files(share: float, golden_parts: CheckpointPaths, dnabert: Path, tmp_path: Path):
     save_file(dnabert_tensors(dnabert), dnabert / "model.safetensors")
     for read, source, target in (
         (read_protein, golden_parts.protein, tmp_path / "x.pt"),
@@ -872,7 +882,7 @@ def test_a_directory_where_a_file_should_be(tmp_path: Path):
 # A whole bundle
 
 
-def test_an_imported_bundle(golden_parts: Parts, tmp_path: Path):
+def test_an_imported_bundle(golden_parts: CheckpointPaths, tmp_path: Path):
     made = import_bundle(golden_parts, tmp_path / "deep" / "mine", "mine", 500)
     assert made == find(tmp_path / "deep" / "mine")
     assert sorted(path.name for path in made.directory.iterdir()) == sorted((*PARTS, "bundle.json"))
@@ -889,33 +899,35 @@ def test_an_imported_bundle(golden_parts: Parts, tmp_path: Path):
     made.check()
 
 
-def test_an_imported_bundle_says_where_it_came_from_but_not_the_place(golden_parts: Parts, tmp_path: Path):
+def test_an_imported_bundle_says_where_it_came_from_but_not_the_place(
+    golden_parts: CheckpointPaths, tmp_path: Path
+):
     made = import_bundle(golden_parts, tmp_path / "mine", "mine", 500)
     assert made.origin["nucleotide"].startswith("dnabert/pytorch_model.bin, sha256 ")
     assert made.origin["classifier"].startswith("classifier.pth, sha256 4c25273d313815b4")
     assert str(golden_parts.protein.parent) not in (made.directory / "bundle.json").read_text("utf-8")
 
 
-def test_importing_twice_gives_the_same_bundle(golden_parts: Parts, tmp_path: Path):
+def test_importing_twice_gives_the_same_bundle(golden_parts: CheckpointPaths, tmp_path: Path):
     first, second = (import_bundle(golden_parts, tmp_path / name, name, 300) for name in "ab")
     assert first.fingerprint == second.fingerprint
 
 
-def test_an_empty_directory_is_taken_and_another_is_not(golden_parts: Parts, tmp_path: Path):
+def test_an_empty_directory_is_taken_and_another_is_not(golden_parts: CheckpointPaths, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     import_bundle(golden_parts, tmp_path / "empty", "mine", 500)
-    with pytest.raises(NotOurDirectory) as caught:
+    with pytest.raises(ForeignDirectoryError) as caught:
         import_bundle(golden_parts, tmp_path / "empty", "mine", 500)
     assert str(caught.value) == f"{tmp_path / 'empty'}: exists and is not empty"
 
 
-def test_a_full_disk_leaves_nothing_of_a_bundle(golden_parts: Parts, tmp_path: Path):
+def test_a_full_disk_leaves_nothing_of_a_bundle(golden_parts: CheckpointPaths, tmp_path: Path):
     with files_no_larger_than(10_000), pytest.raises(OSError, match="File too large"):
         import_bundle(golden_parts, tmp_path / "mine", "mine", 500)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_import_left_is_not_in_the_way(golden_parts: Parts, tmp_path: Path):
+def test_what_a_killed_import_left_is_not_in_the_way(golden_parts: CheckpointPaths, tmp_path: Path):
     left = tmp_path / f".mine.{os.getpid()}"
     left.mkdir()
     (left / "protein.safetensors").touch()
@@ -923,7 +935,7 @@ def test_what_a_killed_import_left_is_not_in_the_way(golden_parts: Parts, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_numbers_that_are_no_weights(golden_parts: Parts, tmp_path: Path):
+def test_numbers_that_are_no_weights(golden_parts: CheckpointPaths, tmp_path: Path):
     def narrowed(found: dict[str, Any]) -> None:
         name = "encoder.sentence_encoder.emb_layer_norm_after.bias"
         found["model"][name] = found["model"][name].to(torch.float8_e4m3fn)
@@ -932,7 +944,7 @@ def test_numbers_that_are_no_weights(golden_parts: Parts, tmp_path: Path):
     assert refusal(read_protein, path) == "damaged: norm.bias holds torch.float8_e4m3fn"
 
 
-def test_q_k_and_v_of_numbers_that_cannot_be_stacked(golden_parts: Parts, tmp_path: Path):
+def test_q_k_and_v_of_numbers_that_cannot_be_stacked(golden_parts: CheckpointPaths, tmp_path: Path):
     def narrowed(found: dict[str, Any]) -> None:
         name = "encoder.sentence_encoder.layers.0.self_attn.k_proj.bias"
         found["model"][name] = found["model"][name].to(torch.float8_e4m3fn)
@@ -941,9 +953,9 @@ def test_q_k_and_v_of_numbers_that_cannot_be_stacked(golden_parts: Parts, tmp_pa
     assert refusal(read_protein, path).startswith("damaged or incomplete: layers.0.k.bias has the shape")
 
 
-def test_parts_that_do_not_fit_each_other(golden_parts: Parts, as_main, tmp_path: Path):
+def test_parts_that_do_not_fit_each_other(golden_parts: CheckpointPaths, as_main, tmp_path: Path):
     torch.save(as_main(), tmp_path / "x.pth")
-    parts = Parts(golden_parts.protein, golden_parts.nucleotide, tmp_path / "x.pth")
+    parts = CheckpointPaths(golden_parts.protein, golden_parts.nucleotide, tmp_path / "x.pth")
     with pytest.raises(BadCheckpoint) as caught:
         import_bundle(parts, tmp_path / "mine", "mine", 500)
     assert caught.value.reason == "it takes 6 numbers, but the encoders give 96 + 64"
@@ -965,17 +977,19 @@ def test_a_tokenizer_that_cannot_be_used(
     (dnabert / "tokenizer.json").unlink()
     if tokenizer is not None:
         (dnabert / "tokenizer.json").write_bytes(tokenizer)
-    parts = Parts(golden_parts.protein, dnabert, golden_parts.classifier)
+    parts = CheckpointPaths(golden_parts.protein, dnabert, golden_parts.classifier)
     assert reason in refusal(lambda _: import_bundle(parts, tmp_path / "mine", "mine", 500), dnabert)
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_tokenizer_of_more_tokens_than_the_network_has(golden_parts: Parts, dnabert: Path, tmp_path: Path):
+def test_a_tokenizer_of_more_tokens_than_the_network_has(
+    golden_parts: CheckpointPaths, dnabert: Path, tmp_path: Path
+):
     path = dnabert / "tokenizer.json"
     described = json.loads(path.read_bytes())
     described["model"]["vocab"] |= {f"TTTT{number}": number for number in range(1024, 1030)}
     path.write_text(json.dumps(described))
-    parts = Parts(golden_parts.protein, dnabert, golden_parts.classifier)
+    parts = CheckpointPaths(golden_parts.protein, dnabert, golden_parts.classifier)
     found = refusal(lambda _: import_bundle(parts, tmp_path / "mine", "mine", 500), dnabert)
     assert found == "it has 1030 tokens, the network 1024"
 

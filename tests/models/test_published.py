@@ -21,8 +21,15 @@ from virnuc_async.downloads.fetch import Patience, Source, git_blob
 from virnuc_async.errors import BadCheckpoint, UsageError
 from virnuc_async.models import published
 from virnuc_async.models.bundle import find
-from virnuc_async.models.import_checkpoint import Parts, read_protein
-from virnuc_async.models.published import ESM2, MODELS, Places, Wanted, published_encoders, published_model
+from virnuc_async.models.import_checkpoint import CheckpointPaths, read_protein
+from virnuc_async.models.published import (
+    ESM2,
+    MODELS,
+    Mirrors,
+    ModelFiles,
+    published_encoders,
+    published_model,
+)
 from virnuc_async.models.reference import published_reference
 
 OFFICIAL = {
@@ -37,7 +44,7 @@ OFFICIAL = {
 
 
 def test_the_official_places() -> None:
-    urls = {source.name: source.url for source in published_model(500, Places()).sources}
+    urls = {source.name: source.url for source in published_model(500, Mirrors()).sources}
     assert {name: urls[name] for name in OFFICIAL} == OFFICIAL
     assert sorted(urls) == sorted(
         [*OFFICIAL, "DNABERT-S/tokenizer.json", "DNABERT-S/pytorch_model.bin"],
@@ -46,14 +53,14 @@ def test_the_official_places() -> None:
 
 def test_a_mirror_has_every_file_by_its_host_and_path() -> None:
     for mirror in ("https://m.example/x", "https://m.example/x/"):
-        urls = {source.name: source.url for source in published_model(500, Places(mirror=mirror)).sources}
+        urls = {source.name: source.url for source in published_model(500, Mirrors(mirror=mirror)).sources}
         for name, official in OFFICIAL.items():
             assert urls[name] == official.replace("https://", "https://m.example/x/")
 
 
 def test_another_hub_is_asked_for_what_is_of_hugging_face() -> None:
     for mirror in ("", "https://m.example"):
-        places = Places(hub="https://hub.example/", mirror=mirror)
+        places = Mirrors(hub="https://hub.example/", mirror=mirror)
         urls = {source.name: source.url for source in published_model(300, places).sources}
         config = OFFICIAL["DNABERT-S/config.json"]
         assert urls["DNABERT-S/config.json"] == config.replace("huggingface.co", "hub.example")
@@ -63,18 +70,18 @@ def test_another_hub_is_asked_for_what_is_of_hugging_face() -> None:
 @pytest.mark.parametrize("place", ["ftp://m.example", "m.example", "file:///etc"])
 def test_a_mirror_is_a_web_server(place: str) -> None:
     with pytest.raises(UsageError, match="a mirror begins with https"):
-        Places(mirror=place)
+        Mirrors(mirror=place)
 
 
 def test_every_file_of_a_model_has_a_check() -> None:
     for name in MODELS:
-        for source in MODELS[name](Places()).sources:
+        for source in MODELS[name](Mirrors()).sources:
             assert source.sha256 or source.git_blob or source.check, source.name
 
 
 def test_every_file_has_a_length_that_it_cannot_pass() -> None:
-    sources = [source for name in MODELS for source in MODELS[name](Places()).sources]
-    sources += [published_encoders(name, Places()).protein for name in ESM2]
+    sources = [source for name in MODELS for source in MODELS[name](Mirrors()).sources]
+    sources += [published_encoders(name, Mirrors()).protein for name in ESM2]
     limits = {source.name: source.limit for source in sources}
     # FP32 and a quarter; the largest ones were published in FP16.
     assert limits["esm2_t6_8M_UR50D.pt"] == 5 * 7_408_960 + (1 << 24)
@@ -86,11 +93,11 @@ def test_every_file_has_a_length_that_it_cannot_pass() -> None:
 
 def test_an_unknown_esm2_is_told_which_there_are() -> None:
     with pytest.raises(UsageError, match="there are esm2_t6_8M_UR50D, "):
-        published_encoders("esm1b", Places())
+        published_encoders("esm1b", Mirrors())
 
 
-def test_an_esm2_of_another_size_is_refused(golden_parts: Parts) -> None:
-    check = published_encoders("esm2_t6_8M_UR50D", Places()).protein.check
+def test_an_esm2_of_another_size_is_refused(golden_parts: CheckpointPaths) -> None:
+    check = published_encoders("esm2_t6_8M_UR50D", Mirrors()).protein.check
     assert check is not None
     with pytest.raises(BadCheckpoint, match="it is an ESM-2 of 3 layers of 64, 4 heads"):
         check(golden_parts.protein)
@@ -110,7 +117,7 @@ def test_an_esm2_of_another_size_is_refused(golden_parts: Parts) -> None:
 )
 def test_another_configuration_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    (check,) = [s.check for s in published_model(500, Places()).nucleotide if s.check]
+    (check,) = [s.check for s in published_model(500, Mirrors()).nucleotide if s.check]
     with pytest.raises(BadCheckpoint, match=reason):
         check(tmp_path / "config.json")
     wanted = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12, "more": 1}
@@ -122,7 +129,7 @@ def test_another_configuration_is_refused(content: bytes, reason: str, tmp_path:
 
 
 @pytest.fixture
-def server(golden_parts: Parts) -> Iterator[Server]:
+def server(golden_parts: CheckpointPaths) -> Iterator[Server]:
     with serving() as server:
         host = "/dl.fbaipublicfiles.com/fair-esm/models/esm2.pt"
         server.files[host] = golden_parts.protein.read_bytes()
@@ -133,7 +140,7 @@ def server(golden_parts: Parts) -> Iterator[Server]:
         yield server
 
 
-def golden_wanted(parts: Parts, length: int, places: Places) -> Wanted:
+def golden_wanted(parts: CheckpointPaths, length: int, places: Mirrors) -> ModelFiles:
     def source(official: str, name: str, path: Path) -> Source:
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         return places.source(f"https://{official}", name, size=path.stat().st_size, sha256=checksum)
@@ -153,11 +160,13 @@ def golden_wanted(parts: Parts, length: int, places: Places) -> Wanted:
         f"{length}.pth",
         git_blob=git_blob(parts.classifier),
     )
-    return Wanted(f"virnucpro-{length}", protein, nucleotide, classifier, length, published_reference(length))
+    return ModelFiles(
+        f"virnucpro-{length}", protein, nucleotide, classifier, length, published_reference(length)
+    )
 
 
 @pytest.fixture
-def cache(golden_parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(golden_parts: CheckpointPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for length in (500, 300):
         wanted = partial(golden_wanted, golden_parts, length)
         monkeypatch.setitem(published.MODELS, f"virnucpro-{length}", wanted)
@@ -292,7 +301,7 @@ def test_encoders_of_other_files_are_not_taken(part: str, origin: str, server: S
     assert len(asked_for(server)) == 5
 
 
-def officially(wanted: Wanted) -> Wanted:
+def officially(wanted: ModelFiles) -> ModelFiles:
     """Give *wanted* as if this server were the official one."""
     origin = wanted.protein.origin.removesuffix(" by a mirror")
     return replace(wanted, protein=replace(wanted.protein, origin=origin))
@@ -300,11 +309,11 @@ def officially(wanted: Wanted) -> Wanted:
 
 @pytest.mark.parametrize("is_official", [(True, False), (False, True)])
 def test_what_a_mirror_gave_is_not_taken_for_official(
-    is_official: tuple[bool, bool], server: Server, golden_parts: Parts, tmp_path: Path
+    is_official: tuple[bool, bool], server: Server, golden_parts: CheckpointPaths, tmp_path: Path
 ) -> None:
     for length, official in zip((500, 300), is_official, strict=True):
         server.asked.clear()
-        wanted = golden_wanted(golden_parts, length, Places(mirror=server.url))
+        wanted = golden_wanted(golden_parts, length, Mirrors(mirror=server.url))
         target = tmp_path / "models" / wanted.name
         wanted = officially(wanted) if official else wanted
         published.download({target: wanted}, tmp_path, lambda _: None, lambda _: None)
@@ -416,11 +425,11 @@ def test_a_directory_that_cannot_be_made(server: Server, cache: Path, tmp_path: 
 
 
 def test_encoders_to_train_on(
-    server: Server, cache: Path, golden_parts: Parts, tmp_path: Path, monkeypatch
+    server: Server, cache: Path, golden_parts: CheckpointPaths, tmp_path: Path, monkeypatch
 ) -> None:
-    def encoders(name: str, places: Places) -> Wanted:
+    def encoders(name: str, places: Mirrors) -> ModelFiles:
         wanted = golden_wanted(golden_parts, 500, places)
-        return Wanted(name, wanted.protein, wanted.nucleotide)
+        return ModelFiles(name, wanted.protein, wanted.nucleotide)
 
     monkeypatch.setattr(published, "published_encoders", encoders)
     ended = download(server, "--protein", "esm2", "--to", tmp_path / "parts")
@@ -442,12 +451,12 @@ def test_encoders_to_train_on(
 
 
 @pytest.fixture
-def encoders(golden_parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def encoders(golden_parts: CheckpointPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """The golden encoders, under the names of published ones."""
 
-    def wanted(name: str, places: Places) -> Wanted:
+    def wanted(name: str, places: Mirrors) -> ModelFiles:
         model = golden_wanted(golden_parts, 500, places)
-        return Wanted(name, replace(model.protein, name=f"{name}.pt"), model.nucleotide)
+        return ModelFiles(name, replace(model.protein, name=f"{name}.pt"), model.nucleotide)
 
     monkeypatch.setattr(published, "published_encoders", wanted)
     monkeypatch.setitem(published.ESM2, "esm2", (3, 64))
@@ -502,9 +511,9 @@ from functools import partial
 from test_published import golden_wanted
 from virnuc_async.models import published
 from virnuc_async.cli import main as cli
-from virnuc_async.models.import_checkpoint import Parts
+from virnuc_async.models.import_checkpoint import CheckpointPaths
 models = Path("tests/data/golden/upstream/models")
-parts = Parts(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
+parts = CheckpointPaths(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
 published.MODELS["virnucpro-500"] = partial(golden_wanted, parts, 500)
 cli.run()
 """

@@ -13,18 +13,18 @@ from support import beside, read_table
 
 from virnuc_async.errors import BadReference, NoReference
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.models.reference import (
     SUMS,
+    EmbeddingSketch,
     Reference,
-    Traces,
-    attach,
     compare,
     published_reference,
     read_reference,
     reference_of,
-    signs,
-    traces,
+    set_reference,
+    sign_matrix,
+    sketch,
     write_reference,
 )
 from virnuc_async.settings import Precision
@@ -33,7 +33,7 @@ FP32, BF16 = Precision.FP32, Precision.BF16
 
 
 @pytest.fixture
-def bundle(golden_parts: Parts, tmp_path: Path) -> Bundle:
+def bundle(golden_parts: CheckpointPaths, tmp_path: Path) -> Bundle:
     return import_bundle(golden_parts, tmp_path / "golden", "golden", 500, licence="MIT", notice="a toy")
 
 
@@ -48,16 +48,16 @@ def reference() -> Reference:
 def test_signs_are_splitmix64s() -> None:
     # Its first outputs for the seed 0, as its author's own program prints them.
     known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
-    assert signs(2).shape == (2, SUMS)
-    assert signs(2)[0, :4].tolist() == [-1.0 if output >> 63 else 1.0 for output in known]
+    assert sign_matrix(2).shape == (2, SUMS)
+    assert sign_matrix(2)[0, :4].tolist() == [-1.0 if output >> 63 else 1.0 for output in known]
 
 
 def test_signs_do_not_depend_on_the_width() -> None:
-    assert np.array_equal(signs(2560)[:768], signs(768))
+    assert np.array_equal(sign_matrix(2560)[:768], sign_matrix(768))
 
 
 def test_columns_are_hardly_alike() -> None:
-    products = signs(2560).T @ signs(2560) / 2560
+    products = sign_matrix(2560).T @ sign_matrix(2560) / 2560
     assert np.abs(products - np.eye(SUMS)).max() < 0.1
 
 
@@ -65,7 +65,7 @@ def test_sums_keep_lengths_and_angles() -> None:
     rng = np.random.default_rng(1)
     a = rng.normal(size=(200, 768))
     b = a + 0.1 * rng.normal(size=a.shape)
-    of_a, of_b = traces(a), traces(b)
+    of_a, of_b = sketch(a), sketch(b)
     far = np.linalg.norm(of_a.sums - of_b.sums, axis=1) / np.linalg.norm(of_a.sums, axis=1)
     # Of 32 signed sums, a relative distance is right within a half.
     assert 0.05 < far.min() < 0.1 < far.max() < 0.2
@@ -82,7 +82,7 @@ def test_the_published_figures_are_those_of_the_published_run(reference: Referen
         merged = torch.load(directory / "merged.pt", weights_only=True)
         letters = [(directory / name).read_text("ascii").split() for name in ("nucleotide.fa", "protein.faa")]
         bases, proteins = (dict(zip(words[::2], words[1::2], strict=True)) for words in letters)
-        nucleotide, protein = traces(merged["data"][:, :768].numpy()), traces(merged["data"][:, 768:].numpy())
+        nucleotide, protein = sketch(merged["data"][:, :768].numpy()), sketch(merged["data"][:, 768:].numpy())
         for at, (id, _, *scores) in enumerate(read_table(directory / "prediction_results.txt")[1:]):
             assert merged["ids"][at] == reference.ids[row] == id
             assert reference.bases[row].decode() == bases[f">{id}"]
@@ -109,10 +109,10 @@ def test_scores_are_known_of_one_published_classifier(reference: Reference) -> N
 
 def moved(reference: Reference, by: float, which: str = "protein") -> Reference:
     """Give *reference* with one of its sums changed by a share of the length of its row."""
-    old: Traces = getattr(reference, which)
+    old: EmbeddingSketch = getattr(reference, which)
     sums = old.sums.copy()
     sums[3, 5] += by * np.linalg.norm(sums[3])
-    return replace(reference, **{which: Traces(old.lengths, sums)})
+    return replace(reference, **{which: EmbeddingSketch(old.lengths, sums)})
 
 
 @pytest.mark.parametrize("which", ["protein", "nucleotide"])
@@ -156,10 +156,10 @@ def test_what_is_no_number_is_not_right(precision: Precision, reference: Referen
     assert compare(reference, reference, tolerance).is_within(tolerance)
     for at in (0, 7):
         for which in ("nucleotide", "protein"):
-            old: Traces = getattr(reference, which)
+            old: EmbeddingSketch = getattr(reference, which)
             sums, lengths = old.sums.copy(), old.lengths.copy()
             sums[at, 0] = lengths[at] = np.nan
-            for broken in (Traces(lengths, old.sums), Traces(old.lengths, sums)):
+            for broken in (EmbeddingSketch(lengths, old.sums), EmbeddingSketch(old.lengths, sums)):
                 found = compare(reference, replace(reference, **{which: broken}), tolerance)
                 assert not found.is_within(tolerance)
         scores = np.array(reference.scores)
@@ -169,7 +169,7 @@ def test_what_is_no_number_is_not_right(precision: Precision, reference: Referen
 
 def test_a_device_that_gives_zeros_is_wrong(reference: Reference) -> None:
     tolerance = reference.tolerance(BF16)
-    nothing = Traces(np.zeros(len(reference)), np.zeros((len(reference), SUMS)))
+    nothing = EmbeddingSketch(np.zeros(len(reference)), np.zeros((len(reference), SUMS)))
     found = compare(reference, replace(reference, protein=nothing), tolerance)
     assert (found.distance, found.length) == (1, 1)
     assert np.isnan(found.cosine)
@@ -262,20 +262,20 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_bundle_has_none_until_it_is_given_one(bundle: Bundle, reference: Reference) -> None:
     with pytest.raises(NoReference, match="'golden' has no reference .* 'models verify --record'"):
         reference_of(bundle)
-    with_it = attach(bundle, reference)
+    with_it = set_reference(bundle, reference)
     assert with_it == find(bundle.directory)
     assert np.array_equal(reference_of(with_it).protein.sums, reference.protein.sums)
     assert with_it.fingerprint == bundle.fingerprint
     assert (with_it.licence, with_it.notice, with_it.origin) == ("MIT", "a toy", bundle.origin)
     with_it.check()
-    again = attach(with_it, replace(reference, source="another one"))
+    again = set_reference(with_it, replace(reference, source="another one"))
     assert reference_of(again).source == "another one"
     again.check()
     assert not [path.name for path in bundle.directory.iterdir() if path.name.startswith(".")]
 
 
 def test_a_changed_reference_is_noticed(bundle: Bundle, reference: Reference) -> None:
-    with_it = attach(bundle, reference)
+    with_it = set_reference(bundle, reference)
     path = bundle.directory / "reference.json"
     path.write_bytes(path.read_bytes().replace(b"0.9", b"0.8", 1))
     with pytest.raises(Exception, match=r"reference\.json has changed or is damaged"):

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from virnuc_async.networks import attention
-from virnuc_async.networks.attention import Attention, distance_bias, fastest, on_runs, padded, varlen
+from virnuc_async.networks.attention import (
+    Attention,
+    distance_bias,
+    sdpa_by_length,
+    sdpa_padded,
+    select_kernel,
+    varlen,
+)
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
@@ -26,8 +33,8 @@ BIASES = pytest.mark.parametrize("bias", [None, SLOPES], ids=["no bias", "ALiBi"
 
 def one_by_one(q: Tensor, k: Tensor, v: Tensor, batch: Packed, bias: Tensor | None) -> Tensor:
     """Attend by the formula, a sequence and a head at a time."""
-    out, borders = torch.empty_like(q), batch.borders.tolist()
-    for first, end in zip(borders, borders[1:], strict=False):
+    out, cu_seqlens = torch.empty_like(q), batch.cu_seqlens.tolist()
+    for first, end in zip(cu_seqlens, cu_seqlens[1:], strict=False):
         for head in range(q.shape[1]):
             logits = q[first:end, head] @ k[first:end, head].T / q.shape[2] ** 0.5
             if bias is not None:
@@ -91,14 +98,14 @@ def _given(named: dict[str, Any]) -> dict[str, Any]:
 @given(lengths=LENGTHS)
 def test_on_runs(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
-    assert_close(on_runs(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
+    assert_close(sdpa_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
 
 
 @BIASES
 @given(lengths=LENGTHS)
 def test_padded(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
-    assert_close(padded(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
+    assert_close(sdpa_padded(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
 
 
 @BIASES
@@ -139,7 +146,7 @@ def test_the_bias_is_the_distance_times_the_slope() -> None:
 
 
 def chosen(dtype: torch.dtype = torch.bfloat16, *, biased: bool) -> Attention:
-    return fastest(CPU, dtype, HEADS, WIDTH, biased)
+    return select_kernel(CPU, dtype, HEADS, WIDTH, biased)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -149,28 +156,28 @@ def test_the_kernel_is_taken_where_it_proves_right(kernel: Kernel, dtype: torch.
 
 
 def test_a_kernel_that_is_not_there_is_not_taken() -> None:
-    assert chosen(biased=False) is padded
-    assert chosen(biased=True) is padded
+    assert chosen(biased=False) is sdpa_padded
+    assert chosen(biased=True) is sdpa_padded
 
 
 def test_a_kernel_without_slopes_is_taken_where_there_is_no_bias(kernel: Kernel) -> None:
     kernel.knows_slopes = False
     assert chosen(biased=False) is varlen
-    assert chosen(biased=True) is padded
+    assert chosen(biased=True) is sdpa_padded
 
 
 @pytest.mark.parametrize("error", [0.1, float("nan")])
 def test_a_wrong_kernel_is_not_taken(kernel: Kernel, error: float) -> None:
     kernel.error = error
-    assert chosen(biased=False) is padded
+    assert chosen(biased=False) is sdpa_padded
 
 
 def test_where_nothing_else_is_right_the_plain_way_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(packed: Packed, bias: Tensor | None) -> attention.Attend:
         return lambda q, k, v: q
 
-    monkeypatch.setattr(attention, "padded", wrong)
-    assert chosen(biased=False) is on_runs
+    monkeypatch.setattr(attention, "sdpa_padded", wrong)
+    assert chosen(biased=False) is sdpa_by_length
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("lost")])
@@ -199,7 +206,7 @@ def test_networks_give_the_plain_answer_by_the_fastest_way(
     plain = network.embeddings(batch)
     rule = request.getfixturevalue("kernel") if way == "kernel" else None
     network.use_fastest_attention()
-    assert network.attention is (varlen if rule else padded)
+    assert network.attention is (varlen if rule else sdpa_padded)
     assert_close(network.embeddings(batch), plain, rtol=0, atol=1e-5)
     if rule:
         assert rule.calls[1:] == [(len(batch.ids), kind is DnabertS)] * 2  # one a layer, after the proof

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica
 from virnuc_async.models.bundle import DEFAULT, find
-from virnuc_async.networks.attention import padded
+from virnuc_async.networks.attention import sdpa_padded
 from virnuc_async.networks.compiling import compile_layers, decide_compile
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -102,7 +102,7 @@ def test_without_a_compiler_both_encoders_still_attend_the_fastest_way() -> None
     with config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}):
         warning = replica._speed_up(*encoders)
     assert warning is not None
-    assert all(encoder.attention is padded for encoder in encoders)
+    assert all(encoder.attention is sdpa_padded for encoder in encoders)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
-from virnuc_async.networks.packing import Packed, Run, means, pack, positions, sample
+from virnuc_async.networks.packing import Packed, Run, dummy_batch, mean_pool, pack, positions
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
 
@@ -363,13 +363,13 @@ def test_packing_sorts_by_length_and_remembers_the_places(rows: list[list[int]])
     batch = packed(rows)
     ordered = sorted(rows, key=len, reverse=True)
     assert batch.ids.tolist() == sum(ordered, [])
-    assert [ordered[place] for place in batch.places.tolist()] == rows
+    assert [ordered[place] for place in batch.inverse_order.tolist()] == rows
     assert batch.longest == max(map(len, rows))
     assert [run.length for run in batch.runs] == sorted({len(row) for row in rows}, reverse=True)
     viewed = [row for view in batch.views(batch.ids) for row in view.tolist()]
     assert viewed == ordered
     assert positions(batch).tolist() == [at for row in ordered for at in range(len(row))]
-    assert batch.borders.diff().tolist() == list(map(len, ordered))
+    assert batch.cu_seqlens.diff().tolist() == list(map(len, ordered))
     copy = batch.to(CPU)
     assert copy.runs == batch.runs
     assert all(map(torch.equal, copy.tensors, batch.tensors))
@@ -379,7 +379,7 @@ def test_packing_sorts_by_length_and_remembers_the_places(rows: list[list[int]])
 def test_means_are_those_of_each_row(rows: list[list[int]], inner: tuple[int, int | None]):
     first, most = inner
     batch = packed(rows)
-    found = means(batch.ids[:, None] * torch.tensor([1.0, -2.0]), batch, first, most)
+    found = mean_pool(batch.ids[:, None] * torch.tensor([1.0, -2.0]), batch, first, most)
     for row, (once, twice) in zip(rows, found.tolist(), strict=True):
         part = row[first : len(row) - first][:most]
         assert once == pytest.approx(sum(part) / len(part))
@@ -387,8 +387,8 @@ def test_means_are_those_of_each_row(rows: list[list[int]], inner: tuple[int, in
 
 
 def test_a_sample_has_the_lengths_and_known_tokens():
-    batch = pack(sample(3, 5))
-    assert batch.borders.tolist() == [0, 5, 8]
+    batch = pack(dummy_batch(3, 5))
+    assert batch.cu_seqlens.tolist() == [0, 5, 8]
     assert set(batch.ids.tolist()) == {4}
 
 

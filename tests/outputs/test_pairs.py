@@ -30,7 +30,7 @@ from virnuc_async.outputs import pairs
 from virnuc_async.outputs.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.outputs.predictions import pair_verdicts
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.runs.store import Finished, Store
+from virnuc_async.runs.store import ScoredBatch, Store
 from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
@@ -213,13 +213,13 @@ def stored(directory: Path, files: Sequence[Sequence[Record]], window: int) -> S
         paths.append(str(directory / f"{number}.fa"))
         Path(paths[-1]).write_bytes(b"".join(b">%s\n%s\n" % record for record in records))
     store = Store(directory / "out")
-    store.identify({}, paths)
+    store.bind_run({}, paths)
     for some in form_windows(paths, read_contigs, _LENGTH, tokenizer(), window):
         store.add_window(some)
         for batch in some.batches(max(40, len(some.residues.ids) // 3)):
             ends = np.cumsum(batch.residues.lengths)[:-1]
             virus = np.array([p_virus(orf) for orf in np.split(batch.residues.ids, ends)], np.float32)
-            store.add_batch(Finished(batch, "cpu:0", 0.0, np.stack((1 - virus, virus), 1), None, {}))
+            store.add_batch(ScoredBatch(batch, "cpu:0", 0.0, np.stack((1 - virus, virus), 1), None, {}))
     return store
 
 
@@ -704,7 +704,7 @@ def test_named_pipes_are_not_looked_into(tmp_path: Path) -> None:
     paths = [str(tmp_path / "x_R1.fq"), str(tmp_path / "x_R2.fq")]
     for path in paths:
         os.mkfifo(path)
-    assert not pairs.glance(Mates(0, 1), paths, read_contigs).differ
+    assert not pairs.check_first_records(Mates(0, 1), paths, read_contigs).differ
 
 
 # A run that is asked for again

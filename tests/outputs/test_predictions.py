@@ -27,11 +27,11 @@ from virnuc_async.outputs.predictions import (
     contig_verdicts,
     failed_line,
     fragment_verdicts,
-    judge,
+    label_contigs,
     predictions,
 )
 from virnuc_async.runs.reuse_embeddings import save_features
-from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, Finished, Store
+from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, ScoredBatch, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged
@@ -60,10 +60,10 @@ def stored(directory: Path, records: Sequence[Record], embeddings: bool = False,
     """Keep *records* as a run with windows of *size* ORFs does, in batches that are not in input order."""
     orfs = [orf for record in records for orf in record.orfs]
     store = Store(directory)
-    store.identify({}, ["dir\t1/a.fa"])
+    store.bind_run({}, ["dir\t1/a.fa"])
     for window in _windows(records, size):
         store.add_window(window)
-        for batch in reversed(list(window.batches(max(3, len(window.places) // 4)))):
+        for batch in reversed(list(window.batches(max(3, len(window.origins) // 4)))):
             store.add_batch(_scored(batch, orfs, embeddings))
     return store
 
@@ -72,16 +72,16 @@ def _windows(records: Sequence[Record], size: int) -> Iterator[Window]:
     """Form windows as a run does: they end with a fragment."""
     number, first = 0, 0
     rows: list[ContigRow] = []
-    places: list[tuple[int, int, int]] = []
+    origins: list[tuple[int, int, int]] = []
     for contig, record in enumerate(records):
         rows.append(ContigRow(contig, 0, record.id, 7 * contig, 9))
         for fragment, orfs in groupby(record.orfs, attrgetter("fragment")):
-            places += [(contig, fragment, orf.frame) for orf in orfs]
-            if len(places) >= size:
-                yield _window(number, first, rows, places)
-                number, first = number + 1, first + len(places)
-                rows, places = [], []
-    yield _window(number, first, rows, places)
+            origins += [(contig, fragment, orf.frame) for orf in orfs]
+            if len(origins) >= size:
+                yield _window(number, first, rows, origins)
+                number, first = number + 1, first + len(origins)
+                rows, origins = [], []
+    yield _window(number, first, rows, origins)
 
 
 def _window(
@@ -93,12 +93,12 @@ def _window(
     return Window(number, first, tuple(rows), files, table, b"", tokens, tokens)
 
 
-def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> Finished:
+def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> ScoredBatch:
     own = [orfs[number] for number in batch.orfs]
     scores = np.array([(orf.others, orf.virus) for orf in own], np.float32)
     failures = {row: (Stage.PROTEIN, "no") for row, orf in enumerate(own) if orf.failed}
     features = np.repeat(batch.orfs[:, None], WIDTH, 1).astype(np.float32)
-    return Finished(batch, "cpu:0", 0.0, scores, features if embeddings else None, failures)
+    return ScoredBatch(batch, "cpu:0", 0.0, scores, features if embeddings else None, failures)
 
 
 def a_block(*scores: tuple[int, float, float]) -> Block:
@@ -133,13 +133,13 @@ def verdict(*of_one: float) -> Verdicts:
     ],
 )
 def test_judge(scores: list[tuple[int, float, float]], expected: tuple[float, ...], label: str) -> None:
-    found = judge(a_block(*scores))
+    found = label_contigs(a_block(*scores))
     assert tuple(column.item() for column in astuple(found)) == expected
     assert LABELS[found.labels(0.5).item()] == label
 
 
 def test_label_at_the_threshold() -> None:
-    found = judge(a_block(*((n, float(n > 3), float(n <= 3)) for n in range(1, 6))))
+    found = label_contigs(a_block(*((n, float(n > 3), float(n <= 3)) for n in range(1, 6))))
     assert found.viral_fraction.item() == 0.6
     labels = [LABELS[found.labels(at).item()] for at in (0, 0.6, math.nextafter(0.6, 1), 1)]
     assert labels == ["virus", "virus", "others", "others"]
@@ -149,7 +149,7 @@ def test_label_at_the_threshold() -> None:
 
 def test_mean_is_rounded_once() -> None:
     # Added one after the other, the small ones would be lost.
-    found = judge(a_block((1, 0, 1), *((n, 0, 2.0**-53) for n in range(2, 10))))
+    found = label_contigs(a_block((1, 0, 1), *((n, 0, 2.0**-53) for n in range(2, 10))))
     assert found.mean_p_virus.item() == (1 + 2.0**-50) / 9
 
 

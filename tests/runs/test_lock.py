@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-from virnuc_async.errors import DirectoryBusy, DirectoryHeld
+from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
 from virnuc_async.runs import lock as module
-from virnuc_async.runs.lock import LOCK, Lock, Owner, evict, owner_of
+from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def me(directory: Path) -> Owner:
 
 
 def test_a_living_process_is_named(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
-    with pytest.raises(DirectoryBusy) as caught:
+    with pytest.raises(DirectoryLockedError) as caught:
         Lock(tmp_path)
     host = os.uname().nodename
     assert caught.value.reason.startswith(f"process {holder.pid} on {host} (since 2")
@@ -70,22 +70,22 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path, holder: "subproces
     # Not waited for: it is a zombie now, which still has its pid.
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     followed = Lock(tmp_path)
-    assert followed.predecessor is not None
-    assert followed.predecessor.pid == holder.pid
+    assert followed.previous_owner is not None
+    assert followed.previous_owner.pid == holder.pid
     followed.check()
     followed.release()
 
 
 def test_a_stopped_process_is_alive(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
     holder.send_signal(signal.SIGSTOP)
-    with pytest.raises(DirectoryBusy, match=f"process {holder.pid}"):
+    with pytest.raises(DirectoryLockedError, match=f"process {holder.pid}"):
         Lock(tmp_path)
 
 
 def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
     write(tmp_path, replace(me(tmp_path), started="1"))
     followed = Lock(tmp_path)
-    assert followed.predecessor is not None
+    assert followed.previous_owner is not None
     followed.release()
 
 
@@ -93,45 +93,45 @@ def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
 def test_what_cannot_be_seen_is_not_judged(fact: str, tmp_path: Path) -> None:
     owner = replace(me(tmp_path), **{fact: "another"})
     write(tmp_path, owner)
-    with pytest.raises(DirectoryHeld, match="cannot be seen from this machine") as caught:
+    with pytest.raises(LockHeldRemotely, match="cannot be seen from this machine") as caught:
         Lock(tmp_path)
     assert caught.value.owner == owner
-    evict(tmp_path, owner)
+    take_over(tmp_path, owner)
     Lock(tmp_path).release()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"pid": 3}'])
 def test_a_lock_that_says_nothing_is_somebodys(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(content)
-    with pytest.raises(DirectoryHeld, match="process 0 on an unknown machine") as caught:
+    with pytest.raises(LockHeldRemotely, match="process 0 on an unknown machine") as caught:
         Lock(tmp_path)
     assert isinstance(caught.value.owner, Owner)
-    evict(tmp_path, caught.value.owner)
+    take_over(tmp_path, caught.value.owner)
     assert owner_of(tmp_path) is None
 
 
 def test_only_the_one_that_was_judged_is_evicted(tmp_path: Path) -> None:
     owner = me(tmp_path)
     held = Lock(tmp_path)
-    with pytest.raises(DirectoryBusy, match=f"process {os.getpid()} "):
-        evict(tmp_path, owner)
+    with pytest.raises(DirectoryLockedError, match=f"process {os.getpid()} "):
+        take_over(tmp_path, owner)
     held.check()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     held.release()
-    evict(tmp_path, owner)  # nobody has it: nothing to do
+    take_over(tmp_path, owner)  # nobody has it: nothing to do
 
 
 def test_who_lost_it_learns_it_at_the_next_look(tmp_path: Path) -> None:
     held = Lock(tmp_path)
     owner = owner_of(tmp_path)
     assert owner is not None
-    held.give_sign()
-    evict(tmp_path, owner)
-    with pytest.raises(DirectoryBusy, match=r"its run\.lock is gone"):
+    held.heartbeat()
+    take_over(tmp_path, owner)
+    with pytest.raises(DirectoryLockedError, match=r"its run\.lock is gone"):
         held.check()
     other = Lock(tmp_path)
-    for ask in (held.check, held.give_sign):
-        with pytest.raises(DirectoryBusy, match="is writing there"):
+    for ask in (held.check, held.heartbeat):
+        with pytest.raises(DirectoryLockedError, match="is writing there"):
             ask()
     held.release()
     other.check()  # what is another's is not let go
@@ -143,8 +143,8 @@ def test_signs_of_life_count_up_and_change_nothing_else(tmp_path: Path) -> None:
     first = owner_of(tmp_path)
     assert first is not None
     for count in (1, 2, 3):
-        held.give_sign()
-        assert owner_of(tmp_path) == replace(first, signs=count)
+        held.heartbeat()
+        assert owner_of(tmp_path) == replace(first, heartbeats=count)
     held.release()
     held.release()
 
@@ -156,7 +156,7 @@ def test_a_full_disk_does_not_end_a_run_by_its_lock(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", fails)
-    held.give_sign()
+    held.heartbeat()
     held.release()
 
 
@@ -168,7 +168,7 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
 
         def take(together: threading.Barrier = together, got: list[Lock] = got) -> None:
             together.wait()
-            with suppress(DirectoryBusy):
+            with suppress(DirectoryLockedError):
                 got.append(Lock(tmp_path))
 
         threads = [threading.Thread(target=take) for _ in range(4)]
@@ -185,7 +185,7 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
 def holds(lock: Lock) -> bool:
     try:
         lock.check()
-    except DirectoryBusy:
+    except DirectoryLockedError:
         return False
     return True
 

@@ -18,16 +18,16 @@ from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
     AmbiguousFeatures,
-    AnotherRun,
     BadFeatures,
     DeviceLost,
     DeviceOutOfMemory,
+    FeatureMismatchError,
     NoDevicesLeft,
     NoFeatures,
-    StrangeFeatures,
+    RunMismatchError,
 )
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.import_checkpoint import Parts, import_bundle
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
@@ -43,7 +43,7 @@ Keeps = Callable[[int], bool]  # whether features of the ORF of this number are 
 
 
 @pytest.fixture(scope="session")
-def bundle(golden_parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
 
 
@@ -119,7 +119,7 @@ class Ran:
         embeddings = kind.embeddings
 
         def watched(network: Any, packed: Packed) -> torch.Tensor:
-            borders = packed.borders.tolist()
+            borders = packed.cu_seqlens.tolist()
             rows = [tuple(packed.ids[at:end].tolist()) for at, end in zip(borders, borders[1:], strict=False)]
             seen.extend(rows)
             return embeddings(network, packed)
@@ -265,11 +265,11 @@ async def test_features_of_something_else_are_refused(
     leave_merged(expected, old / "chunk_merged.pt", change)
     chosen, out = settings(golden_bundle, old, tokens_per_batch=500), tmp_path / "out"
     for _ in range(2):  # resuming does not help
-        with pytest.raises(StrangeFeatures) as caught:
+        with pytest.raises(FeatureMismatchError) as caught:
             await run_pipeline([source], out, chosen)
         assert caught.value.id in ids_of(expected)
         assert caught.value.paths == (str(old / "chunk_merged.pt"),)
-        assert not caught.value.likeness >= 0.999
+        assert not caught.value.similarity >= 0.999
         assert not [name for name in TABLES if (out / name).exists()]
     assert "another sequence or of another model" in str(caught.value)
     summary = await run_pipeline([source], out, settings(golden_bundle, None, overwrite=True))
@@ -287,20 +287,20 @@ async def test_features_that_are_wrong_from_some_orf_on_are_refused(
     out = tmp_path / "out"
     device = Device("cpu:0", "CPU", 1 << 30, threads=1)
     plan = Plan((str(source),), settings(bundle, old), bundle, (device,), window=15)
-    with pytest.raises(StrangeFeatures):
+    with pytest.raises(FeatureMismatchError):
         await score_with(plan, out, Replica)
     assert json.loads((out / "summary.json").read_bytes())["counts"]["batches"] >= 1
     assert not [name for name in TABLES if (out / name).exists()]
 
 
-async def test_what_a_device_says_of_the_features_counts(bench: "Bench") -> None:
-    with pytest.raises(StrangeFeatures, match=r"is 0\.99800, not 0\.999 or more"):
-        await bench.run(Rules(likeness=0.998))
-    assert (await bench.run(Rules(likeness=0.9991))).finished
+async def test_what_a_device_says_of_the_features_counts(bench: "PipelineHarness") -> None:
+    with pytest.raises(FeatureMismatchError, match=r"is 0\.99800, not 0\.999 or more"):
+        await bench.run(Rules(similarity=0.998))
+    assert (await bench.run(Rules(similarity=0.9991))).finished
 
 
 async def test_a_bad_file_is_refused_before_anything_is_scored_and_the_directory_is_free(
-    bench: "Bench", old: Path
+    bench: "PipelineHarness", old: Path
 ) -> None:
     torch.save({"ids": ["a"], "data": torch.ones(1, 4)}, old / "z_merged.pt")
     rules = Rules()
@@ -342,7 +342,7 @@ async def test_reads_that_share_an_id_are_refused_where_features_have_it(
 # Interrupted
 
 
-class Bench:
+class PipelineHarness:
     """Runs the golden input on fake devices, with features of some ORFs; there is much to do."""
 
     def __init__(self, source: Path, bundle: Bundle, old: Path | None, out: Path) -> None:
@@ -356,14 +356,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench(source: Path, golden: Path, bundle: Bundle, old: Path, tmp_path: Path) -> Bench:
+def bench(source: Path, golden: Path, bundle: Bundle, old: Path, tmp_path: Path) -> PipelineHarness:
     leave(golden / "upstream/expected_500", old, "some of each")
-    return Bench(source, bundle, old, tmp_path)
+    return PipelineHarness(source, bundle, old, tmp_path)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("batches", [0, 1, 4])
-async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: int) -> None:
+async def test_cancelled_it_ends_and_resumes(bench: PipelineHarness, count: int, batches: int) -> None:
     await bench.run(devices=count, out="calm")
     rules = Rules(pause_after=batches)
     task = asyncio.create_task(bench.run(rules, devices=count))
@@ -381,7 +381,7 @@ async def test_cancelled_it_ends_and_resumes(bench: Bench, count: int, batches: 
     assert ended.counts["orfs_reused"] == sum(number % 3 != 0 or number % 4 != 0 for number in range(53))
 
 
-async def test_cancelled_at_any_moment(bench: Bench) -> None:
+async def test_cancelled_at_any_moment(bench: PipelineHarness) -> None:
     await bench.run(out="calm")
     for step in range(15):
         task = asyncio.create_task(bench.run())
@@ -422,7 +422,7 @@ async def test_halves_know_their_own_part(
     source: Path, expected: Path, golden_bundle: Bundle, old: Path, tmp_path: Path
 ) -> None:
     class Small(Replica):
-        async def prove(self, tokens: int) -> None:
+        async def warm_up(self, tokens: int) -> None:
             if tokens > 300:
                 raise DeviceOutOfMemory(self.name, tokens)
 
@@ -443,7 +443,9 @@ async def test_halves_know_their_own_part(
         ("none", "other reused features: chunk_DNABERT_S.pt was there, chunk_ESM.pt was there"),
     ],
 )
-async def test_other_features_are_another_run(bench: Bench, golden: Path, change: str, said: str) -> None:
+async def test_other_features_are_another_run(
+    bench: PipelineHarness, golden: Path, change: str, said: str
+) -> None:
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
     file = bench.old / "chunk_ESM.pt"
@@ -454,14 +456,14 @@ async def test_other_features_are_another_run(bench: Bench, golden: Path, change
     else:
         name = file if change == "other" else bench.old / "more_ESM.pt"
         leave_residues(golden / "upstream/expected_500", name, third(0))
-    with pytest.raises(AnotherRun) as caught:
+    with pytest.raises(RunMismatchError) as caught:
         await bench.run()
     assert caught.value.differences == (said,)
     bench.overwrite = True
     assert (await bench.run()).finished
 
 
-async def test_the_same_features_elsewhere_are_the_same_run(bench: Bench) -> None:
+async def test_the_same_features_elsewhere_are_the_same_run(bench: PipelineHarness) -> None:
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
     bench.old = bench.old.rename(bench.old.with_name("moved"))

@@ -131,8 +131,8 @@ def known(features: Features, read: Sequence[Window]) -> dict[str, list[Any]]:
     """Give what batches know of each ORF, by its id: of its bases, of its residues."""
     names = {}
     for window in read:
-        for batch in window.batches(20, features.recall(window)):
-            for row, (contig, fragment, frame) in enumerate(batch.places.tolist()):
+        for batch in window.batches(20, features.lookup(window)):
+            for row, (contig, fragment, frame) in enumerate(batch.origins.tolist()):
                 id = f"{'abcdefgh'[contig]}_chunk_{fragment}{('F1', 'F2', 'F3', 'R1', 'R2', 'R3')[frame]}"
                 parts = (batch.known.bases, batch.known.residues)
                 names[id] = [None if part is None else part[row].tolist() for part in parts]
@@ -251,7 +251,7 @@ def test_files_of_nothing(old: Path, read: Read) -> None:
     for name, found in (("1_ESM.pt", proteins), ("1_DNABERT.pt", nucleotides), ("1_merged.pt", merged)):
         saved(old / name, found((), NUMBERS[:0]))
     features = read(old)
-    assert features.recall(windows(AB)[0]) is None
+    assert features.lookup(windows(AB)[0]) is None
 
 
 def test_ids_of_any_bytes(old: Path, read: Read) -> None:
@@ -261,9 +261,9 @@ def test_ids_of_any_bytes(old: Path, read: Read) -> None:
     features = read(old)
     (window,) = windows([Contig(b"cafe", b"GCAGCA"), Contig(b"caf\xe9", b"GCAGCA")])
     (batch,) = [
-        batch for batch in window.batches(100, features.recall(window)) if batch.known.bases is not None
+        batch for batch in window.batches(100, features.lookup(window)) if batch.known.bases is not None
     ]
-    assert batch.places.tolist() == [[1, 1, 0]]
+    assert batch.origins.tolist() == [[1, 1, 0]]
     assert batch.known.compared[0].id == f"{name}_chunk_1F1"
 
 
@@ -459,7 +459,7 @@ def test_an_id_that_the_input_has_twice(old: Path, size: int, read: Read) -> Non
         known(features, windows(twice, size))
     features = read(old)
     others_twice = [AB[0], AB[0], AB[1]]  # of which the files have nothing
-    assert len([1 for window in windows(others_twice, size) if features.recall(window)]) >= 1
+    assert len([1 for window in windows(others_twice, size) if features.lookup(window)]) >= 1
     assert features.reused == 1
 
 
@@ -506,7 +506,7 @@ def compared(features: Features, read: Sequence[Window]) -> list[list[str]]:
     """Give the ids that are compared in each window."""
     return [
         sorted(
-            one.id for batch in window.batches(30, features.recall(window)) for one in batch.known.compared
+            one.id for batch in window.batches(30, features.lookup(window)) for one in batch.known.compared
         )
         for window in read
     ]
@@ -539,7 +539,7 @@ def test_halves_know_what_the_batch_knew(old: Path, read: Read) -> None:
     features = read(old)
     (window,) = windows([Contig(b"a", b"GCA" * 18)])
     (whole,) = [
-        batch for batch in window.batches(1000, features.recall(window)) if batch.known.bases is not None
+        batch for batch in window.batches(1000, features.lookup(window)) if batch.known.bases is not None
     ]
     assert len(whole) == 9
     quarters = [quarter for half in whole.halves() for quarter in half.halves()]
@@ -556,7 +556,7 @@ def test_batches_know_the_same_of_all_their_orfs(old: Path, read: Read) -> None:
     saved(old / "2_DNABERT.pt", nucleotides(IDS[1:], NUMBERS[1:, :3]))
     features = read(old)
     (window,) = windows(AB)
-    batches = list(window.batches(12, features.recall(window)))
+    batches = list(window.batches(12, features.lookup(window)))
     assert [batch.number for batch in batches] == list(range(len(batches)))
     assert sorted(orf for batch in batches for orf in batch.orfs.tolist()) == list(range(18))
     parts = [(batch.known.bases is not None, batch.known.residues is not None) for batch in batches]

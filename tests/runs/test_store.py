@@ -17,13 +17,13 @@ import pytest
 from running import ROOT, files_no_larger_than
 
 from virnuc_async.errors import (
-    AnotherRun,
     BrokenInput,
     CannotWrite,
     DamagedStore,
-    DirectoryBusy,
+    DirectoryLockedError,
+    ForeignDirectoryError,
     InputError,
-    NotOurDirectory,
+    RunMismatchError,
     Stage,
     UnreadableInput,
 )
@@ -31,12 +31,12 @@ from virnuc_async.runs.lock import LOCK
 from virnuc_async.runs.store import (
     DAMAGED,
     FEATURES,
-    OURS,
+    OUTPUT_FILES,
     SCORE,
     STORE,
     Failure,
     FileLine,
-    Finished,
+    ScoredBatch,
     Store,
     orf_id,
 )
@@ -58,19 +58,19 @@ def a_window(number: int = 0, ids: Sequence[bytes] = (b"c0", b"c1"), files: Sequ
         first=2 * first,
         contigs=tuple(ContigRow(first + n, 0, name, 100 + n, 1) for n, name in enumerate(ids)),
         files=tuple(files),
-        places=np.array(places, np.int64).reshape(-1, 3),
+        origins=np.array(places, np.int64).reshape(-1, 3),
         digest=b"digest %d" % number,
         nucleotides=tokens,
         residues=tokens,
     )
 
 
-def scored(batch: Batch, embeddings: bool = False, **failed: tuple[Stage, str]) -> Finished:
+def scored(batch: Batch, embeddings: bool = False, **failed: tuple[Stage, str]) -> ScoredBatch:
     """Score ORF n with n/100 for virus; its embedding is n, n, n."""
     virus = (batch.orfs / 100).astype(np.float32)
     rows = np.repeat(batch.orfs[:, None], WIDTH, 1).astype(np.float32) if embeddings else None
     failures = {int(row.removeprefix("row")): why for row, why in failed.items()}
-    return Finished(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), rows, failures)
+    return ScoredBatch(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), rows, failures)
 
 
 def batches(window: Window, budget: int = 6) -> list[Batch]:
@@ -85,7 +85,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(out: Path) -> Iterator[Store]:
     store = Store(out)
-    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
     yield store
     store.close()
 
@@ -126,11 +126,11 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
     store.add_window(window)
     for batch in batches(window):
         assert store.add_batch(scored(batch)) == []
-    store.note("finished", True)
+    store.set_meta("finished", True)
     store = reopened(store)
     assert store.is_finished
-    assert store.fact("identity") == IDENTITY
-    assert store.fact("no such") is None
+    assert store.get_meta("identity") == IDENTITY
+    assert store.get_meta("no such") is None
     assert store.window(0) == b"digest 0"
     assert store.window(1) is None
     assert store.finished_parts(0) == {(0, ""), (1, "")}
@@ -144,7 +144,7 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
         (2, 1, 1, 0, one - np.float32(0.02), np.float32(0.02)),
         (3, 1, 1, 5, one - np.float32(0.03), np.float32(0.03)),
     ]
-    assert store.work() == {"cpu:0": (2, 4, 12, 1.0)}
+    assert store.device_totals() == {"cpu:0": (2, 4, 12, 1.0)}
     assert store.fragments() == 2
     counted = ("files", "windows", "batches", "contigs", "scores", "failures")
     assert list(map(store.count, counted)) == [2, 1, 2, 2, 4, 0]
@@ -242,7 +242,7 @@ def test_blocks_hold_whole_records(store: Store) -> None:
         tokens = window.residues.take(np.arange(len(places)))
         start = 10 * number
         window = replace(
-            window, first=start, contigs=rows, places=places, residues=tokens, nucleotides=tokens
+            window, first=start, contigs=rows, origins=places, residues=tokens, nucleotides=tokens
         )
         store.add_window(window)
         for batch in batches(window, 3):
@@ -266,7 +266,7 @@ sys.path[:0] = ["tests", "tests/runs"]
 from pathlib import Path
 from test_store import Store, a_window, batches, scored, IDENTITY
 store = Store(Path(sys.argv[1]))
-store.identify(IDENTITY, ["a", "b"])
+store.bind_run(IDENTITY, ["a", "b"])
 window = a_window()
 store.add_window(window)
 first, second = batches(window)
@@ -300,7 +300,7 @@ def test_halves_are_remembered_and_make_a_run_not_reproducible(store: Store) -> 
 def test_bytes_that_are_no_text_come_back_as_they_came(out: Path) -> None:
     store = Store(out)
     paths = ["/data/\udcff.fa", "/data/caf\u00e9.fa"]
-    store.identify(IDENTITY, paths)
+    store.bind_run(IDENTITY, paths)
     names = [b"caf\xe9", b"\xff\xfe|\\", "\u00e9\U0001f9a0".encode(), b"", b"a\0b"]
     broken = FileRow(0, paths[0], 5, BrokenInput(paths[0], 5, "saw '\udcfe'"))
     window = a_window(ids=names, files=[broken])
@@ -370,15 +370,15 @@ def test_orf_ids_are_the_published_ones() -> None:
 
 
 def test_the_same_run_is_taken_again(store: Store) -> None:
-    reopened(store).identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    reopened(store).bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
     assert [line.path for line in store.files()] == ["/data/a.fa", "/data/b.fa"]
 
 
 def test_inputs_are_known_by_their_content_and_called_by_their_new_names(store: Store) -> None:
     renamed = {**IDENTITY, "inputs": [["/here/a.fa", 10, 1], ["/here/c.fa", 20, 2]]}
-    store.identify(renamed, ["a.fa", "c.fa"])
+    store.bind_run(renamed, ["a.fa", "c.fa"])
     assert [line.path for line in store.files()] == ["a.fa", "c.fa"]
-    assert store.fact("identity") == renamed
+    assert store.get_meta("identity") == renamed
 
 
 @pytest.mark.parametrize(
@@ -398,33 +398,33 @@ def test_inputs_are_known_by_their_content_and_called_by_their_new_names(store: 
     ],
 )
 def test_another_run_says_what_differs(change: dict[str, object], said: list[str], store: Store) -> None:
-    with pytest.raises(AnotherRun) as caught:
-        store.identify({**IDENTITY, **change}, [])
+    with pytest.raises(RunMismatchError) as caught:
+        store.bind_run({**IDENTITY, **change}, [])
     assert list(caught.value.differences) == said
-    assert store.fact("identity") == IDENTITY
+    assert store.get_meta("identity") == IDENTITY
 
 
 def test_second_opener_is_told_to_wait(store: Store) -> None:
     said = rf"process {os.getpid()} on {os.uname().nodename} \(since 20.*\) is writing there\. Wait for it"
-    with pytest.raises(DirectoryBusy, match=said) as caught:
+    with pytest.raises(DirectoryLockedError, match=said) as caught:
         Store(store.directory)
     assert caught.value.path == str(store.directory)
-    with pytest.raises(DirectoryBusy):
+    with pytest.raises(DirectoryLockedError):
         Store(store.directory, overwrite=True)
     script = """
 import sys
 from pathlib import Path
-from virnuc_async.errors import DirectoryBusy
+from virnuc_async.errors import DirectoryLockedError
 from virnuc_async.runs.store import Store
 try:
     Store(Path(sys.argv[1]), overwrite=True)
-except DirectoryBusy as busy:
+except DirectoryLockedError as busy:
     print(busy)
 """
     command = [sys.executable, "-c", script, store.directory]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == f"{caught.value}\n"
-    assert store.fact("identity") == IDENTITY
+    assert store.get_meta("identity") == IDENTITY
     reopened(store)  # once it has been let go
 
 
@@ -436,7 +436,7 @@ def strangers(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["notes.txt", "contigs.tsv", ".hidden"])
 def test_directory_of_somebody_else_is_not_touched(name: str, overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(NotOurDirectory) as caught:
+    with pytest.raises(ForeignDirectoryError) as caught:
         Store(tmp_path, overwrite)
     assert (
         caught.value.reason == f"holds {name!r} and no run of this program. Choose a new or empty directory"
@@ -460,7 +460,7 @@ def test_store_of_somebody_else_is_not_touched(
     else:
         (tmp_path / STORE).write_bytes(content)
     before = strangers(tmp_path)
-    with pytest.raises(NotOurDirectory, match=f"its {STORE} is .*Choose a new or empty directory"):
+    with pytest.raises(ForeignDirectoryError, match=f"its {STORE} is .*Choose a new or empty directory"):
         Store(tmp_path, overwrite)
     assert strangers(tmp_path) == before
 
@@ -477,7 +477,7 @@ def an_older_store(directory: Path) -> None:
 def test_store_of_another_version_is_refused(tmp_path: Path) -> None:
     an_older_store(tmp_path)
     before = strangers(tmp_path)
-    with pytest.raises(NotOurDirectory) as caught:
+    with pytest.raises(ForeignDirectoryError) as caught:
         Store(tmp_path)
     assert caught.value.reason == (
         f"its {STORE} was made by another version of this program. "
@@ -491,7 +491,7 @@ def test_store_of_another_version_is_overwritten(tmp_path: Path) -> None:
     Store(tmp_path, overwrite=True).close()
     store = Store(tmp_path)
     window = a_window()
-    store.identify(IDENTITY, ["/data/a.fa"])
+    store.bind_run(IDENTITY, ["/data/a.fa"])
     store.add_window(window)
     store.add_batch(scored(batches(window)[0]))
     assert orfs(store) == [0, 1]
@@ -500,7 +500,7 @@ def test_store_of_another_version_is_overwritten(tmp_path: Path) -> None:
 
 def test_failure_in_a_contig_that_began_long_ago(store: Store) -> None:
     store.add_window(a_window(0))
-    later = replace(a_window(1), contigs=(), places=np.array([[1, n, 0] for n in (5, 6, 7, 8)], np.int64))
+    later = replace(a_window(1), contigs=(), origins=np.array([[1, n, 0] for n in (5, 6, 7, 8)], np.int64))
     store.add_window(later)
     (batch,) = batches(later, 100)
     (failure,) = store.add_batch(scored(batch, row1=(Stage.PROTEIN, "no")))
@@ -535,7 +535,7 @@ def filled(store: Store) -> Store:
         for batch in batches(window):
             failed = {"row1": (Stage.PROTEIN, "no")} if batch.name == "2.1" else {}
             store.add_batch(scored(batch, **failed))
-    store.note("finished", True)
+    store.set_meta("finished", True)
     store.close()
     return store
 
@@ -547,7 +547,7 @@ def state(store: Store) -> tuple[object, ...]:
         list(store.failures()),
         list(store.files()),
         [store.finished_parts(number) for number in range(3)],
-        store.fact("identity"),
+        store.get_meta("identity"),
     )
 
 
@@ -578,7 +578,7 @@ def test_repair_leaves_behind_what_is_not_whole(filled: Store) -> None:
         FileLine("/data/a.fa", None, False),
         FileLine("/data/b.fa", None, False),
     ]
-    assert store.fact("identity") == IDENTITY
+    assert store.get_meta("identity") == IDENTITY
     store.close()
 
 
@@ -606,7 +606,7 @@ def test_whatever_page_is_lost_what_repair_keeps_is_as_it_was(seed: int, store: 
     assert len(found) < len(wanted) or store.kept == (1, 30)
     # And what is missing can be added again, so that all is there in the end.
     if store.window(0) is None:
-        store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+        store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
         store.add_window(window)
     for batch in batches(window, 600):
         if (batch.number, "") not in store.finished_parts(0):
@@ -629,7 +629,7 @@ def test_nothing_can_be_saved_without_knowing_whose_it_is(filled: Store) -> None
 def test_repair_does_not_touch_a_store_of_somebody_else(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / STORE)) as db, db:
         db.execute("CREATE TABLE mine (a)")
-    with pytest.raises(NotOurDirectory, match="is not a run of this program"):
+    with pytest.raises(ForeignDirectoryError, match="is not a run of this program"):
         Store(tmp_path, repair=True)
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new", repair=True).close()  # where there is nothing, there is nothing to repair
@@ -644,11 +644,11 @@ def test_a_file_system_without_locks_is_no_obstacle(
     monkeypatch.setattr(fcntl, "lockf", lockf)
     store = Store(out)
     assert store._locks == "?nolock=1"
-    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
     window = a_window()
     store.add_window(window)
     store.add_batch(scored(batches(window)[0]))
-    with pytest.raises(DirectoryBusy, match="is writing there"):  # the lock file still holds
+    with pytest.raises(DirectoryLockedError, match="is writing there"):  # the lock file still holds
         Store(out)
     # SQLite asked for no lock: another connection can write at the same time.
     with closing(sqlite3.connect(out / STORE, timeout=0)) as db, db:
@@ -668,7 +668,9 @@ def test_a_store_that_somebody_looks_at_is_busy(store: Store, monkeypatch: pytes
     with closing(sqlite3.connect(store.directory / STORE)) as db:
         db.execute("BEGIN")
         db.execute("SELECT * FROM run").fetchall()
-        with pytest.raises(DirectoryBusy, match=r"another program has run\.sqlite3 open, to look at it"):
+        with pytest.raises(
+            DirectoryLockedError, match=r"another program has run\.sqlite3 open, to look at it"
+        ):
             Store(store.directory)
     assert not (store.directory / LOCK).exists()
     reopened(store)
@@ -676,7 +678,7 @@ def test_a_store_that_somebody_looks_at_is_busy(store: Store, monkeypatch: pytes
 
 def test_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(NotOurDirectory, match="is a file, not a directory"):
+    with pytest.raises(ForeignDirectoryError, match="is a file, not a directory"):
         Store(tmp_path / "out")
 
 
@@ -684,7 +686,7 @@ def test_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
 def test_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises((CannotWrite, NotOurDirectory)) as caught:
+    with pytest.raises((CannotWrite, ForeignDirectoryError)) as caught:
         Store(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
@@ -701,12 +703,12 @@ def test_new_directories_are_made_as_deep_as_asked(tmp_path: Path) -> None:
 def test_a_directory_may_have_any_name(name: str, tmp_path: Path) -> None:
     out = tmp_path / name
     store = Store(out)
-    store.identify(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
     store.close()
     assert sorted(path.name for path in out.iterdir()) == [STORE]
     assert [path.name for path in tmp_path.iterdir()] == [name]
     again = Store(out)
-    assert again.fact("identity") == IDENTITY
+    assert again.get_meta("identity") == IDENTITY
     again.close()
 
 
@@ -714,25 +716,25 @@ def test_overwrite_begins_anew_and_deletes_our_files_only(store: Store) -> None:
     window = a_window()
     store.add_window(window)
     store.add_batch(scored(batches(window)[0], embeddings=True))
-    store.note("finished", True)
+    store.set_meta("finished", True)
     store.close()
-    for name in (*OURS, "notes.txt"):
+    for name in (*OUTPUT_FILES, "notes.txt"):
         (store.directory / name).write_bytes(b"x")
     Store(store.directory, overwrite=True).close()
     assert sorted(path.name for path in store.directory.iterdir()) == ["notes.txt", STORE]
     store = Store(store.directory)
-    assert store.fact("identity") is None
+    assert store.get_meta("identity") is None
     assert not store.is_finished
     assert not any(map(store.count, ("files", "contigs", "windows", "batches", "scores", "failures")))
-    store.identify({"model": "other"}, ["x"])
+    store.bind_run({"model": "other"}, ["x"])
     store.close()
 
 
 def test_without_overwrite_nothing_is_deleted(store: Store) -> None:
-    for name in (*OURS, "notes.txt"):
+    for name in (*OUTPUT_FILES, "notes.txt"):
         (store.directory / name).write_bytes(b"x")
     reopened(store)
-    assert {path.name for path in store.directory.iterdir()} == {*OURS, "notes.txt", STORE, LOCK}
+    assert {path.name for path in store.directory.iterdir()} == {*OUTPUT_FILES, "notes.txt", STORE, LOCK}
 
 
 # The disk

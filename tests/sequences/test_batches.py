@@ -66,9 +66,9 @@ def test_windows_hold_every_record_and_orf_in_input_order(
     assert [(file.number, file.contigs) for window in windows for file in window.files] == [
         (number, len(file)) for number, file in enumerate(files)
     ]
-    places = [place for window in windows for place in window.places.tolist()]
+    places = [place for window in windows for place in window.origins.tolist()]
     assert places == list(_slow_places([contig for _, contig in contigs], length))
-    firsts = np.cumsum([0] + [len(window.places) for window in windows])[:-1].tolist()
+    firsts = np.cumsum([0] + [len(window.origins) for window in windows])[:-1].tolist()
     assert [window.first for window in windows] == firsts
 
 
@@ -77,12 +77,12 @@ def test_a_window_ends_at_a_fragment_and_is_as_full_as_it_can_be(
     tokenizer: OrfTokenizer, contigs: list[Contig], size: int
 ) -> None:
     windows = _form([contigs], tokenizer, 30, size)
-    fragments = [{(int(c), int(f)) for c, f, _ in window.places} for window in windows]
+    fragments = [{(int(c), int(f)) for c, f, _ in window.origins} for window in windows]
     for one, other in zip(fragments, fragments[1:], strict=False):
         assert not one & other
     for window in windows[:-1]:
-        assert max(len(window.places), len(window.contigs)) >= size
-    assert all(len(window.places) < size + 6 and len(window.contigs) <= size for window in windows)
+        assert max(len(window.origins), len(window.contigs)) >= size
+    assert all(len(window.origins) < size + 6 and len(window.contigs) <= size for window in windows)
 
 
 @given(files=st.lists(CONTIGS, max_size=4), size=st.integers(1, 9), length=st.integers(20, 60))
@@ -107,7 +107,7 @@ def test_batches_of_a_window_carry_their_own_orfs(
     for batch in window.batches(budget):
         _check_rows(batch, window)
         seen |= dict.fromkeys(batch.orfs.tolist())
-    assert sorted(seen) == list(range(len(window.places)))
+    assert sorted(seen) == list(range(len(window.origins)))
 
 
 def test_halves_are_the_batch(tokenizer: OrfTokenizer) -> None:
@@ -115,7 +115,7 @@ def test_halves_are_the_batch(tokenizer: OrfTokenizer) -> None:
     (window,) = _form([contigs], tokenizer, 100, 10**6)
     (whole,) = window.batches(10**6)
     left, right = whole.halves()
-    assert (left.part, right.part, right.halves()[0].part) == ("0", "1", "10")
+    assert (left.split_path, right.split_path, right.halves()[0].split_path) == ("0", "1", "10")
     assert (whole.name, right.name) == ("0.0", "0.0.1")
     assert np.concatenate((left.orfs, right.orfs)).tolist() == whole.orfs.tolist()
     assert np.concatenate((left.residues.ids, right.residues.ids)).tolist() == whole.residues.ids.tolist()
@@ -163,10 +163,10 @@ def test_tokens_of_the_golden_input_are_those_of_each_orf_alone(
     tokenizer: OrfTokenizer, golden: Path
 ) -> None:
     windows = list(form_windows([str(golden / "upstream/input.fa")], read_contigs, 500, tokenizer, 20))
-    assert [len(window.places) for window in windows] == [20, 20, 13]
+    assert [len(window.origins) for window in windows] == [20, 20, 13]
     contigs = list(read_contigs(str(golden / "upstream/input.fa")))
     for window in windows:
-        for row, (contig, fragment, frame) in enumerate(window.places.tolist()):
+        for row, (contig, fragment, frame) in enumerate(window.origins.tolist()):
             bases = contigs[contig].bases
             start, end = list(cut(len(bases), 500))[fragment - 1]
             (orf,) = [orf for orf in open_frames(bases, [(start, end)]) if orf.frame == frame]
@@ -179,7 +179,7 @@ def test_tokens_of_the_golden_input_are_those_of_each_orf_alone(
 
 def _content(window: Window) -> tuple[object, ...]:
     plain = (window.number, window.first, window.contigs, window.files, window.digest)
-    columns = (window.places, *_arrays(window.nucleotides), *_arrays(window.residues))
+    columns = (window.origins, *_arrays(window.nucleotides), *_arrays(window.residues))
     return *plain, *(column.tolist() for column in columns)
 
 
@@ -202,7 +202,7 @@ def _slow_places(contigs: list[Contig], length: int) -> Iterator[list[int]]:
 def _check_rows(batch: Batch, window: Window) -> None:
     """See that row i of everything in *batch* is one and the same ORF."""
     rows = batch.orfs - window.first
-    assert batch.places.tolist() == window.places[rows].tolist()
+    assert batch.origins.tolist() == window.origins[rows].tolist()
     assert batch.residues.ids.tolist() == window.residues.take(rows).ids.tolist()
     assert batch.nucleotides.ids.tolist() == window.nucleotides.take(rows).ids.tolist()
     assert batch.tokens == window.residues.lengths[rows].sum()

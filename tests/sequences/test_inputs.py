@@ -20,7 +20,7 @@ from support import wrapped
 
 from virnuc_async.errors import BrokenInput, InputError, NotSequences, TooLarge, UnreadableInput
 from virnuc_async.sequences import inputs as sequences
-from virnuc_async.sequences.inputs import Contig, expand, read_contigs
+from virnuc_async.sequences.inputs import Contig, list_sequence_files, read_contigs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -620,7 +620,7 @@ def test_a_directory_stands_for_its_sequence_files_sorted(tmp_path: Path):
     (tmp_path / "deeper.fa").mkdir()
     (tmp_path / "deeper.fa" / "e.fa").write_bytes(b">a\nAC\n")
     os.mkfifo(tmp_path / "pipe.fa")
-    assert list(expand([tmp_path])) == [str(tmp_path / name) for name in wanted]
+    assert list(list_sequence_files([tmp_path])) == [str(tmp_path / name) for name in wanted]
 
 
 def test_files_directories_and_standard_input_keep_their_order(tmp_path: Path):
@@ -629,14 +629,14 @@ def test_files_directories_and_standard_input_keep_their_order(tmp_path: Path):
         (tmp_path / name).write_bytes(b">a\nAC\n")
     inputs = [tmp_path / "one.txt", "-", tmp_path / "in", tmp_path / "missing.fa"]
     wanted = [tmp_path / "one.txt", "-", tmp_path / "in/a.fa", tmp_path / "in/b.fa", tmp_path / "missing.fa"]
-    assert list(expand(inputs)) == [str(each) for each in wanted]
+    assert list(list_sequence_files(inputs)) == [str(each) for each in wanted]
 
 
 def test_a_directory_without_sequences_is_complained_about_when_read(tmp_path: Path):
     (tmp_path / "README").write_bytes(b"nothing here\n")
-    assert list(expand([tmp_path])) == [str(tmp_path)]
+    assert list(list_sequence_files([tmp_path])) == [str(tmp_path)]
     with pytest.raises(UnreadableInput, match="a directory without sequence files"):
-        list(read_contigs(*expand([tmp_path])))
+        list(read_contigs(*list_sequence_files([tmp_path])))
 
 
 @pytest.mark.parametrize("blank", [1, 3, 4, 9])

@@ -16,12 +16,12 @@ from signal import SIGINT, SIGTERM, getsignal, signal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from virnuc_async._version import __version__
-from virnuc_async.errors import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError, harmless
+from virnuc_async.errors import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
 from virnuc_async.settings import (
     Balance,
     Compile,
-    Leaks,
-    Measuring,
+    EvaluationOptions,
+    LeakPolicy,
     Optimizer,
     Pairing,
     Precision,
@@ -29,15 +29,16 @@ from virnuc_async.settings import (
     Settings,
     Split,
 )
+from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
     from loguru import Record
 
-    from virnuc_async.downloads.fetch import Watch
-    from virnuc_async.engine.verification import Finding
+    from virnuc_async.downloads.fetch import ProgressCallback
+    from virnuc_async.engine.verification import VerificationResult
     from virnuc_async.models.bundle import Bundle
-    from virnuc_async.models.import_checkpoint import Parts
-    from virnuc_async.models.published import Places, Wanted
+    from virnuc_async.models.import_checkpoint import CheckpointPaths
+    from virnuc_async.models.published import Mirrors, ModelFiles
     from virnuc_async.models.reference import Reference
     from virnuc_async.outputs.predictions import Summary
 
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             sys.stdout.flush()  # a reader that has gone is met here, not while Python exits
     except VirnucError as failure:
-        print(f"{PROGRAM}: {harmless(str(failure))}", file=sys.stderr)
+        print(f"{PROGRAM}: {escape_control_chars(str(failure))}", file=sys.stderr)
         return failure.exit_code
     except (KeyboardInterrupt, _Interrupted) as end:
         print(_INTERRUPTED, file=sys.stderr)
@@ -373,12 +374,12 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--lengths",
         type=_numbers,
-        default=Measuring().lengths,
+        default=EvaluationOptions().lengths,
         metavar="BP,BP",
         help="measure stretches of these lengths, cut from the records, too (default: 150,300,500,1000)",
     )
-    _add_setting(evaluate, Measuring(), "stretches", int, "of each length from each record")
-    _add_setting(evaluate, Measuring(), "seed", int, "of stretches and intervals")
+    _add_setting(evaluate, EvaluationOptions(), "stretches", int, "of each length from each record")
+    _add_setting(evaluate, EvaluationOptions(), "seed", int, "of stretches and intervals")
     _add_resample_option(evaluate)
     _add_model_options(evaluate.add_argument_group("model"))
     _add_device_options(evaluate.add_argument_group("devices"))
@@ -425,7 +426,7 @@ def _add_data_options(group: Any, output: str) -> None:
 
 
 def _add_resample_option(parser: Any) -> None:
-    _add_setting(parser, Measuring(), "resamples", int, "of the clusters, for the intervals")
+    _add_setting(parser, EvaluationOptions(), "resamples", int, "of the clusters, for the intervals")
 
 
 def _add_split_options(group: Any) -> None:
@@ -433,7 +434,7 @@ def _add_split_options(group: Any) -> None:
     _add_setting(group, Split(), "test", _share, "share that the figures are of")
     group.add_argument(
         "--leaks",
-        choices=[choice.value for choice in Leaks],
+        choices=[choice.value for choice in LeakPolicy],
         default=Split().leaks.value,
         help="held-out records that share 31-mers with training ones are left out, end the training, or "
         "stay (default: drop)",
@@ -602,15 +603,15 @@ def _predict(options: Namespace) -> int:
 
 def _train(options: Namespace) -> int:
     recipe, split = _filled(Recipe, options), _filled(Split, options, by_fragment=options.split_by_fragment)
-    measuring, settings = _filled(Measuring, options, lengths=()), _settings(options)
+    measuring, settings = _filled(EvaluationOptions, options, lengths=()), _settings(options)
     _set_environment(options)
-    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.evaluation import figure_rows, group_rows
     from virnuc_async.learning.training import Task, train
 
     output: Path = options.output
     task = Task(
-        data=labelled(options.viral, options.nonviral, options.clusters, options.groups),
+        data=label_files(options.viral, options.nonviral, options.clusters, options.groups),
         output=output,
         work=options.work or output.with_name(f"{output.absolute().name}.work"),
         settings=settings,
@@ -629,12 +630,12 @@ def _train(options: Namespace) -> int:
 
 
 def _evaluate(options: Namespace) -> int:
-    measuring, settings = _filled(Measuring, options), _settings(options)
+    measuring, settings = _filled(EvaluationOptions, options), _settings(options)
     _set_environment(options)
-    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.evaluation import evaluate, figure_rows, group_rows
 
-    data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
+    data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
         report = evaluate(data, options.output, settings, measuring, _run, _command())
     _print_table(figure_rows(report["at"]))
@@ -647,11 +648,11 @@ def _evaluate(options: Namespace) -> int:
 def _calibrate(options: Namespace) -> int:
     settings = _settings(options)
     _set_environment(options)
-    from virnuc_async.learning.dataset import labelled
+    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.evaluation import calibrate
     from virnuc_async.models.calibration import Method
 
-    data = labelled(options.viral, options.nonviral, options.clusters, options.groups)
+    data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
         found = calibrate(data, options.output, settings, Method(options.method), options.fpr, _run)
     errors = f"{found['ece_before']:.3f} before and {found['ece_after']:.3f} after"
@@ -668,7 +669,7 @@ def _calibrate(options: Namespace) -> int:
 def _filled(kind: Callable[..., Any], options: Namespace, **others: Any) -> Any:
     """Make settings of the *kind* of the options that are called as its fields."""
     names = set(kind.__dataclass_fields__) & set(vars(options))  # type: ignore[attr-defined]
-    enums = {"optimizer": Optimizer, "balance": Balance, "leaks": Leaks}
+    enums = {"optimizer": Optimizer, "balance": Balance, "leaks": LeakPolicy}
     told = {name: enums.get(name, _same)(getattr(options, name)) for name in names}
     return kind(**told | others)
 
@@ -856,7 +857,7 @@ def _devices(options: Namespace) -> int:
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print(harmless("  ".join(map(str.ljust, row, widths)).rstrip()))
+        print(escape_control_chars("  ".join(map(str.ljust, row, widths)).rstrip()))
 
 
 def _list_models(options: Namespace) -> int:
@@ -918,11 +919,11 @@ def _told_calibration(bundle: "Bundle") -> str:
 
 
 def _import_model(options: Namespace) -> int:
-    from virnuc_async.models.import_checkpoint import Parts, import_bundle
+    from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 
     if options.length < 1:
         raise UsageError(f"--length is a number of bases, 300 or 500 as published, not {options.length}")
-    parts = Parts(options.protein, options.nucleotide, options.classifier)
+    parts = CheckpointPaths(options.protein, options.nucleotide, options.classifier)
     reference = _reference_for_import(options.reference, parts)
     try:
         bundle = import_bundle(parts, options.output, options.name, options.length, reference)
@@ -936,14 +937,14 @@ def _import_model(options: Namespace) -> int:
 
 def _download_models(options: Namespace) -> int:
     from virnuc_async.models.bundle import cache_directory
-    from virnuc_async.models.published import Places, download
+    from virnuc_async.models.published import Mirrors, download
 
     if bool(options.names) == bool(options.protein):
         raise UsageError("name models to download, or a --protein")
     if options.to and len(options.names) > 1:
         raise UsageError("--to takes one model")
     mirror = options.mirror or os.environ.get("VIRNUC_ASYNC_MIRROR", "")
-    targets = _targets(options, Places(os.environ.get("HF_ENDPOINT", ""), mirror))
+    targets = _targets(options, Mirrors(os.environ.get("HF_ENDPOINT", ""), mirror))
     try:
         with _watching(options.quiet) as watch, _telling(options.quiet) as tell:
             download(targets, cache_directory(_cache(options)).parent, watch, tell)
@@ -957,7 +958,7 @@ def _download_models(options: Namespace) -> int:
     return DONE
 
 
-def _targets(options: Namespace, places: "Places") -> "dict[Path, Wanted]":
+def _targets(options: Namespace, places: "Mirrors") -> "dict[Path, ModelFiles]":
     """Say where what is to lie."""
     from virnuc_async.models.bundle import cache_directory
     from virnuc_async.models.published import MODELS, published_encoders
@@ -981,7 +982,7 @@ def _how_to_use(options: Namespace, target: Path) -> str:
 
 
 @contextmanager
-def _watching(quiet: bool) -> "Iterator[Watch]":
+def _watching(quiet: bool) -> "Iterator[ProgressCallback]":
     """Show how far downloads are on standard error: bars on a terminal, lines elsewhere."""
     from rich.console import Console
 
@@ -997,7 +998,7 @@ def _watching(quiet: bool) -> "Iterator[Watch]":
         yield TransferLines(sys.stderr)
 
 
-def _reference_for_import(wanted: str, parts: "Parts") -> "Reference | None":
+def _reference_for_import(wanted: str, parts: "CheckpointPaths") -> "Reference | None":
     from virnuc_async.models.published import reference_for
     from virnuc_async.models.reference import read_reference
 
@@ -1052,7 +1053,7 @@ def _recorded(bundle: "Bundle") -> "Bundle":
 _VERIFY_HEAD = ("device", "precision", "scores", "embeddings", "cosine", "length", "labels", "result")
 
 
-def _what_is_wrong(finding: "Finding") -> str:
+def _what_is_wrong(finding: "VerificationResult") -> str:
     where = f"on {finding.device.name} in {finding.precision.upper()}"
     if finding.failure:
         return f"could not be verified {where}: {finding.failure}"
@@ -1090,7 +1091,7 @@ def _telling(quiet: bool) -> Iterator[Callable[[str], None]]:
             thread.join()
 
 
-def _verify_row(finding: "Finding") -> tuple[str, ...]:
+def _verify_row(finding: "VerificationResult") -> tuple[str, ...]:
     is_cpu = finding.device.capability is None
     name = finding.device.name
     who = (f"{name} ({finding.device.model})" if not is_cpu else name, finding.precision.upper())

@@ -18,8 +18,8 @@ from rich.progress import (
 )
 
 from virnuc_async.downloads.fetch import Transfer
-from virnuc_async.errors import harmless
 from virnuc_async.log import EVERY_SECONDS, PROGRESS, Counts, duration
+from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -43,7 +43,7 @@ class Lines:
             if now - self._last < EVERY_SECONDS:
                 return
             self._last = now
-        self.stream.write(harmless(message))
+        self.stream.write(escape_control_chars(message))
         self.stream.flush()
 
 
@@ -67,7 +67,9 @@ class Bars:
         """Draw one record."""
         counts = message.record["extra"].get("counts")
         if counts is None:
-            self._progress.console.print(harmless(message).rstrip("\n"), markup=False, highlight=False)
+            self._progress.console.print(
+                escape_control_chars(message).rstrip("\n"), markup=False, highlight=False
+            )
         else:
             self._draw(counts, self._clock())
 

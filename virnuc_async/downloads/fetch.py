@@ -25,15 +25,15 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 from virnuc_async.errors import (
     BundleError,
     CannotWrite,
-    DownloadBroken,
+    ChecksumMismatch,
     DownloadBusy,
-    NotServed,
-    WrongDownload,
+    DownloadInterrupted,
+    DownloadRefused,
 )
-from virnuc_async.fileio import not_through_a_link, sha256
+from virnuc_async.fileio import open_nofollow, sha256
 
-from .http import AnotherFile, Answer, Trouble, asking
-from .resume import Span, Unfinished
+from .http import RangeMismatch, RangeResponse, TransientError, open_range
+from .resume import PartialFile, Span
 
 _BLOCK = 1 << 20
 _LEAST = 1 << 10  # bytes within the patience for a stall: less is none
@@ -87,11 +87,11 @@ class Transfer:
     total: int | None = None
 
 
-Watch = Callable[[Sequence[Transfer]], object]
+ProgressCallback = Callable[[Sequence[Transfer]], object]
 
 
 def fetch_all(
-    sources: Sequence[Source], directory: Path, watch: Watch, patience: Patience | None = None
+    sources: Sequence[Source], directory: Path, watch: ProgressCallback, patience: Patience | None = None
 ) -> None:
     """
     Fetch *sources* into *directory*, side by side; call *watch* twice a second meanwhile.
@@ -99,7 +99,7 @@ def fetch_all(
     What is there already is taken if it is right.
 
     Raises:
-        NotServed, DownloadBroken, WrongDownload: of the first file that failed; what came is kept
+        DownloadRefused, DownloadInterrupted, ChecksumMismatch: the first file failed; its parts are kept
         CannotWrite: the disk is full, or not to be written to
     """
     transfers = [Transfer(source, total=source.size) for source in sources]
@@ -146,7 +146,7 @@ def _locked(directory: Path) -> IO[bytes] | None:
     """Give the lock file of *directory*, locked while it is open; None if it is not the one there."""
     directory.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError), ExitStack() as undo:
-        file = undo.enter_context(open(directory / "lock", "ab", opener=not_through_a_link))
+        file = undo.enter_context(open(directory / "lock", "ab", opener=open_nofollow))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -188,7 +188,7 @@ class _Fetching:
     ) -> None:
         self._transfer, self._source = transfer, transfer.source
         self._path = directory / self._source.name
-        self._file = Unfinished(self._path, self._source.url, self._source.limit)
+        self._file = PartialFile(self._path, self._source.url, self._source.limit)
         self._patience, self._stopped, self._is_over = patience, stopped, False
         self._tries: dict[Future[None], _Try] = {}
         # Of a file that is small for certain, nobody needs ranges.
@@ -226,7 +226,7 @@ class _Fetching:
     def _check(self) -> None:
         if reason := self._what_is_wrong(self._file.part):
             self._file.forget()
-            raise WrongDownload(self._source.url, reason, is_deleted=True)
+            raise ChecksumMismatch(self._source.url, reason, is_deleted=True)
 
     def _what_is_wrong(self, path: Path) -> str:
         self._transfer.doing = "checking"
@@ -295,29 +295,29 @@ class _Fetching:
         if failure is None:
             self._in_vain = 0
             return
-        is_refusal = isinstance(failure, NotServed | AnotherFile)
+        is_refusal = isinstance(failure, DownloadRefused | RangeMismatch)
         if is_refusal:
             self._most_tries = 1
         if is_refusal and not one.is_alone:
             # Another connection is given it: this server wants no second one, or has no ranges after all.
             self._file.unite(one.span)
-        elif isinstance(failure, Trouble):
+        elif isinstance(failure, TransientError):
             self._try_again(one, failure)
         else:
             raise failure
 
-    def _try_again(self, one: _Try, trouble: Trouble) -> None:
+    def _try_again(self, one: _Try, trouble: TransientError) -> None:
         if one.brought >= _PROGRESS and self._file.done > self._furthest:
             self._in_vain = 0
         elif one.since >= self._failed_at:  # of several that break at once, one counts
             self._in_vain += 1
         self._furthest = max(self._furthest, self._file.done)
         # Of a file without a validator nobody could tell whether it is the same still.
-        if isinstance(trouble, AnotherFile) or not self._file.validator:
+        if isinstance(trouble, RangeMismatch) or not self._file.validator:
             self._file.forget()
         if not self._tries:
             if self._in_vain >= self._patience.tries:
-                raise DownloadBroken(self._source.url, str(trouble))
+                raise DownloadInterrupted(self._source.url, str(trouble))
             self._transfer.doing = f"trying again: {trouble}"
         self._failed_at = monotonic()
         pause = self._patience.pause * 2 ** min(self._in_vain, self._patience.tries)
@@ -328,7 +328,7 @@ class _Fetching:
     def _fetch(self, one: _Try) -> None:
         """Receive the bytes of a span, or those of them that the server gives at once."""
         wanted, validator = self._question(one.span)
-        with asking(self._source.url, self._patience.stall, wanted, validator) as answer:
+        with open_range(self._source.url, self._patience.stall, wanted, validator) as answer:
             self._accept(answer, one)
             one.has_answer = True
             with self._file.opened() as file:
@@ -342,13 +342,13 @@ class _Fetching:
         # All of it, as a range: the answer then says whether there are any.
         return "0-" if self._most_tries > 1 else "", ""
 
-    def _accept(self, answer: Answer, one: _Try) -> None:
+    def _accept(self, answer: RangeResponse, one: _Try) -> None:
         """See that *answer* goes on where the span begins; begin anew if it is of another file."""
         file = self._file
         is_same = answer.validator in ("", file.validator) and answer.total in (None, file.total)
         if not (file.is_begun and answer.is_range and is_same and answer.start == one.span.at):
             if answer.start or not one.is_alone:
-                raise AnotherFile("the server gave another part of the file than was asked for")
+                raise RangeMismatch("the server gave another part of the file than was asked for")
             if answer.total is not None:
                 self._see_that_it_can_be(answer.total)
             if not (answer.is_range and answer.validator and answer.total):
@@ -364,31 +364,31 @@ class _Fetching:
             reason = f"it has {total:,} bytes, and can have no more than {self._source.limit:,}"
         else:
             return
-        raise WrongDownload(self._source.url, reason)
+        raise ChecksumMismatch(self._source.url, reason)
 
-    def _copy(self, answer: Answer, one: _Try, file: FileIO) -> None:
+    def _copy(self, answer: RangeResponse, one: _Try, file: FileIO) -> None:
         span, since, before = one.span, monotonic(), 0
         for block in answer.blocks():
             self._go_on()
             if self._file.total is None and len(block) > span.left:
                 self._file.forget()
                 reason = f"it has more than {self._source.limit:,} bytes, which it cannot"
-                raise WrongDownload(self._source.url, reason, is_deleted=True)
+                raise ChecksumMismatch(self._source.url, reason, is_deleted=True)
             self._file.write(file, span, block)
             one.brought += len(block)
             if self._file.total is not None and not span.left:
                 return
             if monotonic() - since >= self._patience.stall:
                 if one.brought - before < _LEAST:
-                    raise Trouble(f"hardly anything came for {self._patience.stall:g} s")
+                    raise TransientError(f"hardly anything came for {self._patience.stall:g} s")
                 since, before = monotonic(), one.brought
         self._see_that_it_came(answer, span)
 
-    def _see_that_it_came(self, answer: Answer, span: Span) -> None:
+    def _see_that_it_came(self, answer: RangeResponse, span: Span) -> None:
         """Tell an answer that is over from one that broke off."""
         end = span.at if answer.end is None else min(answer.end, span.end)
         if span.at < end:
-            raise Trouble(f"the connection ended at byte {span.at:,}")
+            raise TransientError(f"the connection ended at byte {span.at:,}")
         if self._file.total is None:
             self._file.end(span)
 

@@ -2,7 +2,7 @@
 One request to a server: which bytes of a file it is asked for, and which it gives.
 
 urllib does it, of the standard library: it follows redirects and honours HTTP_PROXY, HTTPS_PROXY and
-NO_PROXY. What it raises becomes Trouble, which may pass, or NotServed, which will not: here, and
+NO_PROXY. What it raises becomes TransientError, which may pass, or DownloadRefused, which will not: here, and
 nowhere else.
 """
 
@@ -18,26 +18,26 @@ from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from virnuc_async._version import __version__
-from virnuc_async.errors import NotServed
+from virnuc_async.errors import DownloadRefused
 
 _BLOCK = 1 << 20
 _TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
-class Trouble(Exception):
+class TransientError(Exception):
     """Something that may go better the next time; its text says what."""
 
 
-class AnotherFile(Trouble):
+class RangeMismatch(TransientError):
     """The server does not give that range of that very file; the whole file, it may."""
 
 
-class NoSuchRange(AnotherFile):
+class NoSuchRange(RangeMismatch):
     """The file ends before the range begins."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RangeResponse:
     """Bytes of a file, as they come: from *start* to before *end*, of *total*, as far as the server says."""
 
     url: str
@@ -53,7 +53,7 @@ class Answer:
         Give what comes, in blocks of whatever size.
 
         Raises:
-            Trouble: nothing came for too long, or the connection broke
+            TransientError: nothing came for too long, or the connection broke
         """
         while True:
             with _failures(self.url):
@@ -64,14 +64,14 @@ class Answer:
 
 
 @contextmanager
-def asking(url: str, seconds: float, wanted: str = "", validator: str = "") -> Iterator[Answer]:
+def open_range(url: str, seconds: float, wanted: str = "", validator: str = "") -> Iterator[RangeResponse]:
     """
     Ask for *url*, or for the bytes *wanted* of it if it is what *validator* says; else for all of it.
 
     Nobody waits longer than *seconds* for a sign of life.
 
     Raises:
-        Trouble, NotServed: there is no answer, or one without a file
+        TransientError, DownloadRefused: there is no answer, or one without a file
     """
     headers = {"User-Agent": f"virnuc-async/{__version__}", "Accept-Encoding": "identity"}
     if wanted:
@@ -83,7 +83,7 @@ def asking(url: str, seconds: float, wanted: str = "", validator: str = "") -> I
     with response:
         is_range = response.status == HTTPStatus.PARTIAL_CONTENT
         start, end, total = _extent(response) if is_range else (0, response.length, response.length)
-        yield Answer(url, start, end, total, _validator(response), is_range, response)
+        yield RangeResponse(url, start, end, total, _validator(response), is_range, response)
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -94,7 +94,7 @@ class _Redirects(HTTPRedirectHandler):
     ) -> Request | None:
         if req.type == "https" and not newurl.startswith("https:"):
             fp.close()
-            raise NotServed(req.full_url, f"it redirects to {newurl}, which is not encrypted")
+            raise DownloadRefused(req.full_url, f"it redirects to {newurl}, which is not encrypted")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -109,25 +109,27 @@ def _failures(url: str) -> Iterator[None]:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise NoSuchRange(answer) from error
         if error.code in _TRY_AGAIN:
-            raise Trouble(answer) from error
-        raise NotServed(url, answer) from error
+            raise TransientError(answer) from error
+        raise DownloadRefused(url, answer) from error
     except TimeoutError as error:
-        raise Trouble("the server is silent") from error
+        raise TransientError("the server is silent") from error
     except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, SSLCertVerificationError):
             untrusted = (
                 f"its certificate is not trusted ({reason.verify_message}). SSL_CERT_FILE names others"
             )
-            raise NotServed(url, untrusted) from error
-        raise Trouble(getattr(reason, "strerror", "") or str(reason) or type(reason).__name__) from error
+            raise DownloadRefused(url, untrusted) from error
+        raise TransientError(
+            getattr(reason, "strerror", "") or str(reason) or type(reason).__name__
+        ) from error
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int, int | None]:
     """Give where a range begins and ends, and how long the file is, if the server says so."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not found:
-        raise Trouble("the server does not say which part of the file it gives")
+        raise TransientError("the server does not say which part of the file it gives")
     return int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])
 
 

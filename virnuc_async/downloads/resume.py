@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from virnuc_async.fileio import fresh, not_through_a_link, read_small, settle, whole
+from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, open_nofollow, read_bounded
 
 from .http import is_validator
 
@@ -36,7 +36,7 @@ class Span:
         return max(self.end - self.at, 0)
 
 
-class Unfinished:
+class PartialFile:
     """The file *path*, which comes from *url* and has at most *most* bytes."""
 
     def __init__(self, path: Path, url: str, most: int) -> None:
@@ -49,7 +49,7 @@ class Unfinished:
 
     def __repr__(self) -> str:
         spans = ", ".join(f"{span.at:,} to {span.end:,}" for span in self.missing)
-        return f"<Unfinished {self.path.name} [of {self.total}, missing {spans or 'nothing'}]>"
+        return f"<PartialFile {self.path.name} [of {self.total}, missing {spans or 'nothing'}]>"
 
     def _call_all_missing(self, validator: str, total: int | None) -> None:
         self.missing = [Span(0, self._most if total is None else total)]
@@ -77,13 +77,13 @@ class Unfinished:
             self._call_all_missing(validator, total)
             # In this order: what is there must never be taken for bytes of another file.
             self._write(self.missing)
-            fresh(self.part).close()
+            create_new(self.part).close()
             self.is_begun = True
         return self.missing[0]
 
     def opened(self) -> FileIO:
         """Open the bytes that are there, to write more of them."""
-        return open(self.part, "r+b", buffering=0, opener=not_through_a_link)
+        return open(self.part, "r+b", buffering=0, opener=open_nofollow)
 
     def write(self, file: FileIO, span: Span, block: bytes) -> None:
         """Write *block* where *span* begins, as far as it is long, and shorten it."""
@@ -135,19 +135,19 @@ class Unfinished:
 
     def finish(self) -> None:
         """Give the file its name: it is all there."""
-        settle(self.part, self.path)
+        fsync_and_rename(self.part, self.path)
         self._facts.unlink(missing_ok=True)
 
     def _write(self, spans: Sequence[Span]) -> None:
         missing = sorted((span.at, span.end) for span in spans if span.left)
         facts = {"url": self._url, "validator": self.validator, "total": self.total, "missing": missing}
-        with whole(self._facts) as file:
+        with atomic_write(self._facts) as file:
             file.write(json.dumps(facts).encode())
 
     def _remember(self) -> None:
         """Know what was kept, if it is of this address and the server can tell whether it is that still."""
         try:
-            facts = json.loads(read_small(self._facts, _LARGEST))
+            facts = json.loads(read_bounded(self._facts, _LARGEST))
             validator, total = facts["validator"], facts["total"]
             missing = _spans(facts["missing"], self._most if total is None else total)
             is_of_it = facts["url"] == self._url and is_validator(validator)

@@ -25,7 +25,7 @@ from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.loading import load
-from virnuc_async.networks.packing import Packed, pack, sample
+from virnuc_async.networks.packing import Packed, dummy_batch, pack
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
@@ -33,7 +33,7 @@ from virnuc_async.settings import Precision
 from .devices import Device
 
 # What a fault number stands for; the first network whose numbers are not finite is at fault.
-FAULTS = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
+STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 _SAMPLE = (7, 5)  # tokens of two sequences, to compile for
@@ -46,10 +46,10 @@ class Scores:
 
     batch: Batch
     probabilities: NDArray[np.float32]  # (B, 2): others, virus
-    faults: NDArray[np.int64]  # (B,): 0, or 1 + the number of the network at fault
+    stage_codes: NDArray[np.int64]  # (B,): 0, or 1 + the number of the network at fault
     embeddings: NDArray[np.float32] | None  # (B, C): bases' first, then residues'; if asked for
     seconds: float  # that the device was busy with it
-    likeness: NDArray[np.float32]  # (S, 2): of the known embeddings that were compared, to those computed
+    similarity: NDArray[np.float32]  # (S, 2): of the known embeddings that were compared, to those computed
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class Replica:
         except DeviceOutOfMemory as error:
             raise DeviceLost(self.name, "not enough memory for the model") from error
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         """
         See that a GPU has the memory for a batch of *tokens* residue tokens, and leave it reserved.
 
@@ -127,7 +127,7 @@ class Replica:
         if self._waiting is not None:
             length = self._bundle.length // 3 + 2
             count = max(1, tokens // length)
-            rows = sample(*[length] * count)
+            rows = dummy_batch(*[length] * count)
             batch = Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), rows, rows)
             await self.score(batch)
 
@@ -201,7 +201,7 @@ class Replica:
             encoder.use_fastest_attention()
         if not self._compiled:
             return None
-        rows = self._packed(sample(*_SAMPLE))
+        rows = self._packed(dummy_batch(*_SAMPLE))
         return next(filter(None, (compile_layers(encoder, rows) for encoder in encoders)), None)
 
     @torch.inference_mode()
@@ -237,14 +237,14 @@ class Replica:
         """Wait until *flight* has been done, which leaves the device's own thread free to launch."""
         with self._failures(flight.batch.tokens, Stage.CLASSIFIER):
             seconds = flight.seconds()
-        scores, sound, likeness, *features = (part.numpy() for part in flight.host)
+        scores, sound, similarity, *features = (part.numpy() for part in flight.host)
         return Scores(
             batch=flight.batch,
             probabilities=scores,
-            faults=np.where(sound.all(0), 0, 1 + sound.argmin(0)),
+            stage_codes=np.where(sound.all(0), 0, 1 + sound.argmin(0)),
             embeddings=features[0] if features else None,
             seconds=seconds,
-            likeness=likeness,
+            similarity=similarity,
         )
 
     def _embedded(
@@ -255,10 +255,12 @@ class Replica:
         if known is None:
             embeddings = encoder.embeddings(self._packed(rows))
             return embeddings, embeddings.new_ones(len(compared))
-        embeddings, some = (self._there(torch.from_numpy(part)) for part in (known, known[compared]))
+        embeddings, reused = (self._there(torch.from_numpy(part)) for part in (known, known[compared]))
         if not compared:
             return embeddings, embeddings.new_ones(0)
-        return embeddings, _likeness(some, encoder.embeddings(self._packed(rows.take(np.array(compared)))))
+        return embeddings, _similarity(
+            reused, encoder.embeddings(self._packed(rows.take(np.array(compared))))
+        )
 
     def _there(self, tensor: torch.Tensor) -> torch.Tensor:
         """Bring *tensor* onto the device."""
@@ -304,7 +306,7 @@ class Replica:
             return False
 
 
-def _likeness(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def _similarity(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Give the cosine of each pair of rows, or less where one is longer than the other."""
     return 2 * (some * others).sum(1) / (some * some + others * others).sum(1)
 

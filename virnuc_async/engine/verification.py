@@ -11,10 +11,10 @@ from virnuc_async.models.reference import (
     Deviation,
     Reference,
     Tolerance,
-    attach,
     compare,
     published_reference,
-    traces,
+    set_reference,
+    sketch,
 )
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -25,7 +25,7 @@ from .replica import Replica
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class VerificationResult:
     """How a device did in one precision; *failure* says why there is no deviation."""
 
     device: Device
@@ -47,7 +47,9 @@ def precisions_of(device: Device, wanted: Precision) -> tuple[Precision, ...]:
     return (Precision.FP32, Precision.BF16) if device.has_bf16 else (Precision.FP32,)
 
 
-async def verify(bundle: Bundle, reference: Reference, device: Device, precision: Precision) -> Finding:
+async def verify(
+    bundle: Bundle, reference: Reference, device: Device, precision: Precision
+) -> VerificationResult:
     """
     Have *device* compute the ORFs of *reference* in *precision*, and compare.
 
@@ -58,8 +60,8 @@ async def verify(bundle: Bundle, reference: Reference, device: Device, precision
     try:
         found = await compute(bundle, reference, device, precision)
     except DeviceError as failure:
-        return Finding(device, precision, tolerance, None, failure)
-    return Finding(device, precision, tolerance, compare(reference, found, tolerance))
+        return VerificationResult(device, precision, tolerance, None, failure)
+    return VerificationResult(device, precision, tolerance, compare(reference, found, tolerance))
 
 
 async def record(bundle: Bundle) -> Bundle:
@@ -71,7 +73,9 @@ async def record(bundle: Bundle) -> Bundle:
         DeviceOutOfMemory, DeviceLost: there is not the memory for it
     """
     (cpu,) = choose(Settings(devices=("cpu",)))
-    return attach(bundle, await compute(bundle, published_reference(bundle.length), cpu, Precision.FP32))
+    return set_reference(
+        bundle, await compute(bundle, published_reference(bundle.length), cpu, Precision.FP32)
+    )
 
 
 async def compute(bundle: Bundle, reference: Reference, device: Device, precision: Precision) -> Reference:
@@ -95,8 +99,8 @@ async def compute(bundle: Bundle, reference: Reference, device: Device, precisio
         source=f"virnuc-async {__version__} on {device.model} in {precision.upper()}",
         is_ours=True,
         scores=scores.probabilities.astype(np.float64),
-        nucleotide=traces(scores.embeddings[:, :width]),
-        protein=traces(scores.embeddings[:, width:]),
+        nucleotide=sketch(scores.embeddings[:, :width]),
+        protein=sketch(scores.embeddings[:, width:]),
     )
 
 
@@ -106,9 +110,9 @@ def batch_of(bundle: Bundle, reference: Reference) -> Batch:
     return Batch(
         window=0,
         number=0,
-        part="",
+        split_path="",
         orfs=np.arange(count),
-        places=np.zeros((count, 3), np.int64),
+        origins=np.zeros((count, 3), np.int64),
         nucleotides=tokenizer.nucleotides(reference.bases),
         residues=tokenizer.residues(reference.proteins),
     )

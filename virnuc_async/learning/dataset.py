@@ -1,5 +1,5 @@
 """
-Labelled sequences: which records are viral, and which belong together.
+LabelledFiles sequences: which records are viral, and which belong together.
 
 Records that are alike must stand on one side of a split: a table says which, or ``genome=`` in their
 headers. A split never divides what belongs together, unless it is asked for the published protocol.
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import BadTable, NoRecords, OneClass, TooFewClusters, UsageError
-from virnuc_async.fileio import read_small
-from virnuc_async.sequences.inputs import STDIN, Contig, expand, first_word, read_contigs
+from virnuc_async.errors import BadTable, MissingClassError, NoRecords, TooFewClusters, UsageError
+from virnuc_async.fileio import read_bounded
+from virnuc_async.sequences.inputs import STDIN, Contig, first_word, list_sequence_files, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is
 TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)
@@ -32,7 +32,7 @@ Sides = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledFiles:
     """Files of labelled sequences, directories expanded, and the tables that describe them."""
 
     viral: tuple[str, ...]
@@ -81,32 +81,32 @@ class Records:
         }
 
 
-def labelled(
+def label_files(
     viral: Sequence[str | Path], nonviral: Sequence[str | Path], clusters: Path | None, groups: Path | None
-) -> Labelled:
+) -> LabelledFiles:
     """
     Name the files of labelled sequences.
 
     Raises:
         UsageError: a file is of both classes, or can be read only once
     """
-    of_class = [tuple(expand(paths)) for paths in (viral, nonviral)]
+    of_class = [tuple(list_sequence_files(paths)) for paths in (viral, nonviral)]
     if STDIN in (*of_class[0], *of_class[1]):
         raise UsageError("labelled sequences are read more than once: name files, not standard input")
     places = [{Path(path).resolve() for path in paths} for paths in of_class]
     if both := places[0] & places[1]:
         raise UsageError(f"{min(both)} cannot be viral and nonviral")
-    return Labelled(of_class[0], of_class[1], clusters, groups)
+    return LabelledFiles(of_class[0], of_class[1], clusters, groups)
 
 
-def read_records(data: Labelled) -> Records:
+def read_records(data: LabelledFiles) -> Records:
     """
     Read what there is to know of each record before it is scored.
 
     Raises:
         InputError: a file cannot be read, wholly
         BadTable: a table is malformed, or does not name a record
-        NoRecords, OneClass: there are none, or none of one class
+        NoRecords, MissingClassError: there are none, or none of one class
     """
     clusters, groups = (
         _Names(path, kind) for path, kind in ((data.clusters, _GENOME), (data.groups, _GROUP))
@@ -127,7 +127,7 @@ def read_records(data: Labelled) -> Records:
     return Records(are_viral.astype(bool), lengths, of_clusters, names, of_groups, tuple(numbers[1]))
 
 
-def _headers(data: Labelled) -> Iterator[tuple[bool, bytes, int]]:
+def _headers(data: LabelledFiles) -> Iterator[tuple[bool, bytes, int]]:
     for is_viral, paths in ((True, data.viral), (False, data.nonviral)):
         for path in paths:
             for contig in read_contigs(path, name=bytes.strip):
@@ -157,7 +157,7 @@ def _read_table(path: Path) -> Mapping[str, str]:
     """Read lines of a record or genome, a tab, and what it belongs to."""
     table: dict[str, str] = {}
     try:
-        lines = read_small(path, _LARGEST_TABLE).splitlines()
+        lines = read_bounded(path, _LARGEST_TABLE).splitlines()
     except (OSError, ValueError) as error:
         raise BadTable(str(path), getattr(error, "strerror", None) or str(error)) from error
     for number, line in enumerate(lines, 1):
@@ -182,11 +182,11 @@ def check_classes(are_viral: NDArray[np.bool_], where: str) -> None:
     See that there are both classes in *where*.
 
     Raises:
-        OneClass: there are not
+        MissingClassError: there are not
     """
     for kind, is_there in zip(KINDS, (not are_viral.all(), are_viral.any()), strict=True):
         if not is_there:
-            raise OneClass(kind, where)
+            raise MissingClassError(kind, where)
 
 
 def check_sides(are_viral: NDArray[np.bool_], sides: Sides, what: str) -> None:
@@ -194,7 +194,7 @@ def check_sides(are_viral: NDArray[np.bool_], sides: Sides, what: str) -> None:
     See that there are *what* of both classes on every side.
 
     Raises:
-        OneClass: there are not
+        MissingClassError: there are not
     """
     for side in (TRAINING, VALIDATION, TEST):
         check_classes(are_viral[sides == side], f"the {what} for {SIDES[side]}")
@@ -249,7 +249,7 @@ def split_fragments(fragments: int, validation: float, test: float, seed: int) -
 
 
 @dataclass(frozen=True, slots=True)
-class Cutting:
+class SubsequenceSampler:
     """Stretches of *length* bases, at random places of records, on either strand."""
 
     length: int
@@ -263,7 +263,7 @@ class Cutting:
             counts = np.where(records.lengths >= self.length, self.count, 0)
         return np.repeat(np.arange(len(records)), counts)
 
-    def stretches(self, data: Labelled, records: Records) -> Iterator[bytes]:
+    def stretches(self, data: LabelledFiles, records: Records) -> Iterator[bytes]:
         """Give the stretches as lines of FASTA; their ids say where they are from."""
         counts = np.bincount(self.owners(records), minlength=len(records)).tolist()
         random = np.random.default_rng([self.seed, self.length])

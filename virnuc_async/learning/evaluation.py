@@ -16,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async._version import __version__
-from virnuc_async.errors import AnotherRun, CannotWrite, NotOurDirectory, UsageError, counted
-from virnuc_async.fileio import whole
+from virnuc_async.errors import CannotWrite, ForeignDirectoryError, RunMismatchError, UsageError
+from virnuc_async.fileio import atomic_write
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.outputs.html import chart, heading, page, paragraph, table
-from virnuc_async.outputs.predictions import Summary, judge, vote
+from virnuc_async.outputs.predictions import Summary, label_contigs, vote
 from virnuc_async.runs.store import Block, Store
-from virnuc_async.settings import Measuring, Pairing, Settings
+from virnuc_async.settings import EvaluationOptions, Pairing, Settings
+from virnuc_async.text import plural
 
-from .dataset import KINDS, Cutting, Labelled, Records, check_classes, read_records
-from .metrics import FIGURES, Ranking, Resampler, auroc, plain, plain_interval, threshold_for
+from .dataset import KINDS, LabelledFiles, Records, SubsequenceSampler, check_classes, read_records
+from .metrics import METRICS, ClusterBootstrap, Ranking, auroc, plain, plain_interval, threshold_for
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]
@@ -51,7 +52,12 @@ class Level:
 
 
 def evaluate(
-    data: Labelled, out_dir: Path, settings: Settings, measuring: Measuring, engine: Engine, command: str = ""
+    data: LabelledFiles,
+    out_dir: Path,
+    settings: Settings,
+    measuring: EvaluationOptions,
+    engine: Engine,
+    command: str = "",
 ) -> Report:
     """
     Measure ``settings.model`` on *data*; write ``evaluation.json`` and ``evaluation.html`` into *out_dir*.
@@ -64,7 +70,7 @@ def evaluate(
     bundle, records = find(settings.model, settings.cache_dir), read_records(data)
     places = {RECORDS: _on_records(data, records, out_dir, settings, engine)}
     for length in measuring.lengths:
-        cutting = Cutting(length, measuring.seed, measuring.stretches)
+        cutting = SubsequenceSampler(length, measuring.seed, measuring.stretches)
         if _is_measurable(cutting, records):
             places[f"{length} bp"] = _on_stretches(cutting, data, records, out_dir, settings, engine)
     report = {
@@ -82,7 +88,7 @@ def evaluate(
 
 
 def calibrate(
-    data: Labelled, out_dir: Path, settings: Settings, method: Method, fpr: float, engine: Engine
+    data: LabelledFiles, out_dir: Path, settings: Settings, method: Method, fpr: float, engine: Engine
 ) -> Report:
     """
     Map contigs' mean P(virus) to what holds on *data*; write ``calibration.json`` into the bundle.
@@ -144,7 +150,7 @@ def _calibration_facts(
 
 
 def _error(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
-    return float(Ranking(scores, truth, truth).figures()[FIGURES.index("ece")])
+    return float(Ranking(scores, truth, truth).figures()[METRICS.index("ece")])
 
 
 def _check_ours(out_dir: Path) -> None:
@@ -153,10 +159,10 @@ def _check_ours(out_dir: Path) -> None:
     strangers = [name for name in names if name not in (JSON, HTML, RECORDS) and not name.startswith(_LENGTH)]
     if strangers or out_dir.is_file():
         what = f"holds {strangers[0]!r} and no evaluation" if strangers else "is a file, not a directory"
-        raise NotOurDirectory(str(out_dir), f"{what}. Choose a new or empty directory")
+        raise ForeignDirectoryError(str(out_dir), f"{what}. Choose a new or empty directory")
 
 
-def _is_measurable(cutting: Cutting, records: Records) -> bool:
+def _is_measurable(cutting: SubsequenceSampler, records: Records) -> bool:
     kinds = set(records.are_viral[cutting.owners(records)].tolist())
     if len(kinds) < len(KINDS):
         logger.warning(
@@ -166,7 +172,7 @@ def _is_measurable(cutting: Cutting, records: Records) -> bool:
 
 
 def _on_records(
-    data: Labelled, records: Records, out_dir: Path, settings: Settings, engine: Engine
+    data: LabelledFiles, records: Records, out_dir: Path, settings: Settings, engine: Engine
 ) -> dict[str, Level]:
     directory = out_dir / RECORDS
     engine(data.paths, directory, replace(settings, calibrated=False, pairs=Pairing.OFF))
@@ -174,7 +180,12 @@ def _on_records(
 
 
 def _on_stretches(
-    cutting: Cutting, data: Labelled, records: Records, out_dir: Path, settings: Settings, engine: Engine
+    cutting: SubsequenceSampler,
+    data: LabelledFiles,
+    records: Records,
+    out_dir: Path,
+    settings: Settings,
+    engine: Engine,
 ) -> dict[str, Level]:
     directory = out_dir / f"{_LENGTH}{cutting.length}"
     path = write_stretches(cutting, data, records, directory)
@@ -182,12 +193,14 @@ def _on_stretches(
     return _levels_in(directory / "run", cutting.owners(records), settings.threshold)
 
 
-def write_stretches(cutting: Cutting, data: Labelled, records: Records, directory: Path) -> Path:
+def write_stretches(
+    cutting: SubsequenceSampler, data: LabelledFiles, records: Records, directory: Path
+) -> Path:
     """Write the stretches of *cutting* into *directory*, the same ones each time."""
     path = directory / _STRETCHES
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with whole(path) as file:
+        with atomic_write(path) as file:
             file.writelines(cutting.stretches(data, records))
     except OSError as error:
         raise CannotWrite(str(directory), f"{_STRETCHES}: {error.strerror or error}") from error
@@ -205,10 +218,10 @@ def check_count(store: Store, records: int) -> None:
     See that *store* has as many records as were labelled: they are joined by their numbers.
 
     Raises:
-        AnotherRun: it has not
+        RunMismatchError: it has not
     """
     if store.count("contigs") != records:
-        raise AnotherRun(str(store.directory), ["the sequences have changed while they were read"])
+        raise RunMismatchError(str(store.directory), ["the sequences have changed while they were read"])
 
 
 def levels(blocks: Iterable[Block], owners: NDArray[np.int64], threshold: float) -> dict[str, Level]:
@@ -227,7 +240,7 @@ def _of_block(block: Block, threshold: float) -> Iterator[tuple[str, Level]]:
         yield "ORF", Level(scores["virus"], scores["virus"] > scores["others"], scores["contig"])
         votes = vote(block)
         yield "fragment", Level(votes.highest, votes.are_viral, numbers[votes.rows])
-        verdicts = judge(block)
+        verdicts = label_contigs(block)
         some = verdicts.fragments_with_orf > 0
         means, are_viral = verdicts.mean_p_virus.astype(np.float32), verdicts.viral_fraction >= threshold
         yield "contig", Level(means[some], are_viral[some], numbers[some])
@@ -245,15 +258,15 @@ def _joined(parts: Sequence[Level]) -> Level:
     )
 
 
-def measured(place: Mapping[str, Level], records: Records, measuring: Measuring) -> Report:
+def measured(place: Mapping[str, Level], records: Records, measuring: EvaluationOptions) -> Report:
     """Give the figures of each level, and of each group."""
     return {name: _measured(level, records, measuring) for name, level in place.items()}
 
 
-def _measured(level: Level, records: Records, measuring: Measuring) -> Report:
+def _measured(level: Level, records: Records, measuring: EvaluationOptions) -> Report:
     truth, clusters = records.are_viral[level.owners], records.clusters[level.owners]
     ranking = Ranking(level.scores, level.verdicts, truth)
-    resampler = Resampler(clusters, truth, measuring.resamples, measuring.seed)
+    resampler = ClusterBootstrap(clusters, truth, measuring.resamples, measuring.seed)
     return {
         "rows": len(truth),
         "viral": int(truth.sum()),
@@ -265,14 +278,14 @@ def _measured(level: Level, records: Records, measuring: Measuring) -> Report:
     }
 
 
-def _by_group(level: Level, records: Records, measuring: Measuring) -> Iterator[Report]:
+def _by_group(level: Level, records: Records, measuring: EvaluationOptions) -> Iterator[Report]:
     """Give how many of each group are called what they are, and how they rank against the other class."""
     truth, groups = records.are_viral[level.owners], records.groups[level.owners]
     right = level.verdicts == truth
     for number, (is_viral, name) in enumerate(records.group_names):
         own = groups == number
         clusters, against = records.clusters[level.owners[own]], own | (truth != is_viral)
-        resampler = Resampler(clusters, truth[own], measuring.resamples, measuring.seed)
+        resampler = ClusterBootstrap(clusters, truth[own], measuring.resamples, measuring.seed)
         area = auroc(level.scores[against], truth[against])
         yield {
             "group": name,
@@ -317,7 +330,7 @@ def rendered(report: Report) -> str:
     model, data = report["model"], report["data"]
     records = sum(group["records"] for group in data["groups"])
     facts = (
-        f"{counted(records, 'labelled record')} in {counted(data['clusters'], 'cluster')}; "
+        f"{plural(records, 'labelled record')} in {plural(data['clusters'], 'cluster')}; "
         f"fragments of {model['fragment_length']} bp; model {model['fingerprint']}. In parentheses: 95 % of "
         f"{report['settings']['resamples']:,} resamples of the clusters. What has no stop-free frame has no "
         "score, and is not counted."
@@ -343,7 +356,7 @@ def _charts(of_levels: Mapping[str, Report]) -> Iterator[str]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with whole(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise CannotWrite(str(path.parent), f"{path.name}: {error.strerror or error}") from error

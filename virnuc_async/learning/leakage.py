@@ -38,7 +38,7 @@ def kmers(bases: bytes) -> Kmers:
     return least
 
 
-def shared(
+def shared_kmer_fraction(
     read: Read, held: NDArray[np.bool_], others: NDArray[np.bool_], room: int = ROOM
 ) -> NDArray[np.float64]:
     """

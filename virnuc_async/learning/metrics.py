@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FIGURES = (
+METRICS = (
     "auroc",
     "auprc",
     "accuracy",
@@ -72,7 +72,7 @@ class Ranking:
         return len(self._order)
 
     def figures(self, weights: NDArray[np.integer] | None = None) -> Numbers:
-        """Give all FIGURES; *weights* say how often each row counts."""
+        """Give all METRICS; *weights* say how often each row counts."""
         counts = np.ones(len(self)) if weights is None else weights.astype(np.float64)
         hits, alarms = self._rates(counts)
         of_ranks = (
@@ -149,7 +149,7 @@ class Ranking:
         return float(_share((counts * errors).sum(), counts.sum()))
 
 
-class Resampler:
+class ClusterBootstrap:
     """
     Draws clusters with replacement, as many as there are, each class on its own, *times* times.
 
@@ -174,9 +174,9 @@ class Resampler:
         """Give every figure of *ranking*, whose rows are those of the clusters, with its interval."""
         values = ranking.figures()
         again = [ranking.figures(draw[self._places]) for draw in self.draws()]
-        lows, highs = _inside(np.array(again).reshape(-1, len(FIGURES)))
+        lows, highs = _inside(np.array(again).reshape(-1, len(METRICS)))
         rows = zip(values.tolist(), lows.tolist(), highs.tolist(), strict=True)
-        return dict(zip(FIGURES, (Interval(*row) for row in rows), strict=True))
+        return dict(zip(METRICS, (Interval(*row) for row in rows), strict=True))
 
     def share(self, marked: Truth) -> Interval:
         """Give the share of rows that are *marked*, with its interval."""
@@ -191,7 +191,7 @@ class Resampler:
 
 def auroc(scores: NDArray[np.floating], truth: Truth) -> float:
     """Give the chance that a row of the class scores above one that is not, ties counted half."""
-    return float(Ranking(scores, truth, truth).figures()[FIGURES.index("auroc")])
+    return float(Ranking(scores, truth, truth).figures()[METRICS.index("auroc")])
 
 
 def threshold_for(scores: NDArray[np.floating], truth: Truth, limit: float) -> float:

@@ -1,5 +1,5 @@
 """
-Labelled sequences become a classifier, and the classifier a bundle that says what it is worth.
+LabelledFiles sequences become a classifier, and the classifier a bundle that says what it is worth.
 
 The encoders stay as they are: their embeddings are computed once, by the engine that predicts, and are
 mapped from the disk while the classifier learns. Data, settings and seed decide every byte of it.
@@ -22,23 +22,32 @@ from torch.nn import functional
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import (
-    AnotherRun,
     BadCheckpoint,
     CannotWrite,
-    Diverged,
-    NotOurDirectory,
+    ForeignDirectoryError,
+    RunMismatchError,
     SharedSequences,
+    TrainingDiverged,
     UsageError,
-    counted,
 )
-from virnuc_async.fileio import in_the_making, link, whole
-from virnuc_async.log import Pace, logger
-from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, seal
+from virnuc_async.fileio import atomic_directory, atomic_write, link_or_copy
+from virnuc_async.log import ThrottledProgress, logger
+from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, write_manifest
 from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.runs.store import Block, Store
-from virnuc_async.settings import Balance, Leaks, Measuring, Optimizer, Pairing, Recipe, Settings, Split
+from virnuc_async.settings import (
+    Balance,
+    EvaluationOptions,
+    LeakPolicy,
+    Optimizer,
+    Pairing,
+    Recipe,
+    Settings,
+    Split,
+)
+from virnuc_async.text import plural
 
 from .dataset import (
     LEFT_OUT,
@@ -46,10 +55,10 @@ from .dataset import (
     TEST,
     TRAINING,
     VALIDATION,
-    Cutting,
-    Labelled,
+    LabelledFiles,
     Records,
     Sides,
+    SubsequenceSampler,
     check_sides,
     read_records,
     split_fragments,
@@ -64,7 +73,7 @@ from .evaluation import (
     measured,
     write_stretches,
 )
-from .leakage import K, shared
+from .leakage import K, shared_kmer_fraction
 from .reports import card
 
 REPORT, CARD = "training.json", "README.md"
@@ -78,21 +87,21 @@ _History = list[dict[str, float]]  # an epoch each
 class Task:
     """All that a training is asked to do."""
 
-    data: Labelled
+    data: LabelledFiles
     output: Path  # the new bundle's directory
     work: Path  # what is resumed: features and epochs
     settings: Settings  # of the engine; its model has the encoders
     split: Split = Split()
     recipe: Recipe = Recipe()
     stretches: bool = False  # learn from stretches at random places of both strands, not from whole records
-    measuring: Measuring = Measuring()
+    measuring: EvaluationOptions = EvaluationOptions()
     command: str = ""
 
     @property
-    def cutting(self) -> Cutting | None:
+    def cutting(self) -> SubsequenceSampler | None:
         """How records are cut before they are learnt from."""
         length = find(self.settings.model, self.settings.cache_dir).length
-        return Cutting(length, self.recipe.seed) if self.stretches else None
+        return SubsequenceSampler(length, self.recipe.seed) if self.stretches else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +136,7 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
     Raises:
         InputError, LabelError, NoRecords: the labelled sequences, or what was learnt of them
         UsageError: the output's name
-        NotOurDirectory: the output exists, or the work directory holds something else
+        ForeignDirectoryError: the output exists, or the work directory holds something else
         what the engine raises
     """
     _check_new(task)
@@ -163,11 +172,15 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
 def _check_new(task: Task) -> None:
     output, work = task.output, task.work
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise NotOurDirectory(str(output), "exists and is not empty. Choose a new directory for the bundle")
+        raise ForeignDirectoryError(
+            str(output), "exists and is not empty. Choose a new directory for the bundle"
+        )
     ours = (_RUN, _STRETCHES, _EPOCHS)
     names = sorted(path.name for path in work.iterdir()) if work.is_dir() else []
     if strangers := [name for name in names if name.lstrip(".").removesuffix(".partial") not in ours]:
-        raise NotOurDirectory(str(work), f"holds {strangers[0]!r} and no training. Choose another --work")
+        raise ForeignDirectoryError(
+            str(work), f"holds {strangers[0]!r} and no training. Choose another --work"
+        )
 
 
 def _check_name(name: str) -> None:
@@ -191,18 +204,18 @@ def _split(task: Task, records: Records) -> tuple[Sides | None, dict[str, Any] |
     shares = _shared_across(task.data, sides)
     leaking = shares > split.leak_share
     found = int(leaking.sum())
-    if found and split.leaks is Leaks.REFUSE:
+    if found and split.leaks is LeakPolicy.REFUSE:
         raise SharedSequences(found, len(held), K)
-    if split.leaks is Leaks.DROP:
+    if split.leaks is LeakPolicy.DROP:
         sides[leaking] = LEFT_OUT
     _tell_leaks(split.leaks, found, len(held))
     return sides, {"length": K, "held_out_records": len(held), "sharing": found, "done": str(split.leaks)}
 
 
-def _shared_across(data: Labelled, sides: Sides) -> NDArray[np.float64]:
+def _shared_across(data: LabelledFiles, sides: Sides) -> NDArray[np.float64]:
     """Give the share of each held-out record's k-mers that are also on a side it is to be new to."""
 
-    pace = Pace("{} bases looked at so far")
+    pace = ThrottledProgress("{} bases looked at so far")
 
     def read() -> Iterator[bytes]:
         for contig in data.contigs():
@@ -210,13 +223,13 @@ def _shared_across(data: Labelled, sides: Sides) -> NDArray[np.float64]:
             yield contig.bases
 
     # What says when to stop is part of training, as far as the test is concerned.
-    of_test = shared(read, sides == TEST, (sides == TRAINING) | (sides == VALIDATION))
-    return of_test + shared(read, sides == VALIDATION, sides == TRAINING)
+    of_test = shared_kmer_fraction(read, sides == TEST, (sides == TRAINING) | (sides == VALIDATION))
+    return of_test + shared_kmer_fraction(read, sides == VALIDATION, sides == TRAINING)
 
 
-def _tell_leaks(leaks: Leaks, found: int, held: int) -> None:
-    what = f"{found:,} of {counted(held, 'held-out record')} share {K}-mers with training ones"
-    if found and leaks is Leaks.KEEP:
+def _tell_leaks(leaks: LeakPolicy, found: int, held: int) -> None:
+    what = f"{found:,} of {plural(held, 'held-out record')} share {K}-mers with training ones"
+    if found and leaks is LeakPolicy.KEEP:
         logger.warning("{}, and stay: the figures are optimistic", what)
     else:
         logger.info("{}{}", what, " and are left out" if found else "")
@@ -243,7 +256,7 @@ def read_examples(store: Store, records: Records, owners: NDArray[np.int64]) -> 
     Join the features of a finished run to what is known of the records, by their numbers.
 
     Raises:
-        AnotherRun: there are not as many features as scores
+        RunMismatchError: there are not as many features as scores
     """
     path = store.directory / "merged_features.pt"
     features = read_values(path)["data"].numpy()
@@ -253,7 +266,7 @@ def read_examples(store: Store, records: Records, owners: NDArray[np.int64]) -> 
         fragments.append(block.scores["fragment"].astype(np.int64))
     of_contigs, of_fragments = np.concatenate(contigs), np.concatenate(fragments)
     if len(features) != len(of_contigs):
-        raise AnotherRun(str(store.directory), [f"{path.name} is not of this run"])
+        raise RunMismatchError(str(store.directory), [f"{path.name} is not of this run"])
     is_new = np.append(True, (np.diff(of_contigs) != 0) | (np.diff(of_fragments) != 0))
     own = owners[of_contigs]
     numbers = np.cumsum(is_new[: len(own)]) - 1
@@ -329,7 +342,7 @@ class _Learner:
             own = examples.are_viral[rows], examples.groups[rows]
             self.weights[rows] = balanced(recipe.balance, *own)
         self.key = self._key(sides)
-        self.pace = Pace("{} ORFs learnt from so far")
+        self.pace = ThrottledProgress("{} ORFs learnt from so far")
         self.history: _History = []
         self.best: _Weights = {}
         self._seed(0)
@@ -366,7 +379,7 @@ class _Learner:
         loss = self._validation_loss()
         self.history.append({"rate": rate, "training_loss": learnt / len(rows), "validation_loss": loss})
         if not np.isfinite(loss):
-            raise Diverged(len(self.history), rate)
+            raise TrainingDiverged(len(self.history), rate)
         if loss == min(epoch["validation_loss"] for epoch in self.history):
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
@@ -381,7 +394,7 @@ class _Learner:
             "schedule": self.schedule.state_dict(),
         }
         try:
-            with whole(path) as file:
+            with atomic_write(path) as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:
             # torch hides behind an error of its own why it stopped to write: a full disk, or a signal.
@@ -411,7 +424,7 @@ class _Learner:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        logger.info("going on after {}", counted(len(self.history), "epoch"))
+        logger.info("going on after {}", plural(len(self.history), "epoch"))
 
     def _is_over(self, history: _History) -> bool:
         losses = [epoch["validation_loss"] for epoch in history]
@@ -555,9 +568,9 @@ def write_bundle(base: Bundle, weights: Mapping[str, Tensor], task: Task, report
     """
     output = task.output.absolute()
     try:
-        with in_the_making(output) as made:
+        with atomic_directory(output) as made:
             for name in ENCODERS:
-                link(base.directory / name, made / name)
+                link_or_copy(base.directory / name, made / name)
             (made / "classifier.safetensors").write_bytes(save(dict(weights)))
             (made / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
             (made / CARD).write_text(card(output.name, report), "utf-8", "surrogateescape")
@@ -576,4 +589,4 @@ def _sealed(made: Path, base: Bundle, task: Task) -> Bundle:
         notices.append(f"the figures in {CARD} are optimistic: they are of a random split of fragments.")
     more = {"licence": base.licence, "notice": " ".join(notices)}
     of_all = Shapes(shapes.protein, shapes.nucleotide, classifier)
-    return seal(made, task.output.absolute().name, base.length, of_all, origin, **more)
+    return write_manifest(made, task.output.absolute().name, base.length, of_all, origin, **more)

@@ -16,7 +16,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from virnuc_async.errors import BadBundle, UnknownBundle
-from virnuc_async.fileio import read_small, sha256, whole
+from virnuc_async.fileio import atomic_write, read_bounded, sha256
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
 
@@ -93,7 +93,7 @@ class Bundle:
             BadBundle: it is none, or not that of the network beside it
         """
         try:
-            text = read_small(self.directory / "tokenizer.json", LARGEST_TOKENIZER).decode("utf-8")
+            text = read_bounded(self.directory / "tokenizer.json", LARGEST_TOKENIZER).decode("utf-8")
             vocabulary = OrfTokenizer(text).vocabulary
         except (OSError, ValueError) as error:
             raise BadBundle(str(self.directory), f"tokenizer.json: {error}") from error
@@ -138,7 +138,7 @@ def find(name: str | Path, cache: Path | None = None) -> Bundle:
     return _read(directory)
 
 
-def seal(
+def write_manifest(
     directory: Path, name: str, length: int, shapes: Shapes, origin: Mapping[str, str], **more: str
 ) -> Bundle:
     """
@@ -150,10 +150,10 @@ def seal(
     checksums = {file: sha256(directory / file) for file in files}
     bundle = Bundle(directory, name, length, shapes, checksums, origin)
     licence, notice = (more.get(word, "") for word in ("licence", "notice"))
-    return describe(replace(bundle, licence=licence, notice=notice))
+    return save_manifest(replace(bundle, licence=licence, notice=notice))
 
 
-def describe(bundle: Bundle) -> Bundle:
+def save_manifest(bundle: Bundle) -> Bundle:
     """Write the ``bundle.json`` of *bundle*, and read it back."""
     words = {"licence": bundle.licence, "notice": bundle.notice}
     described = {
@@ -167,7 +167,7 @@ def describe(bundle: Bundle) -> Bundle:
     }
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     # The old description is there until the new one is, whatever happens meanwhile.
-    with whole(bundle.directory / "bundle.json") as file:
+    with atomic_write(bundle.directory / "bundle.json") as file:
         file.write(text.encode("utf-8"))
     return _read(bundle.directory)
 
@@ -175,7 +175,7 @@ def describe(bundle: Bundle) -> Bundle:
 def _read(directory: Path) -> Bundle:
     path = directory / "bundle.json"
     try:
-        described = json.loads(read_small(path, _LARGEST))
+        described = json.loads(read_bounded(path, _LARGEST))
         if described["format"] != _FORMAT:
             raise BadBundle(
                 str(directory), f"its format is {described['format']!r:.99}, this program reads {_FORMAT}"
@@ -203,7 +203,7 @@ def _calibration(bundle: Bundle) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        found = calibration.read(json.loads(read_small(path, _LARGEST)))
+        found = calibration.read(json.loads(read_bounded(path, _LARGEST)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
     if found.of != bundle.fingerprint:

@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory
-from virnuc_async.fileio import fresh, in_the_making, link, read_small, sha256
+from virnuc_async.errors import BadBundle, BadCheckpoint, ForeignDirectoryError
+from virnuc_async.fileio import atomic_directory, create_new, link_or_copy, read_bounded, sha256
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -41,7 +41,7 @@ from virnuc_async.networks.saving import DTYPES, Stacked, save
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
 
-from .bundle import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, seal
+from .bundle import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, write_manifest
 from .reference import Reference, write_reference
 
 Tensors = Mapping[str, Tensor]
@@ -58,7 +58,7 @@ class MLPClassifier(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class CheckpointPaths:
     """Where each part of a bundle is to come from."""
 
     protein: Path
@@ -68,7 +68,12 @@ class Parts:
 
 
 def import_bundle(
-    parts: Parts, directory: Path, name: str, length: int, reference: Reference | None = None, **more: str
+    parts: CheckpointPaths,
+    directory: Path,
+    name: str,
+    length: int,
+    reference: Reference | None = None,
+    **more: str,
 ) -> Bundle:
     """
     Make a bundle called *name*, for fragments of *length* bases, in the new *directory*.
@@ -77,7 +82,7 @@ def import_bundle(
 
     Raises:
         BadCheckpoint: a part is damaged, hostile, of an unknown form, or does not fit the others
-        NotOurDirectory: *directory* exists and is not empty
+        ForeignDirectoryError: *directory* exists and is not empty
     """
     _see_that_it_is_free(directory)
     protein, protein_shape = read_protein(parts.protein)
@@ -86,15 +91,15 @@ def import_bundle(
     shapes = Shapes(protein_shape, nucleotide_shape, classifier_shape)
     _see_that_they_fit(parts.classifier, shapes)
     tokenizer = _tokenizer(parts.nucleotide, nucleotide_shape)
-    with in_the_making(directory) as hidden:
+    with atomic_directory(directory) as hidden:
         save(_in_parts(protein), hidden / "protein.safetensors")
         save(nucleotide, hidden / "nucleotide.safetensors")
         save(classifier, hidden / "classifier.safetensors")
-        with fresh(hidden / "tokenizer.json") as file:
+        with create_new(hidden / "tokenizer.json") as file:
             file.write(tokenizer)
         if reference:
             write_reference(hidden, reference)
-        seal(hidden, name, length, shapes, _origin(parts), **more)
+        write_manifest(hidden, name, length, shapes, _origin(parts), **more)
     return find(directory)
 
 
@@ -115,20 +120,20 @@ def import_classifier(
     Raises:
         BadCheckpoint: it is damaged, hostile, of an unknown form, or does not fit the encoders
         BadBundle: the encoders are not what *base* was made with
-        NotOurDirectory: *directory* exists and is not empty
+        ForeignDirectoryError: *directory* exists and is not empty
     """
     _see_that_it_is_free(directory)
     classifier, shape = read_classifier(path)
     shapes = replace(base.shapes, classifier=shape)
     _see_that_they_fit(path, shapes)
     origin = {**base.origin, "classifier": _named(path, more.get("address", ""))}
-    with in_the_making(directory) as hidden:
+    with atomic_directory(directory) as hidden:
         for file in ENCODERS:
-            link(base.directory / file, hidden / file)
+            link_or_copy(base.directory / file, hidden / file)
         save(classifier, hidden / "classifier.safetensors")
         if reference:
             write_reference(hidden, reference)
-        made = seal(hidden, name, length, shapes, origin, **more)
+        made = write_manifest(hidden, name, length, shapes, origin, **more)
         for file in ENCODERS:
             if made.checksums[file] != base.checksums[file]:
                 raise BadBundle(str(base.directory), f"{file} has changed or is damaged")
@@ -137,7 +142,7 @@ def import_classifier(
 
 def _see_that_it_is_free(directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
-        raise NotOurDirectory(str(directory), "exists and is not empty")
+        raise ForeignDirectoryError(str(directory), "exists and is not empty")
 
 
 def _see_that_they_fit(path: Path, shapes: Shapes) -> None:
@@ -148,7 +153,7 @@ def _see_that_they_fit(path: Path, shapes: Shapes) -> None:
         raise BadCheckpoint(str(path), reason)
 
 
-def _origin(parts: Parts) -> dict[str, str]:
+def _origin(parts: CheckpointPaths) -> dict[str, str]:
     """Say which files the parts came from, by name and content; where they lay is nobody's business."""
     places = {"protein": parts.protein, "nucleotide": parts.nucleotide, "classifier": parts.classifier}
     return {part: _named(path, parts.addresses.get(part, "")) for part, path in places.items()}
@@ -456,7 +461,7 @@ def _files(path: Path) -> list[Path]:
 def _config(directory: Path, required: bool) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(read_small(path, _LARGEST_CONFIG))
+        config = json.loads(read_bounded(path, _LARGEST_CONFIG))
     except FileNotFoundError as error:
         if not required:
             return {}
@@ -474,7 +479,7 @@ def _tokenizer(directory: Path, shape: NucleotideShape) -> bytes:
     if not path.is_file():
         raise BadCheckpoint(str(directory), "there is no tokenizer.json in it")
     try:
-        content = read_small(path, LARGEST_TOKENIZER)
+        content = read_bounded(path, LARGEST_TOKENIZER)
         vocabulary = OrfTokenizer(content.decode("utf-8")).vocabulary
     except (OSError, ValueError) as error:
         raise BadCheckpoint(str(path), str(error)) from error

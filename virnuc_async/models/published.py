@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from virnuc_async.downloads.fetch import Patience, Source, Watch, alone, fetch_all, git_blob
-from virnuc_async.errors import BadBundle, BadCheckpoint, NotOurDirectory, UsageError
-from virnuc_async.fileio import in_the_making, link, read_small
+from virnuc_async.downloads.fetch import Patience, ProgressCallback, Source, alone, fetch_all, git_blob
+from virnuc_async.errors import BadBundle, BadCheckpoint, ForeignDirectoryError, UsageError
+from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
 
 from .bundle import ENCODERS, Bundle, find
-from .import_checkpoint import ESM2_HEADS, Parts, import_bundle, import_classifier, read_protein
+from .import_checkpoint import ESM2_HEADS, CheckpointPaths, import_bundle, import_classifier, read_protein
 from .reference import Reference, published_reference
 
 HUB = "https://huggingface.co"
@@ -53,7 +53,7 @@ _DNABERT_S_AT = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Mirrors:
     """Where files are got from: the official servers, unless others are named."""
 
     hub: str = ""  # in the place of Hugging Face, as HF_ENDPOINT is elsewhere
@@ -80,7 +80,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ModelFiles:
     """What is to be downloaded: a model, or without a classifier the encoders to make one of."""
 
     name: str
@@ -111,23 +111,25 @@ class Wanted:
         return (self.protein, *self.nucleotide, *last)
 
 
-def published_model(length: int, places: Places) -> Wanted:
+def published_model(length: int, places: Mirrors) -> ModelFiles:
     """Give what the published model for fragments of *length* bases is made of."""
     name = f"{length}_model.pth"
     facts = {"git_blob": CLASSIFIERS[length], "most": _most(_CLASSIFIER.parameters)}
     classifier = places.source(f"{_CLASSIFIERS_AT}/{name}", name, **facts)
     encoders, reference = published_encoders("esm2_t36_3B_UR50D", places), published_reference(length)
-    return Wanted(f"virnucpro-{length}", encoders.protein, encoders.nucleotide, classifier, length, reference)
+    return ModelFiles(
+        f"virnucpro-{length}", encoders.protein, encoders.nucleotide, classifier, length, reference
+    )
 
 
 # By name, what gives its files.
-MODELS: dict[str, Callable[[Places], Wanted]] = {
+MODELS: dict[str, Callable[[Mirrors], ModelFiles]] = {
     "virnucpro-500": partial(published_model, 500),
     "virnucpro-300": partial(published_model, 300),
 }
 
 
-def published_encoders(protein: str, places: Places) -> Wanted:
+def published_encoders(protein: str, places: Mirrors) -> ModelFiles:
     """
     Give the ESM-2 called *protein*, and DNABERT-S.
 
@@ -139,7 +141,7 @@ def published_encoders(protein: str, places: Places) -> Wanted:
     wanted = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
     facts = {"check": partial(_see_that_it_is_esm2, wanted), "most": _most(wanted.parameters)}
     source = places.source(f"{_ESM2_AT}/{protein}.pt", f"{protein}.pt", **facts)
-    return Wanted(protein, source, tuple(_dnabert_s(places)))
+    return ModelFiles(protein, source, tuple(_dnabert_s(places)))
 
 
 def _most(parameters: int) -> int:
@@ -147,7 +149,7 @@ def _most(parameters: int) -> int:
     return 5 * parameters + _ROOM
 
 
-def _dnabert_s(places: Places) -> Iterator[Source]:
+def _dnabert_s(places: Mirrors) -> Iterator[Source]:
     config, tokenizer, weights = (
         (f"{HUB}/{_DNABERT_S_AT}/{name}", f"{_DNABERT_S}/{name}")
         for name in ("config.json", "tokenizer.json", "pytorch_model.bin")
@@ -169,7 +171,7 @@ def _see_that_it_is_esm2(wanted: ProteinShape, path: Path) -> None:
 def _see_that_it_is_dnabert_s(path: Path) -> None:
     """See that what is read of ``config.json`` is as published: its other lines are not used."""
     try:
-        config = json.loads(read_small(path, _LARGEST_CONFIG))
+        config = json.loads(read_bounded(path, _LARGEST_CONFIG))
         is_right = all(config[name] == value for name, value in _DNABERT_S_CONFIG.items())
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadCheckpoint(str(path), f"not the configuration of a network ({error!r:.99})") from error
@@ -178,9 +180,9 @@ def _see_that_it_is_dnabert_s(path: Path) -> None:
 
 
 def download(
-    targets: Mapping[Path, Wanted],
+    targets: Mapping[Path, ModelFiles],
     cache: Path,
-    watch: Watch,
+    watch: ProgressCallback,
     tell: Callable[[str], object],
     patience: Patience | None = None,
 ) -> None:
@@ -191,9 +193,9 @@ def download(
     *cache*, is not fetched if it is whole. *watch* sees them come, *tell* is told what is done then.
 
     Raises:
-        NotServed, DownloadBroken, WrongDownload, DownloadBusy: a file could not be had; what came is kept
+        DownloadError: a file could not be downloaded; its parts are kept
         BadCheckpoint: a file is what was published, and yet no part of a model
-        BadBundle, NotOurDirectory: what is there already
+        BadBundle, ForeignDirectoryError: what is there already
         CannotWrite: the disk
     """
     missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
@@ -232,12 +234,12 @@ def _is_there(target: Path, tell: Callable[[str], object]) -> bool:
         tell(f"{target} is there: checking its files")
         find(target).check()
     elif not (target / _DNABERT_S).is_dir():
-        raise NotOurDirectory(str(target), "is not empty. Name another directory")
+        raise ForeignDirectoryError(str(target), "is not empty. Name another directory")
     return True
 
 
 def _old_base(
-    missing: Iterable[Wanted], places: Iterable[Path], tell: Callable[[str], object]
+    missing: Iterable[ModelFiles], places: Iterable[Path], tell: Callable[[str], object]
 ) -> Bundle | None:
     """Give a published model of an earlier day that has the encoders of those that are *missing*, whole."""
     for directory in dict.fromkeys(place / name for place in places for name in MODELS):
@@ -253,7 +255,7 @@ def _old_base(
     return None
 
 
-def _has_encoders(base: Bundle, wanted: Wanted) -> bool:
+def _has_encoders(base: Bundle, wanted: ModelFiles) -> bool:
     """Whether *base* says of itself that its encoders are of the files that a model is *wanted* of."""
     if wanted.classifier is None:
         return False
@@ -267,25 +269,25 @@ def _has_encoders(base: Bundle, wanted: Wanted) -> bool:
     )
 
 
-def _base(wanted: Wanted, bases: Iterable[Bundle]) -> Bundle | None:
+def _base(wanted: ModelFiles, bases: Iterable[Bundle]) -> Bundle | None:
     return next((base for base in bases if _has_encoders(base, wanted)), None)
 
 
-def _needed(wanted: Wanted, bases: Iterable[Bundle]) -> tuple[Source, ...]:
+def _needed(wanted: ModelFiles, bases: Iterable[Bundle]) -> tuple[Source, ...]:
     """Give the files to fetch where *bases* are at hand."""
     return (wanted.classifier,) if wanted.classifier and _base(wanted, bases) else wanted.sources
 
 
 def _with_checkpoints(
-    wanted: Wanted, directories: Iterable[Path], work: Path, tell: Callable[[str], object]
-) -> Wanted:
+    wanted: ModelFiles, directories: Iterable[Path], work: Path, tell: Callable[[str], object]
+) -> ModelFiles:
     """Have in *work*, where what is there is checked, what was downloaded as encoders before."""
     for directory in directories:
         found = [source.name for source in wanted.sources if (directory / source.name).is_file()]
         new = [name for name in found if not (work / name).exists()]
         for name in new:
             (work / name).parent.mkdir(exist_ok=True)
-            link(directory / name, work / name)
+            link_or_copy(directory / name, work / name)
         if new:
             tell(f"{wanted.name}: {directory} has {', '.join(new)}, which is taken if it is right")
         if wanted.protein.name in found:
@@ -294,15 +296,15 @@ def _with_checkpoints(
     return wanted
 
 
-def _make(target: Path, wanted: Wanted, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
+def _make(target: Path, wanted: ModelFiles, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
     """Make the model, or the directory of encoders, of the files in *work*; give the model."""
     for left in target.parent.glob(f".{target.name}.*"):  # by one that was killed
         shutil.rmtree(left, ignore_errors=True)
     if wanted.classifier is None:
-        with in_the_making(target) as hidden:
+        with atomic_directory(target) as hidden:
             for source in wanted.sources:
                 (hidden / source.name).parent.mkdir(exist_ok=True)
-                link(work / source.name, hidden / source.name)
+                link_or_copy(work / source.name, hidden / source.name)
         return ()
     classifier, facts = work / wanted.classifier.name, (wanted.name, wanted.length, wanted.reference)
     if base := _base(wanted, bases):
@@ -314,7 +316,7 @@ def _make(target: Path, wanted: Wanted, work: Path, bases: Iterable[Bundle]) -> 
         "classifier": wanted.classifier.origin,
     }
     nucleotide = (work / wanted.weights.name).parent
-    parts = Parts(work / wanted.protein.name, nucleotide, classifier, addresses)
+    parts = CheckpointPaths(work / wanted.protein.name, nucleotide, classifier, addresses)
     return (import_bundle(parts, target, *facts, licence=LICENCE),)
 
 

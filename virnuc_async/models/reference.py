@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import BadReference, NoReference
-from virnuc_async.fileio import read_small, sha256, whole
+from virnuc_async.fileio import atomic_write, read_bounded, sha256
 from virnuc_async.settings import Precision
 
-from .bundle import REFERENCE, Bundle, describe
+from .bundle import REFERENCE, Bundle, save_manifest
 
 SUMS = 32
 
@@ -44,7 +44,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Traces:
+class EmbeddingSketch:
     """What is kept of the embeddings (N, C) that one network gave."""
 
     lengths: _Numbers  # N
@@ -67,8 +67,8 @@ class Reference:
     bases: tuple[bytes, ...]
     proteins: tuple[bytes, ...]
     scores: _Numbers | None  # (N, 2): others, virus; None where nobody knows them
-    nucleotide: Traces
-    protein: Traces
+    nucleotide: EmbeddingSketch
+    protein: EmbeddingSketch
 
     def __post_init__(self) -> None:
         rows = {len(self.bases), len(self.proteins), len(self.nucleotide.lengths), len(self.protein.lengths)}
@@ -119,7 +119,7 @@ class Deviation:
         )
 
 
-def signs(width: int) -> _Numbers:
+def sign_matrix(width: int) -> _Numbers:
     """
     Give the (width, 32) matrix of 1 and -1 that embeddings are multiplied with, always the same.
 
@@ -134,10 +134,10 @@ def signs(width: int) -> _Numbers:
     return np.where(z >> np.uint64(63), -1.0, 1.0).reshape(width, SUMS)
 
 
-def traces(embeddings: _Floats) -> Traces:
+def sketch(embeddings: _Floats) -> EmbeddingSketch:
     """Give what is kept of *embeddings* (N, C)."""
     wide = embeddings.astype(np.float64)
-    return Traces(np.linalg.norm(wide, axis=1), wide @ signs(wide.shape[1]))
+    return EmbeddingSketch(np.linalg.norm(wide, axis=1), wide @ sign_matrix(wide.shape[1]))
 
 
 def compare(wanted: Reference, found: Reference, tolerance: Tolerance) -> Deviation:
@@ -204,7 +204,7 @@ def read_reference(path: Path) -> Reference:
         BadReference: it is none
     """
     try:
-        described = json.loads(read_small(path, _MOST_BYTES))
+        described = json.loads(read_bounded(path, _MOST_BYTES))
         if described["format"] != _FORMAT:
             raise BadReference(str(path), f"its format is {described['format']!r:.99}, not {_FORMAT}")
         return _reference(described)
@@ -228,8 +228,8 @@ def _reference(described: Mapping[str, Any]) -> Reference:
     )
 
 
-def _traces(described: Mapping[str, Any]) -> Traces:
-    found = Traces(_finite(described["lengths"]), _finite(described["sums"]))
+def _traces(described: Mapping[str, Any]) -> EmbeddingSketch:
+    found = EmbeddingSketch(_finite(described["lengths"]), _finite(described["sums"]))
     # Nothing can be compared with an embedding of no length, or of one whose square is no number.
     for lengths in (found.lengths, np.abs(found.sums).max(1)):
         if not ((lengths > _SHORTEST) & (lengths < _LONGEST)).all():
@@ -266,18 +266,18 @@ def _letters(text: Any) -> bytes:
     return text.encode("ascii")
 
 
-def attach(bundle: Bundle, reference: Reference) -> Bundle:
+def set_reference(bundle: Bundle, reference: Reference) -> Bundle:
     """Write *reference* into *bundle*, in the place of what it had; its scores stay what they are."""
     parts = {name: checksum for name, checksum in bundle.checksums.items() if name != REFERENCE}
     # In this order there is no moment at which bundle.json describes another file than is there.
-    describe(replace(bundle, checksums=parts))
+    save_manifest(replace(bundle, checksums=parts))
     write_reference(bundle.directory, reference)
-    return describe(replace(bundle, checksums=parts | {REFERENCE: sha256(bundle.directory / REFERENCE)}))
+    return save_manifest(replace(bundle, checksums=parts | {REFERENCE: sha256(bundle.directory / REFERENCE)}))
 
 
 def write_reference(directory: Path, reference: Reference) -> None:
     """Write *reference* where the bundle in *directory* is to have it, whole or not at all."""
-    with whole(directory / REFERENCE) as file:
+    with atomic_write(directory / REFERENCE) as file:
         file.write(_as_json(reference).encode("utf-8"))
 
 
@@ -297,8 +297,8 @@ def _as_json(reference: Reference) -> str:
     return json.dumps(described, indent=1) + "\n"
 
 
-def _described(traces: Traces) -> dict[str, Any]:
-    return {"lengths": _figures(traces.lengths), "sums": _figures(traces.sums)}
+def _described(sketch: EmbeddingSketch) -> dict[str, Any]:
+    return {"lengths": _figures(sketch.lengths), "sums": _figures(sketch.sums)}
 
 
 def _figures(numbers: _Numbers) -> Any:

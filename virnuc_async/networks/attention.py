@@ -3,7 +3,7 @@ Attention within each sequence of packed tokens: the plain way, and faster ones 
 
 A way is prepared once a batch and then called in every layer. ALiBi (Press et al. 2022,
 arXiv:2108.12409) biases head h by -slope[h] * distance, the same in both directions. A GPU uses the
-first of the faster ways that is there and proves to give the plain answer; see :func:`fastest`.
+first of the faster ways that is there and proves to give the plain answer; see :func:`select_kernel`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .packing import Packed, Run, pack, sample
+from .packing import Packed, Run, dummy_batch, pack
 
 # Queries, keys and values, (T, H, D) each, to softmax(q k' / sqrt(D) + bias) v, (T, H, D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,7 +32,7 @@ _SAMPLE = (48, 33, 33, 32, 9, 3, 1)
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-def on_runs(packed: Packed, slopes: Tensor | None = None) -> Attend:
+def sdpa_by_length(packed: Packed, slopes: Tensor | None = None) -> Attend:
     """Attend run by run, without padding; the reference, and the fastest way on a CPU."""
     bias = None if slopes is None else distance_bias(slopes, packed.longest)
 
@@ -51,7 +51,7 @@ def on_runs(packed: Packed, slopes: Tensor | None = None) -> Attend:
 
 def varlen(packed: Packed, slopes: Tensor | None = None) -> Attend:
     """Attend by FlashAttention's kernel for sequences of any lengths: one call, no padding."""
-    borders, longest = packed.borders, packed.longest
+    borders, longest = packed.cu_seqlens, packed.longest
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _varlen_attn()(q, k, v, borders, borders, longest, longest)
@@ -71,7 +71,7 @@ def _varlen_attn() -> Callable[..., Tensor]:
     return cast(Callable[..., Tensor], import_module("torch.nn.attention.varlen").varlen_attn)
 
 
-def padded(packed: Packed, slopes: Tensor | None = None) -> Attend:
+def sdpa_padded(packed: Packed, slopes: Tensor | None = None) -> Attend:
     """Attend in a few dense blocks of similar lengths, the padding masked."""
     blocks = list(_blocks(packed, slopes))
 
@@ -85,17 +85,19 @@ def padded(packed: Packed, slopes: Tensor | None = None) -> Attend:
     return attend
 
 
-def fastest(device: torch.device, dtype: torch.dtype, heads: int, width: int, biased: bool) -> Attention:
+def select_kernel(
+    device: torch.device, dtype: torch.dtype, heads: int, width: int, biased: bool
+) -> Attention:
     """
     Give the fastest way to attend with *heads* of *width* numbers on a GPU.
 
     Which kernels there are depends on the card, on torch's build and on the shape, and a new one
     is not trusted: a way is taken where it gives the plain answer to a sample.
     """
-    for way in (varlen, padded):
+    for way in (varlen, sdpa_padded):
         if _gives_the_plain_answer(way, device, dtype, (heads, width), biased):
             return way
-    return on_runs
+    return sdpa_by_length
 
 
 def distance_bias(slopes: Tensor, length: int) -> Tensor:
@@ -124,8 +126,8 @@ def _blocks(packed: Packed, slopes: Tensor | None) -> Iterator[_Block]:
     for first, end, longest, is_ragged in _cuts(packed.runs):
         has_mask = is_ragged or slopes is not None
         length = -(-longest // _ALIGNED) * _ALIGNED if has_mask else longest
-        at = torch.arange(length, device=packed.borders.device)
-        starts, ends = packed.borders[first:end, None], packed.borders[first + 1 : end + 1, None]
+        at = torch.arange(length, device=packed.cu_seqlens.device)
+        starts, ends = packed.cu_seqlens[first:end, None], packed.cu_seqlens[first + 1 : end + 1, None]
         places = starts + at
         is_real = places < ends
         yield _Block(
@@ -159,11 +161,11 @@ def _cuts(runs: tuple[Run, ...]) -> Iterator[tuple[int, int, int, bool]]:
 def _gives_the_plain_answer(
     way: Attention, device: torch.device, dtype: torch.dtype, shape: tuple[int, int], biased: bool
 ) -> bool:
-    packed = pack(sample(*_SAMPLE))
+    packed = pack(dummy_batch(*_SAMPLE))
     random = torch.Generator().manual_seed(1)
     numbers = torch.randn(3, len(packed.ids), *shape, generator=random).to(dtype)
     slopes = 2.0 ** -torch.arange(1, shape[0] + 1) if biased else None
-    wanted = on_runs(packed, slopes)(*numbers.float())
+    wanted = sdpa_by_length(packed, slopes)(*numbers.float())
     try:
         slopes = slopes if slopes is None else slopes.to(device)
         found = way(packed.to(device), slopes)(*numbers.to(device))

@@ -12,10 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, fastest, on_runs
+from .attention import Attention, sdpa_by_length, select_kernel
 from .linear import GatedLinear, Linear, can_prepack, prepack
 from .loading import embedding
-from .packing import Packed, means
+from .packing import Packed, mean_pool
 from .shapes import NucleotideShape
 
 
@@ -40,8 +40,8 @@ class Layer(nn.Module):
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what attention (T, H, D) and then the MLP make of *x* (T, C), normed each time."""
-        x = self.attention_norm(self.out.plus(attended.flatten(1), x))
-        return self.mlp_norm(self.down.plus(self.gate_up(x), x))  # type: ignore[no-any-return]
+        x = self.attention_norm(self.out.linear_add(attended.flatten(1), x))
+        return self.mlp_norm(self.down.linear_add(self.gate_up(x), x))  # type: ignore[no-any-return]
 
 
 class DnabertS(nn.Module):
@@ -50,7 +50,7 @@ class DnabertS(nn.Module):
     def __init__(self, shape: NucleotideShape) -> None:
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
-        self.attention: Attention = on_runs
+        self.attention: Attention = sdpa_by_length
         self.embed = embedding(shape.vocabulary, shape.width)
         self.token_type = nn.Parameter(torch.empty(shape.width))
         self.norm = nn.LayerNorm(shape.width, shape.eps)
@@ -73,11 +73,11 @@ class DnabertS(nn.Module):
     def use_fastest_attention(self) -> None:
         """Prepare for inference on a GPU, on which the weights are."""
         like = self.token_type
-        self.attention = fastest(like.device, like.dtype, self.heads, self.head_width, biased=True)
+        self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=True)
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Average over all tokens of each row, [CLS] and [SEP] too: (B, C) in FP32."""
-        return means(self(packed), packed)
+        return mean_pool(self(packed), packed)
 
 
 def slopes(heads: int) -> list[float]:

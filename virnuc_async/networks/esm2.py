@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from virnuc_async.sequences.tokens import ESM2_ALPHABET
 
-from .attention import Attention, fastest, on_runs
+from .attention import Attention, sdpa_by_length, select_kernel
 from .linear import Linear, can_prepack, prepack
 from .loading import embedding
-from .packing import Packed, means, positions
+from .packing import Packed, mean_pool, positions
 from .shapes import ProteinShape
 
 _TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
@@ -46,8 +46,8 @@ class Layer(nn.Module):
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add what attention (T, H, D) and then the MLP make of *x* (T, C)."""
-        x = self.out.plus(attended.flatten(1), x)
-        return self.down.plus(self.up.gelu(self.mlp_norm(x)), x)
+        x = self.out.linear_add(attended.flatten(1), x)
+        return self.down.linear_add(self.up.gelu(self.mlp_norm(x)), x)
 
     def pair(self) -> None:
         """Put the two numbers that are turned together beside each other, in queries and keys."""
@@ -68,7 +68,7 @@ class Esm2(nn.Module):
     def __init__(self, shape: ProteinShape) -> None:
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
-        self.attention: Attention = on_runs
+        self.attention: Attention = sdpa_by_length
         self.embed = embedding(len(ESM2_ALPHABET), shape.width)
         self.layers = nn.ModuleList(Layer(shape.width, shape.heads) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
@@ -93,11 +93,11 @@ class Esm2(nn.Module):
     def use_fastest_attention(self) -> None:
         """Prepare for inference on a GPU, on which the weights are."""
         like = self.norm.weight
-        self.attention = fastest(like.device, like.dtype, self.heads, self.head_width, biased=False)
+        self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=False)
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Average over the residues of each row, the first 1,024 of them: (B, C) in FP32."""
-        return means(self(packed), packed, first=1, most=_MOST_RESIDUES)
+        return mean_pool(self(packed), packed, first=1, most=_MOST_RESIDUES)
 
 
 def _turns(at: Tensor, width: int) -> Tensor:

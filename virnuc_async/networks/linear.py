@@ -20,7 +20,7 @@ class Linear(nn.Linear):
         """Activate the layer's answer to *x*."""
         return functional.gelu(self(x))
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def linear_add(self, x: Tensor, other: Tensor) -> Tensor:
         """Add *other* to the layer's answer to *x*."""
         return cast(Tensor, other + self(x))
 
@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
         """Activate the layer's answer to *x*."""
         return self._pointwise(x, "gelu")
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+    def linear_add(self, x: Tensor, other: Tensor) -> Tensor:
         """Add *other* to the layer's answer to *x*."""
         return self._binary(x, other, "add")
 

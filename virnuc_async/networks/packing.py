@@ -32,14 +32,14 @@ class Packed:
     """A batch for one network: sorted by length, longest first."""
 
     ids: Tensor  # T, int32
-    borders: Tensor  # B + 1, int32: the first token of each sequence, and the end
-    places: Tensor  # B, int64: where each row of the batch stands among the sorted sequences
+    cu_seqlens: Tensor  # B + 1, int32: the first token of each sequence, and the end
+    inverse_order: Tensor  # B, int64: where each row of the batch stands among the sorted sequences
     runs: tuple[Run, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that is on the device."""
-        return self.ids, self.borders, self.places
+        return self.ids, self.cu_seqlens, self.inverse_order
 
     def views(self, tokens: Tensor) -> Iterator[Tensor]:
         """See each run's part of *tokens* (T, ...) as (count, length, ...)."""
@@ -61,8 +61,8 @@ class Packed:
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Packed":
-        ids, borders, places = map(move, self.tensors)
-        return Packed(ids, borders, places, self.runs)
+        ids, cu_seqlens, inverse_order = map(move, self.tensors)
+        return Packed(ids, cu_seqlens, inverse_order, self.runs)
 
     @property
     def longest(self) -> int:
@@ -78,18 +78,18 @@ def pack(rows: Ragged) -> Packed:
     packed = rows.take(order)
     return Packed(
         ids=torch.from_numpy(packed.ids),
-        borders=torch.from_numpy(np.concatenate(([0], np.cumsum(packed.lengths))).astype(np.int32)),
-        places=torch.from_numpy(places),
+        cu_seqlens=torch.from_numpy(np.concatenate(([0], np.cumsum(packed.lengths))).astype(np.int32)),
+        inverse_order=torch.from_numpy(places),
         runs=tuple(Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())),
     )
 
 
-def sample(*lengths: int) -> Ragged:
+def dummy_batch(*lengths: int) -> Ragged:
     """Give rows of *lengths* tokens, each of them one that every network knows."""
     return Ragged(np.full(sum(lengths), _KNOWN, np.int32), np.array(lengths, np.int64))
 
 
-def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = None) -> Tensor:
+def mean_pool(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = None) -> Tensor:
     """
     Average each sequence's *hidden* (T, C) from its token *first* on; give (B, C) in FP32.
 
@@ -101,12 +101,12 @@ def means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = Non
         if most is not None:
             end = min(end, first + most)
         pooled.append(view[:, first:end].float().mean(1))
-    return torch.cat(pooled)[packed.places]
+    return torch.cat(pooled)[packed.inverse_order]
 
 
 def positions(packed: Packed) -> Tensor:
     """Give each token's position within its sequence, (T,) int64."""
     total = len(packed.ids)
     # With the total given, a GPU need not be waited for.
-    starts = packed.borders[:-1].repeat_interleave(packed.borders.diff(), output_size=total)
+    starts = packed.cu_seqlens[:-1].repeat_interleave(packed.cu_seqlens.diff(), output_size=total)
     return torch.arange(total, device=starts.device) - starts

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import InputError, counted
+from virnuc_async.errors import InputError
 from virnuc_async.runs.store import CONTIG, SCORE, Block, FileLine, Store
 from virnuc_async.sequences.batches import Reader
-from virnuc_async.sequences.inputs import apart
+from virnuc_async.sequences.inputs import split_extensions
 from virnuc_async.settings import Pairing
+from virnuc_async.text import plural
 
 # The mark of a mate in a file's name: 1 or 2 as a word of its own, with no word behind it that has a
 # digit, since numbers have many meanings; or else R1 or R2, whatever is behind it, the last one that
@@ -57,7 +58,7 @@ class Mates(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class PairComparison:
     """How far the ids of mates agree; the two behind that do not, of which one may be missing."""
 
     pairs: int
@@ -103,7 +104,7 @@ def find_mates(paths: Sequence[str], pairing: Pairing) -> list[Mates]:
 def _marked(path: str, mark: re.Pattern[str]) -> tuple[str, ...] | None:
     """Give which mate *path* is named as, its suffixes, and what two mates have in common."""
     directory, name = os.path.split(os.path.abspath(path))
-    stem, suffixes = apart(name)
+    stem, suffixes = split_extensions(name)
     # Contigs are numbered as well, and assemblers call the first one of each sample alike.
     if mark is _NUMBER and not suffixes.lower().startswith(_FASTQ):
         return None
@@ -120,7 +121,7 @@ def pair_id(first: bytes, second: bytes) -> bytes | None:
     return None
 
 
-def compare(mates: Mates, ids: Ids, most: int | None = None) -> Compared:
+def compare(mates: Mates, ids: Ids, most: int | None = None) -> PairComparison:
     """See how far the ids of *mates* agree, or of as many as *most* pairs of them."""
     firsts, seconds = ids(mates.first), ids(mates.second)
     if mates.are_interleaved:
@@ -128,28 +129,28 @@ def compare(mates: Mates, ids: Ids, most: int | None = None) -> Compared:
     count = 0
     for first, second in islice(zip_longest(firsts, seconds), most):
         if first is None or second is None or pair_id(first, second) is None:
-            return Compared(count, first, second)
+            return PairComparison(count, first, second)
         count += 1
-    return Compared(count)
+    return PairComparison(count)
 
 
-def glance(mates: Mates, paths: Sequence[str], read: Reader) -> Compared:
+def check_first_records(mates: Mates, paths: Sequence[str], read: Reader) -> PairComparison:
     """Compare the first records as the files have them; what cannot be read yet agrees."""
     if not all(os.path.isfile(paths[file]) for file in mates):
-        return Compared(0)  # nobody can look into a pipe and not take from it
+        return PairComparison(0)  # nobody can look into a pipe and not take from it
     try:
         return compare(mates, lambda file: (contig.id for contig in read(paths[file])), _GLANCE)
     except InputError:
-        return Compared(0)
+        return PairComparison(0)
 
 
-def are_cut_short(mates: Mates, compared: Compared, files: Sequence[FileLine]) -> bool:
+def is_truncated(mates: Mates, compared: PairComparison, files: Sequence[FileLine]) -> bool:
     """Whether all that is wrong is that a file breaks half way: its mate goes on alone."""
     ends_first = mates.second if compared.second is None else mates.first
     return compared.differ and None in (compared.first, compared.second) and files[ends_first].failed
 
 
-def told_difference(mates: Mates, compared: Compared, paths: Sequence[str]) -> str:
+def describe_mismatch(mates: Mates, compared: PairComparison, paths: Sequence[str]) -> str:
     """Say where the ids of *mates* do not agree."""
     number, ids = compared.pairs + 1, (compared.first, compared.second)
     if mates.are_interleaved:
@@ -160,7 +161,7 @@ def told_difference(mates: Mates, compared: Compared, paths: Sequence[str]) -> s
     first, second = paths[mates.first], paths[mates.second]
     if None in ids:
         longer, shorter = (first, second) if compared.second is None else (second, first)
-        count = counted(compared.pairs, "record")
+        count = plural(compared.pairs, "record")
         what = f"record {number:,} of {longer} has no mate: {shorter} has {count}"
     else:
         one, two = map(_shown, ids)

@@ -21,7 +21,7 @@ from virnuc_async.runs.store import FRAMES, Block, Failure, Store
 from .pairs import Mates, pair_blocks
 
 # A file's content, in parts; closing it lets go of the store.
-Parts = Generator[bytes, None, None]
+Chunks = Generator[bytes, None, None]
 
 _ROWS = 1 << 16  # of a table put together at a time: there are contigs with more ORFs
 
@@ -102,7 +102,7 @@ def vote(block: Block) -> Votes:
     return Votes(rows[firsts], numbers[firsts], virus, virus >= others)
 
 
-def judge(block: Block) -> Verdicts:
+def label_contigs(block: Block) -> Verdicts:
     """Let the fragments of each contig vote."""
     fragments = vote(block)
     rows, size = fragments.rows, len(block.contigs)
@@ -133,7 +133,7 @@ def _exact_sums(numbers: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDAr
     return sums
 
 
-def predictions(store: Store) -> Parts:
+def predictions(store: Store) -> Chunks:
     """Give ``prediction_results.txt``, some lines at a time: every scored ORF in input order."""
     yield b"Sequence_ID\tPrediction\tscore1\tscore2\n"
     for block in store.blocks():
@@ -150,7 +150,7 @@ def _orf_lines(block: Block) -> list[str]:
     return _lines(_of_rows(block, block.rows), places, *columns)
 
 
-def fragment_verdicts(store: Store) -> Parts:
+def fragment_verdicts(store: Store) -> Chunks:
     """Give ``prediction_results_highestscore.csv``, some lines at a time: tabs, in spite of its name."""
     yield b"Modified_ID\tIs_Virus\n"
     with TemporaryFile(dir=store.directory) as file:
@@ -166,7 +166,7 @@ def _fragment_lines(block: Block) -> list[str]:
 
 def contig_verdicts(
     store: Store, threshold: float, tally: Counter[str], calibration: Calibration | None = None
-) -> Parts:
+) -> Chunks:
     """
     Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*.
 
@@ -190,7 +190,7 @@ def pair_verdicts(
     threshold: float,
     tally: Counter[str],
     calibration: Calibration | None = None,
-) -> Parts:
+) -> Chunks:
     """
     Give ``pairs.tsv``, some lines at a time: every pair of *all_mates*, whose ids agree, in order.
 
@@ -225,7 +225,7 @@ def _judged(
     block: Block, threshold: float, tally: Counter[str], calibration: Calibration | None
 ) -> list[_Text]:
     """Give the columns from the fragments to the verdict, which is counted in *tally*, and beyond."""
-    verdicts = judge(block)
+    verdicts = label_contigs(block)
     labels = verdicts.labels(threshold)
     tally.update(dict(zip(LABELS, np.bincount(labels, minlength=len(LABELS)).tolist(), strict=True)))
     counts = (block.contigs["fragments"], verdicts.fragments_with_orf, verdicts.viral_fragments)
@@ -244,13 +244,13 @@ def _calibrated(verdicts: Verdicts, calibration: Calibration) -> NDArray[np.floa
     return np.where(verdicts.fragments_with_orf > 0, calibration.apply(means), 0.0)
 
 
-def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Parts:
+def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Chunks:
     """Give ``failed_files.txt``, line by line: what failed in the *store*, and what did beside it."""
     for failure in chain(store.failures(), more):
         yield failed_line(failure).encode("utf-8", "surrogateescape")
 
 
-def summary_text(summary: Summary) -> Parts:
+def summary_text(summary: Summary) -> Chunks:
     """Give ``summary.json``."""
     yield json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
 

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
-from virnuc_async.errors import DirectoryBusy, DirectoryHeld
-from virnuc_async.fileio import read_small
+from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
+from virnuc_async.fileio import read_bounded
 
 LOCK = "run.lock"
-SIGN_SECONDS = 10.0  # between two signs of life
-PATIENCE_SECONDS = 60.0  # without one, and an owner elsewhere is taken for dead: a slow disk is not
+HEARTBEAT_INTERVAL = 10.0  # between two signs of life
+LEASE_DURATION = 60.0  # without one, and an owner elsewhere is taken for dead: a slow disk is not
 
 _RELEASED = -1  # no file
 _GONE = "gone"  # instead of a start: there is no such process
@@ -41,7 +41,7 @@ class Owner:
     started: str  # in the kernel's ticks: pids are used again
     since: str  # when it took the directory, for people
     token: str
-    signs: int = 0  # of life
+    heartbeats: int = 0  # of life
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
@@ -57,19 +57,19 @@ class Owner:
 
 class Lock:
     """
-    The lock of *directory*, held until it is let go; ``predecessor`` held it before, and has died.
+    The lock of *directory*, held until it is let go; ``previous_owner`` held it before, and has died.
 
     Raises, when it is made:
-        DirectoryBusy: a living process has it
-        DirectoryHeld: a process elsewhere has it, which may be dead: see :func:`evict`
+        DirectoryLockedError: a living process has it
+        LockHeldRemotely: a process elsewhere has it, which may be dead: see :func:`take_over`
         OSError: the directory cannot be written
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.predecessor = owner = owner_of(directory)
+        self.previous_owner = owner = owner_of(directory)
         if owner is not None:
-            _see_off(directory, owner)
+            _check_owner(directory, owner)
         self._path = directory / LOCK
         self._owner = _me()
         try:
@@ -96,7 +96,7 @@ class Lock:
         See that it is still ours: a process that slept too long may have been taken for dead.
 
         Raises:
-            DirectoryBusy: another process has it now
+            DirectoryLockedError: another process has it now
         """
         try:
             is_ours = os.path.samestat(os.stat(self._path), os.fstat(self._file))
@@ -105,15 +105,15 @@ class Lock:
         if not is_ours:
             raise _busy(self.directory, owner_of(self.directory))
 
-    def give_sign(self) -> None:
+    def heartbeat(self) -> None:
         """
         Say that this process lives.
 
         Raises:
-            DirectoryBusy: another process has the directory now
+            DirectoryLockedError: another process has the directory now
         """
         self.check()
-        self._owner = replace(self._owner, signs=self._owner.signs + 1)
+        self._owner = replace(self._owner, heartbeats=self._owner.heartbeats + 1)
         # A disk that takes no sign takes no batch either, and that is where it is said.
         with suppress(OSError):
             self._write()
@@ -122,7 +122,7 @@ class Lock:
         """Let the directory go; once more does nothing."""
         if self._file == _RELEASED:
             return
-        with suppress(DirectoryBusy, OSError):
+        with suppress(DirectoryLockedError, OSError):
             self.check()
             self._path.unlink()
         os.close(self._file)
@@ -138,12 +138,12 @@ def owner_of(directory: Path) -> Owner | None:
     return _read(directory / LOCK)
 
 
-def evict(directory: Path, owner: Owner) -> None:
+def take_over(directory: Path, owner: Owner) -> None:
     """
     Take the lock of *owner* away, who is dead.
 
     Raises:
-        DirectoryBusy: somebody else has it by now
+        DirectoryLockedError: somebody else has it by now
     """
     # Of several that come to this at once, one moves the file away, and sees whose it was.
     aside = directory / f"{LOCK}.{uuid4().hex}"
@@ -159,25 +159,27 @@ def evict(directory: Path, owner: Owner) -> None:
             raise _busy(directory, found)
 
 
-def _see_off(directory: Path, owner: Owner) -> None:
+def _check_owner(directory: Path, owner: Owner) -> None:
     alive = owner.is_alive
     if alive is None:
-        raise DirectoryHeld(str(directory), owner)
+        raise LockHeldRemotely(str(directory), owner)
     if alive:
         raise _busy(directory, owner)
-    evict(directory, owner)
+    take_over(directory, owner)
 
 
-def _busy(directory: Path, owner: Owner | None) -> DirectoryBusy:
+def _busy(directory: Path, owner: Owner | None) -> DirectoryLockedError:
     if owner is None:
-        return DirectoryBusy(str(directory), f"its {LOCK} is gone: somebody has removed it, or the directory")
+        return DirectoryLockedError(
+            str(directory), f"its {LOCK} is gone: somebody has removed it, or the directory"
+        )
     reason = f"{owner} is writing there. Wait for it to end, or choose another directory"
-    return DirectoryBusy(str(directory), reason)
+    return DirectoryLockedError(str(directory), reason)
 
 
 def _read(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(read_small(path, 16 * _SIZE)))
+        return Owner(**json.loads(read_bounded(path, 16 * _SIZE)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

@@ -19,7 +19,7 @@ _Row = tuple[Any, ...]
 _Key = tuple[Any, ...]  # of a batch: window, number, part; of a window: its number and twice None
 
 
-class Kept(NamedTuple):
+class Recovered(NamedTuple):
     """How many rows were whole, of those that could be seen."""
 
     windows: int
@@ -35,17 +35,17 @@ def checksum(row: Iterable[Any]) -> int:
     return total
 
 
-def is_whole(row: Sequence[Any]) -> bool:
+def is_valid(row: Sequence[Any]) -> bool:
     """Whether *row* is what its last value, the checksum, says."""
     return bool(row[-1] == checksum(row[:-1]))
 
 
-def count_whole(damaged: sqlite3.Connection) -> int:
+def count_valid(damaged: sqlite3.Connection) -> int:
     """Give the number of batches that are whole."""
-    return sum(map(is_whole, _rows(damaged, "batches")))
+    return sum(map(is_valid, _rows(damaged, "batches")))
 
 
-def salvage(damaged: sqlite3.Connection, new: sqlite3.Connection) -> Kept | None:
+def recover(damaged: sqlite3.Connection, new: sqlite3.Connection) -> Recovered | None:
     """
     Copy all that is whole into *new*, which has the same tables and nothing in them.
 
@@ -56,7 +56,7 @@ def salvage(damaged: sqlite3.Connection, new: sqlite3.Connection) -> Kept | None
         return None
     new.execute("INSERT INTO run VALUES ('identity', ?)", (json.dumps(identity),))
     windows: set[_Key] = set()
-    for row in filter(is_whole, _rows(damaged, "windows")):
+    for row in filter(is_valid, _rows(damaged, "windows")):
         windows.add((row[0], None, None))
         _insert(new, "windows", row)
     batches: set[_Key] = set()
@@ -68,7 +68,7 @@ def salvage(damaged: sqlite3.Connection, new: sqlite3.Connection) -> Kept | None
             _insert(new, "failures", row)
     for row in _files(damaged, identity, windows):
         _insert(new, "files", row)
-    return Kept(len(windows), len(batches))
+    return Recovered(len(windows), len(batches))
 
 
 def _identity(db: sqlite3.Connection) -> dict[str, Any] | None:
@@ -82,7 +82,7 @@ def _identity(db: sqlite3.Connection) -> dict[str, Any] | None:
 def _whole_batches(db: sqlite3.Connection, windows: set[_Key]) -> Iterator[_Row]:
     """Give the batches of *windows* that are whole, and whose failed ORFs are known as well."""
     failed = Counter(row[:3] for row in _rows(db, "failures"))
-    for row in filter(is_whole, _rows(db, "batches")):
+    for row in filter(is_valid, _rows(db, "batches")):
         orfs, scored = row[4], row[7]
         if (row[0], None, None) in windows and failed[row[:3]] == orfs - scored:
             yield row

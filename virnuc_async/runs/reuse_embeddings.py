@@ -27,13 +27,13 @@ from virnuc_async.errors import (
     AmbiguousFeatures,
     BadCheckpoint,
     BadFeatures,
+    FeatureMismatchError,
     NoFeatures,
-    StrangeFeatures,
-    counted,
 )
-from virnuc_async.fileio import fresh, sha256
+from virnuc_async.fileio import create_new, sha256
 from virnuc_async.models.import_checkpoint import read_values
-from virnuc_async.sequences.batches import BASES, RESIDUES, Compared, Known, Window
+from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck, Window
+from virnuc_async.text import plural
 
 from .store import FEATURES, Block, Store, orf_id
 
@@ -152,7 +152,7 @@ class Features:
                 self._add(number, part, ids, numbers)
             yield
 
-    def recall(self, window: Window) -> "RecalledWindow | None":
+    def lookup(self, window: Window) -> "RecalledWindow | None":
         """
         Look up the ORFs of *window*; to be called for every window once, in order.
 
@@ -188,7 +188,7 @@ class Features:
         """Say what the files hold."""
         parts = _parts(np.stack([np.array(files) for files in self._files]))
         told = _told(_counts(parts))
-        return f"found {counted(len(self._found), 'file')} of features, of {len(parts):,} ORFs: {told}"
+        return f"found {plural(len(self._found), 'file')} of features, of {len(parts):,} ORFs: {told}"
 
     def used_text(self) -> str:
         """Say what was known of the ORFs of the input."""
@@ -243,7 +243,7 @@ class RecalledWindow:
     parts: NDArray[np.int64]  # (ORFs,)
     is_compared: NDArray[np.bool_]  # (ORFs,)
 
-    def known(self, rows: NDArray[np.int64]) -> Known:
+    def known(self, rows: NDArray[np.int64]) -> PrecomputedEmbeddings:
         """Give the embeddings of *rows*, which have the same parts."""
         parts = self.parts[rows[0]]
         own = self.rows[rows]
@@ -251,23 +251,25 @@ class RecalledWindow:
             self.features.numbers(number, own) if parts & part else None for number, part in enumerate(_PARTS)
         )
         compared = np.flatnonzero(self.is_compared[rows]).tolist()
-        return Known(bases, residues, tuple(self._compared(at, int(rows[at])) for at in compared))
+        return PrecomputedEmbeddings(
+            bases, residues, tuple(self._compared(at, int(rows[at])) for at in compared)
+        )
 
-    def _compared(self, at: int, row: int) -> Compared:
+    def _compared(self, at: int, row: int) -> SpotCheck:
         sources = self.features.sources(self.files[:, row].tolist())
-        return Compared(at, _text(self.ids[row]), sources)
+        return SpotCheck(at, _text(self.ids[row]), sources)
 
 
-def check_alike(known: Known, likeness: NDArray[np.float32]) -> None:
+def check_similarity(known: PrecomputedEmbeddings, similarity: NDArray[np.float32]) -> None:
     """
     See that what is *known* is what the model gives; *likeness* has a row for each that was compared.
 
     Raises:
-        StrangeFeatures: it is not
+        FeatureMismatchError: it is not
     """
-    for one, own in zip(known.compared, likeness.min(1, initial=1).tolist(), strict=True):
+    for one, own in zip(known.compared, similarity.min(1, initial=1).tolist(), strict=True):
         if not own >= _ALIKE:  # a NaN neither
-            raise StrangeFeatures(one.id, one.sources, own, _ALIKE)
+            raise FeatureMismatchError(one.id, one.sources, own, _ALIKE)
 
 
 def _blocks(path: Path, widths: tuple[int, int]) -> Iterator[tuple[int, list[bytes], _Numbers]]:
@@ -431,9 +433,9 @@ def _write(file: int, content: bytes, at: int) -> None:
 def _window_ids(window: Window) -> Iterator[bytes]:
     """Give the published id of each ORF of *window*."""
     names = [window.before, *(row.id for row in window.contigs)]
-    first = window.contigs[0].number - 1 if window.contigs else int(window.places[:, 0].max(initial=0))
+    first = window.contigs[0].number - 1 if window.contigs else int(window.origins[:, 0].max(initial=0))
     return (
-        orf_id(names[contig - first], fragment, frame) for contig, fragment, frame in window.places.tolist()
+        orf_id(names[contig - first], fragment, frame) for contig, fragment, frame in window.origins.tolist()
     )
 
 
@@ -458,7 +460,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
     every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, _BLOCK_BYTES // (4 * width))
     # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
-    with fresh(packed) as file:
+    with create_new(packed) as file:
         for start in range(0, len(orfs), step):
             file.write(every[orfs[start : start + step]].data)
     data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
@@ -468,7 +470,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
 
 def _save(features: dict[str, Any], path: Path) -> None:
     try:
-        with fresh(path) as file:
+        with create_new(path) as file:
             torch.save(features, file)
     except RuntimeError as error:
         # torch hides behind an error of its own why the file could not be written.

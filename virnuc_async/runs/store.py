@@ -28,25 +28,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import (
-    AnotherRun,
     CannotWrite,
     DamagedStore,
-    DirectoryBusy,
-    NotOurDirectory,
+    DirectoryLockedError,
+    ForeignDirectoryError,
+    RunMismatchError,
     Stage,
-    counted,
 )
-from virnuc_async.fileio import not_through_a_link, settle, sync_directory
+from virnuc_async.fileio import fsync_and_rename, open_nofollow, sync_directory
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
+from virnuc_async.text import plural
 
 from .lock import LOCK, Lock
-from .repair import Kept, checksum, count_whole, is_whole, salvage
+from .repair import Recovered, checksum, count_valid, is_valid, recover
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # what a repair did not trust
 FEATURES = "merged_features.partial"
-OURS = (
+OUTPUT_FILES = (
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "contigs.tsv",
@@ -121,7 +121,7 @@ class FileLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class ScoredBatch:
     """A batch that was scored, ready to be kept; row i is the batch's ORF i."""
 
     batch: Batch
@@ -195,13 +195,13 @@ class Store:
         With *repair*, what is whole of a damaged one is kept; ``kept`` says how much.
 
         Raises:
-            NotOurDirectory: the directory holds something else
-            DirectoryBusy: another process has it
-            DirectoryHeld: another process has it, on another machine, and may be dead
+            ForeignDirectoryError: the directory holds something else
+            DirectoryLockedError: another process has it
+            LockHeldRemotely: another process has it, on another machine, and may be dead
             DamagedStore: it cannot be read
         """
         self.directory = directory
-        self.kept: Kept | None = None
+        self.kept: Recovered | None = None
         with ExitStack() as undo:
             with _write_failures(directory):
                 _claim(directory)
@@ -218,14 +218,14 @@ class Store:
     @property
     def is_finished(self) -> bool:
         """Whether everything of the run is in the store."""
-        return bool(self.fact("finished"))
+        return bool(self.get_meta("finished"))
 
     def close(self) -> None:
         """Let go of the directory."""
         self._db.close()
         self.lock.release()
 
-    def identify(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
+    def bind_run(self, identity: Mapping[str, Any], paths: Sequence[str]) -> None:
         """
         Say which run this is, with all its inputs; or check that it is the one in the store.
 
@@ -233,12 +233,12 @@ class Store:
         these from now on.
 
         Raises:
-            AnotherRun: it holds another one
+            RunMismatchError: it holds another one
         """
         asked = json.loads(json.dumps(identity))
-        known = self.fact("identity")
+        known = self.get_meta("identity")
         if known is not None and (differences := list(_differences(known, asked))):
-            raise AnotherRun(str(self.directory), differences)
+            raise RunMismatchError(str(self.directory), differences)
         rows = [(number, os.fsencode(path)) for number, path in enumerate(paths)]
         if known == asked and rows == list(self._rows("SELECT number, path FROM files ORDER BY number")):
             return
@@ -247,12 +247,12 @@ class Store:
             self._db.executemany(f"INSERT INTO files (number, path) VALUES (?, ?) {rename}", rows)
             self._db.execute("INSERT OR REPLACE INTO run VALUES ('identity', ?)", (json.dumps(asked),))
 
-    def fact(self, key: str) -> Any:
+    def get_meta(self, key: str) -> Any:
         """Give what was noted under *key*, or None."""
         row = next(self._rows("SELECT value FROM run WHERE key = ?", key), None)
         return row and json.loads(row[0])
 
-    def note(self, key: str, value: Any) -> None:
+    def set_meta(self, key: str, value: Any) -> None:
         """Keep *value*, anything that JSON can hold, under *key*."""
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", (key, json.dumps(value)))
@@ -267,7 +267,7 @@ class Store:
         query = "SELECT (SELECT TOTAL(orfs) FROM windows) = (SELECT TOTAL(orfs) FROM batches)"
         if not next(self._rows(query))[0]:
             raise self._damage("batches are missing")
-        self.note("finished", True)
+        self.set_meta("finished", True)
 
     def window(self, number: int) -> bytes | None:
         """Give the digest of a window that was read before, or None."""
@@ -282,7 +282,7 @@ class Store:
     def add_window(self, window: Window) -> None:
         """Keep what a window is made of, before any of its batches."""
         contigs = _contigs(window.contigs)
-        facts = (len(window.places), window.digest, len(contigs), int(contigs["fragments"].sum()))
+        facts = (len(window.origins), window.digest, len(contigs), int(contigs["fragments"].sum()))
         ids = b"".join(b"%s\n" % row.id for row in window.contigs)
         row = (window.number, *facts, contigs.tobytes(), ids)
         with self._transaction():
@@ -290,7 +290,7 @@ class Store:
                 self._end_file(window.number, file)
             self._db.execute("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, checksum(row)))
 
-    def add_batch(self, done: Finished) -> list[Failure]:
+    def add_batch(self, done: ScoredBatch) -> list[Failure]:
         """Keep the scores of a batch, all or nothing; give the failures of its ORFs, which it keeps too."""
         batch, scores = done.batch, _scores(done)
         if done.embeddings is not None:
@@ -303,7 +303,7 @@ class Store:
             len(scores),
             int(scores["orf"].max(initial=-1)),
         )
-        row = (batch.window, batch.number, batch.part, *facts, scores.tobytes())
+        row = (batch.window, batch.number, batch.split_path, *facts, scores.tobytes())
         with self._transaction():
             failures = [self._add_failed_orf(batch, row, *why) for row, why in done.failures.items()]
             self._db.execute(
@@ -359,7 +359,7 @@ class Store:
         """Give the number of files, windows, contigs, batches, scores or failures."""
         return int(next(self._rows(_COUNTS[what]))[0])
 
-    def work(self) -> dict[str, tuple[int, int, int, float]]:
+    def device_totals(self) -> dict[str, tuple[int, int, int, float]]:
         """Give, for each device that took part: its batches, ORFs, tokens and busy seconds."""
         query = "SELECT device, COUNT(*), SUM(orfs), SUM(tokens), SUM(seconds) FROM batches GROUP BY device"
         return {device: tuple(sums) for device, *sums in self._rows(query)}
@@ -385,7 +385,7 @@ class Store:
             for name in tables:
                 self._db.execute(f"DROP TABLE {name}")
             _make_tables(self._db)
-            for name in OURS if tables else ():
+            for name in OUTPUT_FILES if tables else ():
                 (self.directory / name).unlink(missing_ok=True)
 
     def _end_file(self, window: int, file: FileRow) -> None:
@@ -399,10 +399,12 @@ class Store:
             )
 
     def _add_failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> Failure:
-        contig, fragment, frame = batch.places[row].tolist()
+        contig, fragment, frame = batch.origins[row].tolist()
         file, path, name = self._whose(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
-        self._add_failure((batch.window, batch.number, batch.part, file, int(batch.orfs[row]), stage, text))
+        self._add_failure(
+            (batch.window, batch.number, batch.split_path, file, int(batch.orfs[row]), stage, text)
+        )
         return Failure(os.fsdecode(path), stage, os.fsdecode(text))
 
     def _add_failure(self, row: tuple[Any, ...]) -> None:
@@ -447,7 +449,7 @@ class Store:
     def _sound(self, query: str, *values: Any) -> Generator[tuple[Any, ...], None, None]:
         with closing(self._rows(query, *values)) as rows:
             for row in rows:
-                if not is_whole(row):
+                if not is_valid(row):
                     raise self._damage("a checksum is wrong")
                 yield row
 
@@ -465,7 +467,7 @@ class Store:
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write each row at its ORF's place, on disk before the batch counts as done."""
         with _write_failures(self.directory):
-            file = not_through_a_link(str(self.directory / FEATURES), os.O_RDWR | os.O_CREAT)
+            file = open_nofollow(str(self.directory / FEATURES), os.O_RDWR | os.O_CREAT)
             try:
                 for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
                     os.pwrite(file, row.tobytes(), orf * row.nbytes)
@@ -509,14 +511,14 @@ class Store:
     def _damage(self, what: str) -> DamagedStore:
         return DamagedStore(
             str(self.directory),
-            f"its {STORE} is damaged ({what}). {counted(count_whole(self._db), 'finished batch', 'es')} "
+            f"its {STORE} is damaged ({what}). {plural(count_valid(self._db), 'finished batch', 'es')} "
             f"in it can be saved: {_HOW_TO_REPAIR}",
         )
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         # SQLite would make a file that a group cannot write, whatever the umask says.
         with _write_failures(self.directory):
-            os.close(not_through_a_link(str(path), os.O_CREAT | os.O_WRONLY))
+            os.close(open_nofollow(str(path), os.O_CREAT | os.O_WRONLY))
         return sqlite3.connect(
             f"file:{quote(os.fsencode(path.absolute()))}{self._locks}",
             timeout=_BUSY_SECONDS,
@@ -525,7 +527,7 @@ class Store:
             uri=True,
         )
 
-    def _repair(self) -> Kept | None:
+    def _repair(self) -> Recovered | None:
         """Put a sound store with all that is whole of this one in its place; nothing is changed before."""
         path, new = self.directory / STORE, self.directory / f".{STORE}.repaired"
         if not path.is_file():
@@ -536,7 +538,7 @@ class Store:
                 _check_whose(self.directory, damaged, overwrite=False)
                 repaired.execute("BEGIN")
                 _make_tables(repaired)
-                kept = salvage(damaged, repaired)
+                kept = recover(damaged, repaired)
                 repaired.execute("COMMIT")
             if kept is None:
                 new.unlink()
@@ -544,7 +546,7 @@ class Store:
                 raise DamagedStore(str(self.directory), reason)
             (self.directory / DAMAGED).unlink(missing_ok=True)
             shutil.copyfile(path, self.directory / DAMAGED)
-            settle(new, path)
+            fsync_and_rename(new, path)
         return kept
 
 
@@ -565,7 +567,7 @@ def _check_whose(directory: Path, db: sqlite3.Connection, overwrite: bool) -> No
         )
     else:
         return
-    raise NotOurDirectory(str(directory), reason)
+    raise ForeignDirectoryError(str(directory), reason)
 
 
 def _make_tables(db: sqlite3.Connection) -> None:
@@ -582,12 +584,12 @@ def _contigs(rows: Sequence[ContigRow]) -> NDArray[np.void]:
     return contigs
 
 
-def _scores(done: Finished) -> NDArray[np.void]:
+def _scores(done: ScoredBatch) -> NDArray[np.void]:
     """Put what is kept of each scored ORF into columns."""
     batch = done.batch
     scores = np.empty(len(batch), SCORE)
     scores["orf"] = batch.orfs
-    scores["contig"], scores["fragment"], scores["frame"] = batch.places.T
+    scores["contig"], scores["fragment"], scores["frame"] = batch.origins.T
     scores["others"], scores["virus"] = done.probabilities.T
     return np.delete(scores, list(done.failures))
 
@@ -596,7 +598,7 @@ def _claim(directory: Path) -> None:
     """See that *directory* has a store of its own, or is new; make it then."""
     store = directory / STORE
     if store.is_symlink():
-        raise NotOurDirectory(str(directory), f"its {STORE} is a link to somewhere else. {_ELSEWHERE}")
+        raise ForeignDirectoryError(str(directory), f"its {STORE} is a link to somewhere else. {_ELSEWHERE}")
     if not store.is_file():
         _see_that_it_is_new(directory)
 
@@ -604,7 +606,7 @@ def _claim(directory: Path) -> None:
 def _see_that_it_is_new(directory: Path) -> None:
     """Make *directory*, or see that it is empty: nothing without a store in it is known to be ours."""
     if directory.exists() and not directory.is_dir():
-        raise NotOurDirectory(str(directory), "is a file, not a directory")
+        raise ForeignDirectoryError(str(directory), "is a file, not a directory")
     missing = [place for place in (directory, *directory.parents) if not place.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -613,7 +615,7 @@ def _see_that_it_is_new(directory: Path) -> None:
     names = (path.name for path in directory.iterdir())
     if strangers := sorted(name for name in names if not name.startswith(LOCK)):
         reason = f"holds {strangers[0]!r} and no run of this program. {_ELSEWHERE}"
-        raise NotOurDirectory(str(directory), reason)
+        raise ForeignDirectoryError(str(directory), reason)
 
 
 def _differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
@@ -662,13 +664,13 @@ def _write_failures(directory: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = _code(error)
         if code in _BUSY:
-            raise DirectoryBusy(
+            raise DirectoryLockedError(
                 str(directory),
                 f"another program has {STORE} open, to look at it or to copy it. Wait for it to end",
             ) from error
         if code in _STRANGE:
             reason = f"its {STORE} is damaged, or is something else. {_ELSEWHERE}"
-            raise NotOurDirectory(str(directory), reason) from error
+            raise ForeignDirectoryError(str(directory), reason) from error
         if code == sqlite3.SQLITE_ERROR:
             raise  # a bug of ours
         raise CannotWrite(str(directory), f"cannot write {STORE}: {error}") from error

@@ -55,7 +55,7 @@ class FileRow:
     failure: InputError | None
 
 
-class Compared(NamedTuple):
+class SpotCheck(NamedTuple):
     """An ORF whose known embeddings are computed all the same, to see that they are its own."""
 
     row: int  # in the batch
@@ -64,29 +64,31 @@ class Compared(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PrecomputedEmbeddings:
     """Embeddings of a batch that need not be computed; row i is the ORF i's."""
 
     bases: NDArray[np.float32] | None = None  # (B, C)
     residues: NDArray[np.float32] | None = None  # (B, C)
-    compared: tuple[Compared, ...] = ()
+    compared: tuple[SpotCheck, ...] = ()
 
-    def some(self, which: slice) -> "Known":
+    def select(self, which: slice) -> "PrecomputedEmbeddings":
         """Give the rows *which*, a slice without a step."""
         bases, residues = (None if part is None else part[which] for part in (self.bases, self.residues))
         first, end = which.start or 0, which.stop
         inside = (one for one in self.compared if first <= one.row and (end is None or one.row < end))
-        return Known(bases, residues, tuple(one._replace(row=one.row - first) for one in inside))
+        return PrecomputedEmbeddings(
+            bases, residues, tuple(one._replace(row=one.row - first) for one in inside)
+        )
 
 
-class Recalled(Protocol):
+class FeatureLookup(Protocol):
     """What is known of a window's ORFs before any is scored."""
 
     @property
     def parts(self) -> NDArray[np.int64]:
         """Which embeddings are known of each ORF: BASES, RESIDUES, both added, or 0."""
 
-    def known(self, rows: NDArray[np.int64]) -> Known:
+    def known(self, rows: NDArray[np.int64]) -> PrecomputedEmbeddings:
         """Give the embeddings of *rows*, which have the same parts."""
 
 
@@ -100,12 +102,12 @@ class Batch:
 
     window: int
     number: int  # within the window
-    part: str
+    split_path: str
     orfs: NDArray[np.int64]  # (B,): their numbers in the run
-    places: NDArray[np.int64]  # (B, 3): contig's number, fragment's from 1, frame
+    origins: NDArray[np.int64]  # (B, 3): contig's number, fragment's from 1, frame
     nucleotides: Ragged
     residues: Ragged
-    known: Known = Known()
+    known: PrecomputedEmbeddings = PrecomputedEmbeddings()
 
     def __len__(self) -> int:
         return len(self.orfs)
@@ -118,7 +120,7 @@ class Batch:
     @property
     def name(self) -> str:
         """Say which batch of the run this is."""
-        return f"{self.window}.{self.number}" + (f".{self.part}" if self.part else "")
+        return f"{self.window}.{self.number}" + (f".{self.split_path}" if self.split_path else "")
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Split in two; every ORF of the first half is at least as long as those of the second."""
@@ -130,12 +132,12 @@ class Batch:
         return Batch(
             window=self.window,
             number=self.number,
-            part=self.part + part,
+            split_path=self.split_path + part,
             orfs=self.orfs[which],
-            places=self.places[which],
+            origins=self.origins[which],
             nucleotides=self.nucleotides.take(rows),
             residues=self.residues.take(rows),
-            known=self.known.some(which),
+            known=self.known.select(which),
         )
 
 
@@ -147,13 +149,13 @@ class Window:
     first: int  # number in the run of its first ORF
     contigs: tuple[ContigRow, ...]  # that begin in it
     files: tuple[FileRow, ...]  # that end in it
-    places: NDArray[np.int64]  # (ORFs, 3): contig's number, fragment's from 1, frame
+    origins: NDArray[np.int64]  # (ORFs, 3): contig's number, fragment's from 1, frame
     digest: bytes  # of the ids and bases of its contigs, and of where they stood
     nucleotides: Ragged
     residues: Ragged
     before: bytes = b""  # id of the record before its contigs, which may go on in it
 
-    def batches(self, budget: int, recalled: Recalled | None = None) -> Iterator[Batch]:
+    def batches(self, budget: int, recalled: FeatureLookup | None = None) -> Iterator[Batch]:
         """
         Pack all ORFs of the window into batches of at most *budget* residue tokens.
 
@@ -163,16 +165,16 @@ class Window:
             yield Batch(
                 window=self.number,
                 number=number,
-                part="",
+                split_path="",
                 orfs=rows + self.first,
-                places=self.places[rows],
+                origins=self.origins[rows],
                 nucleotides=self.nucleotides.take(rows),
                 residues=self.residues.take(rows),
-                known=recalled.known(rows) if recalled else Known(),
+                known=recalled.known(rows) if recalled else PrecomputedEmbeddings(),
             )
 
-    def _packed(self, budget: int, recalled: Recalled | None) -> Iterator[NDArray[np.int64]]:
-        parts = recalled.parts if recalled else np.zeros(len(self.places), np.int64)
+    def _packed(self, budget: int, recalled: FeatureLookup | None) -> Iterator[NDArray[np.int64]]:
+        parts = recalled.parts if recalled else np.zeros(len(self.origins), np.int64)
         for part in np.unique(parts):
             alike = np.flatnonzero(parts == part)
             for rows in longest_first(self.residues.lengths[alike], budget):
@@ -234,7 +236,7 @@ class _Block:
     rows: list[ContigRow]  # of these
     files: list[tuple[int, FileRow]]  # that end in it, with the number of records before
     orfs: Orfs
-    places: NDArray[np.int64]  # of the ORFs: contig's number, fragment's from 1, frame
+    origins: NDArray[np.int64]  # of the ORFs: contig's number, fragment's from 1, frame
 
     @property
     def end(self) -> _Mark:
@@ -244,13 +246,13 @@ class _Block:
     def behind_fragment_of(self, orf: int) -> _Mark:
         """Give the place behind the fragment that *orf* is of."""
         fragments = self.orfs.fragments
-        records = int(self.places[orf, 0]) - self.rows[0].number + 1 if self.rows else 0
+        records = int(self.origins[orf, 0]) - self.rows[0].number + 1 if self.rows else 0
         return _Mark(records, int(np.searchsorted(fragments, fragments[orf], side="right")))
 
     def behind_record(self, record: int) -> _Mark:
         """Give the place behind *record* and all of its ORFs."""
         number = self.rows[record].number
-        return _Mark(record + 1, int(np.searchsorted(self.places[:, 0], number, side="right")))
+        return _Mark(record + 1, int(np.searchsorted(self.origins[:, 0], number, side="right")))
 
 
 def _gathered(paths: Iterable[str], read: Reader) -> Iterator["_Records"]:
@@ -325,7 +327,7 @@ class _Forming:
     before: bytes = b""
     proteins: list[bytes] = field(default_factory=list)
     bases: list[bytes] = field(default_factory=list)
-    places: list[NDArray[np.int64]] = field(default_factory=list)
+    origins: list[NDArray[np.int64]] = field(default_factory=list)
     contigs: list[ContigRow] = field(default_factory=list)
     files: list[FileRow] = field(default_factory=list)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -360,7 +362,7 @@ class _Forming:
         self.digest.update(b"".join(texts))
         self.proteins += block.orfs.proteins[orfs]
         self.bases += block.orfs.bases[orfs]
-        self.places.append(block.places[orfs])
+        self.origins.append(block.origins[orfs])
 
     def window(self, tokenizer: OrfTokenizer) -> Window:
         """Give the window as it is and begin the next one."""
@@ -369,7 +371,7 @@ class _Forming:
             first=self.first,
             contigs=tuple(self.contigs),
             files=tuple(self.files),
-            places=np.concatenate([np.empty((0, 3), dtype=np.int64), *self.places]),
+            origins=np.concatenate([np.empty((0, 3), dtype=np.int64), *self.origins]),
             digest=self.digest.digest(),
             nucleotides=tokenizer.nucleotides(self.bases),
             residues=tokenizer.residues(self.proteins),
@@ -378,6 +380,6 @@ class _Forming:
         self.number += 1
         self.before = self.contigs[-1].id if self.contigs else self.before
         self.first += len(self.proteins)
-        self.proteins, self.bases, self.places = [], [], []
+        self.proteins, self.bases, self.origins = [], [], []
         self.contigs, self.files, self.digest = [], [], hashlib.sha256()
         return window

@@ -124,7 +124,7 @@ _UNPACK: dict[bytes, Callable[[Any], Any]] = {
 }
 
 
-def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
+def list_sequence_files(inputs: Iterable[str | Path]) -> Iterator[str]:
     """
     Give the files that *inputs* stand for: a directory stands for its sequence files, sorted.
 
@@ -136,7 +136,7 @@ def expand(inputs: Iterable[str | Path]) -> Iterator[str]:
         yield from found or [name]
 
 
-def apart(name: str) -> tuple[str, str]:
+def split_extensions(name: str) -> tuple[str, str]:
     """Part a file's *name* and the suffixes that say that it holds sequences, and how it is packed."""
     packed = os.path.splitext(name)
     plain = os.path.splitext(packed[0]) if packed[1].lower() in _PACKED else packed
@@ -198,7 +198,7 @@ def _sequence_files(directory: Path) -> list[str]:
         paths = sorted(p for p in directory.iterdir() if p.name[0] != "." and p.is_file())
     except OSError:
         return []
-    return [str(path) for path in paths if apart(path.name)[1] or _begins_so(path)]
+    return [str(path) for path in paths if split_extensions(path.name)[1] or _begins_so(path)]
 
 
 def _begins_so(path: Path) -> bool:

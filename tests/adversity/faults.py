@@ -52,7 +52,7 @@ class Bug(Exception):
 
 
 @dataclass
-class Fate(Rules):
+class FaultPlan(Rules):
     """What goes wrong with one device in one session."""
 
     ceiling: int | None = None  # tokens: a longer ORF fits on no device, today and tomorrow
@@ -66,13 +66,13 @@ class Fate(Rules):
 
     def scorer(self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool) -> FakeScorer:
         self.open.add(device.name)
-        return Unlucky(device.name, self, bundle.shapes.classifier.inputs if embeddings else None)
+        return FaultyScorer(device.name, self, bundle.shapes.classifier.inputs if embeddings else None)
 
 
-class Unlucky(FakeScorer):
+class FaultyScorer(FakeScorer):
     """A fake device with a fate."""
 
-    _rules: Fate
+    _rules: FaultPlan
 
     async def load(self) -> str | None:
         await self._take_time()
@@ -82,14 +82,14 @@ class Unlucky(FakeScorer):
         with self._noting_loss():
             return await super().load()
 
-    async def prove(self, tokens: int) -> None:
+    async def warm_up(self, tokens: int) -> None:
         await self._take_time()
         if self._rules.is_lost_in_proof:
             self._rules.gone.add(self.name)
             raise DeviceLost(self.name, "it fell off the bus in its proof")
         if self._rules.room == 0 and tokens == 1:
             self._rules.gone.add(self.name)
-        await super().prove(tokens)
+        await super().warm_up(tokens)
 
     async def close(self) -> None:
         await self._take_time()
@@ -157,7 +157,7 @@ class Session:
     order: str  # of Loop.ORDERS
     slowness: float  # of threads: virtual seconds at most
     says_budget: bool  # or leaves it to the store
-    fates: tuple[Fate, ...]  # of its devices
+    fates: tuple[FaultPlan, ...]  # of its devices
     rng: random.Random  # that the order is drawn from
     seen: list[tuple[str, Batch]] = field(default_factory=list)  # these are shared by the fates
     open: set[str] = field(default_factory=set)
@@ -216,9 +216,9 @@ class World:
             fate.gone, fate.broken = session.gone, session.broken
         return session
 
-    def _fate(self, name: str, is_troubled: bool) -> Fate:
+    def _fate(self, name: str, is_troubled: bool) -> FaultPlan:
         rng = self._rng
-        fate = Fate(
+        fate = FaultPlan(
             room=rng.choice((None, None, LONGEST, 2 * LONGEST, 3 * LONGEST)),
             proves=rng.random() < 0.5,
             strange=self.faults.strange,
@@ -236,7 +236,7 @@ class World:
         return fate
 
 
-def _bearable(fates: Sequence[Fate]) -> tuple[Fate, ...]:
+def _bearable(fates: Sequence[FaultPlan]) -> tuple[FaultPlan, ...]:
     """Spare the last devices, if too many would be lost."""
     spared = min(3, len(fates)) - 1
     return (

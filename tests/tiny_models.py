@@ -1,4 +1,4 @@
-"""Labelled sequences that are easy to tell apart: one class is rich in G and C, the other in A and T."""
+"""LabelledFiles sequences that are easy to tell apart: one class is rich in G and C, the other in A and T."""
 
 import random
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ import anyio
 import numpy as np
 import torch
 from fakes import fake_devices
-from support import TABLES, bury_owner
+from support import TABLES, make_stale
 
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.outputs.predictions import Summary
@@ -28,7 +28,7 @@ from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.runs.store import SCORE, STORE
 from virnuc_async.settings import Settings
 
-from .fates import Bug, Fate, Faults, Session, Source, World, make_bundle, make_sources
+from .faults import Bug, FaultPlan, Faults, Session, Source, World, make_bundle, make_sources
 from .simulated import Disk, Loop, no_space, no_space_in_store, no_threads
 
 _MEMORY = Path("/dev/shm")
@@ -66,7 +66,7 @@ class Workplace:
         """Run undisturbed, with threads, all in one batch but for what fits nowhere."""
         out = self.directory / "calm"
         plan = self.plan(source, Settings(tokens_per_batch=10_000, embeddings=True), 1, 1000)
-        fate = Fate(strange=faults.strange, ceiling=faults.ceiling)
+        fate = FaultPlan(strange=faults.strange, ceiling=faults.ceiling)
         run = partial(score_with, plan, out, fate.scorer, stdin=source.stdin())
         results = Results.read(out, anyio.run(run))
         shutil.rmtree(out)
@@ -221,7 +221,7 @@ class Act:
             self.seen = [*self.session.seen]
             if self.out.exists():
                 shutil.copytree(self.out, self.then)
-                bury_owner(self.then)
+                make_stale(self.then)
 
 
 class Trial:
