@@ -28,11 +28,12 @@ from samples import KINDS, Source, write
 
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Scores
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
-from virnuc_async.outputs.predictions import Summary
+from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.runs.store import ScoredBatch, Store
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer

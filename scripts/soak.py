@@ -32,7 +32,7 @@ from simulate import Busy, Model, Simulated
 
 from virnuc_async.engine.devices import Device
 from virnuc_async.models.bundle import find
-from virnuc_async.outputs.predictions import Summary
+from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.settings import Settings
 

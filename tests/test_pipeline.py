@@ -40,7 +40,7 @@ from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.outputs import predictions as results
-from virnuc_async.outputs.predictions import Summary
+from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 from virnuc_async.runs.store import STORE, Store

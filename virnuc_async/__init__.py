@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from virnuc_async.log import (
         logger,
     )
-    from virnuc_async.outputs.predictions import (
+    from virnuc_async.outputs.summary import (
         Summary,
     )
     from virnuc_async.pipeline import (
@@ -180,7 +180,7 @@ _MODULES = {
         "VirnucError",
     ),
     "log": ("logger",),
-    "outputs.predictions": ("Summary",),
+    "outputs.summary": ("Summary",),
     "pipeline": ("run_pipeline",),
     "settings": (
         "Pairing",

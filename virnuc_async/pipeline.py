@@ -35,6 +35,7 @@ from virnuc_async.engine.devices import (
     memory_use,
 )
 from virnuc_async.engine.replica import STAGE_CODES, Replica, Scores
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
     CannotWrite,
     DeviceLost,
@@ -62,6 +63,7 @@ from virnuc_async.outputs.pairs import (
     find_mates,
     is_truncated,
 )
+from virnuc_async.outputs.summary import Summary, summary_text
 from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
 from virnuc_async.runs.reuse_embeddings import (
     FeatureFile,
@@ -70,16 +72,7 @@ from virnuc_async.runs.reuse_embeddings import (
     find_features,
     save_features,
 )
-from virnuc_async.runs.store import (
-    DAMAGED,
-    FEATURES,
-    OUTPUT_FILES,
-    STORE,
-    Failure,
-    FileLine,
-    ScoredBatch,
-    Store,
-)
+from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES, STORE, Failure, FileLine, Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.sequences.inputs import STDIN, fingerprint, list_sequence_files, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -131,7 +124,7 @@ async def run_pipeline(
     *,
     stdin: BinaryIO | None = None,
     command: Sequence[str] = (),
-) -> results.Summary:
+) -> Summary:
     """
     Predict every sequence of *inputs* and write the tables into *out_dir*; resume what is there.
 
@@ -187,7 +180,7 @@ async def score_with(
     *,
     stdin: BinaryIO | None = None,
     command: Sequence[str] = (),
-) -> results.Summary:
+) -> Summary:
     """
     Carry out *plan*, with a scorer for each of its devices.
 
@@ -281,7 +274,7 @@ class _Run:
     """A plan under way."""
 
     store: Store  # once there is something to do
-    summary: results.Summary  # once all is done
+    summary: Summary  # once all is done
     precision: Precision  # these two as the store has them, if it has
     budget: int
     features: Features  # that need not be computed
@@ -417,7 +410,7 @@ class _Run:
             # No contig has a verdict before all are scored; and all scored is not all written.
             summary = replace(self._summary(command, Counter(), Counter()), finished=False)
             with create_new(self.out_dir / "summary.json") as file:
-                file.writelines(results.summary_text(summary))
+                file.writelines(summary_text(summary))
 
     async def _find_features(self) -> Features:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
@@ -711,7 +704,7 @@ class _Run:
         told = self.log.bind(failure=results.failed_line(failure))
         told.error("{}: {}", failure.path, failure.message)
 
-    async def _finish(self, command: str) -> results.Summary:
+    async def _finish(self, command: str) -> Summary:
         """Write every file that people read, each at once or not at all."""
         self.counts.doing = "writing tables"
         store, threshold, calibration = self.store, self.settings.threshold, self.plan.calibration
@@ -724,7 +717,7 @@ class _Run:
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
             await self._on_disk(self._write_features)
         summary = await self._on_disk(self._summary, command, tally, of_pairs)
-        await self._write("summary.json", results.summary_text(summary))
+        await self._write("summary.json", summary_text(summary))
         await self._on_disk(self._note_written)
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
@@ -734,7 +727,7 @@ class _Run:
         self.store.set_meta("mates", self.mates)
         self.store.set_meta("written", _states(self.out_dir))
 
-    def _known_summary(self) -> results.Summary | None:
+    def _known_summary(self) -> Summary | None:
         """Give the summary of a run whose files are all as they were written."""
         written = self.store.get_meta("written") if self.store.is_finished else None
         if written is None:
@@ -748,7 +741,7 @@ class _Run:
             self.log.info("this run is finished, but with other pairs: writing its files again")
             return None
         self.log.info("this run is finished already, and its files are as they were written")
-        summary = results.Summary(**json.loads((self.out_dir / "summary.json").read_bytes()))
+        summary = Summary(**json.loads((self.out_dir / "summary.json").read_bytes()))
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
@@ -828,7 +821,7 @@ class _Run:
         except OSError as error:
             raise CannotWrite(str(self.out_dir), f"merged_features.pt: {error.strerror}") from error
 
-    def _summary(self, command: str, tally: Counter[str], of_pairs: Counter[str]) -> results.Summary:
+    def _summary(self, command: str, tally: Counter[str], of_pairs: Counter[str]) -> Summary:
         store, bundle = self.store, self.plan.bundle
         counts = {
             "contigs": store.count("contigs"),
@@ -844,7 +837,7 @@ class _Run:
         if reused is not None:
             counts["orfs_reused"] = reused
         work = store.device_totals()
-        return results.Summary(
+        return Summary(
             version=__version__,
             command=command,
             settings=self._settings_used(),
@@ -971,7 +964,7 @@ def _described(device: Device, precision: Precision, budget: int) -> str:
     return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"
 
 
-def _told(summary: results.Summary, out_dir: Path) -> str:
+def _told(summary: Summary, out_dir: Path) -> str:
     counts = summary.counts
     pairs = counts.get("pairs", 0)
     of_pairs = f", {counts['viral_pairs']:,} of {plural(pairs, 'pair')}" if pairs else ""

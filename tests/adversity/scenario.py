@@ -23,7 +23,7 @@ from fakes import fake_devices
 from support import TABLES, make_stale
 
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
-from virnuc_async.outputs.predictions import Summary
+from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, score_with
 from virnuc_async.runs.store import SCORE, STORE
 from virnuc_async.settings import Settings

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support import make_stale
 
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import BrokenInput, DirectoryLockedError, RunMismatchError, Stage
-from virnuc_async.runs.store import STORE, ScoredBatch, Store
+from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
 

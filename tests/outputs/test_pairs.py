@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from running import OPEN, SHUT, Ran, log, predict, rows, run, some_reads, summary, tables
 from support import TABLES, fasta
 
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.models.bundle import find
 from virnuc_async.models.calibration import Calibration, Method
@@ -30,7 +31,7 @@ from virnuc_async.outputs import pairs
 from virnuc_async.outputs.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.outputs.predictions import pair_verdicts
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.runs.store import ScoredBatch, Store
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs

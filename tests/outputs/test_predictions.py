@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import files_no_larger_than
 
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import Stage
 from virnuc_async.outputs.predictions import (
     LABELS,
@@ -31,7 +32,7 @@ from virnuc_async.outputs.predictions import (
     predictions,
 )
 from virnuc_async.runs.reuse_embeddings import save_features
-from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, ScoredBatch, Store
+from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged

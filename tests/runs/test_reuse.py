@@ -31,7 +31,7 @@ from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
-from virnuc_async.outputs.predictions import Summary
+from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs

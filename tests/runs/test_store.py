@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from running import ROOT, files_no_larger_than
 
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
     BrokenInput,
     CannotWrite,
@@ -36,7 +37,6 @@ from virnuc_async.runs.store import (
     STORE,
     Failure,
     FileLine,
-    ScoredBatch,
     Store,
     orf_id,
 )

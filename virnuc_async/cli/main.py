@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from virnuc_async.models.import_checkpoint import CheckpointPaths
     from virnuc_async.models.published import Mirrors, ModelFiles
     from virnuc_async.models.reference import Reference
-    from virnuc_async.outputs.predictions import Summary
+    from virnuc_async.outputs.summary import Summary
 
 PROGRAM = "virnuc-async"
 DONE, FAILED, INCOMPLETE = 0, 1, 2

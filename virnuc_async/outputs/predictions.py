@@ -1,12 +1,11 @@
 """Scores become verdicts, and verdicts become the tables that people read."""
 
-import json
 import math
 import os
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise
 from tempfile import TemporaryFile
@@ -57,26 +56,6 @@ class Verdicts:
         labels = (self.viral_fraction >= threshold).astype(np.intp)
         labels[self.fragments_with_orf == 0] = LABELS.index("no_orf")
         return labels
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The facts of a run, as ``summary.json`` holds them."""
-
-    version: str
-    command: str
-    settings: dict[str, Any]
-    bundle: dict[str, str]
-    inputs: list[dict[str, Any]]
-    counts: dict[str, int]
-    devices: list[dict[str, Any]]
-    seconds: dict[str, float]
-    reproducible: bool
-    finished: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give plain values that JSON can hold."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +227,6 @@ def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Chunks:
     """Give ``failed_files.txt``, line by line: what failed in the *store*, and what did beside it."""
     for failure in chain(store.failures(), more):
         yield failed_line(failure).encode("utf-8", "surrogateescape")
-
-
-def summary_text(summary: Summary) -> Chunks:
-    """Give ``summary.json``."""
-    yield json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
 
 
 def failed_line(failure: Failure) -> str:

@@ -27,6 +27,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
     CannotWrite,
     DamagedStore,
@@ -118,18 +119,6 @@ class FileLine:
     path: str
     contigs: int | None
     failed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredBatch:
-    """A batch that was scored, ready to be kept; row i is the batch's ORF i."""
-
-    batch: Batch
-    device: str
-    seconds: float
-    probabilities: NDArray[np.float32]  # (B, 2): others, virus
-    embeddings: NDArray[np.float32] | None  # (B, C)
-    failures: Mapping[int, tuple[Stage, str]]  # row -> where and why this ORF got no score
 
 
 @dataclass(frozen=True, slots=True)
