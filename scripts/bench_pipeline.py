@@ -29,7 +29,8 @@ from samples import KINDS, Source, write, write_many
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
@@ -208,7 +209,7 @@ def _instant_run(path: str, out: str, model: str) -> _Row:
     plan = Plan((path,), Settings(bundle.directory), bundle, (Device("instant:0", "instant", 1 << 40),))
     began = time.perf_counter()
     before = _peak(os.getpid())
-    summary = anyio.run(partial(score_with, plan, Path(out), Instant))
+    summary = anyio.run(partial(execute, plan, Path(out), Instant))
     return {
         "ORFs": summary.counts["orfs"],
         "wall, s": time.perf_counter() - began,

@@ -32,7 +32,8 @@ from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.networks.packing import pack
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
 from virnuc_async.sequences.inputs import read_contigs
@@ -273,7 +274,7 @@ def _point(given: Input, devices: int, bundle: Bundle, told: argparse.Namespace,
         told.window,
     )
     began, computed = time.perf_counter(), time.process_time()
-    summary = anyio.run(partial(score_with, plan, out, scorer))
+    summary = anyio.run(partial(execute, plan, out, scorer))
     wall, computed = time.perf_counter() - began, time.process_time() - computed
     return {"kind": given.kind, "devices": devices} | _figures(given, busy, summary, began, (wall, computed))
 

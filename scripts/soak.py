@@ -33,7 +33,9 @@ from simulate import Busy, Model, Simulated
 from virnuc_async.engine.devices import Device
 from virnuc_async.models.bundle import find
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.pipeline import Plan, run_pipeline, score_with
+from virnuc_async.pipeline import execute, run_pipeline
+from virnuc_async.runs.plan import Plan
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Settings
 
 _TOLERATED = 1.05  # of the third quarter's median: what an allocator's moods make
@@ -112,7 +114,7 @@ async def _simulated(options: argparse.Namespace, out: Path, stdin: io.BufferedR
     devices = tuple(Device(f"sim:{n}", "simulated", 1 << 30) for n in range(options.simulated))
     plan = Plan(("-",), Settings(tokens_per_batch=16_384), find(options.model), devices)
     make = lambda device, *_: Forgetful(device.name, model, busy)  # noqa: E731
-    return await score_with(plan, out, make, stdin=stdin)
+    return await execute(plan, out, make, read=partial(read_contigs, stdin=stdin))
 
 
 class Forgetful(Simulated):

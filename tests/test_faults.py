@@ -19,7 +19,8 @@ from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica
 from virnuc_async.errors import DeviceLost, NoDevicesLeft
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.pipeline import Plan, _Run, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.sequences.tokens import Ragged
@@ -134,24 +135,14 @@ async def test_a_reading_thread_that_dies_ends_the_run_which_resumes(
             yield contig
 
     rules = Rules()
-    run = _Run(plan, tmp_path / "out", rules.scorer, read)
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await play(run)
-    assert caught.group_contains(Panic)
-    run.stop_reading()
+    with pytest.raises(Panic):
+        await execute(plan, tmp_path / "out", rules.scorer, read=read)
     assert not rules.open
     again = Rules()
-    finished = await score_with(plan, tmp_path / "out", again.scorer)
+    finished = await execute(plan, tmp_path / "out", again.scorer)
     assert len(rules.seen) + len(again.seen) == finished.counts["batches"]
-    await score_with(plan, tmp_path / "calm", Rules().scorer)
+    await execute(plan, tmp_path / "calm", Rules().scorer)
     assert tables(tmp_path / "out") == tables(tmp_path / "calm")
-
-
-async def play(run: _Run) -> None:
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run.watch)
-        tasks.start_soon(run.heartbeats)
-        tasks.start_soon(run.go, "", tasks.cancel_scope)
 
 
 # The clock
@@ -161,14 +152,14 @@ async def test_a_clock_that_jumps_changes_nothing(
     source: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan((str(source),), Settings(tokens_per_batch=400), bundle, fake_devices(2), 15)
-    await score_with(plan, tmp_path / "calm", Rules().scorer)
+    await execute(plan, tmp_path / "calm", Rules().scorer)
     real, jumps = time.time, iter(range(10**6))
     # An hour back and a day forth in turn, as a machine without a battery that finds its time server.
     monkeypatch.setattr(time, "time", lambda: real() + (-3600, 86400)[next(jumps) % 2])
     monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
     with pytest.raises(NoDevicesLeft):
-        await score_with(plan, tmp_path / "out", Rules(lost={"fake:0": 1, "fake:1": 2}).scorer)
-    finished = await score_with(plan, tmp_path / "out", Rules().scorer)
+        await execute(plan, tmp_path / "out", Rules(lost={"fake:0": 1, "fake:1": 2}).scorer)
+    finished = await execute(plan, tmp_path / "out", Rules().scorer)
     assert tables(tmp_path / "out") == tables(tmp_path / "calm")
     assert 0 <= finished.seconds["total"] < 60
     assert finished.reproducible

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline
+from virnuc_async.engine.batch_queue import BatchQueue
 from virnuc_async.engine.devices import Device, MemoryUse
 from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
@@ -39,10 +41,12 @@ from virnuc_async.errors import (
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
-from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs import writer
+from virnuc_async.outputs.predictions import Chunks
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
+from virnuc_async.pipeline import execute, run_pipeline
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
+from virnuc_async.runs.plan import Intervals, Plan
 from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.fragments import cut
@@ -78,11 +82,14 @@ class PipelineHarness:
         self.settings = Settings(tokens_per_batch=400)
         self.window = 15
         self.copies = 1
+        self.intervals = Intervals()
 
     async def run(self, rules: Rules | None = None, devices: int = 1, out: str = "out") -> Summary:
         paths = (str(self.source),) * self.copies
-        plan = Plan(paths, self.settings, self.bundle, fake_devices(devices), self.window)
-        return await score_with(plan, self.out / out, (rules or Rules()).scorer)
+        plan = Plan(
+            paths, self.settings, self.bundle, fake_devices(devices), self.window, intervals=self.intervals
+        )
+        return await execute(plan, self.out / out, (rules or Rules()).scorer)
 
     def tables(self, out: str = "out") -> dict[str, bytes]:
         return {name: (self.out / out / name).read_bytes() for name in TABLES}
@@ -229,15 +236,15 @@ async def test_cancelled_while_a_table_is_written(
     bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.run(out="calm")
-    begun, predictions = threading.Event(), results.predictions
+    begun, predictions = threading.Event(), writer.predictions
 
-    def endless(store: Store) -> results.Chunks:
+    def endless(store: Store) -> Chunks:
         for part in predictions(store):
             begun.set()
             while True:
                 yield part
 
-    monkeypatch.setattr(results, "predictions", endless)
+    monkeypatch.setattr(writer, "predictions", endless)
     task = asyncio.create_task(bench.run())
     await asyncio.to_thread(begun.wait)
     task.cancel()
@@ -279,13 +286,10 @@ async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench:
 
     rules = Rules()
     plan = Plan((str(bench.source),), bench.settings, bench.bundle, fake_devices(3), bench.window)
-    run = pipeline._Run(plan, bench.out / "out", rules.scorer, read)
-    await run.go("", anyio.CancelScope())
-    run.stop_reading()
-    assert run.summary == first
+    assert await execute(plan, bench.out / "out", rules.scorer, read=read) == first
     assert not rules.proofs
     assert not rules.seen
-    assert "this run is finished already, and its files are as they were written" in log.read_text()[said:]
+    assert "this run is finished already, and its files are unchanged" in log.read_text()[said:]
     after = {path.name: path.stat() for path in (bench.out / "out").iterdir() if path != log}
     assert after.keys() == before.keys()
     for name, facts in before.items():
@@ -320,7 +324,7 @@ async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: Pi
     plan = Plan(
         (str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: None, compiled=True
     )
-    assert await score_with(plan, bench.out / "out", Rules().scorer) == first
+    assert await execute(plan, bench.out / "out", Rules().scorer) == first
 
 
 # A directory that another process has
@@ -337,15 +341,11 @@ def hold(out: Path, **facts: object) -> Owner:
     return owner
 
 
-@pytest.fixture
-def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "HEARTBEAT_INTERVAL", 0.02)
-    monkeypatch.setattr(pipeline, "LEASE_DURATION", 0.2)
+QUICK = Intervals(heartbeat=0.02, lease=0.2)
 
 
-async def test_what_a_dead_process_elsewhere_holds_is_taken_over(
-    bench: PipelineHarness, quick_signs: None
-) -> None:
+async def test_what_a_dead_process_elsewhere_holds_is_taken_over(bench: PipelineHarness) -> None:
+    bench.intervals = QUICK
     await bench.run(out="calm")
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 3}))
@@ -357,16 +357,15 @@ async def test_what_a_dead_process_elsewhere_holds_is_taken_over(
     assert summary.finished
     assert bench.tables() == bench.tables("calm")
     assert said == [
-        f"{bench.out / 'out'} is held by process 4711 on node7 (since {owner.since}), which cannot be seen "
-        "from here: if it gives no sign of life for 0 s, it is taken for dead",
-        f"no sign of life from process 4711 on node7 (since {owner.since}): going on in its place",
+        f"{bench.out / 'out'} is locked by process 4711 on node7 (since {owner.since}) on another machine "
+        "or in another container. If it sends no heartbeat for 0 s, it is taken for dead",
+        f"no heartbeat from process 4711 on node7 (since {owner.since}): taking over its directory",
     ]
     assert not (bench.out / "out" / LOCK).exists()
 
 
-async def test_what_a_living_process_elsewhere_holds_is_left_to_it(
-    bench: PipelineHarness, quick_signs: None
-) -> None:
+async def test_what_a_living_process_elsewhere_holds_is_left_to_it(bench: PipelineHarness) -> None:
+    bench.intervals = QUICK
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 3}))
     owner = hold(bench.out / "out")
@@ -388,7 +387,8 @@ async def test_what_a_living_process_elsewhere_holds_is_left_to_it(
     assert (bench.out / "out" / LOCK).exists()
 
 
-async def test_a_run_shows_that_it_lives(bench: PipelineHarness, quick_signs: None) -> None:
+async def test_a_run_shows_that_it_lives(bench: PipelineHarness) -> None:
+    bench.intervals = QUICK
     rules = Rules(pause_after=1)
     task = asyncio.create_task(bench.run(rules))
     await rules.paused.wait()
@@ -403,10 +403,9 @@ async def test_a_run_shows_that_it_lives(bench: PipelineHarness, quick_signs: No
     await task
 
 
-async def test_a_run_that_was_taken_for_dead_writes_no_more(
-    bench: PipelineHarness, quick_signs: None
-) -> None:
+async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: PipelineHarness) -> None:
     """As one that was suspended for minutes, and followed meanwhile."""
+    bench.intervals = QUICK
     await bench.run(out="calm")
     rules = Rules(pause_after=2)
     task = asyncio.create_task(bench.run(rules))
@@ -445,8 +444,8 @@ async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(
     assert repaired.counts == summary.counts
     log = (bench.out / "out" / "run.log").read_text()
     kept = summary.counts["batches"] - len(rules.seen)
-    assert f"repaired: {kept} batches of " in log
-    assert f"what was damaged is in {bench.out / 'out' / 'run.sqlite3.damaged'}" in log
+    assert f"repaired: kept {kept} batches of " in log
+    assert f"the damaged store is in {bench.out / 'out' / 'run.sqlite3.damaged'}" in log
 
 
 # Devices that fail
@@ -606,7 +605,7 @@ async def test_a_damaged_model_is_said_before_anything_is_scored(
     plan = Plan((str(source),), Settings(), broken, fake_devices(1))
     rules = Rules()
     with pytest.raises(BadBundle, match=r"tokenizer\.json has changed or is damaged"):
-        await score_with(plan, tmp_path / "out", rules.scorer)
+        await execute(plan, tmp_path / "out", rules.scorer)
     assert not rules.seen
 
 
@@ -631,7 +630,7 @@ async def test_small_files_fill_batches_as_one_large_file_does(
         fake_devices(1),
         bench.window,
     )
-    summary = await score_with(plan, tmp_path / "apart", apart.scorer)
+    summary = await execute(plan, tmp_path / "apart", apart.scorer)
     assert [batch.orfs.tolist() for _, batch in apart.seen] == [
         batch.orfs.tolist() for _, batch in rules.seen
     ]
@@ -648,7 +647,7 @@ async def test_what_cannot_be_read_does_not_stop_the_rest(bench: PipelineHarness
     missing = tmp_path / "missing.fa"
     paths = [str(path) for path in (missing, cut_short, empty, text, good)]
     plan = Plan(tuple(paths), bench.settings, bench.bundle, fake_devices(1))
-    summary = await score_with(plan, tmp_path / "out", Rules().scorer)
+    summary = await execute(plan, tmp_path / "out", Rules().scorer)
     assert [(entry["path"], entry["contigs"], entry["status"]) for entry in summary.inputs] == [
         (str(missing), 0, "failed"),
         (str(cut_short), 1, "broken"),
@@ -671,7 +670,7 @@ async def test_nothing_to_do_leaves_nothing_behind(bench: PipelineHarness, tmp_p
     rules = Rules()
     plan = Plan((str(empty), str(missing)), bench.settings, bench.bundle, fake_devices(1))
     with pytest.raises(NoRecords, match=r"in the 2 inputs\n.*missing\.fa: No such file"):
-        await score_with(plan, tmp_path / "out", rules.scorer)
+        await execute(plan, tmp_path / "out", rules.scorer)
     assert not (tmp_path / "out").exists()
 
 
@@ -679,7 +678,7 @@ async def test_records_without_orfs_are_kept(bench: PipelineHarness, tmp_path: P
     path = tmp_path / "none.fa"
     path.write_bytes(b">empty\n>short\nAC\n>stops\nTAACTAACTAATTAGTTAGTTA\n")
     plan = Plan((str(path),), replace(bench.settings, embeddings=True), bench.bundle, fake_devices(1))
-    summary = await score_with(plan, tmp_path / "out", Rules().scorer)
+    summary = await execute(plan, tmp_path / "out", Rules().scorer)
     rows = read_table(tmp_path / "out" / "contigs.tsv")[1:]
     assert [(row[0], row[2], row[3], row[-1]) for row in rows] == [
         ("empty", "0", "0", "no_orf"),
@@ -697,9 +696,9 @@ async def test_standard_input_is_piped_again_to_resume(bench: PipelineHarness, t
     rules = Rules(lost={"fake:0": 2})
     stdin = BytesIO(bench.source.read_bytes())
     with pytest.raises(NoDevicesLeft):
-        await score_with(plan, tmp_path / "out", rules.scorer, stdin=stdin)
+        await execute(plan, tmp_path / "out", rules.scorer, read=partial(read_contigs, stdin=stdin))
     stdin = BytesIO(bench.source.read_bytes())
-    await score_with(plan, tmp_path / "out", Rules().scorer, stdin=stdin)
+    await execute(plan, tmp_path / "out", Rules().scorer, read=partial(read_contigs, stdin=stdin))
     for name in TABLES[:2]:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
 
@@ -738,7 +737,7 @@ async def test_compiled_kernels_are_another_run(bench: PipelineHarness) -> None:
         (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
     )
     with pytest.raises(RunMismatchError, match="compiled kernels was False, is True now"):
-        await score_with(plan, bench.out / "out", Rules().scorer)
+        await execute(plan, bench.out / "out", Rules().scorer)
 
 
 async def test_another_input_is_another_run(bench: PipelineHarness, tmp_path: Path) -> None:
@@ -797,7 +796,7 @@ async def test_embeddings_that_are_gone_cannot_be_resumed(bench: PipelineHarness
     with pytest.raises(NoDevicesLeft):
         await bench.run(Rules(lost={"fake:0": 2}))
     (bench.out / "out" / "merged_features.partial").unlink()
-    with pytest.raises(RunMismatchError, match=r"merged_features\.partial, are gone\. .* --overwrite"):
+    with pytest.raises(RunMismatchError, match=r"merged_features\.partial, are missing\. .* --overwrite"):
         await bench.run()
 
 
@@ -839,8 +838,7 @@ async def test_summary_says_what_happened(bench: PipelineHarness, bundle: Bundle
     assert summary.seconds["model"] == 0.5 * summary.counts["batches"]
 
 
-async def test_a_gpu_that_is_nearly_full_is_said_once(bench: PipelineHarness, monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "_MEMORY_SECONDS", 0.01)
+async def test_a_gpu_that_is_nearly_full_is_logged_once(bench: PipelineHarness) -> None:
     asked: list[str] = []
     enough = threading.Event()
 
@@ -860,9 +858,10 @@ async def test_a_gpu_that_is_nearly_full_is_said_once(bench: PipelineHarness, mo
         (*gpus, second),
         bench.window,
         memory_use,
+        intervals=Intervals(memory=0.01),
     )
     rules = Rules(pause_after=1)
-    task = asyncio.create_task(score_with(plan, bench.out / "out", rules.scorer))
+    task = asyncio.create_task(execute(plan, bench.out / "out", rules.scorer))
     await asyncio.to_thread(enough.wait)
     rules.go_on.set()
     await task
@@ -876,38 +875,40 @@ async def test_a_gpu_that_is_nearly_full_is_said_once(bench: PipelineHarness, mo
 # Parts
 
 
-async def test_supply_gives_batches_in_order_and_waits_for_room(bench: PipelineHarness) -> None:
+async def test_batches_come_in_order_and_put_waits_while_full(bench: PipelineHarness) -> None:
     rules = Rules()
     await bench.run(rules)
     batches = [batch for _, batch in rules.seen][:4]
-    supply = Supply(2)
-    await supply.put(batches[0])
-    await supply.put(batches[1])
+    queue = BatchQueue(2)
+    await queue.put(batches[0])
+    await queue.put(batches[1])
     with anyio.move_on_after(0.01) as scope:
-        await supply.put(batches[2])
+        await queue.put(batches[2])
     assert scope.cancelled_caught
-    assert await supply.take() is batches[0]
-    assert repr(supply) == "<Supply [1 ready, 1 out, open]>"
-    await supply.put(batches[2])
-    await supply.done(batches[3], batches[0])  # given back: these two come first
-    assert [await supply.take() for _ in range(4)] == [batches[3], batches[0], batches[1], batches[2]]
+    assert await queue.get() is batches[0]
+    assert repr(queue) == "<BatchQueue [1 ready, 1 in progress, open]>"
+    await queue.put(batches[2])
+    await queue.requeue(batches[3], batches[0])  # these two come first
+    await queue.task_done()
+    assert [await queue.get() for _ in range(4)] == [batches[3], batches[0], batches[1], batches[2]]
 
 
-async def test_an_idle_device_waits_for_what_another_may_give_back(bench: PipelineHarness) -> None:
+async def test_an_idle_device_waits_for_what_another_may_requeue(bench: PipelineHarness) -> None:
     rules = Rules()
     await bench.run(rules)
     batch = rules.seen[0][1]
-    supply = Supply(2)
-    await supply.put(batch)
-    await supply.end()
-    assert await supply.take() is batch
-    taken = asyncio.create_task(supply.take())
+    queue = BatchQueue(2)
+    await queue.put(batch)
+    await queue.close()
+    assert await queue.get() is batch
+    taken = asyncio.create_task(queue.get())
     await asyncio.sleep(0)
     assert not taken.done()
-    await supply.done(batch)
+    await queue.requeue(batch)
+    await queue.task_done()
     assert await taken is batch
-    await supply.done()
-    assert await supply.take() is None
+    await queue.task_done()
+    assert await queue.get() is None
 
 
 async def test_replica_works_on_one_permanent_thread(bundle: Bundle, bench: PipelineHarness) -> None:
@@ -979,7 +980,7 @@ async def test_devices_prove_themselves_with_the_largest_batch(bench: PipelineHa
     assert tried[-1] <= room
     assert all(tokens > room for tokens in tried[:-1])
     assert summary.reproducible == (len(tried) == 1)
-    assert log.count("fake:1 has no room for batches of") == len(tried) - 1
+    assert log.count("fake:1 has not enough memory for batches of") == len(tried) - 1
     assert "ran out of memory" not in log  # smaller batches are made, not tried
 
 

@@ -14,7 +14,8 @@ from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.networks.shapes import ClassifierShape
-from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.settings import Settings
 
@@ -91,7 +92,7 @@ def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFacto
 async def test_the_published_files_from_the_stored_scores(real: Path, bundle: Bundle, tmp_path: Path):
     settings = Settings(embeddings=True, tokens_per_batch=70)
     plan = Plan((str(real / "input.fa"),), settings, bundle, fake_devices(3), window=2)
-    await score_with(plan, tmp_path, Stored(real).scorer)
+    await execute(plan, tmp_path, Stored(real).scorer)
     for name in ("prediction_results.txt", "prediction_results_highestscore.csv"):
         assert (tmp_path / name).read_bytes() == (real / name).read_bytes()
     ours, published = (

@@ -24,8 +24,10 @@ from support import TABLES, make_stale
 
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import SCORE, STORE
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Settings
 
 from .faults import Bug, FaultPlan, Faults, Session, Source, World, make_bundle, make_sources
@@ -67,7 +69,7 @@ class Workplace:
         out = self.directory / "calm"
         plan = self.plan(source, Settings(tokens_per_batch=10_000, embeddings=True), 1, 1000)
         fate = FaultPlan(strange=faults.strange, ceiling=faults.ceiling)
-        run = partial(score_with, plan, out, fate.scorer, stdin=source.stdin())
+        run = partial(execute, plan, out, fate.scorer, read=partial(read_contigs, stdin=source.stdin()))
         results = Results.read(out, anyio.run(run))
         shutil.rmtree(out)
         return results
@@ -193,11 +195,11 @@ class Act:
         with anyio.CancelScope() as self.scope:
             names = [device.name for device in self.plan.devices]
             fates = dict(zip(names, self.session.fates, strict=True))
-            self.summary = await score_with(
+            self.summary = await execute(
                 self.plan,
                 self.out,
                 lambda device, *others: fates[device.name].scorer(device, *others),
-                stdin=source.stdin(),
+                read=partial(read_contigs, stdin=source.stdin()),
             )
 
     def _after_step(self) -> None:

@@ -16,11 +16,11 @@ from functools import cache, partial
 from itertools import count
 from typing import Any
 
+import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from anyio import CancelScope
-
-from virnuc_async import pipeline
 
 _TICK = 0.001  # virtual seconds that a step takes
 _MOST_STEPS = 20_000  # the longest run that ends has some 3,000
@@ -265,16 +265,6 @@ class Threads:
                 return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Stands where ``anyio.from_thread`` does: what is asked between two parts of a file."""
-
-    disk: "Disk"
-
-    def check_cancelled(self) -> None:
-        self.disk.before_part()
-
-
 class _Connection(sqlite3.Connection):
     """A connection that asks its disk before each statement."""
 
@@ -337,8 +327,8 @@ def no_space_in_store() -> None:
 def no_threads(disk: Disk) -> Iterator[None]:
     """Have the pipeline work without a thread, on *disk*."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "to_thread", Threads)
-        patch.setattr(pipeline, "from_thread", Parts(disk))
+        patch.setattr(anyio.to_thread, "run_sync", Threads.run_sync)
+        patch.setattr(anyio.from_thread, "check_cancelled", disk.before_part)
         patch.setattr(sqlite3, "connect", disk.connect)
         # Both take longer than all else of a small run: the tokenizer to wake its threads, and
         # loguru to ask with every sink where Python is installed.

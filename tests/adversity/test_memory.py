@@ -22,7 +22,8 @@ sys.path[:0] = ["tests"]
 from adversity.faults import make_bundle
 from fakes import Rules, fake_devices
 from virnuc_async.networks.shapes import ClassifierShape
-from virnuc_async.pipeline import Plan, score_with
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.settings import Settings
 
 place, source = map(Path, sys.argv[1:3])
@@ -40,7 +41,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-summary = anyio.run(score_with, plan, place / "out", Rules().scorer)
+summary = anyio.run(execute, plan, place / "out", Rules().scorer)
 over.set()
 thread.join()
 print(json.dumps([summary.counts["orfs"], most]))

@@ -176,11 +176,11 @@ def test_finished_run_asked_again(good: Path, out: Path) -> None:
     first = tables(out)
     ended = predict(good, out)
     assert ended.code == 0
-    assert "\nthis run is finished already, and its files are as they were written\nViral: " in ended.err
+    assert "\nthis run is finished already, and its files are unchanged\nViral: " in ended.err
     (out / "contigs.tsv").unlink()
     ended = predict(good, out)
     assert ended.code == 0
-    assert "this run is finished, but not all of its files are as they were: writing them again" in ended.err
+    assert "this run is finished, but some of its files have changed: writing them again" in ended.err
     assert tables(out) == first
 
 
@@ -202,7 +202,7 @@ def test_damaged_store_is_said_and_repaired(source: Path, tmp_path: Path, out: P
     assert re.search(said, ended.err)
     repaired = predict(source, out, "--repair")
     assert repaired.code == 0
-    assert re.search(r"WARNING: repaired: \d+ batches of 1 window are kept; what was damaged", repaired.err)
+    assert re.search(r"WARNING: repaired: kept \d+ batches of 1 window; the damaged store", repaired.err)
     assert tables(out) == first
     assert predict(source, out, "--repair", "--overwrite").code == 64
 
@@ -717,7 +717,7 @@ def give_all_but_the_end(reads: bytes, process: "subprocess.Popen[bytes]", out: 
 
 def assert_goes_on(ended: Ran) -> None:
     assert ended.code == 0
-    kept = re.search(r"^going on after ([\d,]+) ORFs of an earlier session$", ended.err, re.MULTILINE)
+    kept = re.search(r"^resuming after ([\d,]+) ORFs of an earlier session$", ended.err, re.MULTILINE)
     assert kept
     assert int(kept[1].replace(",", "")) > 0
 
@@ -784,7 +784,7 @@ def test_killed_process_is_followed(
     followed = predict("-", out, "--devices", "cpu,cpu,cpu", stdin=reads)
     assert_goes_on(followed)
     assert re.search(
-        rf"^process {process.pid} on \S+ \(since .*\) held this run and has ended$", followed.err, re.M
+        rf"^taking over from process {process.pid} on \S+ \(since .*\), which has ended$", followed.err, re.M
     )
     assert tables(out) == undisturbed
 

@@ -239,7 +239,7 @@ async def test_a_budget_that_is_too_large_is_halved_and_the_run_goes_on(
     assert (calm.reproducible, tight.reproducible) == (True, False)
     assert tight.counts["failures"] == 0
     said = (tmp_path / "tight" / "run.log").read_text()
-    assert "has no room for batches of" in said or "ran out of memory on a batch of" in said
+    assert "has not enough memory for batches of" in said or "ran out of memory on a batch of" in said
     wanted, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
     assert [row[0] for row in found] == [row[0] for row in wanted]
     scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (wanted, found)]

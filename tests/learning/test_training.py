@@ -223,7 +223,7 @@ def test_interrupted_features_are_resumed(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
     ended = run(*command, "--esm-batch-size", "300")
     assert ended.code == 0
-    assert re.search(r"going on after \d+ ORFs of an earlier session", ended.err)
+    assert re.search(r"resuming after \d+ ORFs of an earlier session", ended.err)
     assert area(tmp_path / "model") > 0.95
 
 

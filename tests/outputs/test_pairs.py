@@ -30,7 +30,8 @@ from virnuc_async.models.calibration import Calibration, Method
 from virnuc_async.outputs import pairs
 from virnuc_async.outputs.pairs import Mates, compare, find_mates, pair_blocks, pair_id
 from virnuc_async.outputs.predictions import pair_verdicts
-from virnuc_async.pipeline import Plan, run_pipeline, score_with
+from virnuc_async.pipeline import execute, run_pipeline
+from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut
@@ -486,7 +487,7 @@ def check_pairs(out: Path) -> None:
 def test_mates_get_one_verdict(mates: tuple[Path, Path], out: Path) -> None:
     ended = predict(*mates, out)
     assert ended.code == 0
-    assert f"\n{mates[0]} and {mates[1]} are taken for mates\n" in ended.err
+    assert f"\n{mates[0]} and {mates[1]} are paired\n" in ended.err
     assert "WARNING" not in ended.err.partition("docs/models.md")[2]
     check_pairs(out)
     found = pairs_in(out)
@@ -531,7 +532,7 @@ def test_mates_in_a_directory_or_a_list(tmp_path: Path, out: Path) -> None:
     check_pairs(out)
     assert [row[0] for row in pairs_in(out)] == ["a", "aa", "b", "bb"]
     assert summary(out)["counts"]["pairs"] == 4
-    assert (out / "run.log").read_text().count("are taken for mates") == 2
+    assert (out / "run.log").read_text().count("are paired") == 2
     names = tmp_path / "names.txt"
     names.write_text(f"{reads / 'b_2.fastq.xz'}\n{reads / 'a_1.fastq'}\n{reads / 'b_1.fastq'}\n")
     assert predict("--input-list", names, tmp_path / "listed").code == 0
@@ -544,8 +545,8 @@ def test_many_mates_are_not_all_named(tmp_path: Path, out: Path) -> None:
             (tmp_path / f"{number}_R{mate}.fa").write_text(f">r{number}/{mate}\nGCAGCA\n")
     ended = predict(tmp_path, out)
     assert ended.code == 0
-    assert ended.err.count("are taken for mates\n") == 3
-    assert "\nand so are 6 more pairs of files\n" in ended.err
+    assert ended.err.count("are paired\n") == 3
+    assert "\n6 more pairs of files are paired, too\n" in ended.err
     assert [row[0] for row in pairs_in(out)] == [f"r{number}" for number in range(9)]
 
 
@@ -559,7 +560,7 @@ def test_interleaved_files_and_standard_input(tmp_path: Path) -> None:
     source = interleaved(tmp_path / "x.fq")
     ended = predict(source, tmp_path / "file", "--pairs", "interleaved")
     assert ended.code == 0
-    assert "\nrecords that are neighbours in a file are taken for mates\n" in ended.err
+    assert "\nneighbouring records of each file are paired\n" in ended.err
     check_pairs(tmp_path / "file")
     assert [row[:3] for row in pairs_in(tmp_path / "file")] == [[id, str(source), str(source)] for id in IDS]
     piped = predict("-", tmp_path / "pipe", "--pairs", "interleaved", stdin=source.read_bytes())
@@ -603,10 +604,10 @@ def test_ids_that_do_not_agree_give_no_pair(
     )
     assert ended.err.count(warning) == 1
     assert (
-        "'seqkit pair' or repair.sh brings such files into line; --pairs off takes none for mates\n"
+        "'seqkit pair' or BBTools' repair.sh sorts such files; --pairs off ignores the names of files\n"
         in ended.err
     )
-    assert (f"{names['first']} and {names['second']} are taken for mates" in ended.err) == (glance == 0)
+    assert (f"{names['first']} and {names['second']} are paired" in ended.err) == (glance == 0)
     assert ended.err.index(warning) < ended.err.index("Viral: ")
     assert [row[0] for row in pairs_in(out)] == ["y"]
     assert not (out / "failed_files.txt").exists()
@@ -733,7 +734,7 @@ def test_a_table_of_pairs_that_was_lost_is_written_again(
     first = (out / "pairs.tsv").read_bytes()
     change(out / "pairs.tsv")
     ended = predict(*mates, out)
-    assert "not all of its files are as they were: writing them again" in ended.err
+    assert "some of its files have changed: writing them again" in ended.err
     assert (out / "pairs.tsv").read_bytes() == first
     assert summary(out)["counts"]["pairs"] == 12
 
@@ -775,7 +776,7 @@ def test_what_is_measured_has_no_mates(tmp_path: Path, out: Path) -> None:
         "evaluate", *named, "--output", out, "--devices", "cpu", "--lengths", "150", "--resamples", "10"
     )
     assert ended.code == 0
-    assert "taken for mates" not in ended.err
+    assert "are paired" not in ended.err
     assert not list(out.rglob("pairs.tsv"))
 
 
@@ -806,13 +807,13 @@ async def test_one_or_three_devices_interrupted_or_not(pairing: Pairing, tmp_pat
         for count in (1, 3)
     }
     for name, count in (("one", 1), ("three", 3)):
-        await score_with(plans[count], tmp_path / name, Rules().scorer)
+        await execute(plans[count], tmp_path / name, Rules().scorer)
     with pytest.raises(NoDevicesLeft):
-        await score_with(plans[1], tmp_path / "resumed", Rules(lost={"fake:0": 3}).scorer)
+        await execute(plans[1], tmp_path / "resumed", Rules(lost={"fake:0": 3}).scorer)
     assert not (tmp_path / "resumed" / "pairs.tsv").exists()
     unfinished = json.loads((tmp_path / "resumed" / "summary.json").read_bytes())
     assert "pairs" not in unfinished["counts"]
-    await score_with(plans[3], tmp_path / "resumed", Rules().scorer)
+    await execute(plans[3], tmp_path / "resumed", Rules().scorer)
     check_pairs(tmp_path / "one")
     for name in (*TABLES, "pairs.tsv"):
         expected = (tmp_path / "one" / name).read_bytes()

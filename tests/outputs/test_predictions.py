@@ -26,13 +26,13 @@ from virnuc_async.outputs.predictions import (
     LABELS,
     Verdicts,
     contig_verdicts,
-    failed_line,
     fragment_verdicts,
     label_contigs,
     predictions,
 )
+from virnuc_async.runs.failure import Failure, failed_line
 from virnuc_async.runs.reuse_embeddings import save_features
-from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, Store
+from virnuc_async.runs.store import CONTIG, SCORE, Block, Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged

@@ -32,7 +32,8 @@ from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.pipeline import Plan, run_pipeline, score_with
+from virnuc_async.pipeline import execute, run_pipeline
+from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch, form_windows
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -288,7 +289,7 @@ async def test_features_that_are_wrong_from_some_orf_on_are_refused(
     device = Device("cpu:0", "CPU", 1 << 30, threads=1)
     plan = Plan((str(source),), settings(bundle, old), bundle, (device,), window=15)
     with pytest.raises(FeatureMismatchError):
-        await score_with(plan, out, Replica)
+        await execute(plan, out, Replica)
     assert json.loads((out / "summary.json").read_bytes())["counts"]["batches"] >= 1
     assert not [name for name in TABLES if (out / name).exists()]
 
@@ -352,7 +353,7 @@ class PipelineHarness:
     async def run(self, rules: Rules | None = None, devices: int = 1, out: str = "out") -> Summary:
         chosen = Settings(tokens_per_batch=400, reuse_features=self.old, overwrite=self.overwrite)
         plan = Plan((str(self.source),), chosen, self.bundle, fake_devices(devices), window=15)
-        return await score_with(plan, self.out / out, (rules or Rules()).scorer)
+        return await execute(plan, self.out / out, (rules or Rules()).scorer)
 
 
 @pytest.fixture
@@ -406,16 +407,16 @@ async def test_a_lost_device_and_a_resume_give_the_same_bytes(
     chosen = settings(bundle, old, tokens_per_batch=300, embeddings=True)
     device = Device("cpu:0", "CPU", 1 << 30, threads=1)
     plan = Plan((str(source),), chosen, bundle, (device,), window=15)
-    await score_with(plan, tmp_path / "calm", Replica)
+    await execute(plan, tmp_path / "calm", Replica)
     with pytest.raises(NoDevicesLeft):
-        await score_with(plan, tmp_path / "out", Mortal)
-    ended = await score_with(plan, tmp_path / "out", Replica)
+        await execute(plan, tmp_path / "out", Mortal)
+    ended = await execute(plan, tmp_path / "out", Replica)
     assert tables(tmp_path / "out") == tables(tmp_path / "calm")
     ours, calm = (
         torch.load(tmp_path / out / "merged_features.pt", weights_only=True) for out in ("out", "calm")
     )
     assert torch.equal(ours["data"], calm["data"])
-    assert (await score_with(plan, tmp_path / "out", Mortal)).counts == ended.counts  # all is done
+    assert (await execute(plan, tmp_path / "out", Mortal)).counts == ended.counts  # all is done
 
 
 async def test_halves_know_their_own_part(
@@ -429,7 +430,7 @@ async def test_halves_know_their_own_part(
     leave(expected, old, "some of each")
     device = Device("cpu:0", "CPU", 1 << 30, threads=1)
     plan = Plan((str(source),), settings(golden_bundle, old), golden_bundle, (device,))
-    ended = await score_with(plan, tmp_path / "out", Small)
+    ended = await execute(plan, tmp_path / "out", Small)
     assert not ended.reproducible
     assert_published_scores(tmp_path / "out", expected)
 
@@ -494,7 +495,7 @@ async def test_features_of_the_published_models(
     )
     rules = Rules()
     plan = Plan((str(real / "input.fa"),), settings(wide, old, tokens_per_batch=70), wide, fake_devices(2), 2)
-    ended = await score_with(plan, tmp_path / "out", rules.scorer)
+    ended = await execute(plan, tmp_path / "out", rules.scorer)
     published = torch.load(real / "merged.pt", weights_only=True)["data"].numpy()
     rows = sorted(
         (orf, np.concatenate((bases, residues)).tolist())

@@ -28,18 +28,9 @@ from virnuc_async.errors import (
     Stage,
     UnreadableInput,
 )
+from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.lock import LOCK
-from virnuc_async.runs.store import (
-    DAMAGED,
-    FEATURES,
-    OUTPUT_FILES,
-    SCORE,
-    STORE,
-    Failure,
-    FileLine,
-    Store,
-    orf_id,
-)
+from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES, SCORE, STORE, FileLine, Store, orf_id
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
 

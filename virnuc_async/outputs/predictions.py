@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
-from virnuc_async.runs.store import FRAMES, Block, Failure, Store
+from virnuc_async.runs.failure import Failure, failed_line
+from virnuc_async.runs.store import FRAMES, Block, Store
 
 from .pairs import Mates, pair_blocks
 
@@ -229,12 +230,6 @@ def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Chunks:
         yield failed_line(failure).encode("utf-8", "surrogateescape")
 
 
-def failed_line(failure: Failure) -> str:
-    """Give a line of ``failed_files.txt``; fields never hold a bare pipe or line end."""
-    fields = (failure.path, failure.stage, failure.message)
-    return "|".join(map(_escaped, fields)) + "\n"
-
-
 def _sorted_runs(blocks: Iterable[list[str]], file: IO[bytes]) -> Iterator[Iterator[list[str]]]:
     """Sort as many lines at a time as fit into memory; all but the last of these runs go to *file*."""
     lines: list[str] = []
@@ -371,9 +366,3 @@ def _decimals_needed(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _field(text: bytes) -> bytes:
     return text.translate(bytes.maketrans(b"\t\n\r", b"   "))
-
-
-def _escaped(text: str) -> str:
-    for plain, escape in (("\\", "\\\\"), ("|", "\\|"), ("\r\n", "\\n"), ("\n", "\\n"), ("\r", "\\n")):
-        text = text.replace(plain, escape)
-    return text

@@ -1,8 +1,17 @@
-"""The facts of a run: ``summary.json``."""
+"""``summary.json``: the facts of a run, and the line that people read at its end."""
 
 import json
+import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from virnuc_async._version import __version__
+from virnuc_async.runs.session import RunSession
+from virnuc_async.runs.store import FileLine
+from virnuc_async.text import plural
 
 from .predictions import Chunks
 
@@ -23,10 +32,109 @@ class Summary:
     finished: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain values that JSON can hold."""
+        """Return plain values that JSON can hold."""
         return asdict(self)
 
 
 def summary_text(summary: Summary) -> Chunks:
     """Yield ``summary.json``."""
     yield json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
+
+
+def read_summary(path: Path) -> Summary:
+    """Return the summary that a ``summary.json`` of ours holds."""
+    return Summary(**json.loads(path.read_bytes()))
+
+
+def summary_line(summary: Summary, out_dir: Path) -> str:
+    """Format the result of a run in one line."""
+    counts = summary.counts
+    pairs = counts.get("pairs", 0)
+    of_pairs = f", {counts['viral_pairs']:,} of {plural(pairs, 'pair')}" if pairs else ""
+    text = (
+        f"Viral: {counts['viral_contigs']:,} of {plural(counts['contigs'], 'contig')}{of_pairs} "
+        f"({plural(counts['orfs'], 'ORF')} of {plural(counts['fragments'], 'fragment')} scored in "
+        f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
+    )
+    failed = counts["failures"]
+    return text + (f"; {plural(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
+
+
+def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pairs: Counter[str]) -> Summary:
+    """
+    Return the summary of *session*; *contigs* and *pairs* count them by their verdicts.
+
+    Call it in the thread that uses the store.
+    """
+    store, plan, messages = session.store, session.plan, session.messages
+    totals = store.device_totals()
+    return Summary(
+        version=__version__,
+        command=command,
+        settings=_settings_used(session),
+        bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
+        inputs=[_input_facts(file) for file in store.files()],
+        counts=_counts(session, contigs.get("virus", 0), pairs),
+        devices=[_device_facts(session, name, *sums) for name, sums in totals.items()],
+        seconds={
+            "total": round(time.monotonic() - messages.started, 3),
+            "load": round(messages.load_seconds, 3),
+            "model": round(sum(sums[3] for sums in totals.values()), 3),
+        },
+        reproducible=store.is_reproducible() and len({device.kind for device in plan.devices}) == 1,
+        finished=store.is_finished,
+    )
+
+
+def _counts(session: RunSession, viral_contigs: int, pairs: Counter[str]) -> dict[str, int]:
+    store = session.store
+    counts = {
+        "contigs": store.count("contigs"),
+        "fragments": store.fragments(),
+        "orfs": store.count("scores"),
+        "batches": store.count("batches"),
+        "viral_contigs": viral_contigs,
+        "failures": store.count("failures") + len(session.mates.failures),
+    }
+    if pairs:
+        counts |= {"pairs": pairs.total(), "viral_pairs": pairs["virus"]}
+    reused = store.get_meta("orfs reused")
+    if reused is not None:
+        counts["orfs_reused"] = reused
+    return counts
+
+
+def _settings_used(session: RunSession) -> dict[str, Any]:
+    used = {"precision": session.precision, "tokens_per_batch": session.budget}
+    return {key: _to_json(value) for key, value in (asdict(session.settings) | used).items()}
+
+
+def _device_facts(
+    session: RunSession, name: str, batches: int, orfs: int, tokens: int, seconds: float
+) -> dict[str, Any]:
+    device = next((device for device in session.plan.devices if device.name == name), None)
+    return {
+        "name": name,
+        "kind": device.model if device else "of an earlier session",
+        "precision": str(session.precision),
+        "tokens_per_batch": session.budget,
+        "batches": batches,
+        "orfs": orfs,
+        "tokens": tokens,
+        "busy_seconds": round(seconds, 3),
+        "peak_memory_bytes": session.messages.peak_memory.get(name, 0),
+    }
+
+
+def _input_facts(file: FileLine) -> dict[str, Any]:
+    status = "failed" if file.failed else "read" if file.contigs else "empty"
+    if file.failed and file.contigs:
+        status = "broken"
+    return {"path": file.path, "contigs": file.contigs or 0, "status": status}
+
+
+def _to_json(value: Any) -> Any:
+    """Return what JSON can hold of a setting."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -41,6 +41,7 @@ from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.text import plural
 
+from .failure import Failure
 from .lock import LOCK, Lock
 from .repair import Recovered, checksum, count_valid, is_valid, recover
 
@@ -101,15 +102,6 @@ _COUNTS = {
     "contigs": "SELECT TOTAL(contigs) FROM windows",
     "scores": "SELECT TOTAL(scored) FROM batches",
 } | {table: f"SELECT COUNT(*) FROM {table}" for table in ("files", "windows", "batches", "failures")}
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One line of ``failed_files.txt``."""
-
-    path: str
-    stage: Stage
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,169 @@
+"""Every file that people read, written from the store when all is scored."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from anyio import from_thread
+
+from virnuc_async.errors import CannotWrite
+from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory
+from virnuc_async.runs.reuse_embeddings import save_features
+from virnuc_async.runs.session import RunSession
+from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES
+
+from .predictions import (
+    Chunks,
+    contig_verdicts,
+    failed_lines,
+    fragment_verdicts,
+    pair_verdicts,
+    predictions,
+)
+from .summary import Summary, read_summary, summarize, summary_line, summary_text
+
+# Of our files, those that may change behind a finished run.
+_VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
+
+
+class OutputWriter:
+    """
+    Writes the tables and the summary of *session* into its directory, each at once or not at all.
+
+    *command* is the command line, for the summary.
+    """
+
+    def __init__(self, session: RunSession, command: str) -> None:
+        self._session = session
+        self._command = command
+        self._store = session.store
+        self._out_dir = session.out_dir
+        self._log = session.log
+
+    async def write_all(self) -> Summary:
+        """
+        Write every file, and return the summary; a finished run with unchanged files is left as it is.
+
+        Raises:
+            DamagedStore: the store does not have every record and every ORF once
+            CannotWrite: the disk is full, or the directory is read-only
+        """
+        known = await self._session.on_disk(self._known_summary)
+        if known is not None:
+            return known
+        self._session.counts.doing = "writing tables"
+        await self._write("prediction_results.txt", predictions(self._store))
+        await self._write("prediction_results_highestscore.csv", fragment_verdicts(self._store))
+        contigs = await self._write_contigs()
+        pairs = await self._write_pairs()
+        await self._write_failures()
+        if self._session.settings.embeddings and not (self._out_dir / "merged_features.pt").exists():
+            await self._session.on_disk(self._write_embeddings)
+        summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
+        await self._write("summary.json", summary_text(summary))
+        await self._session.on_disk(self._remember_written)
+        self._log.info("{}", summary_line(summary, self._out_dir))
+        return summary
+
+    @contextmanager
+    def partial_summary_on_failure(self) -> Iterator[None]:
+        """Write the summary of an unfinished run when the body raises or is cancelled."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._write_partial_summary)
+            yield
+            on_failure.pop_all()
+
+    def _write_partial_summary(self) -> None:
+        self._log.debug("stopped before the end; finished batches are kept, and the same command resumes")
+        # What ended the run is being raised; that the summary cannot be written either is no news.
+        with suppress(CannotWrite, OSError):
+            # No contig has a verdict before all are scored; and all scored is not all written.
+            facts = summarize(self._session, self._command, {}, Counter()).as_dict()
+            with create_new(self._out_dir / "summary.json") as file:
+                file.writelines(summary_text(Summary(**facts | {"finished": False})))
+
+    def _known_summary(self) -> Summary | None:
+        """Return the summary of a run whose files are all as they were written."""
+        written = self._store.get_meta("written") if self._store.is_finished else None
+        if written is None:
+            return None
+        if written != _file_stats(self._out_dir):
+            self._log.info("this run is finished, but some of its files have changed: writing them again")
+            return None
+        if (self._store.get_meta("mates") or []) != list(map(list, self._session.mates.mates)):
+            self._log.info("this run is finished, but with other pairs: writing its files again")
+            return None
+        self._log.info("this run is finished already, and its files are unchanged")
+        summary = read_summary(self._out_dir / "summary.json")
+        self._log.info("{}", summary_line(summary, self._out_dir))
+        return summary
+
+    def _remember_written(self) -> None:
+        self._store.set_meta("mates", self._session.mates.mates)
+        self._store.set_meta("written", _file_stats(self._out_dir))
+
+    async def _write_contigs(self) -> Counter[str]:
+        """Write the table of contigs, and return how many have which verdict."""
+        threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
+        tally: Counter[str] = Counter()
+        await self._write("contigs.tsv", contig_verdicts(self._store, threshold, tally, calibration))
+        return tally
+
+    async def _write_pairs(self) -> Counter[str]:
+        """Write the table of pairs, if there are any, and return how many have which verdict."""
+        self._session.counts.doing = "comparing the ids of mates"
+        mates = await self._session.on_disk(self._session.mates.verified_pairs, self._store)
+        self._session.counts.doing = "writing tables"
+        threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
+        tally: Counter[str] = Counter()
+        chunks = pair_verdicts(self._store, mates, threshold, tally, calibration)
+        await self._write_or_remove("pairs.tsv", chunks, bool(mates))
+        return tally
+
+    async def _write_failures(self) -> None:
+        more = self._session.mates.failures
+        count = await self._session.on_disk(self._store.count, "failures") + len(more)
+        await self._write_or_remove("failed_files.txt", failed_lines(self._store, more), bool(count))
+
+    async def _write_or_remove(self, name: str, chunks: Chunks, has_rows: bool) -> None:
+        """Write a file that exists only if it has rows; an earlier session may have left one."""
+        if has_rows:
+            await self._write(name, chunks)
+        else:
+            await self._session.on_disk(self._remove, name)
+
+    async def _write(self, name: str, chunks: Chunks) -> None:
+        await self._session.on_disk(self._write_now, name, chunks)
+
+    def _write_now(self, name: str, chunks: Chunks) -> None:
+        """Write a temporary file next to *name*, and rename it when it is complete and on disk."""
+        try:
+            # Closed whatever happens: a query that is open keeps the store's lock.
+            with closing(chunks), atomic_write(self._out_dir / name) as file:
+                for chunk in chunks:
+                    from_thread.check_cancelled()
+                    file.write(chunk)
+        except OSError as error:
+            raise CannotWrite(str(self._out_dir), f"{name}: {error.strerror}") from error
+
+    def _remove(self, name: str) -> None:
+        (self._out_dir / name).unlink(missing_ok=True)
+        sync_directory(self._out_dir)
+
+    def _write_embeddings(self) -> None:
+        path = self._out_dir / ".merged_features.pt.partial"
+        try:
+            save_features(self._store, self._session.plan.bundle.shapes.classifier.inputs, path)
+            fsync_and_rename(path, self._out_dir / "merged_features.pt")
+            (self._out_dir / FEATURES).unlink(missing_ok=True)
+        except OSError as error:
+            raise CannotWrite(str(self._out_dir), f"merged_features.pt: {error.strerror}") from error
+
+
+def _file_stats(directory: Path) -> dict[str, Any]:
+    """Return size and modification time of every file that a run ends with."""
+    paths = ((name, directory / name) for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
+    stats = ((name, path.stat()) for name, path in paths if path.is_file())
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}

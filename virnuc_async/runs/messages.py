@@ -1,0 +1,107 @@
+"""What a run logs: its header, its progress, the memory of its GPUs, its failures."""
+
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
+
+from virnuc_async._version import __version__
+from virnuc_async.engine.devices import BASE_BUDGET, Device
+from virnuc_async.engine.engine import EngineEvents
+from virnuc_async.log import PROGRESS, Counts
+from virnuc_async.settings import Precision
+from virnuc_async.text import plural
+
+from .failure import Failure, failed_line
+from .plan import Plan
+from .store import DAMAGED, Store
+
+if TYPE_CHECKING:
+    from loguru import Logger
+
+_MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
+
+
+class RunMessages(EngineEvents):
+    """
+    Logs what a run does, and counts it.
+
+    *log* is bound to the run, so that its lines reach the run's own files; *counts* is what bars show.
+    """
+
+    def __init__(self, plan: Plan, log: "Logger") -> None:
+        self.log = log
+        self.counts = Counts()
+        self.started = time.monotonic()
+        self.load_seconds = 0.0  # until the last device was ready
+        self.peak_memory: dict[str, int] = {}  # device -> bytes
+        self._plan = plan
+
+    async def report_progress(self) -> None:
+        """Log the progress until cancelled."""
+        while True:
+            self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
+            await anyio.sleep(self._plan.intervals.progress)
+
+    async def watch_gpu_memory(self) -> None:
+        """Log the memory of each GPU until cancelled; warn once of each that is nearly full."""
+        # By card: there may be several replicas on one.
+        gpus = {device.uuid: device for device in reversed(self._plan.devices) if device.uuid}
+        warned: set[str] = set()
+        while gpus:
+            for uuid, gpu in gpus.items():
+                use = await to_thread.run_sync(self._plan.memory_use, gpu)
+                if use is None:
+                    continue
+                self.log.debug("{}: {}", gpu.name, use)
+                if use.share > _MEMORY_FULL and uuid not in warned:
+                    warned.add(uuid)
+                    self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
+            await anyio.sleep(self._plan.intervals.memory)
+
+    def device_ready(self, device: str) -> None:
+        """Count the time that loading took, and begin to count what *device* does."""
+        self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
+        self.counts.ready(device)
+
+    def device_closed(self, device: str, peak_memory: int) -> None:
+        """Remember the peak memory of *device*."""
+        self.peak_memory[device] = peak_memory
+
+    def log_header(self, store: Store, precision: Precision, budget: int) -> None:
+        """Log version, model, what *store* had to recover from and, unless all is done, the devices."""
+        bundle = self._plan.bundle
+        self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
+        if bundle.notice:
+            self.log.warning(bundle.notice)
+        if store.lock.previous_owner:
+            self.log.info("taking over from {}, which has ended", store.lock.previous_owner)
+        if kept := store.kept:
+            self.log.warning(
+                "repaired: kept {} of {}; the damaged store is in {}",
+                plural(kept.batches, "batch", "es"),
+                plural(kept.windows, "window"),
+                store.directory / DAMAGED,
+            )
+        for device in () if store.is_finished else self._plan.devices:
+            self.log.info("{}", _format_device(device, precision, budget))
+
+    def log_failure(self, failure: Failure) -> None:
+        """Log an input or an ORF that failed; the line is written to failed_files.txt as well."""
+        self.log.bind(failure=failed_line(failure)).error("{}: {}", failure.path, failure.message)
+
+
+def _format_device(device: Device, precision: Precision, budget: int) -> str:
+    facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
+    if device.capability is None:
+        facts.append(plural(device.threads, "thread"))
+    else:
+        facts.append("capability {}.{}".format(*device.capability))
+    if precision is Precision.BF16:
+        facts.append("BF16 enabled")
+    else:
+        facts.append("FP32" if device.has_bf16 else "FP32 (BF16 needs a GPU of capability 8.0 or higher)")
+    base = BASE_BUDGET[precision]
+    scaled = "" if budget == base else f" ({base:,} before scaling by memory or settings)"
+    return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"

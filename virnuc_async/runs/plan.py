@@ -1,0 +1,41 @@
+"""All that a run is asked to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from virnuc_async.engine.devices import Device, MemoryUse, memory_use
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.calibration import Calibration
+from virnuc_async.sequences.batches import WINDOW_ORFS
+from virnuc_async.settings import Settings
+
+from .lock import HEARTBEAT_INTERVAL, LEASE_DURATION
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """How often a run does what it repeats, in seconds."""
+
+    progress: float = 0.5
+    memory: float = 10.0  # of GPUs
+    heartbeat: float = HEARTBEAT_INTERVAL
+    lease: float = LEASE_DURATION  # after which an owner without a heartbeat is taken for dead
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The inputs, the model, the devices and the settings of a run."""
+
+    paths: tuple[str, ...]  # files, or "-"; directories are expanded
+    settings: Settings
+    bundle: Bundle
+    devices: tuple[Device, ...]
+    window: int = WINDOW_ORFS  # ORFs
+    memory_use: Callable[[Device], MemoryUse | None] = memory_use
+    compiled: bool = False  # whether GPUs compute with compiled kernels
+    intervals: Intervals = Intervals()
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration that contigs get a column of."""
+        return self.bundle.calibration if self.settings.calibrated else None
