@@ -1,10 +1,13 @@
 """Fixtures that several test modules use."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from harness import PipelineHarness
 
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
@@ -64,3 +67,26 @@ def golden_bundle(
     """The bundle of *golden_parts*; what it gives for upstream/input.fa is in *expected*."""
     directory = tmp_path_factory.mktemp("bundles") / f"golden-{length}"
     return import_bundle(golden_parts, directory, directory.name, length)
+
+
+@pytest.fixture(params=[1, 3])
+def count(request: pytest.FixtureRequest) -> int:
+    """The number of devices: everything works the same with one and with several."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_thread_survives() -> Iterator[None]:
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("replica")]
+
+
+@pytest.fixture(scope="session")
+def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One length is enough for all that is not about the published answer."""
+    return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
+
+
+@pytest.fixture
+def bench(source: Path, bundle: Bundle, tmp_path: Path) -> PipelineHarness:
+    return PipelineHarness(source, bundle, tmp_path)
