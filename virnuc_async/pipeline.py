@@ -65,6 +65,8 @@ from virnuc_async.outputs.pairs import (
 )
 from virnuc_async.outputs.summary import Summary, summary_text
 from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, STORE
+from virnuc_async.runs.reader import Failure, FileLine
 from virnuc_async.runs.reuse_embeddings import (
     FeatureFile,
     Features,
@@ -72,7 +74,7 @@ from virnuc_async.runs.reuse_embeddings import (
     find_features,
     save_features,
 )
-from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES, STORE, Failure, FileLine, Store
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.sequences.inputs import STDIN, fingerprint, list_sequence_files, read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -456,13 +458,13 @@ class _Run:
             # Whatever devices there are now, nothing will be computed.
             identity |= {key: known[key] for key in _OF_DEVICES}
         self.store.bind_run(identity, plan.paths)
-        if self.settings.embeddings and not self.store.is_finished and self.store.count("scores"):
+        if self.settings.embeddings and not self.store.is_finished and self.store.reader.count("scores"):
             self._check_features()
 
     def _check_features(self) -> None:
         """See that the embeddings of what is done are still there: they are in no other place."""
         path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
-        if not path.exists() or path.stat().st_size < 4 * width * self.store.features_end():
+        if not path.exists() or path.stat().st_size < 4 * width * self.store.reader.features_end():
             raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are gone"])
 
     def _identity(self) -> dict[str, Any]:
@@ -489,7 +491,7 @@ class _Run:
             self.log.warning(bundle.notice)
         if self.store.lock.previous_owner:
             self.log.info("{} held this run and has ended", self.store.lock.previous_owner)
-        if kept := self.store.kept:
+        if kept := self.store.recovered:
             self.log.warning(
                 "repaired: {} of {} are kept; what was damaged is in {}",
                 plural(kept.batches, "batch", "es"),
@@ -503,8 +505,8 @@ class _Run:
         if self.features.found:
             self.log.info("{}", self.features.found_text())
         self._introduce_mates()
-        if self.store.count("batches"):
-            self.log.info("going on after {:,} ORFs of an earlier session", self.store.count("scores"))
+        if self.store.reader.count("batches"):
+            self.log.info("going on after {:,} ORFs of an earlier session", self.store.reader.count("scores"))
 
     def _introduce_mates(self) -> None:
         """Say what is taken for mates, and what is seen to be none before days are spent on it."""
@@ -577,7 +579,7 @@ class _Run:
                 self.counts.done += len(window.origins) - sum(map(len, left))
                 for batch in left:
                     await self.supply.put(batch)
-        if await self._on_disk(self.store.count, "windows") != count:
+        if await self._on_disk(self.store.reader.count, "windows") != count:
             raise RunMismatchError(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
         await self.supply.end()
@@ -708,10 +710,10 @@ class _Run:
         """Write every file that people read, each at once or not at all."""
         self.counts.doing = "writing tables"
         store, threshold, calibration = self.store, self.settings.threshold, self.plan.calibration
-        await self._write("prediction_results.txt", results.predictions(store))
-        await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
+        await self._write("prediction_results.txt", results.predictions(store.reader))
+        await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store.reader))
         tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally, calibration))
+        await self._write("contigs.tsv", results.contig_verdicts(store.reader, threshold, tally, calibration))
         of_pairs = await self._write_pairs()
         await self._write_failures()
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
@@ -766,7 +768,7 @@ class _Run:
         self.counts.doing = "writing tables"
         if mates:
             threshold, calibration = self.settings.threshold, self.plan.calibration
-            parts = results.pair_verdicts(self.store, mates, threshold, tally, calibration)
+            parts = results.pair_verdicts(self.store.reader, mates, threshold, tally, calibration)
             await self._write("pairs.tsv", parts)
         else:
             await self._on_disk(self._remove, "pairs.tsv")
@@ -774,7 +776,7 @@ class _Run:
 
     def _true_mates(self) -> list[Mates]:
         """Give the mates whose ids agree, to the last record or to where a file breaks; say which do not."""
-        files, found = list(self.store.files()), []
+        files, found = list(self.store.reader.files()), []
         for mates in self.mates:
             compared = compare(mates, self._stored_ids)
             if not compared.differ:
@@ -795,15 +797,15 @@ class _Run:
         self.log.warning("{}: {} before the break, none behind it", names, plural(pairs, "pair"))
 
     def _stored_ids(self, file: int) -> Iterator[bytes]:
-        for some in self.store.ids(file):
+        for some in self.store.reader.ids(file):
             from_thread.check_cancelled()
             yield from some
 
     async def _write_failures(self) -> None:
         name = "failed_files.txt"
-        count = await self._on_disk(self.store.count, "failures")
+        count = await self._on_disk(self.store.reader.count, "failures")
         if count + len(self.unpaired):
-            await self._write(name, results.failed_lines(self.store, self.unpaired))
+            await self._write(name, results.failed_lines(self.store.reader, self.unpaired))
         else:
             await self._on_disk(self._remove, name)
 
@@ -815,7 +817,7 @@ class _Run:
     def _write_features(self) -> None:
         path = self.out_dir / ".merged_features.pt.partial"
         try:
-            save_features(self.store, self.plan.bundle.shapes.classifier.inputs, path)
+            save_features(self.store.reader, self.plan.bundle.shapes.classifier.inputs, path)
             fsync_and_rename(path, self.out_dir / "merged_features.pt")
             (self.out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:
@@ -824,25 +826,25 @@ class _Run:
     def _summary(self, command: str, tally: Counter[str], of_pairs: Counter[str]) -> Summary:
         store, bundle = self.store, self.plan.bundle
         counts = {
-            "contigs": store.count("contigs"),
-            "fragments": store.fragments(),
-            "orfs": store.count("scores"),
-            "batches": store.count("batches"),
+            "contigs": store.reader.count("contigs"),
+            "fragments": store.reader.fragments(),
+            "orfs": store.reader.count("scores"),
+            "batches": store.reader.count("batches"),
             "viral_contigs": tally["virus"],
-            "failures": store.count("failures") + len(self.unpaired),
+            "failures": store.reader.count("failures") + len(self.unpaired),
         }
         if of_pairs:
             counts |= {"pairs": of_pairs.total(), "viral_pairs": of_pairs["virus"]}
         reused = store.get_meta("orfs reused")
         if reused is not None:
             counts["orfs_reused"] = reused
-        work = store.device_totals()
+        work = store.reader.device_totals()
         return Summary(
             version=__version__,
             command=command,
             settings=self._settings_used(),
             bundle={"name": bundle.name, "fingerprint": bundle.fingerprint},
-            inputs=[_input_facts(file) for file in store.files()],
+            inputs=[_input_facts(file) for file in store.reader.files()],
             counts=counts,
             devices=[self._device_facts(name, *sums) for name, sums in work.items()],
             seconds={
@@ -850,7 +852,7 @@ class _Run:
                 "load": round(self.load_seconds, 3),
                 "model": round(sum(sums[3] for sums in work.values()), 3),
             },
-            reproducible=store.is_reproducible() and len({d.kind for d in self.plan.devices}) == 1,
+            reproducible=store.reader.is_reproducible() and len({d.kind for d in self.plan.devices}) == 1,
             finished=store.is_finished,
         )
 

@@ -25,7 +25,8 @@ from support import TABLES, make_stale
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, score_with
-from virnuc_async.runs.store import SCORE, STORE
+from virnuc_async.runs.blocks import SCORE
+from virnuc_async.runs.output_directory import STORE
 from virnuc_async.settings import Settings
 
 from .faults import Bug, FaultPlan, Faults, Session, Source, World, make_bundle, make_sources
