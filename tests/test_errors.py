@@ -169,9 +169,9 @@ SAID: list[tuple[VirnucError, str]] = [
     (OutputError("out", "odd"), "out: odd"),
     (ForeignDirectoryError("out", "holds 'x'"), "out: holds 'x'"),
     (
-        RunMismatchError("out", ["threshold was 0.5, is 0.6 now", "model was a, is b now"]),
-        "out: holds another run: threshold was 0.5, is 0.6 now; model was a, is b now. "
-        "Choose another directory, or --overwrite to start anew",
+        RunMismatchError("out", ["threshold: 0.5 -> 0.6", "model: a -> b"]),
+        "out: contains a different run: threshold: 0.5 -> 0.6; model: a -> b. "
+        "Use another directory, or --overwrite",
     ),
     (
         DirectoryLockedError("out", "another process is writing there"),

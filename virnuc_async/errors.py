@@ -469,10 +469,7 @@ class RunMismatchError(OutputError):
     """The directory holds a run that differs from the one asked for."""
 
     def __init__(self, path: str, differences: Sequence[str]) -> None:
-        reason = (
-            f"holds another run: {'; '.join(differences)}. "
-            "Choose another directory, or --overwrite to start anew"
-        )
+        reason = f"contains a different run: {'; '.join(differences)}. Use another directory, or --overwrite"
         super().__init__(path, reason)
         self.differences = tuple(differences)
 

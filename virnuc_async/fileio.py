@@ -1,46 +1,81 @@
 """
-Files that somebody else may have had a hand in.
+Read and write files in places that others can write to as well.
 
-Ours are never written through a link that was put in their place, and theirs are not read beyond
-what they can sensibly hold.
+A file is never written through a link that somebody put in its place, and never read beyond the
+size that it can sensibly have.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from virnuc_async.errors import CannotWrite, ForeignDirectoryError
+
+USE_ANOTHER_DIRECTORY = "Choose a new or empty directory"
+
+
+@contextmanager
+def writing_to(path: Path, what: str = "", hint: str = "") -> Iterator[None]:
+    """
+    Turn an OSError raised inside into CannotWrite, about *path* and, if it is a directory, *what* in it.
+
+    Raises:
+        CannotWrite: the operating system refused; *hint* says what to do next
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        text = f"{what}: {reason}" if what else reason
+        raise CannotWrite(str(path), f"{text}. {hint}" if hint else text) from error
+
+
+@contextmanager
+def unwrapped_torch_errors() -> Iterator[None]:
+    """
+    Raise the error that made a write of torch fail, such as a full disk, or an interrupt.
+
+    torch.save hides it behind a RuntimeError of its own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from None
+
 
 def create_new(path: Path) -> BinaryIO:
-    """Open a new file for writing, in the place of a file or link that may be there."""
+    """Open a new file for writing; a file or link at *path* is removed first."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file for writing, which takes the place of *path* once it is whole, or else is gone."""
-    beside = path.with_name(f".{path.name}.partial")
+    """Open a new file that replaces *path* when it is complete, and is removed if writing fails."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        with create_new(beside) as file:
+        with create_new(partial) as file:
             yield file
-        fsync_and_rename(beside, path)
+        fsync_and_rename(partial, path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def fsync_and_rename(partial: Path, path: Path) -> None:
-    """Put *partial*, which is whole, in the place of *path*; both are on the disk when this returns."""
+    """Replace *path* by *partial*, which is complete; content and name are on the disk when this returns."""
     _sync(partial)
     partial.replace(path)
     sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in *directory* on the disk."""
+    """Make sure that the names in *directory* are on the disk."""
     _sync(directory)
 
 
@@ -54,7 +89,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """Give a hidden directory that becomes *directory* when all went well: a half one is never found."""
+    """Yield a hidden directory that is renamed to *directory* if nothing is raised, and removed otherwise."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     hidden = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -69,8 +104,33 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def list_foreign_files(directory: Path, is_ours: Callable[[str], bool]) -> list[str]:
+    """
+    Return the sorted names in *directory*, which need not exist, that *is_ours* does not accept.
+
+    Raises:
+        ForeignDirectoryError: it is a file
+    """
+    if not directory.exists():
+        return []
+    if not directory.is_dir():
+        raise ForeignDirectoryError(str(directory), f"is a file, not a directory. {USE_ANOTHER_DIRECTORY}")
+    return sorted(path.name for path in directory.iterdir() if not is_ours(path.name))
+
+
+def require_empty_directory(directory: Path, hint: str = USE_ANOTHER_DIRECTORY) -> None:
+    """
+    Check that *directory* does not exist or is empty.
+
+    Raises:
+        ForeignDirectoryError: it is not empty, or not a directory
+    """
+    if list_foreign_files(directory, lambda name: False):
+        raise ForeignDirectoryError(str(directory), f"exists and is not empty. {hint}")
+
+
 def link_or_copy(source: Path, target: Path) -> None:
-    """Have the same file under two names, or a copy where a file system cannot: encoders are gigabytes."""
+    """Link *source*, which may have gigabytes, to *target*; copy it if the file system has no links."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -78,7 +138,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def open_nofollow(path: str, flags: int) -> int:
-    """Open *path* as ``open`` does, whose opener this can be; fail if it is a link."""
+    """Open *path* unless it is a link; can be used as the opener of ``open``."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
@@ -88,9 +148,9 @@ def read_bounded(path: Path, most: int) -> bytes:
 
     Raises:
         OSError: it cannot be read
-        ValueError: it is no plain file, or holds more than *most* bytes
+        ValueError: it is not a plain file, or has more than *most* bytes
     """
-    # Looked at first: to open a pipe would wait for somebody to write into it.
+    # Checked first: opening a pipe would wait until somebody writes into it.
     if path.exists() and not path.is_file():
         raise ValueError("it is not a plain file")
     with open(path, "rb") as file:

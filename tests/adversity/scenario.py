@@ -25,8 +25,9 @@ from support import TABLES, make_stale
 from virnuc_async.errors import BadBundle, CannotWrite, NoDevicesLeft
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import execute
+from virnuc_async.runs.blocks import SCORE
+from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.store import SCORE, STORE
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Settings
 

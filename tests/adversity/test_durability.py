@@ -11,7 +11,7 @@ import pytest
 from running import ROOT
 from support import TABLES
 
-from virnuc_async.runs.store import FEATURES, STORE
+from virnuc_async.runs.output_directory import FEATURES, STORE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -10,7 +10,7 @@ from running import OPEN, SHUT, log, predict, run, start, summary, tables, wait_
 from support import fasta
 
 from virnuc_async.models.import_checkpoint import CheckpointPaths
-from virnuc_async.runs.store import DAMAGED, OUTPUT_FILES, STORE
+from virnuc_async.runs.output_directory import DAMAGED, OUTPUT_FILES, STORE
 
 # Of a run of pairs with embeddings in which something failed; without report.html, which is not written yet.
 EVERYTHING = ("--embeddings", "--pairs", "interleaved")

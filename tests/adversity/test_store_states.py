@@ -24,7 +24,8 @@ from support import make_stale
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import BrokenInput, DirectoryLockedError, RunMismatchError, Stage
-from virnuc_async.runs.store import STORE, Store
+from virnuc_async.runs.output_directory import STORE
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
 
@@ -168,7 +169,7 @@ class Machine(RuleBasedStateMachine):
     def repair_what_is_sound(self) -> None:
         self.store.close()
         self.store = Store(self.out, repair=True)
-        assert self.store.kept == (len(self.known.windows), len(self.known.batches))
+        assert self.store.recovered == (len(self.known.windows), len(self.known.batches))
 
     @precondition(lambda self: self.known.batches)
     @rule(data=st.data())
@@ -184,7 +185,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def it_holds_what_was_kept_and_nothing_else(self) -> None:
-        blocks = list(self.store.blocks())
+        blocks = list(self.store.reader.blocks())
         scores = [row for block in blocks for row in block.scores[["orf", "others", "virus"]].tolist()]
         assert scores == self.known.scores()
         wanted = [(row.number, row.length, row.file, row.fragments) for row in self.known.contigs()]
@@ -192,10 +193,10 @@ class Machine(RuleBasedStateMachine):
         assert b"".join(block.ids for block in blocks) == b"".join(
             b"%s\n" % c.id for c in self.known.contigs()
         )
-        messages = [failure.message for failure in self.store.failures()]
+        messages = [failure.message for failure in self.store.reader.failures()]
         for message, ending in zip(messages, self.known.failures(), strict=True):
             assert message.endswith(ending)
-        assert self.store.count("batches") == len(self.known.batches)
+        assert self.store.reader.count("batches") == len(self.known.batches)
         for number, window in self.known.windows.items():
             parts = {key[1:] for key in self.known.batches if key[0] == number}
             assert self.store.finished_parts(number) == parts
@@ -239,7 +240,7 @@ class Machine(RuleBasedStateMachine):
     @contextmanager
     def _power_cut(self, statements: int) -> Iterator[None]:
         """Go on with what is on the disk at that instant, as a process of tomorrow would."""
-        db = self.store._db
+        db = self.store._database.connection
         assert isinstance(db, Fragile)
         self.lives += 1
         then = Path(self._place.name) / str(self.lives)

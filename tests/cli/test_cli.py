@@ -198,7 +198,7 @@ def test_damaged_store_is_said_and_repaired(source: Path, tmp_path: Path, out: P
     (out / "contigs.tsv").unlink()
     ended = predict(source, out)
     assert ended.code == 1
-    said = r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same .* --repair"
+    said = r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be recovered: .* --repair"
     assert re.search(said, ended.err)
     repaired = predict(source, out, "--repair")
     assert repaired.code == 0
@@ -435,7 +435,7 @@ def test_directory_of_somebody_else_is_refused(good: Path, out: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     said = (
-        f"virnuc-async: {out}: holds 'thesis.tex' and no run of this program. "
+        f"virnuc-async: {out}: contains 'thesis.tex' and no run of this program. "
         "Choose a new or empty directory\n"
     )
     for more in ((), ("--overwrite",)):
@@ -449,20 +449,20 @@ def test_another_run_is_refused_and_says_why(good: Path, tmp_path: Path, out: Pa
     assert predict(good, out).code == 0
     before = tables(out)
     changes = {
-        ("--threshold", "0.7"): "threshold was 0.5, is 0.7 now",
-        ("--esm-batch-size", "100"): "tokens per batch was 2048, is 100 now",
-        ("--precision", "bf16"): "precision was fp32, is bf16 now",
-        ("--embeddings",): "embeddings was False, is True now",
-        ("--model", str(model.directory)): "model was tiny-500 (",
-        (str(other),): f"other inputs: {other} is new. ",
+        ("--threshold", "0.7"): "threshold: 0.5 -> 0.7",
+        ("--esm-batch-size", "100"): "tokens per batch: 2048 -> 100",
+        ("--precision", "bf16"): "precision: fp32 -> bf16",
+        ("--embeddings",): "embeddings: False -> True",
+        ("--model", str(model.directory)): "model: tiny-500 (",
+        (str(other),): f"inputs: {other} was added. ",
     }
     for arguments, said in changes.items():
         ended = predict(*arguments, good, out)
         assert ended.code == 1
-        assert f"virnuc-async: {out}: holds another run: {said}" in ended.err
-        assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
+        assert f"virnuc-async: {out}: contains a different run: {said}" in ended.err
+        assert ended.err.endswith("Use another directory, or --overwrite\n")
     good.write_text(GOOD.replace("good", "GOOD"))
-    assert f"other inputs: {good} has changed." in predict(good, out).err
+    assert f"inputs: {good} has changed." in predict(good, out).err
     assert tables(out) == before
 
 
@@ -833,8 +833,8 @@ def test_what_is_piped_again_must_be_the_same(reads: bytes, undisturbed: dict[st
     for other in (reads.replace(b"read7\n", b"READ7\n"), reads[:100]):
         ended = predict("-", out, stdin=other)
         assert ended.code == 1
-        assert f"{out}: holds another run: the sequences have changed" in ended.err
-        assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
+        assert f"{out}: contains a different run: the sequences have changed" in ended.err
+        assert ended.err.endswith("Use another directory, or --overwrite\n")
     assert_goes_on(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed
 
@@ -926,7 +926,8 @@ def test_models_are_imported_used_and_described(
     assert facts["protein.safetensors"] == f"sha256 {model.checksums['protein.safetensors']}, checked"
     ended = run("models", "import", *parts, *more)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err == f"virnuc-async: {directory}: exists and is not empty\n"
+    said = "exists and is not empty. Choose a new or empty directory"
+    assert ended.err == f"virnuc-async: {directory}: {said}\n"
 
 
 def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,7 @@ def test_too_short_records_are_said(tmp_path: Path) -> None:
 
 def test_a_directory_of_something_else(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
-    said = "holds 'thesis.txt' and no evaluation. Choose a new or empty directory"
+    said = "contains 'thesis.txt' and no evaluation. Choose a new or empty directory"
     message = f"virnuc-async: {tmp_path}: {said}\n"
     assert evaluate(toys, tmp_path) == (1, "", message)
     ended = evaluate(toys, tmp_path / "thesis.txt")
@@ -287,7 +287,7 @@ def test_another_model_in_the_same_directory(
     before = (out / "evaluation.json").read_bytes()
     ended = evaluate(toys, out, "--model", golden_bundle.directory)
     assert ended.code == 1
-    assert "holds another run: " in ended.err
+    assert "contains a different run: " in ended.err
     assert (out / "evaluation.json").read_bytes() == before
     assert evaluate(toys, out, "--model", golden_bundle.directory, "--overwrite").code == 0
 

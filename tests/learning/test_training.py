@@ -470,7 +470,7 @@ def test_nothing_is_overwritten(toys: Toys, work: Path, tmp_path: Path) -> None:
     output.mkdir()
     assert train(toys, output, "--work", work).code == 0  # an empty directory is as good as none
     before = weights(output)
-    message = f"virnuc-async: {output}: exists and is not empty. Choose a new directory for the bundle\n"
+    message = f"virnuc-async: {output}: exists and is not empty. Choose a new or empty directory\n"
     assert train(toys, output, "--work", work, "--seed", "1") == (1, "", message)
     assert weights(output) == before
 
@@ -494,7 +494,7 @@ def test_a_work_directory_of_something_else(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "work" / "thesis.txt").write_text("all of it")
     ended = train(toys, tmp_path / "one", "--work", tmp_path / "work")
     message = (
-        f"virnuc-async: {tmp_path / 'work'}: holds 'thesis.txt' and no training. Choose another --work\n"
+        f"virnuc-async: {tmp_path / 'work'}: contains 'thesis.txt' and no training. Choose another --work\n"
     )
     assert ended == (1, "", message)
 
@@ -503,7 +503,7 @@ def test_other_sequences_in_the_same_work_directory(toys: Toys, work: Path, tmp_
     other = write_toys(tmp_path / "other", 10, seed=3)
     ended = train(other, tmp_path / "one", "--work", work)
     assert ended.code == 1
-    assert "holds another run: other inputs" in ended.err
+    assert "contains a different run: inputs" in ended.err
     assert train(other, tmp_path / "one", "--work", work, "--overwrite").code == 0
 
 

@@ -167,7 +167,7 @@ def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Pat
     assert calibrate(toys, tmp_path / "scores", model).code == 0
     ended = predict(*toys, tmp_path / "out", "--model", model)
     assert ended.code == 1
-    assert "holds another run: calibration was None, is " in ended.err
+    assert "contains a different run: calibration: None -> " in ended.err
     assert "finished already" in predict(*toys, tmp_path / "out", "--model", model, "--no-calibration").err
     (model / "calibration.json").unlink()
     assert "finished already" in predict(*toys, tmp_path / "out", "--model", model).err

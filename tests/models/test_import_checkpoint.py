@@ -918,7 +918,9 @@ def test_an_empty_directory_is_taken_and_another_is_not(golden_parts: Checkpoint
     import_bundle(golden_parts, tmp_path / "empty", "mine", 500)
     with pytest.raises(ForeignDirectoryError) as caught:
         import_bundle(golden_parts, tmp_path / "empty", "mine", 500)
-    assert str(caught.value) == f"{tmp_path / 'empty'}: exists and is not empty"
+    assert (
+        str(caught.value) == f"{tmp_path / 'empty'}: exists and is not empty. Choose a new or empty directory"
+    )
 
 
 def test_a_full_disk_leaves_nothing_of_a_bundle(golden_parts: CheckpointPaths, tmp_path: Path):

@@ -336,7 +336,7 @@ def test_a_directory_of_somebody_else_is_refused(server: Server, cache: Path, tm
     (tmp_path / "thesis.tex").touch()
     ended = download(server, "virnucpro-500", "--to", tmp_path)
     assert ended.code == 1
-    assert f"{tmp_path}: is not empty. Name another directory" in ended.err
+    assert f"{tmp_path}: exists and is not empty. Choose a new or empty directory" in ended.err
     assert not server.asked
 
 

@@ -274,7 +274,7 @@ def slowly(first: Record, second: Record, paths: tuple[str, str], threshold: flo
 
 def table(store: Store, mates: Sequence[Mates], threshold: float = 0.5) -> tuple[list[str], Counter[str]]:
     tally: Counter[str] = Counter()
-    text = b"".join(pair_verdicts(store, mates, threshold, tally)).decode("latin-1")
+    text = b"".join(pair_verdicts(store.reader, mates, threshold, tally)).decode("latin-1")
     assert text.endswith("\n")
     return text[:-1].split("\n"), tally
 
@@ -287,18 +287,20 @@ def test_the_records_of_one_file(files: list[list[Record]], window: int) -> None
     ):
         every = [
             (name, *contig.tolist()[1:], [row[2:] for row in block.scores[block.rows == at].tolist()])
-            for block in store.blocks()
+            for block in store.reader.blocks()
             for at, (name, contig) in enumerate(zip(block.names(), block.contigs, strict=True))
         ]
         for number, records in enumerate(files):
             found = [
                 (name, *contig.tolist()[1:], [row[2:] for row in block.scores[block.rows == at].tolist()])
-                for block in store.blocks(number)
+                for block in store.reader.blocks(number)
                 for at, (name, contig) in enumerate(zip(block.names(), block.contigs, strict=True))
             ]
             assert found == [row for row in every if row[2] == number]
             assert len(found) == len(records)
-            assert [id for some in store.ids(number) for id in some] == [record.id for record in records]
+            assert [id for some in store.reader.ids(number) for id in some] == [
+                record.id for record in records
+            ]
 
 
 @given(before=OTHERS, between=OTHERS, both=mated(), window=WINDOWS, threshold=st.sampled_from([0, 0.5, 1]))
@@ -339,7 +341,7 @@ def test_a_long_mate_beside_a_short_one(tmp_path: Path) -> None:
     first = [Record(b"p%d" % n, b"GCA" * (3 + 200 * (n % 3 == 0))) for n in range(7)]
     second = [Record(b"p%d" % n, b"GCAACG" * (1 + n)) for n in range(7)]
     with closing(stored(tmp_path, [first, second], 20)) as store:
-        assert store.count("windows") > 15
+        assert store.reader.count("windows") > 15
         _, *found = table(store, [Mates(0, 1)])[0]
         paths = (str(tmp_path / "0.fa"), str(tmp_path / "1.fa"))
         assert found == [slowly(*pair, paths, 0.5) for pair in zip(first, second, strict=True)]
@@ -361,7 +363,7 @@ def test_a_calibration_is_of_a_pairs_mean(tmp_path: Path) -> None:
     both = [Record(b"a/1", b"GCA" * 9), Record(b"a/2", b"ACG" * 9)], [Record(b"s", b""), Record(b"s", b"")]
     files = [[both[0][0], both[1][0]], [both[0][1], both[1][1]]]
     with closing(stored(tmp_path, files, 3)) as store:
-        text = b"".join(pair_verdicts(store, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
+        text = b"".join(pair_verdicts(store.reader, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
     header, *lines = (line.split("\t") for line in text.splitlines())
     assert header[-2:] == ["verdict", "p_virus_calibrated"]
     scored, none = (dict(zip(header, line, strict=True)) for line in lines)
@@ -372,10 +374,10 @@ def test_a_calibration_is_of_a_pairs_mean(tmp_path: Path) -> None:
 def test_no_more_than_some_windows_are_in_memory(tmp_path: Path) -> None:
     files = [[Record(b"r%d" % n, b"GCA" * 9) for n in range(40)] for _ in range(2)]
     with closing(stored(tmp_path, files, 12)) as store:
-        sizes = [len(block.lengths) for block in pair_blocks(store, Mates(0, 1))]
+        sizes = [len(block.lengths) for block in pair_blocks(store.reader, Mates(0, 1))]
         assert sum(sizes) == 40
         assert max(sizes) <= 12
-        inner = [len(some) for some in store.ids(1)]
+        inner = [len(some) for some in store.reader.ids(1)]
         assert (sum(inner), max(inner) <= 12) == (40, True)
 
 

@@ -30,9 +30,10 @@ from virnuc_async.outputs.predictions import (
     label_contigs,
     predictions,
 )
+from virnuc_async.runs.blocks import CONTIG, SCORE, Block
 from virnuc_async.runs.failure import Failure, failed_line
 from virnuc_async.runs.reuse_embeddings import save_features
-from virnuc_async.runs.store import CONTIG, SCORE, Block, Store
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged
@@ -222,10 +223,10 @@ def test_tables_against_the_slow_way(
             patch.setattr(f"virnuc_async.outputs.predictions.{name}", value)
         store = stored(Path(directory), run, size=window)
         orf_rows, fragment_rows, contig_rows = slowly(run, threshold)
-        assert lines(predictions(store)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
-        assert lines(fragment_verdicts(store)) == [b"Modified_ID\tIs_Virus\n", *fragment_rows]
+        assert lines(predictions(store.reader)) == [b"Sequence_ID\tPrediction\tscore1\tscore2\n", *orf_rows]
+        assert lines(fragment_verdicts(store.reader)) == [b"Modified_ID\tIs_Virus\n", *fragment_rows]
         tally: Counter[str] = Counter()
-        header, *found = lines(contig_verdicts(store, threshold, tally))
+        header, *found = lines(contig_verdicts(store.reader, threshold, tally))
         assert found == contig_rows
         assert header == (
             b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
@@ -239,7 +240,7 @@ def texts_of(numbers: np.ndarray, directory: Path) -> list[str]:
     """Give what prediction_results.txt has for scores of these numbers."""
     pairs = enumerate(zip(numbers[::2].tolist(), numbers[1::2].tolist(), strict=True), start=1)
     store = stored(directory, [Record(b"c", tuple(ScoredOrf(n, 0, *pair) for n, pair in pairs))])
-    rows = [row.decode().rstrip("\n").split("\t") for row in lines(predictions(store))[1:]]
+    rows = [row.decode().rstrip("\n").split("\t") for row in lines(predictions(store.reader))[1:]]
     store.close()
     return [text for row in rows for text in row[2:]]
 
@@ -278,7 +279,7 @@ def test_decimals_are_the_shortest_that_give_back_the_number(
     number: float, text: str, tmp_path: Path
 ) -> None:
     store = stored(tmp_path, [Record(b"c", (ScoredOrf(1, 0, number, 1.0),))])
-    _, row = lines(predictions(store))
+    _, row = lines(predictions(store.reader))
     assert row.decode("latin-1").split("\t")[2] == text == str(np.float32(number))
     store.close()
 
@@ -290,7 +291,7 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay(tmp_path: Path) -
         for n, name in enumerate(names)
     ]
     store = stored(tmp_path, run)
-    _, *found = [line.decode().split("\t") for line in lines(fragment_verdicts(store))]
+    _, *found = [line.decode().split("\t") for line in lines(fragment_verdicts(store.reader))]
     ids = [row[0] for row in found]
     assert ids == sorted(ids)
     assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, as published
@@ -307,8 +308,8 @@ def test_sorting_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     store = stored(tmp_path, run, size=1)
     before = set(tmp_path.iterdir())
     with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        list(fragment_verdicts(store))
-    assert len(lines(fragment_verdicts(store))) == 6
+        list(fragment_verdicts(store.reader))
+    assert len(lines(fragment_verdicts(store.reader))) == 6
     assert set(tmp_path.iterdir()) == before
     store.close()
 
@@ -318,7 +319,11 @@ def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
     ids = [long, *(b"c%d" % number for number in range(1000))]
     store = stored(tmp_path, [Record(name, (ScoredOrf(1, 0, 0.5, 0.5),)) for name in ids])
     tracemalloc.start()
-    for table in (predictions(store), fragment_verdicts(store), contig_verdicts(store, 0.5, Counter())):
+    for table in (
+        predictions(store.reader),
+        fragment_verdicts(store.reader),
+        contig_verdicts(store.reader, 0.5, Counter()),
+    ):
         assert len(lines(table)) == 1002
     assert tracemalloc.get_traced_memory()[1] < 30 * len(long)
     tracemalloc.stop()
@@ -383,7 +388,7 @@ def test_features_are_those_of_scored_orfs(
     ]
     store = stored(tmp_path / "out", run, embeddings=True)
     path = tmp_path / "out" / ".features"
-    save_features(store, WIDTH, path)
+    save_features(store.reader, WIDTH, path)
     found = torch.load(path, weights_only=True)
     assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
     assert found["data"].dtype == torch.float32
@@ -395,7 +400,7 @@ def test_features_are_those_of_scored_orfs(
 @pytest.mark.parametrize("run", [[], [Record(b"x", (orf(1, 0, failed=True),))], [Record(b"x", ())]])
 def test_features_of_nothing(run: list[Record], tmp_path: Path) -> None:
     store = stored(tmp_path, run, embeddings=True)
-    save_features(store, WIDTH, tmp_path / "features.pt")
+    save_features(store.reader, WIDTH, tmp_path / "features.pt")
     found = torch.load(tmp_path / "features.pt", weights_only=True)
     assert found["ids"] == []
     assert found["data"].shape == (0, WIDTH)
@@ -409,7 +414,7 @@ def test_features_on_a_full_disk(tmp_path: Path) -> None:
     rows = 4 * WIDTH * 4999
     for room in (rows // 2, rows):  # for the rows, and for the file that is made of them
         with files_no_larger_than(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            save_features(store, WIDTH, path)
-    save_features(store, WIDTH, path)
+            save_features(store.reader, WIDTH, path)
+    save_features(store.reader, WIDTH, path)
     assert len(torch.load(path, weights_only=True)["ids"]) == 4999
     store.close()

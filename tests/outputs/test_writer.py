@@ -17,7 +17,7 @@ from virnuc_async.outputs import writer
 from virnuc_async.outputs.predictions import Chunks
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.store import Store
+from virnuc_async.runs.reader import RunReader
 
 
 async def test_cancelled_while_a_table_is_written(
@@ -26,8 +26,8 @@ async def test_cancelled_while_a_table_is_written(
     await bench.run(out="calm")
     begun, predictions = threading.Event(), writer.predictions
 
-    def endless(store: Store) -> Chunks:
-        for part in predictions(store):
+    def endless(reader: RunReader) -> Chunks:
+        for part in predictions(reader):
             begun.set()
             while True:
                 yield part

@@ -438,10 +438,10 @@ async def test_halves_know_their_own_part(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("other", "other reused features: chunk_ESM.pt has changed"),
-        ("more", "other reused features: more_ESM.pt is new"),
-        ("less", "other reused features: chunk_ESM.pt was there"),
-        ("none", "other reused features: chunk_DNABERT_S.pt was there, chunk_ESM.pt was there"),
+        ("other", "reused features: chunk_ESM.pt has changed"),
+        ("more", "reused features: more_ESM.pt was added"),
+        ("less", "reused features: chunk_ESM.pt was removed"),
+        ("none", "reused features: chunk_DNABERT_S.pt was removed, chunk_ESM.pt was removed"),
     ],
 )
 async def test_other_features_are_another_run(

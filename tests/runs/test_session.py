@@ -32,8 +32,8 @@ from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
+from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Intervals, Plan
-from virnuc_async.runs.store import STORE
 from virnuc_async.sequences.inputs import Contig, read_contigs
 from virnuc_async.settings import Settings
 
@@ -169,7 +169,7 @@ async def test_a_damaged_store_is_repaired_and_the_rest_computed_again(
         db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE rowid % 3 = 0")
     for name in TABLES:
         (bench.out / "out" / name).unlink()
-    with pytest.raises(DamagedStore, match=r"finished batches in it can be saved: .* --repair"):
+    with pytest.raises(DamagedStore, match=r"finished batches in it can be recovered: .* --repair"):
         await bench.run()
     bench.settings = replace(bench.settings, repair=True)
     rules = Rules()
@@ -228,10 +228,10 @@ async def test_standard_input_is_piped_again_to_resume(bench: PipelineHarness, t
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threshold": 0.7}, "threshold was 0.5, is 0.7 now"),
-        ({"embeddings": True}, "embeddings was False, is True now"),
-        ({"tokens_per_batch": 500}, "tokens per batch was 400, is 500 now"),
-        ({"precision": "bf16"}, "precision was fp32, is bf16 now"),
+        ({"threshold": 0.7}, "threshold: 0.5 -> 0.7"),
+        ({"embeddings": True}, "embeddings: False -> True"),
+        ({"tokens_per_batch": 500}, "tokens per batch: 400 -> 500"),
+        ({"precision": "bf16"}, "precision: fp32 -> bf16"),
     ],
 )
 async def test_another_setting_is_another_run(
@@ -255,7 +255,7 @@ async def test_compiled_kernels_are_another_run(bench: PipelineHarness) -> None:
     plan = Plan(
         (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
     )
-    with pytest.raises(RunMismatchError, match="compiled kernels was False, is True now"):
+    with pytest.raises(RunMismatchError, match="compiled kernels: False -> True"):
         await execute(plan, bench.out / "out", Rules().scorer)
 
 
@@ -264,7 +264,7 @@ async def test_another_input_is_another_run(bench: PipelineHarness, tmp_path: Pa
     bench.source.write_bytes(b">a\nGCAGCA\n>b\nGCAGCAGCA\n")
     await bench.run()
     bench.source.write_bytes(b">a\nGCAGCA\n")
-    with pytest.raises(RunMismatchError, match="other inputs"):
+    with pytest.raises(RunMismatchError, match="contains a different run: inputs: "):
         await bench.run()
 
 
@@ -290,7 +290,7 @@ async def test_the_same_content_under_another_name_and_date_is_the_same_run(
 
 @pytest.mark.parametrize(
     ("at", "said"),
-    [(0, "other inputs: .*copy.fa has changed"), (150_000, "the sequences have changed")],
+    [(0, "inputs: .*copy.fa has changed"), (150_000, "the sequences have changed")],
 )
 async def test_content_that_changed_under_its_date_is_another_run(
     at: int, said: str, bench: PipelineHarness, tmp_path: Path
@@ -342,6 +342,6 @@ async def test_a_directory_is_one_run_at_a_time(bench: PipelineHarness) -> None:
 async def test_a_directory_of_somebody_elses_is_refused(bench: PipelineHarness) -> None:
     (bench.out / "out").mkdir()
     (bench.out / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(ForeignDirectoryError, match=r"holds 'thesis\.tex' and no run of this program"):
+    with pytest.raises(ForeignDirectoryError, match=r"contains 'thesis\.tex' and no run of this program"):
         await bench.run()
     assert [path.name for path in (bench.out / "out").iterdir()] == ["thesis.tex"]

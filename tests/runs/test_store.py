@@ -28,9 +28,12 @@ from virnuc_async.errors import (
     Stage,
     UnreadableInput,
 )
+from virnuc_async.runs.blocks import SCORE, orf_id
 from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.lock import LOCK
-from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES, SCORE, STORE, FileLine, Store, orf_id
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, STORE
+from virnuc_async.runs.reader import FileLine
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.tokens import Ragged
 
@@ -85,7 +88,7 @@ def contigs(store: Store) -> list[tuple[bytes, int, int, int, int]]:
     """Give id, number, length, file and fragments of every record."""
     return [
         (name, *contig)
-        for block in store.blocks()
+        for block in store.reader.blocks()
         for name, contig in zip(block.ids.split(b"\n"), block.contigs.tolist(), strict=False)
     ]
 
@@ -96,7 +99,7 @@ def ids(store: Store) -> list[bytes]:
 
 def scores(store: Store) -> list[tuple[int, int, int, int, float, float]]:
     """Give ORF, contig, fragment, frame, others and virus of every scored ORF."""
-    return [row for block in store.blocks() for row in block.scores.tolist()]
+    return [row for block in store.reader.blocks() for row in block.scores.tolist()]
 
 
 def orfs(store: Store) -> list[int]:
@@ -127,7 +130,10 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
     assert store.finished_parts(0) == {(0, ""), (1, "")}
     assert store.finished_parts(1) == set()
     assert contigs(store) == [(b"c0", 0, 100, 0, 1), (b"c1", 1, 101, 0, 1)]
-    assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", None, False)]
+    assert list(store.reader.files()) == [
+        FileLine("/data/a.fa", 2, False),
+        FileLine("/data/b.fa", None, False),
+    ]
     one = np.float32(1)
     assert scores(store) == [
         (0, 0, 1, 0, one - np.float32(0.00), np.float32(0.00)),
@@ -135,10 +141,10 @@ def test_what_went_in_comes_out_after_reopening(store: Store) -> None:
         (2, 1, 1, 0, one - np.float32(0.02), np.float32(0.02)),
         (3, 1, 1, 5, one - np.float32(0.03), np.float32(0.03)),
     ]
-    assert store.device_totals() == {"cpu:0": (2, 4, 12, 1.0)}
-    assert store.fragments() == 2
+    assert store.reader.device_totals() == {"cpu:0": (2, 4, 12, 1.0)}
+    assert store.reader.fragments() == 2
     counted = ("files", "windows", "batches", "contigs", "scores", "failures")
-    assert list(map(store.count, counted)) == [2, 1, 2, 2, 4, 0]
+    assert list(map(store.reader.count, counted)) == [2, 1, 2, 2, 4, 0]
 
 
 def test_scores_keep_every_bit(store: Store) -> None:
@@ -161,7 +167,7 @@ def test_batch_is_kept_whole_or_not_at_all(store: Store) -> None:
     store = reopened(store)
     assert store.finished_parts(0) == {(0, "")}
     assert orfs(store) == [0, 1]
-    assert store.count("failures") == 0
+    assert store.reader.count("failures") == 0
     store.add_batch(scored(second))
     assert orfs(store) == [0, 1, 2, 3]
 
@@ -173,7 +179,7 @@ def test_orf_that_is_there_twice_is_damage(store: Store) -> None:
     store.add_batch(scored(first))
     store.add_batch(scored(replace(second, orfs=np.array([second.orfs[0], first.orfs[0]]))))
     with pytest.raises(DamagedStore, match="is damaged \\(records or ORFs are missing\\)"):
-        list(store.blocks())
+        list(store.reader.blocks())
 
 
 @pytest.mark.parametrize("table", ["windows", "batches"])
@@ -184,10 +190,14 @@ def test_a_value_that_is_not_as_it_was_written_is_damage(table: str, store: Stor
         store.add_batch(scored(batch))
     assert orfs(store) == [0, 1, 2, 3]
     column = {"windows": "ids", "batches": "scores"}[table]
-    store._db.execute(f"UPDATE {table} SET {column} = CAST(REPLACE({column}, x'30', x'31') AS BLOB)")
-    store._db.execute(f"UPDATE {table} SET {column} = zeroblob(LENGTH({column})) WHERE rowid < 2")
+    store._database.connection.execute(
+        f"UPDATE {table} SET {column} = CAST(REPLACE({column}, x'30', x'31') AS BLOB)"
+    )
+    store._database.connection.execute(
+        f"UPDATE {table} SET {column} = zeroblob(LENGTH({column})) WHERE rowid < 2"
+    )
     with pytest.raises(DamagedStore, match="a checksum is wrong"):
-        list(store.blocks())
+        list(store.reader.blocks())
 
 
 def test_a_run_without_all_its_batches_is_not_finished(store: Store) -> None:
@@ -210,8 +220,8 @@ def test_window_is_kept_whole_or_not_at_all(store: Store) -> None:
     with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
         store.add_window(again)
     assert ids(store) == [b"c0", b"c1"]
-    assert store.count("failures") == 0
-    assert list(store.files())[1] == FileLine("/data/b.fa", None, False)
+    assert store.reader.count("failures") == 0
+    assert list(store.reader.files())[1] == FileLine("/data/b.fa", None, False)
 
 
 @pytest.mark.parametrize("numbers", [(0, 2), (1, 0), (0, 0)])
@@ -219,7 +229,7 @@ def test_records_that_do_not_follow_each_other_are_damage(numbers: tuple[int, in
     rows = tuple(ContigRow(number, 0, b"c", 1, 1) for number in numbers)
     store.add_window(replace(a_window(), contigs=rows))
     with pytest.raises(DamagedStore, match="is damaged \\(records or ORFs are missing\\)"):
-        list(store.blocks())
+        list(store.reader.blocks())
 
 
 def test_blocks_hold_whole_records(store: Store) -> None:
@@ -240,7 +250,7 @@ def test_blocks_hold_whole_records(store: Store) -> None:
             store.add_batch(scored(batch))
     blocks = [
         (block.ids, block.rows.tolist(), block.scores["orf"].tolist(), block.names())
-        for block in store.blocks()
+        for block in store.reader.blocks()
     ]
     assert blocks == [
         (b"c0\n", [0], [0], ["c0"]),
@@ -263,7 +273,7 @@ store.add_window(window)
 first, second = batches(window)
 store.add_batch(scored(first, embeddings=True))
 with store._transaction():
-    store._db.execute("DELETE FROM batches")
+    store._database.connection.execute("DELETE FROM batches")
     os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", script, out], cwd=ROOT)
@@ -280,12 +290,12 @@ def test_halves_are_remembered_and_make_a_run_not_reproducible(store: Store) -> 
     store.add_window(window)
     first, second = batches(window)
     store.add_batch(scored(first))
-    assert store.is_reproducible()
+    assert store.reader.is_reproducible()
     left, right = second.halves()
     store.add_batch(scored(right))
     assert store.finished_parts(0) == {(0, ""), (1, "1")}
     store.add_batch(scored(left))
-    assert not reopened(store).is_reproducible()
+    assert not reopened(store).reader.is_reproducible()
 
 
 def test_bytes_that_are_no_text_come_back_as_they_came(out: Path) -> None:
@@ -300,12 +310,12 @@ def test_bytes_that_are_no_text_come_back_as_they_came(out: Path) -> None:
     failures = store.add_batch(scored(batch, row1=(Stage.CLASSIFIER, "caf\u00e9")))
     store = reopened(store)
     assert ids(store) == names
-    assert [line.path for line in store.files()] == paths
-    assert [name.encode("latin-1") for block in store.blocks() for name in block.names()] == names
+    assert [line.path for line in store.reader.files()] == paths
+    assert [name.encode("latin-1") for block in store.reader.blocks() for name in block.names()] == names
     of_orf = Failure(paths[0], Stage.CLASSIFIER, "caf\udce9_chunk_1R3: caf\u00e9")
     assert failures == [of_orf]
     of_file = Failure(paths[0], Stage.INPUT, "breaks after 5 records: saw '\udcfe'")
-    assert list(store.failures()) == [of_file, of_orf]
+    assert list(store.reader.failures()) == [of_file, of_orf]
     store.close()
 
 
@@ -316,14 +326,14 @@ def test_failures_come_in_the_order_of_the_input(store: Store) -> None:
     first, second = batches(window)
     store.add_batch(scored(second, row1=(Stage.PROTEIN, "x"), row0=(Stage.NUCLEOTIDE, "y")))
     store.add_batch(scored(first, row1=(Stage.PROTEIN, "z")))
-    assert [(line.path, line.stage, line.message) for line in store.failures()] == [
+    assert [(line.path, line.stage, line.message) for line in store.reader.failures()] == [
         ("/data/a.fa", "ESM-2", "c0_chunk_1R3: z"),
         ("/data/a.fa", "DNABERT-S", "c1_chunk_1F1: y"),
         ("/data/a.fa", "ESM-2", "c1_chunk_1R3: x"),
         ("/data/b.fa", "Input", "gone"),
     ]
     assert orfs(store) == [0]
-    assert list(store.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", 0, True)]
+    assert list(store.reader.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", 0, True)]
 
 
 def features(out: Path) -> np.ndarray:
@@ -345,11 +355,11 @@ def test_embeddings_lie_at_their_orfs_place(store: Store) -> None:
 def test_an_orf_without_a_score_has_no_embedding_to_be_missed(store: Store) -> None:
     window = a_window()
     store.add_window(window)
-    assert store.features_end() == 0
+    assert store.reader.features_end() == 0
     first, second = batches(window)
     store.add_batch(scored(first, embeddings=True))
     store.add_batch(scored(second, row0=(Stage.PROTEIN, "no room"), row1=(Stage.PROTEIN, "no room")))
-    assert store.features_end() == len(features(store.directory)) == 2
+    assert store.reader.features_end() == len(features(store.directory)) == 2
 
 
 def test_orf_ids_are_the_published_ones() -> None:
@@ -362,29 +372,29 @@ def test_orf_ids_are_the_published_ones() -> None:
 
 def test_the_same_run_is_taken_again(store: Store) -> None:
     reopened(store).bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
-    assert [line.path for line in store.files()] == ["/data/a.fa", "/data/b.fa"]
+    assert [line.path for line in store.reader.files()] == ["/data/a.fa", "/data/b.fa"]
 
 
 def test_inputs_are_known_by_their_content_and_called_by_their_new_names(store: Store) -> None:
     renamed = {**IDENTITY, "inputs": [["/here/a.fa", 10, 1], ["/here/c.fa", 20, 2]]}
     store.bind_run(renamed, ["a.fa", "c.fa"])
-    assert [line.path for line in store.files()] == ["a.fa", "c.fa"]
+    assert [line.path for line in store.reader.files()] == ["a.fa", "c.fa"]
     assert store.get_meta("identity") == renamed
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threshold": 0.6}, ["threshold was 0.5, is 0.6 now"]),
-        ({"model": "n", "more": 1}, ["model was m, is n now", "more was None, is 1 now"]),
-        ({"inputs": [A]}, ["other inputs: /data/b.fa was there"]),
-        ({"inputs": [A, ["/data/b.fa", 20, 3]]}, ["other inputs: /data/b.fa has changed"]),
-        ({"inputs": [A, ["/data/b.fa", None]]}, ["other inputs: /data/b.fa cannot be read now"]),
-        ({"inputs": [B, A]}, ["other inputs: the same in another order"]),
-        ({"inputs": [A, B, A]}, ["other inputs: /data/a.fa once more is new"]),
+        ({"threshold": 0.6}, ["threshold: 0.5 -> 0.6"]),
+        ({"model": "n", "more": 1}, ["model: m -> n", "more: None -> 1"]),
+        ({"inputs": [A]}, ["inputs: /data/b.fa was removed"]),
+        ({"inputs": [A, ["/data/b.fa", 20, 3]]}, ["inputs: /data/b.fa has changed"]),
+        ({"inputs": [A, ["/data/b.fa", None]]}, ["inputs: /data/b.fa cannot be read now"]),
+        ({"inputs": [B, A]}, ["inputs: the same files in another order"]),
+        ({"inputs": [A, B, A]}, ["inputs: /data/a.fa (no. 2) was added"]),
         (
             {"inputs": [["-"], ["/c", 1, 1]]},
-            ["other inputs: - is new, /c is new, /data/a.fa was there and 1 more"],
+            ["inputs: - was added, /c was added, /data/a.fa was removed and 1 more"],
         ),
     ],
 )
@@ -430,7 +440,8 @@ def test_directory_of_somebody_else_is_not_touched(name: str, overwrite: bool, t
     with pytest.raises(ForeignDirectoryError) as caught:
         Store(tmp_path, overwrite)
     assert (
-        caught.value.reason == f"holds {name!r} and no run of this program. Choose a new or empty directory"
+        caught.value.reason
+        == f"contains {name!r} and no run of this program. Choose a new or empty directory"
     )
     assert strangers(tmp_path) == {name: b"mine"}
 
@@ -472,7 +483,7 @@ def test_store_of_another_version_is_refused(tmp_path: Path) -> None:
         Store(tmp_path)
     assert caught.value.reason == (
         f"its {STORE} was made by another version of this program. "
-        "Choose a new or empty directory, or --overwrite to start anew"
+        "Choose a new or empty directory, or --overwrite"
     )
     assert strangers(tmp_path) == before
 
@@ -510,8 +521,8 @@ def test_damage_that_is_found_later_is_no_traceback(store: Store) -> None:
             file.seek(4096 * page)
             file.write(b"\xa5" * 4096)
     store = Store(store.directory)
-    with pytest.raises(DamagedStore, match=r"4 finished batches in it can be saved: .* --repair"):
-        list(store.blocks())
+    with pytest.raises(DamagedStore, match=r"4 finished batches in it can be recovered: .* --repair"):
+        list(store.reader.blocks())
     store.close()
 
 
@@ -535,8 +546,8 @@ def state(store: Store) -> tuple[object, ...]:
     return (
         contigs(store),
         scores(store),
-        list(store.failures()),
-        list(store.files()),
+        list(store.reader.failures()),
+        list(store.reader.files()),
         [store.finished_parts(number) for number in range(3)],
         store.get_meta("identity"),
     )
@@ -547,7 +558,7 @@ def test_repair_keeps_everything_of_a_sound_store_but_the_claim_to_be_finished(f
     wanted = state(before)
     before.close()
     store = Store(filled.directory, repair=True)
-    assert store.kept == (3, 6)
+    assert store.recovered == (3, 6)
     assert state(store) == wanted
     assert not store.is_finished
     assert (store.directory / DAMAGED).exists()
@@ -561,11 +572,11 @@ def test_repair_leaves_behind_what_is_not_whole(filled: Store) -> None:
         db.execute("UPDATE windows SET ids = x'00' WHERE number = 1")
         db.execute("DELETE FROM failures WHERE window = 2")
     store = Store(filled.directory, repair=True)
-    assert store.kept == (2, 2)
+    assert store.recovered == (2, 2)
     assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
     assert (store.window(0), store.window(1), store.window(2)) == (b"digest 0", None, b"digest 2")
-    assert list(store.failures()) == []  # those of what was left behind come again with it
-    assert list(store.files()) == [
+    assert list(store.reader.failures()) == []  # those of what was left behind come again with it
+    assert list(store.reader.files()) == [
         FileLine("/data/a.fa", None, False),
         FileLine("/data/b.fa", None, False),
     ]
@@ -589,12 +600,12 @@ def test_whatever_page_is_lost_what_repair_keeps_is_as_it_was(seed: int, store: 
             file.write(rng.bytes(512))
     with suppress(DamagedStore):  # where the tables themselves are gone, nothing can be saved
         store = Store(store.directory, repair=True)
-    if store.kept is None:
+    if store.recovered is None:
         return
-    kept = b"".join(blob for (blob,) in store._rows("SELECT scores FROM batches"))
+    kept = b"".join(blob for (blob,) in store._database.rows("SELECT scores FROM batches"))
     found = np.frombuffer(kept, SCORE).tolist()
     assert all(row == wanted[row[0]] for row in found)
-    assert len(found) < len(wanted) or store.kept == (1, 30)
+    assert len(found) < len(wanted) or store.recovered == (1, 30)
     # And what is missing can be added again, so that all is there in the end.
     if store.window(0) is None:
         store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
@@ -611,7 +622,7 @@ def test_nothing_can_be_saved_without_knowing_whose_it_is(filled: Store) -> None
     with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
         db.execute("DELETE FROM run")
     before = (filled.directory / STORE).read_bytes()
-    with pytest.raises(DamagedStore, match=r"nothing in its run\.sqlite3 can be saved"):
+    with pytest.raises(DamagedStore, match=r"nothing in its run\.sqlite3 can be recovered"):
         Store(filled.directory, repair=True)
     assert (filled.directory / STORE).read_bytes() == before
     assert [path.name for path in filled.directory.iterdir()] == [STORE]
@@ -634,7 +645,7 @@ def test_a_file_system_without_locks_is_no_obstacle(
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
     store = Store(out)
-    assert store._locks == "?nolock=1"
+    assert not store.lock.has_kernel_locks
     store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
     window = a_window()
     store.add_window(window)
@@ -649,20 +660,17 @@ def test_a_file_system_without_locks_is_no_obstacle(
 
 
 def test_every_commit_is_on_the_disk(store: Store) -> None:
-    assert next(store._rows("PRAGMA synchronous")) == (3,)  # EXTRA: the journal's removal is synced too
-    assert next(store._rows("PRAGMA journal_mode")) == ("delete",)
+    assert next(store._database.rows("PRAGMA synchronous")) == (3,)  # EXTRA: syncs the journal's removal
+    assert next(store._database.rows("PRAGMA journal_mode")) == ("delete",)
 
 
-def test_a_store_that_somebody_looks_at_is_busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virnuc_async.runs.store._BUSY_SECONDS", 0.05)
+def test_a_store_that_somebody_looks_at_is_busy(store: Store) -> None:
     store.close()
     with closing(sqlite3.connect(store.directory / STORE)) as db:
         db.execute("BEGIN")
         db.execute("SELECT * FROM run").fetchall()
-        with pytest.raises(
-            DirectoryLockedError, match=r"another program has run\.sqlite3 open, to look at it"
-        ):
-            Store(store.directory)
+        with pytest.raises(DirectoryLockedError, match=r"another program has run\.sqlite3 open, to read"):
+            Store(store.directory, busy_seconds=0.05)
     assert not (store.directory / LOCK).exists()
     reopened(store)
 
@@ -716,7 +724,7 @@ def test_overwrite_begins_anew_and_deletes_our_files_only(store: Store) -> None:
     store = Store(store.directory)
     assert store.get_meta("identity") is None
     assert not store.is_finished
-    assert not any(map(store.count, ("files", "contigs", "windows", "batches", "scores", "failures")))
+    assert not any(map(store.reader.count, ("files", "contigs", "windows", "batches", "scores", "failures")))
     store.bind_run({"model": "other"}, ["x"])
     store.close()
 

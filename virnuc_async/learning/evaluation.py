@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async._version import __version__
-from virnuc_async.errors import CannotWrite, ForeignDirectoryError, RunMismatchError, UsageError
+from virnuc_async.errors import CannotWrite, RunMismatchError, UsageError
 from virnuc_async.fileio import atomic_write
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
@@ -24,7 +24,10 @@ from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fi
 from virnuc_async.outputs.html import chart, heading, page, paragraph, table
 from virnuc_async.outputs.predictions import label_contigs, vote
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.runs.store import Block, Store
+from virnuc_async.runs.blocks import Block
+from virnuc_async.runs.output_directory import require_own_directory
+from virnuc_async.runs.reader import RunReader
+from virnuc_async.runs.store import Store
 from virnuc_async.settings import EvaluationOptions, Pairing, Settings
 from virnuc_async.text import plural
 
@@ -156,11 +159,9 @@ def _error(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
 
 def _check_ours(out_dir: Path) -> None:
     """Refuse a directory with other things in it than an evaluation."""
-    names = sorted(path.name for path in out_dir.iterdir()) if out_dir.is_dir() else []
-    strangers = [name for name in names if name not in (JSON, HTML, RECORDS) and not name.startswith(_LENGTH)]
-    if strangers or out_dir.is_file():
-        what = f"holds {strangers[0]!r} and no evaluation" if strangers else "is a file, not a directory"
-        raise ForeignDirectoryError(str(out_dir), f"{what}. Choose a new or empty directory")
+    require_own_directory(
+        out_dir, lambda name: name in (JSON, HTML, RECORDS) or name.startswith(_LENGTH), "evaluation"
+    )
 
 
 def _is_measurable(cutting: SubsequenceSampler, records: Records) -> bool:
@@ -210,19 +211,19 @@ def write_stretches(
 
 def _levels_in(directory: Path, owners: NDArray[np.int64], threshold: float) -> dict[str, Level]:
     with closing(Store(directory)) as store:
-        check_count(store, len(owners))
-        return levels(store.blocks(), owners, threshold)
+        check_count(store.reader, len(owners))
+        return levels(store.reader.blocks(), owners, threshold)
 
 
-def check_count(store: Store, records: int) -> None:
+def check_count(reader: RunReader, records: int) -> None:
     """
-    See that *store* has as many records as were labelled: they are joined by their numbers.
+    See that *reader* has as many records as were labelled: they are joined by their numbers.
 
     Raises:
         RunMismatchError: it has not
     """
-    if store.count("contigs") != records:
-        raise RunMismatchError(str(store.directory), ["the sequences have changed while they were read"])
+    if reader.count("contigs") != records:
+        raise RunMismatchError(str(reader.directory), ["the sequences have changed while they were read"])
 
 
 def levels(blocks: Iterable[Block], owners: NDArray[np.int64], threshold: float) -> dict[str, Level]:

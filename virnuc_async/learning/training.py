@@ -24,19 +24,21 @@ from virnuc_async._version import __version__
 from virnuc_async.errors import (
     BadCheckpoint,
     CannotWrite,
-    ForeignDirectoryError,
     RunMismatchError,
     SharedSequences,
     TrainingDiverged,
     UsageError,
 )
-from virnuc_async.fileio import atomic_directory, atomic_write, link_or_copy
+from virnuc_async.fileio import atomic_directory, atomic_write, link_or_copy, require_empty_directory
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, write_manifest
 from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
-from virnuc_async.runs.store import Block, Store
+from virnuc_async.runs.blocks import Block
+from virnuc_async.runs.output_directory import require_own_directory
+from virnuc_async.runs.reader import RunReader
+from virnuc_async.runs.store import Store
 from virnuc_async.settings import (
     Balance,
     EvaluationOptions,
@@ -145,12 +147,12 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
     of_records, leaks = _split(task, records)
     owners = _run_engine(task, records, engine)
     with closing(Store(task.work / _RUN)) as store:
-        check_count(store, len(owners))
-        examples = read_examples(store, records, owners)
+        check_count(store.reader, len(owners))
+        examples = read_examples(store.reader, records, owners)
         sides = _sides(task.split, examples, of_records, task.recipe.seed)
         check_sides(examples.are_viral, sides, "ORFs")
         fitted = fit(examples, sides, task.recipe, task.work / _EPOCHS)
-        tested = _test(store, examples, sides, fitted, task.settings.threshold, owners)
+        tested = _test(store.reader, examples, sides, fitted, task.settings.threshold, owners)
     report = {
         "version": __version__,
         "torch": torch.__version__,
@@ -170,17 +172,14 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
 
 
 def _check_new(task: Task) -> None:
-    output, work = task.output, task.work
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ForeignDirectoryError(
-            str(output), "exists and is not empty. Choose a new directory for the bundle"
-        )
     ours = (_RUN, _STRETCHES, _EPOCHS)
-    names = sorted(path.name for path in work.iterdir()) if work.is_dir() else []
-    if strangers := [name for name in names if name.lstrip(".").removesuffix(".partial") not in ours]:
-        raise ForeignDirectoryError(
-            str(work), f"holds {strangers[0]!r} and no training. Choose another --work"
-        )
+    require_empty_directory(task.output)
+    require_own_directory(
+        task.work,
+        lambda name: name.lstrip(".").removesuffix(".partial") in ours,
+        "training",
+        "Choose another --work",
+    )
 
 
 def _check_name(name: str) -> None:
@@ -251,22 +250,22 @@ def _run_engine(task: Task, records: Records, engine: Engine) -> NDArray[np.int6
     return cutting.owners(records)
 
 
-def read_examples(store: Store, records: Records, owners: NDArray[np.int64]) -> Examples:
+def read_examples(reader: RunReader, records: Records, owners: NDArray[np.int64]) -> Examples:
     """
     Join the features of a finished run to what is known of the records, by their numbers.
 
     Raises:
         RunMismatchError: there are not as many features as scores
     """
-    path = store.directory / "merged_features.pt"
+    path = reader.directory / "merged_features.pt"
     features = read_values(path)["data"].numpy()
     contigs, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for block in store.blocks():
+    for block in reader.blocks():
         contigs.append(block.scores["contig"])
         fragments.append(block.scores["fragment"].astype(np.int64))
     of_contigs, of_fragments = np.concatenate(contigs), np.concatenate(fragments)
     if len(features) != len(of_contigs):
-        raise RunMismatchError(str(store.directory), [f"{path.name} is not of this run"])
+        raise RunMismatchError(str(reader.directory), [f"{path.name} is not of this run"])
     is_new = np.append(True, (np.diff(of_contigs) != 0) | (np.diff(of_fragments) != 0))
     own = owners[of_contigs]
     numbers = np.cumsum(is_new[: len(own)]) - 1
@@ -510,7 +509,7 @@ def _probabilities(examples: Examples, rows: NDArray[np.int64], weights: _Weight
 
 
 def _test(
-    store: Store,
+    reader: RunReader,
     examples: Examples,
     sides: Sides,
     fitted: Fitted,
@@ -523,7 +522,7 @@ def _test(
 
     def blocks() -> Iterator[Block]:
         first = 0
-        for block in store.blocks():
+        for block in reader.blocks():
             own = slice(first, first + len(block.scores))
             scores = block.scores.copy()
             scores["others"], scores["virus"] = found[own].T

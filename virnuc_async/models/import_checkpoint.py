@@ -32,8 +32,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from virnuc_async.errors import BadBundle, BadCheckpoint, ForeignDirectoryError
-from virnuc_async.fileio import atomic_directory, create_new, link_or_copy, read_bounded, sha256
+from virnuc_async.errors import BadBundle, BadCheckpoint
+from virnuc_async.fileio import (
+    atomic_directory,
+    create_new,
+    link_or_copy,
+    read_bounded,
+    require_empty_directory,
+    sha256,
+)
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -84,7 +91,7 @@ def import_bundle(
         BadCheckpoint: a part is damaged, hostile, of an unknown form, or does not fit the others
         ForeignDirectoryError: *directory* exists and is not empty
     """
-    _see_that_it_is_free(directory)
+    require_empty_directory(directory)
     protein, protein_shape = read_protein(parts.protein)
     nucleotide, nucleotide_shape = read_nucleotide(parts.nucleotide)
     classifier, classifier_shape = read_classifier(parts.classifier)
@@ -122,7 +129,7 @@ def import_classifier(
         BadBundle: the encoders are not what *base* was made with
         ForeignDirectoryError: *directory* exists and is not empty
     """
-    _see_that_it_is_free(directory)
+    require_empty_directory(directory)
     classifier, shape = read_classifier(path)
     shapes = replace(base.shapes, classifier=shape)
     _see_that_they_fit(path, shapes)
@@ -138,11 +145,6 @@ def import_classifier(
             if made.checksums[file] != base.checksums[file]:
                 raise BadBundle(str(base.directory), f"{file} has changed or is damaged")
     return find(directory)
-
-
-def _see_that_it_is_free(directory: Path) -> None:
-    if directory.exists() and any(directory.iterdir()):
-        raise ForeignDirectoryError(str(directory), "exists and is not empty")
 
 
 def _see_that_they_fit(path: Path, shapes: Shapes) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from virnuc_async.downloads.fetch import Patience, ProgressCallback, Source, alone, fetch_all, git_blob
-from virnuc_async.errors import BadBundle, BadCheckpoint, ForeignDirectoryError, UsageError
-from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded
+from virnuc_async.errors import BadBundle, BadCheckpoint, UsageError
+from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded, require_empty_directory
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
 
 from .bundle import ENCODERS, Bundle, find
@@ -234,7 +234,7 @@ def _is_there(target: Path, tell: Callable[[str], object]) -> bool:
         tell(f"{target} is there: checking its files")
         find(target).check()
     elif not (target / _DNABERT_S).is_dir():
-        raise ForeignDirectoryError(str(target), "is not empty. Name another directory")
+        require_empty_directory(target)
     return True
 
 

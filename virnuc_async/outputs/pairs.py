@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import InputError
-from virnuc_async.runs.store import CONTIG, SCORE, Block, FileLine, Store
+from virnuc_async.runs.blocks import CONTIG, SCORE, Block
+from virnuc_async.runs.reader import FileLine, RunReader
 from virnuc_async.sequences.batches import Reader
 from virnuc_async.sequences.inputs import split_extensions
 from virnuc_async.settings import Pairing
@@ -173,13 +174,13 @@ def _shown(id: bytes | None) -> str:
     return repr((id or b"")[:_SHOWN].decode("latin-1"))
 
 
-def pair_blocks(store: Store, mates: Mates) -> Iterator[PairBlock]:
+def pair_blocks(reader: RunReader, mates: Mates) -> Iterator[PairBlock]:
     """
     Give every pair of *mates*, whose ids agree, in order, about a window at a time.
 
     What is left of one file when the other has ended is in no pair.
     """
-    firsts, seconds = store.blocks(mates.first), store.blocks(mates.second)
+    firsts, seconds = reader.blocks(mates.first), reader.blocks(mates.second)
     if mates.are_interleaved:
         firsts, seconds = _every_other(firsts, 0), _every_other(seconds, 1)
     return (_joined(one, two) for one, two in _side_by_side(firsts, seconds))

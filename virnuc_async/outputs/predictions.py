@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.blocks import FRAMES, Block
 from virnuc_async.runs.failure import Failure, failed_line
-from virnuc_async.runs.store import FRAMES, Block, Store
+from virnuc_async.runs.reader import RunReader
 
 from .pairs import Mates, pair_blocks
 
@@ -113,10 +114,10 @@ def _exact_sums(numbers: NDArray[np.float32], firsts: NDArray[np.int64]) -> NDAr
     return sums
 
 
-def predictions(store: Store) -> Chunks:
+def predictions(reader: RunReader) -> Chunks:
     """Give ``prediction_results.txt``, some lines at a time: every scored ORF in input order."""
     yield b"Sequence_ID\tPrediction\tscore1\tscore2\n"
-    for block in store.blocks():
+    for block in reader.blocks():
         for first in range(0, len(block.scores), _ROWS):
             some = replace(block, scores=block.scores[first : first + _ROWS])
             yield _encoded(_orf_lines(some))
@@ -130,11 +131,11 @@ def _orf_lines(block: Block) -> list[str]:
     return _lines(_of_rows(block, block.rows), places, *columns)
 
 
-def fragment_verdicts(store: Store) -> Chunks:
+def fragment_verdicts(reader: RunReader) -> Chunks:
     """Give ``prediction_results_highestscore.csv``, some lines at a time: tabs, in spite of its name."""
     yield b"Modified_ID\tIs_Virus\n"
-    with TemporaryFile(dir=store.directory) as file:
-        runs = _sorted_runs(map(_fragment_lines, store.blocks()), file)
+    with TemporaryFile(dir=reader.directory) as file:
+        runs = _sorted_runs(map(_fragment_lines, reader.blocks()), file)
         yield from map(_encoded, _merged(list(runs)))
 
 
@@ -145,7 +146,7 @@ def _fragment_lines(block: Block) -> list[str]:
 
 
 def contig_verdicts(
-    store: Store, threshold: float, tally: Counter[str], calibration: Calibration | None = None
+    reader: RunReader, threshold: float, tally: Counter[str], calibration: Calibration | None = None
 ) -> Chunks:
     """
     Give ``contigs.tsv``, some lines at a time: records in input order; count verdicts in *tally*.
@@ -153,8 +154,8 @@ def contig_verdicts(
     With a *calibration*, a column is added at the end.
     """
     yield _header("contig", "file", "length", calibration=calibration)
-    paths = _paths(store)
-    for block in store.blocks():
+    paths = _paths(reader)
+    for block in reader.blocks():
         files, lengths = block.contigs["file"], block.contigs["length"]
         yield _verdict_lines(
             block,
@@ -165,7 +166,7 @@ def contig_verdicts(
 
 
 def pair_verdicts(
-    store: Store,
+    reader: RunReader,
     all_mates: Iterable[Mates],
     threshold: float,
     tally: Counter[str],
@@ -178,9 +179,9 @@ def pair_verdicts(
     a *calibration*, a column is added at the end.
     """
     yield _header("pair", "file_1", "file_2", "length_1", "length_2", calibration=calibration)
-    paths = _paths(store)
+    paths = _paths(reader)
     for mates in all_mates:
-        for pairs in pair_blocks(store, mates):
+        for pairs in pair_blocks(reader, mates):
             yield _verdict_lines(
                 pairs.joint,
                 *(_repeated(paths[file], len(pairs.lengths)) for file in mates),
@@ -197,8 +198,8 @@ def _header(*names: str, calibration: Calibration | None) -> bytes:
     return "\t".join((*names, *of_verdict, *(["p_virus_calibrated"] * bool(calibration)))).encode() + b"\n"
 
 
-def _paths(store: Store) -> list[bytes]:
-    return [_field(os.fsencode(file.path)) for file in store.files()]
+def _paths(reader: RunReader) -> list[bytes]:
+    return [_field(os.fsencode(file.path)) for file in reader.files()]
 
 
 def _judged(
@@ -224,9 +225,9 @@ def _calibrated(verdicts: Verdicts, calibration: Calibration) -> NDArray[np.floa
     return np.where(verdicts.fragments_with_orf > 0, calibration.apply(means), 0.0)
 
 
-def failed_lines(store: Store, more: Iterable[Failure] = ()) -> Chunks:
-    """Give ``failed_files.txt``, line by line: what failed in the *store*, and what did beside it."""
-    for failure in chain(store.failures(), more):
+def failed_lines(reader: RunReader, more: Iterable[Failure] = ()) -> Chunks:
+    """Give ``failed_files.txt``, line by line: what *reader* knows, and what did beside it."""
+    for failure in chain(reader.failures(), more):
         yield failed_line(failure).encode("utf-8", "surrogateescape")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from virnuc_async._version import __version__
+from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
-from virnuc_async.runs.store import FileLine
 from virnuc_async.text import plural
 
 from .predictions import Chunks
@@ -67,13 +67,13 @@ def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pai
     Call it in the thread that uses the store.
     """
     store, plan, messages = session.store, session.plan, session.messages
-    totals = store.device_totals()
+    totals = store.reader.device_totals()
     return Summary(
         version=__version__,
         command=command,
         settings=_settings_used(session),
         bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
-        inputs=[_input_facts(file) for file in store.files()],
+        inputs=[_input_facts(file) for file in store.reader.files()],
         counts=_counts(session, contigs.get("virus", 0), pairs),
         devices=[_device_facts(session, name, *sums) for name, sums in totals.items()],
         seconds={
@@ -81,7 +81,7 @@ def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pai
             "load": round(messages.load_seconds, 3),
             "model": round(sum(sums[3] for sums in totals.values()), 3),
         },
-        reproducible=store.is_reproducible() and len({device.kind for device in plan.devices}) == 1,
+        reproducible=store.reader.is_reproducible() and len({device.kind for device in plan.devices}) == 1,
         finished=store.is_finished,
     )
 
@@ -89,12 +89,12 @@ def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pai
 def _counts(session: RunSession, viral_contigs: int, pairs: Counter[str]) -> dict[str, int]:
     store = session.store
     counts = {
-        "contigs": store.count("contigs"),
-        "fragments": store.fragments(),
-        "orfs": store.count("scores"),
-        "batches": store.count("batches"),
+        "contigs": store.reader.count("contigs"),
+        "fragments": store.reader.fragments(),
+        "orfs": store.reader.count("scores"),
+        "batches": store.reader.count("batches"),
         "viral_contigs": viral_contigs,
-        "failures": store.count("failures") + len(session.mates.failures),
+        "failures": store.reader.count("failures") + len(session.mates.failures),
     }
     if pairs:
         counts |= {"pairs": pairs.total(), "viral_pairs": pairs["virus"]}

@@ -10,9 +10,9 @@ from anyio import from_thread
 
 from virnuc_async.errors import CannotWrite
 from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
 from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.session import RunSession
-from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES
 
 from .predictions import (
     Chunks,
@@ -54,8 +54,8 @@ class OutputWriter:
         if known is not None:
             return known
         self._session.counts.doing = "writing tables"
-        await self._write("prediction_results.txt", predictions(self._store))
-        await self._write("prediction_results_highestscore.csv", fragment_verdicts(self._store))
+        await self._write("prediction_results.txt", predictions(self._store.reader))
+        await self._write("prediction_results_highestscore.csv", fragment_verdicts(self._store.reader))
         contigs = await self._write_contigs()
         pairs = await self._write_pairs()
         await self._write_failures()
@@ -108,24 +108,24 @@ class OutputWriter:
         """Write the table of contigs, and return how many have which verdict."""
         threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
         tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", contig_verdicts(self._store, threshold, tally, calibration))
+        await self._write("contigs.tsv", contig_verdicts(self._store.reader, threshold, tally, calibration))
         return tally
 
     async def _write_pairs(self) -> Counter[str]:
         """Write the table of pairs, if there are any, and return how many have which verdict."""
         self._session.counts.doing = "comparing the ids of mates"
-        mates = await self._session.on_disk(self._session.mates.verified_pairs, self._store)
+        mates = await self._session.on_disk(self._session.mates.verified_pairs, self._store.reader)
         self._session.counts.doing = "writing tables"
         threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
         tally: Counter[str] = Counter()
-        chunks = pair_verdicts(self._store, mates, threshold, tally, calibration)
+        chunks = pair_verdicts(self._store.reader, mates, threshold, tally, calibration)
         await self._write_or_remove("pairs.tsv", chunks, bool(mates))
         return tally
 
     async def _write_failures(self) -> None:
         more = self._session.mates.failures
-        count = await self._session.on_disk(self._store.count, "failures") + len(more)
-        await self._write_or_remove("failed_files.txt", failed_lines(self._store, more), bool(count))
+        count = await self._session.on_disk(self._store.reader.count, "failures") + len(more)
+        await self._write_or_remove("failed_files.txt", failed_lines(self._store.reader, more), bool(count))
 
     async def _write_or_remove(self, name: str, chunks: Chunks, has_rows: bool) -> None:
         """Write a file that exists only if it has rows; an earlier session may have left one."""
@@ -155,7 +155,7 @@ class OutputWriter:
     def _write_embeddings(self) -> None:
         path = self._out_dir / ".merged_features.pt.partial"
         try:
-            save_features(self._store, self._session.plan.bundle.shapes.classifier.inputs, path)
+            save_features(self._store.reader, self._session.plan.bundle.shapes.classifier.inputs, path)
             fsync_and_rename(path, self._out_dir / "merged_features.pt")
             (self._out_dir / FEATURES).unlink(missing_ok=True)
         except OSError as error:

@@ -21,7 +21,7 @@ from virnuc_async.text import plural
 from .failure import Failure
 from .messages import RunMessages
 from .plan import Plan
-from .store import Store
+from .reader import RunReader
 
 _MAX_NAMED = 3  # pairs of files in the log
 
@@ -62,16 +62,16 @@ class MateCheck:
         if len(paired) > _MAX_NAMED:
             self._log.info("{} of files are paired, too", plural(len(paired) - _MAX_NAMED, "more pair"))
 
-    def verified_pairs(self, store: Store) -> list[Mates]:
+    def verified_pairs(self, reader: RunReader) -> list[Mates]:
         """
         Return the mates whose ids agree to the last record, or to where a file breaks; warn of the others.
 
-        Call it in a worker thread, when all records are in *store*.
+        Call it in a worker thread, when all records can be read by *reader*.
         """
-        files, verified = list(store.files()), []
+        files, verified = list(reader.files()), []
 
         def ids(file: int) -> Iterator[bytes]:
-            for block in store.ids(file):
+            for block in reader.ids(file):
                 from_thread.check_cancelled()
                 yield from block
 

@@ -14,8 +14,9 @@ from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .failure import Failure, failed_line
+from .output_directory import DAMAGED
 from .plan import Plan
-from .store import DAMAGED, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -77,7 +78,7 @@ class RunMessages(EngineEvents):
             self.log.warning(bundle.notice)
         if store.lock.previous_owner:
             self.log.info("taking over from {}, which has ended", store.lock.previous_owner)
-        if kept := store.kept:
+        if kept := store.recovered:
             self.log.warning(
                 "repaired: kept {} of {}; the damaged store is in {}",
                 plural(kept.batches, "batch", "es"),

@@ -35,7 +35,9 @@ from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck, Window
 from virnuc_async.text import plural
 
-from .store import FEATURES, Block, Store, orf_id
+from .blocks import Block, orf_id
+from .output_directory import FEATURES
+from .reader import RunReader
 
 # VirNucPro's names, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")
@@ -439,7 +441,7 @@ def _window_ids(window: Window) -> Iterator[bytes]:
     )
 
 
-def save_features(store: Store, width: int, path: Path) -> None:
+def save_features(reader: RunReader, width: int, path: Path) -> None:
     """
     Write ``merged_features.pt``: the ids and embeddings of every scored ORF, in input order.
 
@@ -448,7 +450,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
     """
     ids: list[str] = []
     numbers = [np.empty(0, np.int64)]
-    for block in store.blocks():
+    for block in reader.blocks():
         ids += map(_text, _orf_ids(block))
         numbers.append(block.scores["orf"])
     orfs = np.concatenate(numbers)
@@ -457,7 +459,7 @@ def save_features(store: Store, width: int, path: Path) -> None:
         return
     # Rows of failed ORFs are left out, so the rows are packed anew beside their first place.
     packed = path.with_suffix(".rows")
-    every = np.memmap(store.directory / FEATURES, np.float32, "r").reshape(-1, width)
+    every = np.memmap(reader.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, _BLOCK_BYTES // (4 * width))
     # Written, not mapped for writing: a disk that is full ends a process that writes to a map.
     with create_new(packed) as file:

@@ -39,9 +39,10 @@ from .failure import Failure
 from .lock import Owner, owner_of, take_over
 from .mate_check import MateCheck
 from .messages import RunMessages
+from .output_directory import FEATURES, STORE
 from .plan import Plan
 from .reuse_embeddings import FeatureFile, Features, check_similarity, find_features
-from .store import FEATURES, STORE, Store
+from .store import Store
 
 _DEVICE_KEYS = ("devices", "compiled kernels")  # of a run's identity
 
@@ -133,7 +134,7 @@ class RunSession:
                 count += 1
                 for batch in await self._pending_of(window):
                     yield batch
-        if await self.on_disk(self.store.count, "windows") != count:
+        if await self.on_disk(self.store.reader.count, "windows") != count:
             raise RunMismatchError(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
 
@@ -265,13 +266,13 @@ class RunSession:
             # Whatever devices there are now, nothing will be computed.
             identity |= {key: known[key] for key in _DEVICE_KEYS}
         self.store.bind_run(identity, plan.paths)
-        if self.settings.embeddings and not self.store.is_finished and self.store.count("scores"):
+        if self.settings.embeddings and not self.store.is_finished and self.store.reader.count("scores"):
             self._require_embeddings()
 
     def _require_embeddings(self) -> None:
         """Check that the embeddings of finished batches are still there: no other file holds them."""
         path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
-        if not path.exists() or path.stat().st_size < 4 * width * self.store.features_end():
+        if not path.exists() or path.stat().st_size < 4 * width * self.store.reader.features_end():
             raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are missing"])
 
     def _identity(self) -> dict[str, Any]:
@@ -298,8 +299,8 @@ class RunSession:
         if self.features.found:
             self.log.info("{}", self.features.found_text())
         self.mates.log_pairing(self._read)
-        if self.store.count("batches"):
-            self.log.info("resuming after {:,} ORFs of an earlier session", self.store.count("scores"))
+        if self.store.reader.count("batches"):
+            self.log.info("resuming after {:,} ORFs of an earlier session", self.store.reader.count("scores"))
 
     async def _read_ahead(self, send: MemoryObjectSendStream[Window]) -> None:
         """Form windows ahead of the devices, in a worker thread."""
