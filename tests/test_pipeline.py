@@ -45,8 +45,9 @@ from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 from virnuc_async.runs.store import STORE, Store
 from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.fragments import cut
-from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.settings import Precision, Settings

@@ -54,15 +54,6 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.outputs import predictions as results
-from virnuc_async.outputs.pairs import (
-    Mates,
-    PairComparison,
-    check_first_records,
-    compare,
-    describe_mismatch,
-    find_mates,
-    is_truncated,
-)
 from virnuc_async.outputs.summary import Summary, summary_text
 from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
 from virnuc_async.runs.reuse_embeddings import (
@@ -73,9 +64,19 @@ from virnuc_async.runs.reuse_embeddings import (
     save_features,
 )
 from virnuc_async.runs.store import DAMAGED, FEATURES, OUTPUT_FILES, STORE, Failure, FileLine, Store
-from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
-from virnuc_async.sequences.inputs import STDIN, fingerprint, list_sequence_files, read_contigs
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.inputs import STDIN, Reader, fingerprint, list_sequence_files, read_contigs
+from virnuc_async.sequences.mates import (
+    Mates,
+    PairComparison,
+    check_first_records,
+    compare,
+    describe_mismatch,
+    find_mates,
+    is_truncated,
+)
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import WINDOW_ORFS, Window, form_windows
 from virnuc_async.settings import Pairing, Precision, Settings
 from virnuc_async.text import plural
 

@@ -33,9 +33,10 @@ from virnuc_async.outputs.predictions import (
 )
 from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.store import CONTIG, SCORE, Block, Failure, Store
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 WIDTH = 4
 

@@ -33,9 +33,10 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, run_pipeline, score_with
-from virnuc_async.sequences.batches import Batch, form_windows
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import form_windows
 from virnuc_async.settings import Precision, Settings
 
 CSV = "prediction_results_highestscore.csv"

@@ -40,8 +40,9 @@ from virnuc_async.runs.store import (
     Store,
     orf_id,
 )
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 WIDTH = 3
 A, B = ["/data/a.fa", 10, 1], ["/data/b.fa", 20, 2]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.runs.store import FRAMES, Block, Failure, Store
+from virnuc_async.sequences.mates import Mates
 
-from .pairs import Mates, pair_blocks
+from .pairs import pair_blocks
 
 # A file's content, in parts; closing it lets go of the store.
 Chunks = Generator[bytes, None, None]

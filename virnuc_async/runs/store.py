@@ -37,8 +37,9 @@ from virnuc_async.errors import (
     Stage,
 )
 from virnuc_async.fileio import fsync_and_rename, open_nofollow, sync_directory
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.orfs import Frame
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 from virnuc_async.text import plural
 
 from .lock import LOCK, Lock
