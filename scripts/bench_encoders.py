@@ -37,9 +37,10 @@ from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
-from virnuc_async.sequences.batches import form_windows, longest_first
+from virnuc_async.sequences.batches import longest_first
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences.windows import form_windows
 
 OURS = ("plain", "packed", "eager", "compiled")
 WORKS = ("168", "52", "mix")

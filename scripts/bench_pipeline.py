@@ -31,9 +31,10 @@ from virnuc_async.engine.replica import Scores
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
-from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, form_windows
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences.windows import WINDOW_ORFS, form_windows
 from virnuc_async.settings import Precision, Settings
 
 _LOOK = 0.02  # seconds between two looks at a process

@@ -35,9 +35,10 @@ from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import Store
-from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Window, form_windows
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import WINDOW_ORFS, Window, form_windows
 from virnuc_async.settings import Precision, Settings
 
 _SAMPLE_BASES = 1_000_000  # read to learn how many tokens there are to a base

@@ -22,7 +22,8 @@ from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
-from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.fastx import Contig
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision, Settings
 

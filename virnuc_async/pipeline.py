@@ -26,8 +26,7 @@ from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.session import RunSession
-from virnuc_async.sequences.batches import Reader
-from virnuc_async.sequences.inputs import STDIN, list_sequence_files, read_contigs
+from virnuc_async.sequences.inputs import STDIN, Reader, list_sequence_files, read_contigs
 from virnuc_async.settings import Precision, Settings
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], BatchScorer]

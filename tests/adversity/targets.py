@@ -44,11 +44,11 @@ from virnuc_async.models.import_checkpoint import (
 )
 from virnuc_async.models.reference import Reference, compare, read_reference, write_reference
 from virnuc_async.runs.reuse_embeddings import Features, find_features
-from virnuc_async.sequences import inputs as sequences
-from virnuc_async.sequences.batches import ContigRow, Window, form_windows
+from virnuc_async.sequences.fastx import Contig, Limits
 from virnuc_async.sequences.fragments import cut
-from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import ContigRow, Window, form_windows
 from virnuc_async.settings import Precision
 
 if sys.version_info >= (3, 14):
@@ -87,10 +87,9 @@ def readers(data: bytes) -> None:
 def _reading(content: bytes, block: int) -> tuple[list[Contig], InputError | None]:
     found: list[Contig] = []
     failure: InputError | None = None
-    kept = sequences._BLOCK, sequences.LARGEST_RECORD, sequences.LONGEST_ID
-    sequences._BLOCK, sequences.LARGEST_RECORD, sequences.LONGEST_ID = block, 1_000, 50
+    limits = Limits(block=block, record=1_000, id=50)
     try:
-        for contig in read_contigs("-", io.BytesIO(content)):
+        for contig in read_contigs("-", io.BytesIO(content), limits=limits):
             found.append(contig)
             assert len(contig.id) <= 50
             assert not contig.id or contig.id.split() == [contig.id]
@@ -98,8 +97,6 @@ def _reading(content: bytes, block: int) -> tuple[list[Contig], InputError | Non
             assert _LETTERS.issuperset(contig.bases)
     except InputError as error:
         failure = error
-    finally:
-        sequences._BLOCK, sequences.LARGEST_RECORD, sequences.LONGEST_ID = kept
     assert failure is None or (str(failure).startswith("-: ") and len(str(failure)) < 999)
     return found, failure
 

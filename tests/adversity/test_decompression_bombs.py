@@ -31,13 +31,14 @@ FORMS: dict[str, Pack] = {
 EACH_FORM = pytest.mark.parametrize("pack", FORMS.values(), ids=FORMS.keys())
 
 READ = """
-from virnuc_async.sequences import inputs as sequences
 from virnuc_async.errors import InputError
+from virnuc_async.sequences.fastx import Limits
+from virnuc_async.sequences.inputs import read_contigs
 
-sequences.LARGEST_RECORD = {limit} or sequences.LARGEST_RECORD
+limits = Limits(record={limit}) if {limit} else Limits()
 count, failure = 0, None
 try:
-    for contig in sequences.read_contigs({path!r}):
+    for contig in read_contigs({path!r}, limits=limits):
         count += 1
 except InputError as error:
     failure = error

@@ -26,8 +26,9 @@ from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import BrokenInput, DirectoryLockedError, RunMismatchError, Stage
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.store import Store
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 _PATHS = ("/data/a.fa", "/data/b|c.fa")
 _ROWS = st.lists(st.integers(0, 3), max_size=5)  # ORFs of each record of a window

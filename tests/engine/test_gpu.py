@@ -24,9 +24,10 @@ from virnuc_async.networks.attention import Attention, sdpa_by_length, sdpa_padd
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.pipeline import run_pipeline
-from virnuc_async.sequences.batches import Batch, form_windows
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences.windows import form_windows
 from virnuc_async.settings import Precision, Settings
 
 pytestmark = [

@@ -27,18 +27,26 @@ from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.models.bundle import find
 from virnuc_async.models.calibration import Calibration, Method
-from virnuc_async.outputs import pairs
-from virnuc_async.outputs.pairs import Mates, compare, find_mates, pair_blocks, pair_id
+from virnuc_async.outputs.pairs import pair_blocks
 from virnuc_async.outputs.predictions import pair_verdicts
 from virnuc_async.pipeline import execute, run_pipeline
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import Store
-from virnuc_async.sequences.batches import form_windows
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.mates import (
+    SAMPLE_RECORDS,
+    Mates,
+    check_first_records,
+    compare,
+    find_mates,
+    pair_id,
+)
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import form_windows
 from virnuc_async.settings import Pairing, Settings
+from virnuc_async.text import plural
 
 # Names of files
 
@@ -578,38 +586,38 @@ def test_interleaved_files_and_standard_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "at", "reason"),
     [
-        (["a", "c", "b"], "record 2 is 'b' in one and 'c' in the other"),
-        (["b", "a", "c"], "record 1 is 'a' in one and 'b' in the other"),
-        (["a", "b"], "record 3 of {first} has no mate: {second} has 2 records"),
-        (["a", "b", "c", "d"], "record 4 of {second} has no mate: {first} has 3 records"),
-        (["a"], "record 2 of {first} has no mate: {second} has 1 record"),
+        (["a", "c", "b"], 2, "record {number} is 'b' in one and 'c' in the other"),
+        (["b", "a", "c"], 1, "record {number} is 'a' in one and 'b' in the other"),
+        (["a", "b"], 3, "record {number} of {first} has no mate: {second} has {count}"),
+        (["a", "b", "c", "d"], 4, "record {number} of {second} has no mate: {first} has {count}"),
+        (["a"], 2, "record {number} of {first} has no mate: {second} has {count}"),
     ],
 )
-@pytest.mark.parametrize("glance", [1000, 0])
+@pytest.mark.parametrize("before", [0, SAMPLE_RECORDS])
 def test_ids_that_do_not_agree_give_no_pair(
-    second: list[str], said: str, glance: int, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    second: list[str], at: int, reason: str, before: int, tmp_path: Path, out: Path
 ) -> None:
-    """Whether that is seen before the run or behind it."""
-    monkeypatch.setattr(pairs, "_GLANCE", glance)
+    """Whether the difference is found before the run, or after it, behind *before* pairs that agree."""
     names = {"first": tmp_path / "x_R1.fq", "second": tmp_path / "x_R2.fq"}
-    names["first"].write_bytes(fastq(["a", "b", "c"]))
-    names["second"].write_bytes(fastq(second))
+    same = b"".join(b"@same%d\nG\n+\nI\n" % number for number in range(before))  # too short for an ORF
+    names["first"].write_bytes(same + fastq(["a", "b", "c"]))
+    names["second"].write_bytes(same + fastq(second))
     right = [tmp_path / "y_R1.fq", tmp_path / "y_R2.fq"]
     for path in right:
         path.write_bytes(fastq(["y"]))
     ended = predict(*names.values(), *right, out)
     assert ended.code == 0
-    warning = (
-        f"WARNING: {names['first']} and {names['second']} are named as mates, but {said.format(**names)}. "
-    )
+    number, count = f"{before + at:,}", plural(before + at - 1, "record")
+    mismatch = reason.format(**names, number=number, count=count)
+    warning = f"WARNING: {names['first']} and {names['second']} are named as mates, but {mismatch}. "
     assert ended.err.count(warning) == 1
     assert (
         "'seqkit pair' or BBTools' repair.sh sorts such files; --pairs off ignores the names of files\n"
         in ended.err
     )
-    assert (f"{names['first']} and {names['second']} are paired" in ended.err) == (glance == 0)
+    assert (f"{names['first']} and {names['second']} are paired" in ended.err) == (before > 0)
     assert ended.err.index(warning) < ended.err.index("Viral: ")
     assert [row[0] for row in pairs_in(out)] == ["y"]
     assert not (out / "failed_files.txt").exists()
@@ -708,7 +716,7 @@ def test_named_pipes_are_not_looked_into(tmp_path: Path) -> None:
     paths = [str(tmp_path / "x_R1.fq"), str(tmp_path / "x_R2.fq")]
     for path in paths:
         os.mkfifo(path)
-    assert not pairs.check_first_records(Mates(0, 1), paths, read_contigs).differ
+    assert not check_first_records(Mates(0, 1), paths, read_contigs).differ
 
 
 # A run that is asked for again

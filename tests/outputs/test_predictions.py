@@ -34,9 +34,10 @@ from virnuc_async.runs.blocks import CONTIG, SCORE, Block
 from virnuc_async.runs.failure import Failure, failed_line
 from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.store import Store
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.orfs import Frame
 from virnuc_async.sequences.tokens import Ragged
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 WIDTH = 4
 

@@ -34,9 +34,10 @@ from virnuc_async.networks.packing import Packed
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import execute, run_pipeline
 from virnuc_async.runs.plan import Plan
-from virnuc_async.sequences.batches import Batch, form_windows
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import form_windows
 from virnuc_async.settings import Precision, Settings
 
 CSV = "prediction_results_highestscore.csv"

@@ -24,9 +24,9 @@ from virnuc_async.errors import (
     NoFeatures,
 )
 from virnuc_async.runs.reuse_embeddings import Features, find_features
-from virnuc_async.sequences.batches import Window, form_windows
-from virnuc_async.sequences.inputs import Contig
+from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import Window, form_windows
 
 NUCLEOTIDE, PROTEIN = 3, 2  # widths
 IDS = ("a_chunk_1F1", "b_chunk_1F1", "a_chunk_2F1")

@@ -34,7 +34,8 @@ from virnuc_async.pipeline import execute
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Intervals, Plan
-from virnuc_async.sequences.inputs import Contig, read_contigs
+from virnuc_async.sequences.fastx import Contig
+from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Settings
 
 

@@ -34,8 +34,9 @@ from virnuc_async.runs.lock import LOCK
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, STORE
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.store import Store
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 WIDTH = 3
 A, B = ["/data/a.fa", 10, 1], ["/data/b.fa", 20, 2]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import BadTable, MissingClassError, NoRecords, TooFewClusters, UsageError
 from virnuc_async.fileio import read_bounded
-from virnuc_async.sequences.inputs import STDIN, Contig, first_word, list_sequence_files, read_contigs
+from virnuc_async.sequences.fastx import Contig, first_word
+from virnuc_async.sequences.inputs import STDIN, list_sequence_files, read_contigs
 
 KINDS = ("nonviral", "viral")  # by whether it is
 TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)

@@ -18,8 +18,9 @@ from virnuc_async.models.calibration import Calibration
 from virnuc_async.runs.blocks import FRAMES, Block
 from virnuc_async.runs.failure import Failure, failed_line
 from virnuc_async.runs.reader import RunReader
+from virnuc_async.sequences.mates import Mates
 
-from .pairs import Mates, pair_blocks
+from .pairs import pair_blocks
 
 # A file's content, in parts; closing it lets go of the store.
 Chunks = Generator[bytes, None, None]

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from anyio import from_thread
 
 from virnuc_async.errors import Stage
-from virnuc_async.outputs.pairs import (
+from virnuc_async.sequences.inputs import Reader
+from virnuc_async.sequences.mates import (
     Mates,
     PairComparison,
     check_first_records,
@@ -14,7 +15,6 @@ from virnuc_async.outputs.pairs import (
     find_mates,
     is_truncated,
 )
-from virnuc_async.sequences.batches import Reader
 from virnuc_async.settings import Pairing
 from virnuc_async.text import plural
 

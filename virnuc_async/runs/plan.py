@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from virnuc_async.engine.devices import Device, MemoryUse, memory_use
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration
-from virnuc_async.sequences.batches import WINDOW_ORFS
+from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
 
 from .lock import HEARTBEAT_INTERVAL, LEASE_DURATION

@@ -32,7 +32,8 @@ from virnuc_async.errors import (
 )
 from virnuc_async.fileio import create_new, sha256
 from virnuc_async.models.import_checkpoint import read_values
-from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck, Window
+from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck
+from virnuc_async.sequences.windows import Window
 from virnuc_async.text import plural
 
 from .blocks import Block, orf_id

@@ -30,9 +30,10 @@ from virnuc_async.errors import (
     Stage,
 )
 from virnuc_async.log import logger, run_log_files
-from virnuc_async.sequences.batches import Batch, Reader, Window, form_windows
-from virnuc_async.sequences.inputs import STDIN, fingerprint
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.inputs import STDIN, Reader, fingerprint
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import Window, form_windows
 from virnuc_async.settings import Precision
 
 from .failure import Failure

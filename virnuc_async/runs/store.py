@@ -19,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.engine.worker import ScoredBatch
-from virnuc_async.errors import RunMismatchError, Stage
+from virnuc_async.errors import (
+    RunMismatchError,
+    Stage,
+)
 from virnuc_async.fileio import open_nofollow, writing_to
-from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
+from virnuc_async.sequences.batches import Batch
+from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 from .blocks import CONTIG, SCORE, orf_id
 from .database import BUSY_SECONDS, Database, check_format, checksum, create_tables

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Fragments(NamedTuple):
-    """The fragments of several contigs that stand one behind the other, in columns."""
+    """The fragments of several contigs, one after the other, in columns."""
 
     contigs: NDArray[np.int64]  # (F,): which of the contigs each is of
     numbers: NDArray[np.int64]  # (F,): within the contig, from 0
@@ -17,7 +17,7 @@ class Fragments(NamedTuple):
 
 def cut(bases: int, length: int) -> Iterator[tuple[int, int]]:
     """
-    Give the half-open range of every fragment of a contig of *bases* bases, in order.
+    Yield the half-open range of every fragment of a contig of *bases* bases, in order.
 
     An empty contig has no fragment; one of at most *length* bases is one fragment.
     """
@@ -26,7 +26,7 @@ def cut(bases: int, length: int) -> Iterator[tuple[int, int]]:
 
 
 def cut_all(lengths: NDArray[np.int64], length: int) -> Fragments:
-    """Cut contigs of *lengths* bases, one behind the other, into fragments of *length*."""
+    """Return the fragments of *length* bases of contigs of *lengths* bases, one after the other."""
     # The published rule divides the slack by the fragments, not by the seams between them,
     # so that the last fragment is often short: 501 bases make 500 + 251. Published scores
     # were made that way: do not "fix" it.

@@ -4,7 +4,7 @@ Six-frame translation: the frames of a fragment without a stop codon are its ORF
 VirNucPro's rule: a codon with any letter but A, C, G, T is dropped and does not end a frame, and
 letters other than A, C, G, T are their own complement. Translation is columnar: the codon at
 every position is translated once for each strand and put into one of three rows, by the remainder
-of its position, so that a frame is a stretch of a row.
+of its position, so that a frame is a slice of a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 # The standard genetic code in the order T, C, A, G of each base (NCBI translation table 1).
 _STANDARD_CODE = b"FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
-# A stop sorts before all else: the least letter of a frame says whether it is open.
+# A stop sorts before all else: the smallest letter of a frame shows whether it is open.
 _STOP = b"*"
 _DROPPED = b"-"  # stands where a codon has a letter outside ACGT
 _OTHER = b"\4"  # the number of a letter outside ACGT
@@ -64,60 +64,62 @@ class Orfs:
 
 def open_frames(bases: bytes, fragments: Sequence[tuple[int, int]] | NDArray[np.int64]) -> Orfs:
     """
-    Give the ORFs of *fragments*, half-open ranges of *bases*: F1 to R3 of each.
+    Return the ORFs of *fragments*, half-open ranges of *bases*: F1 to R3 of each.
 
-    *bases* may be of any letters, in any case, and of several contigs one behind the other: a
+    *bases* may be of any letters, in any case, and of several contigs, one after the other: a
     frame never leaves its fragment.
     """
     ranges = np.asarray(fragments, dtype=np.int64).reshape(-1, 2)
     residues, strands = _residues(bases), _both_strands(bases)
-    owners, frames, places, codons = _stop_free(ranges, residues)
+    owners, frames, codon_starts, codons = _stop_free(ranges, residues)
     # Dropped codons shorten the protein, and with it the bases that are embedded.
-    proteins = [part.replace(_DROPPED, b"") for part in _parts(residues, places, places + codons)]
+    proteins = [
+        part.replace(_DROPPED, b"") for part in _slices(residues, codon_starts, codon_starts + codons)
+    ]
     sizes = 3 * np.fromiter(map(len, proteins), np.int64, len(proteins)) + 1
     on_strands = np.stack((ranges, 2 * len(bases) - ranges[:, ::-1]))
     starts, ends = on_strands[frames // 3, owners].T
     begins = starts + frames % 3
-    read = _parts(strands, begins, np.minimum(begins + sizes, ends))
+    read = _slices(strands, begins, np.minimum(begins + sizes, ends))
     return _without_empty(Orfs(owners, frames, proteins, read))
 
 
 def _stop_free(ranges: _Column, residues: bytes) -> tuple[_Column, _Column, _Column, _Column]:
-    """Give the frames with codons and without a stop: fragment, frame, place in *residues*, codons."""
-    offsets, places, codons = _six_frames(ranges, len(residues))
-    rows, owners = np.nonzero(_have_no_stop(residues, places, codons) & (codons > 0))
+    """Return the frames with codons and without a stop: fragment, frame, start in *residues*, codons."""
+    offsets, begins, codons = _six_frames(ranges, len(residues))
+    rows, owners = np.nonzero(_have_no_stop(residues, begins, codons) & (codons > 0))
     frames = offsets[rows, owners] + rows // 3 * 3
     order = np.lexsort((frames, owners))
     rows, owners = rows[order], owners[order]
-    return owners, frames[order], places[rows, owners], codons[rows, owners]
+    return owners, frames[order], begins[rows, owners], codons[rows, owners]
 
 
 def _six_frames(ranges: _Column, residues: int) -> tuple[_Column, _Column, _Column]:
-    """Give all frames, each column (6 rows, fragments): offset, place among *residues*, codons."""
+    """Return all frames, each column (6 rows, fragments): offset, start among *residues*, codons."""
     starts, ends = ranges.T
     rows = np.arange(3)[:, None]
     forward, reverse = (rows - starts) % 3, (ends - rows) % 3
     offsets = np.concatenate((forward, reverse))
     skipped = rows * (residues // 6)
-    places = np.concatenate((skipped + (starts + forward) // 3, residues - skipped - (ends - reverse) // 3))
+    begins = np.concatenate((skipped + (starts + forward) // 3, residues - skipped - (ends - reverse) // 3))
     # A frame without a codon may begin behind the end.
-    return offsets, np.minimum(places, residues), np.maximum(ends - starts - offsets, 0) // 3
+    return offsets, np.minimum(begins, residues), np.maximum(ends - starts - offsets, 0) // 3
 
 
-def _have_no_stop(residues: bytes, places: _Column, codons: _Column) -> NDArray[np.bool_]:
+def _have_no_stop(residues: bytes, begins: _Column, codons: _Column) -> NDArray[np.bool_]:
     letters = np.frombuffer(residues + _DROPPED, dtype=np.uint8)  # frames may begin at the end
-    # Every other stretch is what lies between two frames: a letter or two.
-    bounds = np.stack((places, places + codons), axis=-1)
+    # Every other slice is what lies between two frames: a letter or two.
+    bounds = np.stack((begins, begins + codons), axis=-1)
     least = np.minimum.reduceat(letters, bounds.reshape(-1))[::2]
-    return least.reshape(places.shape) > ord(_STOP)
+    return least.reshape(begins.shape) > ord(_STOP)
 
 
-def _parts(letters: bytes, begins: _Column, ends: _Column) -> list[bytes]:
+def _slices(letters: bytes, begins: _Column, ends: _Column) -> list[bytes]:
     return [letters[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
 def _without_empty(orfs: Orfs) -> Orfs:
-    """Leave out the frames of which every codon was dropped."""
+    """Return *orfs* without the frames of which every codon was dropped."""
     if all(orfs.proteins):
         return orfs
     kept = [at for at, protein in enumerate(orfs.proteins) if protein]
@@ -126,7 +128,7 @@ def _without_empty(orfs: Orfs) -> Orfs:
 
 
 def _base_numbers() -> bytes:
-    """Map T, C, A, G in any case to 0 to 3, and any other letter to 4."""
+    """Return the table of numbers: 0 to 3 for T, C, A, G in any case, 4 for any other letter."""
     numbers = bytearray([4] * 256)
     for number, letters in enumerate((b"Tt", b"Cc", b"Aa", b"Gg")):
         for letter in letters:
@@ -135,7 +137,7 @@ def _base_numbers() -> bytes:
 
 
 def _codon_tables() -> tuple[bytes, bytes]:
-    """Map 25 a + 5 b + c, for the numbers of three bases, to the residue that each strand reads."""
+    """Return the residue that each strand reads at 25 a + 5 b + c, for the numbers of three bases."""
     forward = np.frombuffer(_STANDARD_CODE, dtype=np.uint8).reshape(4, 4, 4)
     # A and T, and C and G, are two numbers apart; the other strand reads c, b, a.
     reverse = np.roll(forward, 2, axis=(0, 1, 2)).T
@@ -158,7 +160,7 @@ def _both_strands(bases: bytes) -> bytes:
 
 def _residues(bases: bytes) -> bytes:
     """
-    Translate the codon at every position on both strands, into six rows of the same length.
+    Return the residue of the codon at every position on both strands, in six rows of the same length.
 
     Position p of the forward strand is in row p % 3 at p // 3; the other strand's rows are the
     same codons, last row and last codon first.

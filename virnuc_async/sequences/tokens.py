@@ -19,7 +19,7 @@ CLS, EOS, UNKNOWN = (ESM2_ALPHABET.index(name) for name in ("<cls>", "<eos>", "<
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Sequences of token ids, one behind the other, with nothing between them."""
+    """Sequences of token ids, one after the other, with nothing between them."""
 
     ids: NDArray[np.int32]  # (tokens,)
     lengths: NDArray[np.int64]  # (sequences,)
@@ -28,7 +28,7 @@ class Ragged:
         return len(self.lengths)
 
     def take(self, rows: NDArray[np.int64]) -> "Ragged":
-        """Give the sequences *rows*, in that order."""
+        """Return the sequences *rows*, in that order."""
         lengths = self.lengths[rows]
         starts = (np.cumsum(self.lengths) - self.lengths)[rows]
         # Each output token lies as far behind its sequence's start as it does in the input.
@@ -38,17 +38,17 @@ class Ragged:
 
 class OrfTokenizer:
     """
-    Makes token ids of ORFs; *definition* is the text of a ``tokenizer.json``.
+    Encodes ORFs as token ids; *definition* is the text of a ``tokenizer.json``.
 
     Safe to use from one thread at a time; the byte-pair encoding itself uses all cores.
     """
 
     def __init__(self, definition: str) -> None:
         """
-        Build it.
+        Build the tokenizer.
 
         Raises:
-            ValueError: *definition* is none of a tokenizer that takes DNA
+            ValueError: *definition* is not of a tokenizer that accepts DNA
         """
         try:
             self._bases = Tokenizer.from_str(definition)
@@ -61,19 +61,19 @@ class OrfTokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """The number above every token id that bases can become."""
+        """The number above every token id that bases may get."""
         return max(self._bases.get_vocab().values(), default=-1) + 1
 
     def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
-        """Encode upper-case *bases*, each between [CLS] and [SEP]."""
+        """Return the token ids of upper-case *bases*, each between [CLS] and [SEP]."""
         encodings = self._bases.encode_batch_fast([text.decode("ascii") for text in bases])
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         ids = chain.from_iterable(encoding.ids for encoding in encodings)
         return Ragged(np.fromiter(ids, np.int32, lengths.sum()), lengths)
 
     def residues(self, proteins: Sequence[bytes]) -> Ragged:
-        """Encode *proteins*, each between <cls> and <eos>."""
-        # A letter before each and one behind it keep the places of <cls> and <eos>.
+        """Return the token ids of *proteins*, each between <cls> and <eos>."""
+        # A letter before each and one after it reserve the positions of <cls> and <eos>.
         text = b"--".join([b"", *proteins, b""])[1:-1]
         ids = np.frombuffer(text.translate(_RESIDUE_IDS), dtype=np.uint8).astype(np.int32)
         lengths = np.fromiter(map(len, proteins), np.int64, len(proteins)) + 2

@@ -1,0 +1,141 @@
+"""Compressed files: detected from their content, in several members, truncated and damaged."""
+
+import gzip
+import io
+from pathlib import Path
+
+import pytest
+from sequence_files import (
+    EACH_FORM,
+    FORMS,
+    Form,
+    as_fasta,
+    as_fastq,
+    read,
+    read_until_failure,
+    some_records,
+)
+
+from virnuc_async.errors import BrokenInput, NotSequences
+from virnuc_async.sequences.fastx import Contig, Limits
+from virnuc_async.sequences.inputs import read_contigs
+
+
+@pytest.mark.parametrize("write", [as_fasta, as_fastq])
+@EACH_FORM
+def test_compression_is_detected_from_the_content_and_not_the_name(form: Form, write, tmp_path: Path):
+    records = some_records(200)
+    for name in ("reads.fa", "reads.gz", "reads.zst"):
+        path = tmp_path / name
+        path.write_bytes(form.pack(write(records)))
+        assert list(read_contigs(str(path))) == records
+    path = tmp_path / "reads.gz"
+    path.write_bytes(write(records))
+    assert list(read_contigs(str(path))) == records
+
+
+@EACH_FORM
+def test_several_members_are_one_file(form: Form, tmp_path: Path):
+    records = some_records(90)
+    text = as_fasta(records)
+    path = tmp_path / "reads"
+    path.write_bytes(b"".join(form.pack(part) for part in (text[:777], text[777:5_000], text[5_000:])))
+    assert list(read_contigs(str(path))) == records
+
+
+@EACH_FORM
+@pytest.mark.parametrize("block", [1, 100])
+def test_text_that_unpacks_to_far_more_than_a_block(form: Form, block: int):
+    records = [Contig(b"a", b"A" * 9_000), Contig(b"b", b"GT" * 9_000)]
+    assert read(form.pack(as_fasta(records)) * 2, Limits(block)) == records * 2
+
+
+@EACH_FORM
+def test_garbage_after_the_last_member(form: Form, tmp_path: Path):
+    records = some_records(9)
+    path = tmp_path / "reads"
+    path.write_bytes(form.pack(as_fasta(records)) + b"something else" * 9)
+    found, failure = read_until_failure(path)
+    assert found == records[:-1]
+    assert isinstance(failure, BrokenInput)
+
+
+@pytest.mark.parametrize("name", ["gz", "xz"])
+def test_padding_after_a_member_is_no_failure(name: str, tmp_path: Path):
+    records = some_records(9)
+    path = tmp_path / "reads"
+    member = FORMS[name].pack(as_fasta(records))
+    path.write_bytes(member + bytes(20_000) + member + bytes(4))
+    assert list(read_contigs(str(path))) == records * 2
+
+
+@EACH_FORM
+def test_an_empty_compressed_file_has_no_records(form: Form, tmp_path: Path):
+    path = tmp_path / "reads"
+    path.write_bytes(form.pack(b""))
+    assert list(read_contigs(str(path))) == []
+
+
+@EACH_FORM
+def test_standard_input_may_be_compressed(form: Form):
+    records = some_records(50)
+    assert list(read_contigs("-", io.BytesIO(form.pack(as_fasta(records))))) == records
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("write", [as_fasta, as_fastq])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+@EACH_FORM
+def test_a_truncated_file_keeps_all_complete_records(form: Form, share: float, write, tmp_path: Path):
+    records = some_records(3_000)
+    packed = form.pack(write(records))
+    packed = packed[: int(len(packed) * share)]
+    text = form.unpacker().decompress(packed)
+    # The last record in the text may continue after the break, so it does not count.
+    whole = text.count(b"\n>") if write is as_fasta else text.count(b"\n") // 4
+    assert whole > 0
+    path = tmp_path / "reads"
+    path.write_bytes(packed)
+    found, failure = read_until_failure(path)
+    assert found == records[:whole]
+    assert isinstance(failure, BrokenInput)
+    assert failure.records == whole
+    assert str(failure).startswith(f"{path}: breaks after {whole:,} records: ")
+    assert "ended before the end-of-stream marker" in str(failure)
+
+
+@EACH_FORM
+def test_a_corrupted_file_keeps_the_records_before_the_break(form: Form, tmp_path: Path):
+    records = some_records(600)
+    damaged = form.pack(as_fasta(records[400:]))
+    damaged = damaged[: form.header] + b"\xff" * (len(damaged) - form.header)
+    path = tmp_path / "reads"
+    path.write_bytes(form.pack(as_fasta(records[:200])) + form.pack(as_fasta(records[200:400])) + damaged)
+    found, failure = read_until_failure(path)
+    assert found == records[:399]  # the 400th might have continued
+    assert isinstance(failure, BrokenInput)
+    assert failure.records == 399
+    assert len(failure.reason) > len("breaks after 399 records: ")
+
+
+@EACH_FORM
+@pytest.mark.parametrize("size", [3, 8, 14])
+def test_a_file_that_breaks_in_its_first_bytes(form: Form, size: int, tmp_path: Path):
+    path = tmp_path / "reads"
+    path.write_bytes(form.pack(as_fasta(some_records(9)))[: max(size, form.header // 2)])
+    found, failure = read_until_failure(path)
+    assert found == []
+    assert isinstance(failure, BrokenInput | NotSequences)
+
+
+def test_a_wrong_checksum_is_a_break(tmp_path: Path):
+    records = some_records(5)
+    packed = bytearray(gzip.compress(as_fasta(records)))
+    packed[-8] ^= 1
+    path = tmp_path / "reads.gz"
+    path.write_bytes(packed)
+    found, failure = read_until_failure(path)
+    assert found == records[:4]
+    assert "CRC check failed" in str(failure)

@@ -1,0 +1,275 @@
+"""
+Windows: consecutive ORFs of the input, with the records and files that they are from.
+
+They are a function of the input alone. A window runs across files, so that many small files fill
+batches as one large one does.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnuc_async.errors import InputError
+
+from .batches import Batch, FeatureLookup, PrecomputedEmbeddings, pack_rows
+from .fastx import Contig
+from .fragments import cut_all
+from .inputs import Reader
+from .orfs import Orfs, open_frames
+from .tokens import OrfTokenizer, Ragged
+
+# Large enough that sorting makes long runs of equal length and the last, smaller batch of a
+# window is one of many; small enough that the first batch is ready in a second.
+WINDOW_ORFS = 4096
+
+# Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
+BLOCK_BASES = 1 << 17
+_RECORD_BASES = 16  # that a record counts for in addition to its bases and its id, as it takes memory too
+
+
+class ContigRow(NamedTuple):
+    """What is kept of a record: its position, its id and its size."""
+
+    number: int  # in the run, from 0
+    file: int  # number of the file in the run, from 0
+    id: bytes
+    length: int  # in bases
+    fragments: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """A file that was read to its end, or as far as possible."""
+
+    number: int
+    path: str
+    contigs: int
+    failure: InputError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive ORFs of the input, and the records and files that were read for them."""
+
+    number: int
+    first: int  # number in the run of its first ORF
+    contigs: tuple[ContigRow, ...]  # that begin in it
+    files: tuple[FileRow, ...]  # that end in it
+    origins: NDArray[np.int64]  # (ORFs, 3): contig's number, fragment's from 1, frame
+    digest: bytes  # of the ids and bases of its contigs, and of their positions
+    nucleotides: Ragged
+    residues: Ragged
+    before: bytes = b""  # id of the record before its contigs, which may continue in it
+
+    def batches(self, budget: int, lookup: FeatureLookup | None = None) -> Iterator[Batch]:
+        """
+        Yield all ORFs of the window in batches of at most *budget* residue tokens.
+
+        ORFs of one batch have the same parts in *lookup*, so that a device computes the same of each.
+        """
+        for number, rows in enumerate(pack_rows(self.residues.lengths, budget, lookup)):
+            yield Batch(
+                window=self.number,
+                number=number,
+                split_path="",
+                orfs=rows + self.first,
+                origins=self.origins[rows],
+                nucleotides=self.nucleotides.take(rows),
+                residues=self.residues.take(rows),
+                known=lookup.known(rows) if lookup else PrecomputedEmbeddings(),
+            )
+
+
+def form_windows(
+    paths: Iterable[str],
+    read: Reader,
+    length: int,
+    tokenizer: OrfTokenizer,
+    size: int,
+    block_bases: int = BLOCK_BASES,
+) -> Iterator[Window]:
+    """
+    Yield windows of *size* ORFs, or up to five more to end a fragment, from *paths* in order.
+
+    The last window holds the rest, so that every record and file is in one. A file that fails is in
+    ``Window.files`` with its failure; the records before that count.
+    """
+    builder = _WindowBuilder()
+    for records in _group_records(paths, read, block_bases):
+        for block in records.blocks(length, block_bases):
+            begin = _Position(0, 0)
+            while end := builder.next_boundary(block, begin, size):
+                builder.add(block, begin, end)
+                yield builder.build(tokenizer)
+                begin = end
+            builder.add(block, begin, block.end)
+    if not builder.is_empty:
+        yield builder.build(tokenizer)
+
+
+class _Position(NamedTuple):
+    """A position in a block: how many records begin before it, and how many ORFs are before it."""
+
+    records: int
+    orfs: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive fragments and what begins and ends with them; a long record is several blocks."""
+
+    contigs: list[Contig]  # that begin in it
+    rows: list[ContigRow]  # of these
+    files: list[tuple[int, FileRow]]  # that end in it, with the number of records before
+    orfs: Orfs
+    origins: NDArray[np.int64]  # of the ORFs: contig's number, fragment's from 1, frame
+
+    @property
+    def end(self) -> _Position:
+        """The position behind everything, the files behind the last record included."""
+        return _Position(len(self.rows) + 1, len(self.orfs))
+
+    def behind_fragment_of(self, orf: int) -> _Position:
+        """Return the position behind the fragment of *orf*."""
+        fragments = self.orfs.fragments
+        records = int(self.origins[orf, 0]) - self.rows[0].number + 1 if self.rows else 0
+        return _Position(records, int(np.searchsorted(fragments, fragments[orf], side="right")))
+
+    def behind_record(self, record: int) -> _Position:
+        """Return the position behind *record* and all of its ORFs."""
+        number = self.rows[record].number
+        return _Position(record + 1, int(np.searchsorted(self.origins[:, 0], number, side="right")))
+
+
+def _group_records(paths: Iterable[str], read: Reader, block_bases: int) -> Iterator["_Records"]:
+    """Group records so that many short ones are translated as one; a long one is a group of its own."""
+    records, room = _Records(0), block_bases
+    for file, path in enumerate(paths):
+        first, failure = records.end, None
+        try:
+            for contig in read(path):
+                used = len(contig.bases) + len(contig.id) + _RECORD_BASES
+                if records.contigs and used > room:
+                    yield records
+                    records, room = _Records(records.end), block_bases
+                records.contigs.append(contig)
+                records.sources.append(file)
+                room -= used
+                if room <= 0:
+                    yield records
+                    records, room = _Records(records.end), block_bases
+        except InputError as error:
+            failure = error
+        records.files.append((len(records.contigs), FileRow(file, path, records.end - first, failure)))
+    yield records
+
+
+@dataclass(slots=True)
+class _Records:
+    """Consecutive records that are translated at once, or a long one."""
+
+    first: int  # number in the run of the first one
+    contigs: list[Contig] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)  # of each: number of its file
+    files: list[tuple[int, FileRow]] = field(default_factory=list)  # as in a block
+
+    @property
+    def end(self) -> int:
+        """The number in the run of the record behind these."""
+        return self.first + len(self.contigs)
+
+    def blocks(self, length: int, block_bases: int) -> Iterator[_Block]:
+        """Yield the translation of fragments of *length* bases; about *block_bases* of a long record."""
+        bases = [contig.bases for contig in self.contigs]
+        lengths = np.fromiter(map(len, bases), np.int64, len(bases))
+        owners, numbers, ranges = cut_all(lengths, length)
+        of_fragments = np.column_stack((owners + self.first, numbers + 1))
+        text, contigs, files = b"".join(bases), self.contigs, self.files
+        rows = self._rows(lengths, np.bincount(owners, minlength=len(bases)))
+        step = max(1, block_bases // length if len(bases) == 1 else len(owners))
+        for begin in range(0, max(1, len(owners)), step):
+            orfs = _translate(text, ranges[begin : begin + step])
+            origins = np.column_stack((of_fragments[begin + orfs.fragments], orfs.frames))
+            yield _Block(contigs, rows, files, orfs, origins)
+            contigs, rows, files = [], [], []
+
+    def _rows(self, lengths: NDArray[np.int64], fragments: NDArray[np.int64]) -> list[ContigRow]:
+        numbers, ids = range(self.first, self.end), [contig.id for contig in self.contigs]
+        return list(map(ContigRow, numbers, self.sources, ids, lengths.tolist(), fragments.tolist()))
+
+
+def _translate(bases: bytes, ranges: NDArray[np.int64]) -> Orfs:
+    """Return the ORFs of consecutive fragments, copying only their part of *bases*."""
+    begin, end = (int(ranges[0, 0]), int(ranges[-1, 1])) if len(ranges) else (0, 0)
+    return open_frames(bases[begin:end], ranges - begin)
+
+
+@dataclass(slots=True)
+class _WindowBuilder:
+    """The window that is being filled; counts windows and ORFs through the run."""
+
+    number: int = 0
+    first: int = 0
+    before: bytes = b""
+    proteins: list[bytes] = field(default_factory=list)
+    bases: list[bytes] = field(default_factory=list)
+    origins: list[NDArray[np.int64]] = field(default_factory=list)
+    contigs: list[ContigRow] = field(default_factory=list)
+    files: list[FileRow] = field(default_factory=list)
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.proteins or self.contigs or self.files)
+
+    def next_boundary(self, block: _Block, begin: _Position, size: int) -> _Position | None:
+        """Return where in *block* the window is full, if it is filled from *begin* on; None if nowhere."""
+        orf = begin.orfs + size - len(self.proteins) - 1
+        # Records count too: a million of them without an ORF must not accumulate in memory.
+        record = begin.records + size - len(self.contigs) - 1
+        positions = []
+        if orf < len(block.orfs):
+            positions.append(block.behind_fragment_of(orf))
+        if record < len(block.rows):
+            positions.append(block.behind_record(record))
+        return min(positions, default=None)
+
+    def add(self, block: _Block, begin: _Position, end: _Position) -> None:
+        """Add the part of *block* between two positions."""
+        records, orfs = slice(begin.records, end.records), slice(begin.orfs, end.orfs)
+        rows = block.rows[records]
+        self.contigs += rows
+        self.files += [file for before, file in block.files if begin.records <= before < end.records]
+        # Lengths first, so that no other division into file, id and bases reads the same.
+        texts = (
+            b"%d %d %d\n%b%b" % (row.file, len(row.id), row.length, row.id, contig.bases)
+            for row, contig in zip(rows, block.contigs[records], strict=True)
+        )
+        self.digest.update(b"".join(texts))
+        self.proteins += block.orfs.proteins[orfs]
+        self.bases += block.orfs.bases[orfs]
+        self.origins.append(block.origins[orfs])
+
+    def build(self, tokenizer: OrfTokenizer) -> Window:
+        """Return the window as it is and begin the next one."""
+        window = Window(
+            number=self.number,
+            first=self.first,
+            contigs=tuple(self.contigs),
+            files=tuple(self.files),
+            origins=np.concatenate([np.empty((0, 3), dtype=np.int64), *self.origins]),
+            digest=self.digest.digest(),
+            nucleotides=tokenizer.nucleotides(self.bases),
+            residues=tokenizer.residues(self.proteins),
+            before=self.before,
+        )
+        self.number += 1
+        self.before = self.contigs[-1].id if self.contigs else self.before
+        self.first += len(self.proteins)
+        self.proteins, self.bases, self.origins = [], [], []
+        self.contigs, self.files, self.digest = [], [], hashlib.sha256()
+        return window
