@@ -39,7 +39,8 @@ from virnuc_async.errors import (
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
-from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs.columns import Chunks
+from virnuc_async.outputs.predictions import prediction_chunks
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.pipeline import Plan, Supply, run_pipeline, score_with
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
@@ -229,15 +230,15 @@ async def test_cancelled_while_a_table_is_written(
     bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.run(out="calm")
-    begun, predictions = threading.Event(), results.predictions
+    begun = threading.Event()
 
-    def endless(store: Store) -> results.Chunks:
-        for part in predictions(store):
+    def endless(store: Store) -> Chunks:
+        for part in prediction_chunks(store):
             begun.set()
             while True:
                 yield part
 
-    monkeypatch.setattr(results, "predictions", endless)
+    monkeypatch.setattr("virnuc_async.pipeline.prediction_chunks", endless)
     task = asyncio.create_task(bench.run())
     await asyncio.to_thread(begun.wait)
     task.cancel()

@@ -53,7 +53,11 @@ from virnuc_async.log import PROGRESS, Counts, logger, run_log_files
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
-from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs.columns import Chunks
+from virnuc_async.outputs.contigs import contig_chunks
+from virnuc_async.outputs.failures import failure_chunks, failure_line
+from virnuc_async.outputs.fragments import fragment_chunks
+from virnuc_async.outputs.pair_table import pair_chunks
 from virnuc_async.outputs.pairs import (
     Mates,
     PairComparison,
@@ -63,6 +67,7 @@ from virnuc_async.outputs.pairs import (
     find_mates,
     is_truncated,
 )
+from virnuc_async.outputs.predictions import prediction_chunks
 from virnuc_async.outputs.summary import Summary, summary_text
 from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
 from virnuc_async.runs.reuse_embeddings import (
@@ -701,17 +706,17 @@ class _Run:
                     self.log.debug("batch {} done on {}", done.batch.name, done.device)
 
     def _tell_failure(self, failure: Failure) -> None:
-        told = self.log.bind(failure=results.failed_line(failure))
+        told = self.log.bind(failure=failure_line(failure))
         told.error("{}: {}", failure.path, failure.message)
 
     async def _finish(self, command: str) -> Summary:
         """Write every file that people read, each at once or not at all."""
         self.counts.doing = "writing tables"
         store, threshold, calibration = self.store, self.settings.threshold, self.plan.calibration
-        await self._write("prediction_results.txt", results.predictions(store))
-        await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
+        await self._write("prediction_results.txt", prediction_chunks(store))
+        await self._write("prediction_results_highestscore.csv", fragment_chunks(store))
         tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", results.contig_verdicts(store, threshold, tally, calibration))
+        await self._write("contigs.tsv", contig_chunks(store, threshold, tally, calibration))
         of_pairs = await self._write_pairs()
         await self._write_failures()
         if self.settings.embeddings and not (self.out_dir / "merged_features.pt").exists():
@@ -745,11 +750,11 @@ class _Run:
         self.log.info("{}", _told(summary, self.out_dir))
         return summary
 
-    async def _write(self, name: str, parts: results.Chunks) -> None:
+    async def _write(self, name: str, parts: Chunks) -> None:
         """Write a file beside its place and move it there once it is whole and on disk."""
         await self._on_disk(self._write_now, name, parts)
 
-    def _write_now(self, name: str, parts: results.Chunks) -> None:
+    def _write_now(self, name: str, parts: Chunks) -> None:
         try:
             # Closed whatever happens: a query that is open keeps the store's lock.
             with closing(parts), atomic_write(self.out_dir / name) as file:
@@ -766,7 +771,7 @@ class _Run:
         self.counts.doing = "writing tables"
         if mates:
             threshold, calibration = self.settings.threshold, self.plan.calibration
-            parts = results.pair_verdicts(self.store, mates, threshold, tally, calibration)
+            parts = pair_chunks(self.store, mates, threshold, tally, calibration)
             await self._write("pairs.tsv", parts)
         else:
             await self._on_disk(self._remove, "pairs.tsv")
@@ -803,7 +808,7 @@ class _Run:
         name = "failed_files.txt"
         count = await self._on_disk(self.store.count, "failures")
         if count + len(self.unpaired):
-            await self._write(name, results.failed_lines(self.store, self.unpaired))
+            await self._write(name, failure_chunks(self.store, self.unpaired))
         else:
             await self._on_disk(self._remove, name)
 

@@ -22,8 +22,8 @@ from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.outputs.html import chart, heading, page, paragraph, table
-from virnuc_async.outputs.predictions import label_contigs, vote
 from virnuc_async.outputs.summary import Summary
+from virnuc_async.outputs.verdicts import label_contigs, vote
 from virnuc_async.runs.store import Block, Store
 from virnuc_async.settings import EvaluationOptions, Pairing, Settings
 from virnuc_async.text import plural

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .predictions import Chunks
+from .columns import Chunks
 
 
 @dataclass(frozen=True, slots=True)
