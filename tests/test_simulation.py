@@ -1,9 +1,9 @@
 """The first of the ten thousand simulated runs in tests/adversity."""
 
-from adversity.scenario import Trial, workplace
+from adversity.scenario import Scenario, open_workspace
 
 
-def test_whatever_happens_the_tables_are_those_of_a_calm_run() -> None:
-    with workplace() as place:
+def test_whatever_happens_the_tables_are_those_of_an_undisturbed_run() -> None:
+    with open_workspace() as workspace:
         for seed in range(80):
-            Trial(place, seed).run()
+            Scenario(workspace, seed).run()
