@@ -1,6 +1,6 @@
-"""The first of the ten thousand simulated runs in tests/adversity."""
+"""The first of the ten thousand simulated runs in test_simulation.py, fast enough for every test run."""
 
-from adversity.scenario import Scenario, open_workspace
+from .scenario import Scenario, open_workspace
 
 
 def test_whatever_happens_the_tables_are_those_of_an_undisturbed_run() -> None:
