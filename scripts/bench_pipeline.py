@@ -1,13 +1,14 @@
 """
-The whole program, measured from outside: what it spends beside the model, and what it holds.
+Measure the whole program from outside: its time compared with that of the model, and its memory.
 
-Each part can be run alone: predict (wall time over model time), start (the first batch that is
-kept), front (reading to tokens, without devices), memory (5 and 50 MB of reads), files (2,000
-small files or a single one), replay (the original's way on the same bundle).
+Each part can be run alone: predict (wall time over model time), start (time to the first stored
+batch), front (reading to tokens, without devices), memory (5 and 50 MB of reads), files (2,000
+small files or a single one), replay (the published method on the same bundle).
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -37,19 +38,19 @@ from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import WINDOW_ORFS, form_windows
 from virnuc_async.settings import Precision, Settings
 
-_LOOK = 0.02  # seconds between two looks at a process
-_TRIAL_BASES = 1_500_000  # of the run that says how large the long one has to be
+_POLL_SECONDS = 0.02  # between two measurements of a process
+_TRIAL_BASES = 1_500_000  # of the short run that decides the size of the long one
 _Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """How a command went, seen from outside."""
+class Measured:
+    """Time and memory of a command, measured from outside."""
 
     wall: float  # seconds
-    cpu: float  # seconds of all cores
-    peak: int  # bytes of memory in use at once
-    first_batch: float  # seconds from the command to the first batch in the store
+    cpu: float  # seconds, of all cores together
+    peak: int  # bytes
+    first_batch: float  # seconds from the start to the first batch in the store
     summary: dict[str, Any]
 
 
@@ -65,13 +66,13 @@ class Instant:
         return 0
 
     async def load(self) -> None:
-        """There is nothing to load."""
+        """Load nothing."""
 
     async def warm_up(self, tokens: int) -> None:
-        """There is room for all."""
+        """Accept any number of tokens."""
 
     async def close(self) -> None:
-        """There is nothing to free."""
+        """Free nothing."""
 
     async def score(self, batch: Batch) -> Scores:
         await anyio.lowlevel.checkpoint()
@@ -80,29 +81,30 @@ class Instant:
 
 
 class NoBases(OrfTokenizer):
-    """A tokenizer that leaves out the byte-pair encoding."""
+    """A tokenizer without the byte-pair encoding."""
 
     def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
         return Ragged(np.zeros(len(bases), np.int32), np.ones(len(bases), np.int64))
 
 
 def main(arguments: list[str]) -> None:
-    """Run the parts that were asked for, print their tables, and write them down."""
-    told = _parser().parse_args(arguments)
-    if told.inside:
-        work, *words = told.inside
+    """Run the requested parts, print their tables, and write the results."""
+    options = _parser().parse_args(arguments)
+    if options.inside:
+        work, *words = options.inside
         print(json.dumps(_INSIDE[work](*words)))
         return
-    if told.quick:
-        told.seconds, told.megabytes, told.files, told.repeats, told.kinds = 0.0, [0.2, 0.4], 20, 1, ["reads"]
-    record, bundle, source = facts(arguments), find(told.model), Source.read(told.fasta)
+    if options.quick:
+        options.seconds, options.megabytes, options.files = 0.0, [0.2, 0.4], 20
+        options.repeats, options.kinds = 1, ["reads"]
+    record, bundle, source = facts(arguments), find(options.model), Source.read(options.fasta)
     found = {}
-    for name in told.parts:
-        with tempfile.TemporaryDirectory(dir=told.device_totals) as directory:
-            found[name] = list(_PARTS[name](told, bundle, source, Path(directory)))
+    for name in options.parts:
+        with tempfile.TemporaryDirectory(dir=options.work) as directory:
+            found[name] = list(_PARTS[name](options, bundle, source, Path(directory)))
         print(f"{name}\n\n{table(found[name])}\n", flush=True)
-    if told.output:
-        save(told.output, {**record, "model": bundle.name, "parts": found})
+    if options.output:
+        save(options.output, {**record, "model": bundle.name, "parts": found})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,13 +115,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--parts", type=lambda text: text.split(","), default=list(_PARTS), help=", ".join(_PARTS))
     add("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="of reads,contigs,mixed")
     add("--model", default="tiny-500", help="name or directory of a bundle")
-    add("--seconds", type=float, default=140.0, help="that a run of the part predict is to take, about")
-    add("--megabytes", type=_sizes, default=[5, 50], help="of reads in the part memory, as in 5,50")
-    add("--files", type=int, default=2000, help="in the part files, of five contigs each")
+    add("--seconds", type=float, default=140.0, help="approximate duration of a run of the part predict")
+    add("--megabytes", type=_sizes, default=[5, 50], help="of reads in the part memory, such as 5,50")
+    add("--files", type=int, default=2000, help="number of files in the part files, of five contigs each")
     add("--repeats", type=int, default=3, help="of the parts start, front and replay")
-    add("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"), help="what input is made of")
+    add(
+        "--fasta",
+        type=Path,
+        default=Path("docs/examples/metagenome.fa.gz"),
+        help="sequences that input is made of",
+    )
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="as little of everything as shows that it works")
+    add("--quick", action="store_true", help="the smallest run of everything, to check that it works")
     add("--work", type=Path, help="where input and runs are written (default: the temporary directory)")
     add("--output", type=Path, help="JSON file to write")
     add("--inside", nargs="+", help=argparse.SUPPRESS)
@@ -130,17 +137,17 @@ def _sizes(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
 
 
-def _predict(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
-    for kind in told.kinds:
+def _predict(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for kind in options.kinds:
         path = work / f"{kind}.fa"
         bases = _TRIAL_BASES
-        write(path, source, kind, bases, told.seed)
-        ran = _command([path], work / f"{kind} trial", told.model)
-        if told.seconds > ran.wall:
-            # What the run takes beside scoring does not grow with it.
-            bases = int(bases * told.seconds / max(ran.wall - ran.first_batch, 0.1))
-            write(path, source, kind, bases, told.seed)
-            ran = _command([path], work / kind, told.model)
+        write(path, source, kind, bases, options.seed)
+        ran = _command([path], work / f"{kind} trial", options.model)
+        if options.seconds > ran.wall:
+            # The time before scoring does not grow with the input.
+            bases = int(bases * options.seconds / max(ran.wall - ran.first_batch, 0.1))
+            write(path, source, kind, bases, options.seed)
+            ran = _command([path], work / kind, options.model)
         seconds, counts = ran.summary["seconds"], ran.summary["counts"]
         yield {
             "input": kind,
@@ -158,20 +165,20 @@ def _predict(told: argparse.Namespace, bundle: Bundle, source: Source, work: Pat
         }
 
 
-def _start(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
-    for number in range(told.repeats):
-        ran = _command([told.fasta], work / str(number), told.model)
+def _start(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for number in range(options.repeats):
+        ran = _command([options.fasta], work / str(number), options.model)
         yield {"run": number + 1, "first batch, s": ran.first_batch, "whole run, s": ran.wall}
 
 
-def _front(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
-    path, bases = work / "front.fa", 500_000 if told.quick else 20_000_000
+def _front(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    path, bases = work / "front.fa", 500_000 if options.quick else 20_000_000
     definition = bundle.tokenizer()
-    for kind in told.kinds:
-        write(path, source, kind, bases, told.seed)
+    for kind in options.kinds:
+        write(path, source, kind, bases, options.seed)
         for name, tokenizer in (("with", OrfTokenizer(definition)), ("without", NoBases(definition))):
             seconds, orfs = [], 0
-            for _ in range(told.repeats):
+            for _ in range(options.repeats):
                 began = time.perf_counter()
                 windows = form_windows([str(path)], read_contigs, bundle.length, tokenizer, WINDOW_ORFS)
                 orfs = sum(len(window.origins) for window in windows)
@@ -187,25 +194,25 @@ def _front(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path)
             }
 
 
-def _memory(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
-    for size in told.megabytes:
+def _memory(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    for size in options.megabytes:
         path = work / f"{size}.fa"
-        write(path, source, "reads", int(size * 1e6), told.seed)
+        write(path, source, "reads", int(size * 1e6), options.seed)
         words = str(path), str(work / f"run {size}"), str(bundle.directory)
-        yield {"reads, MB": size} | _in_a_process_of_its_own("instant", *words)
+        yield {"reads, MB": size} | _run_in_new_process("instant", *words)
 
 
-def _in_a_process_of_its_own(*words: str) -> _Row:
+def _run_in_new_process(*words: str) -> _Row:
     command = [sys.executable, str(Path(__file__)), "--inside", *words]
-    # As the command line sets it: threads that spin make times on busy cores meaningless.
-    quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=quiet)
+    # Like the command line: spinning threads make times on busy cores meaningless.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment)
     row: _Row = json.loads(done.stdout)
     return row
 
 
 def _instant_run(path: str, out: str, model: str) -> _Row:
-    """Run the real orchestrator with an instant scorer; say what this process has held at most."""
+    """Run the real orchestrator with an instant scorer; return the peak memory of this process."""
     bundle = find(model)
     plan = Plan((path,), Settings(bundle.directory), bundle, (Device("instant:0", "instant", 1 << 40),))
     began = time.perf_counter()
@@ -219,13 +226,13 @@ def _instant_run(path: str, out: str, model: str) -> _Row:
     }
 
 
-def _files(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+def _files(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
     many, one = work / "many", work / "one.fa"
     many.mkdir()
-    paths = write_many(many, source, told.files, 5, told.seed)
+    paths = write_many(many, source, options.files, 5, options.seed)
     one.write_bytes(b"".join(path.read_bytes() for path in paths))
-    for name, given in ((f"{told.files:,} files of 5 contigs", many), ("the same in one file", one)):
-        ran = _command([given], work / f"run {given.stem}", told.model)
+    for name, path in ((f"{options.files:,} files of 5 contigs", many), ("the same in one file", one)):
+        ran = _command([path], work / f"run {path.stem}", options.model)
         counts = ran.summary["counts"]
         yield {
             "input": name,
@@ -237,19 +244,19 @@ def _files(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path)
         }
 
 
-def _replay(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
-    """Take turns, so that what else the machine does meets both."""
+def _replay(options: argparse.Namespace, bundle: Bundle, source: Source, work: Path) -> Iterator[_Row]:
+    """Run both programs in turn, so that other load on the machine affects both."""
     path = work / "replay.fa"
-    write(path, source, "contigs", 100_000 if told.quick else 4_000_000, told.seed)
-    for number in range(told.repeats):
+    write(path, source, "contigs", 100_000 if options.quick else 4_000_000, options.seed)
+    for number in range(options.repeats):
         out = work / f"ours {number}"
-        ran = _command([path], out, told.model)
+        ran = _command([path], out, options.model)
         began = time.perf_counter()
-        theirs = _in_a_process_of_its_own("replay", str(path), str(bundle.directory))
-        wall, stages = time.perf_counter() - began, theirs["seconds"]
+        published = _run_in_new_process("replay", str(path), str(bundle.directory))
+        wall, stages = time.perf_counter() - began, published["seconds"]
         yield {
             "run": number + 1,
-            "ORFs": len(theirs["scores"]),
+            "ORFs": len(published["scores"]),
             "original's way, whole process, s": wall,
             "of it DNABERT-S, s": stages["DNABERT-S"],
             "of it ESM-2, s": stages["ESM-2"],
@@ -258,7 +265,7 @@ def _replay(told: argparse.Namespace, bundle: Bundle, source: Source, work: Path
             "ratio of walls": wall / ran.wall,
             "ratio in the model": (stages["DNABERT-S"] + stages["ESM-2"] + stages["classify"])
             / ran.summary["seconds"]["model"],
-            "largest difference of a score": _difference(out, theirs["scores"]),
+            "largest difference of a score": _difference(out, published["scores"]),
         }
 
 
@@ -267,46 +274,46 @@ def _replay_run(path: str, model: str) -> _Row:
     return {"seconds": done.seconds, "scores": done.scores}
 
 
-def _difference(out: Path, theirs: dict[str, list[float]]) -> float:
+def _difference(out: Path, published: dict[str, list[float]]) -> float:
     lines = (out / "prediction_results.txt").read_text("ascii").splitlines()[1:]
     ours = {
         name: (float(others), float(virus)) for name, _, others, virus in (li.split("\t") for li in lines)
     }
-    if ours.keys() != theirs.keys():
-        raise ValueError("the original's way finds other ORFs")
-    return max(abs(a - b) for name, row in ours.items() for a, b in zip(row, theirs[name], strict=True))
+    if ours.keys() != published.keys():
+        raise ValueError("the published method finds other ORFs")
+    return max(abs(a - b) for name, row in ours.items() for a, b in zip(row, published[name], strict=True))
 
 
-def _command(inputs: Sequence[Path], out: Path, model: str) -> Ran:
-    """Run ``predict`` as a user would, on the devices that it finds itself."""
+def _command(inputs: Sequence[Path], out: Path, model: str) -> Measured:
+    """Run ``predict`` like a user, on the devices that it detects."""
     words = ["predict", *map(str, inputs), str(out), "--model", model, "--quiet"]
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "virnuc_async", *words], stderr=subprocess.PIPE)
     peak, first = 0, float("nan")
     while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
         peak = max(peak, _peak(process.pid))
-        if first != first and _has_batch(out):
+        if math.isnan(first) and _has_batch(out):
             first = time.perf_counter() - began
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
     wall, (_, status, used) = time.perf_counter() - began, ended
     process.returncode = os.waitstatus_to_exitcode(status)
     with process:
-        said = process.stderr.read() if process.stderr else b""
+        errors = process.stderr.read() if process.stderr else b""
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words, stderr=said)
+        raise subprocess.CalledProcessError(process.returncode, words, stderr=errors)
     summary = json.loads((out / "summary.json").read_bytes())
-    return Ran(wall, used.ru_utime + used.ru_stime, peak, first, summary)
+    return Measured(wall, used.ru_utime + used.ru_stime, peak, first, summary)
 
 
 def _has_batch(out: Path) -> bool:
-    """Whether the log says that a batch is in the store."""
+    """Return whether the log mentions a batch in the store."""
     log = out / "run.log"
     return log.exists() and b" done on " in log.read_bytes()
 
 
 def _peak(process: int) -> int:
-    """Give the most bytes that *process* has held; 0 where the system does not say."""
-    # Not ru_maxrss: a child's begins with what its parent held when it was started.
+    """Return the peak memory of *process* in bytes; 0 if the system does not report it."""
+    # Not ru_maxrss: that of a child starts at its parent's memory.
     try:
         lines = Path(f"/proc/{process}/status").read_text("ascii").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """
-Average the weights of bundles that come from one training: often better than each of them.
+Average the weights of bundles of one training: the mean is often better than each of them.
 
-They have to lie close together, as what ``train_tiny.py --keep`` writes does, and what it makes when it
-goes on from there with ``--start`` (Wortsman et al. 2022, arXiv:2203.05482).
+Their weights must be similar, like those of the bundles that ``train_tiny.py --keep`` writes, also when
+it continues from one of them with ``--start`` (Wortsman et al. 2022, arXiv:2203.05482).
 """
 
 import argparse
@@ -18,22 +18,22 @@ from virnuc_async.models.bundle import find
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the mean bundle."""
+    """Write the averaged bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundles", type=Path, nargs="+", metavar="DIR")
     parser.add_argument("--output", type=Path, required=True)
-    told = parser.parse_args(arguments)
-    bundle = find(told.bundles[0])
+    options = parser.parse_args(arguments)
+    bundle = find(options.bundles[0])
     network = Tiny(bundle.shapes)
     for part in PARTS:
-        blend(getattr(network, part), [directory / f"{part}.safetensors" for directory in told.bundles])
-    write(network, bundle.shapes, bundle.tokenizer(), told.output)
+        blend(getattr(network, part), [directory / f"{part}.safetensors" for directory in options.bundles])
+    write(network, bundle.shapes, bundle.tokenizer(), options.output)
 
 
 def blend(network: nn.Module, files: Sequence[Path]) -> None:
-    """Load the mean of the tensors of *files* into *network*; counts are those of the first."""
-    several = [load_file(file) for file in files]
-    network.load_state_dict({name: _mean([one[name] for one in several]) for name in several[0]})
+    """Load the mean of the tensors of *files* into *network*; integers are those of the first file."""
+    states = [load_file(file) for file in files]
+    network.load_state_dict({name: _mean([state[name] for state in states]) for name in states[0]})
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""esm-cpp, in the interpreter of an environment of its own: it wants another numpy than ours."""
+"""esm-cpp, run by the interpreter of a separate environment: it needs another version of numpy."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# Runs there. It scores rows of ids, a JSON line at a time.
+# Runs in that interpreter, and scores rows of ids, one JSON line at a time.
 _SERVER = """
 import json, sys
 import numpy as np
@@ -22,13 +22,14 @@ for line in sys.stdin:
 
 
 def installed_version(python: Path) -> str:
-    """Ask the environment of *python* which esm-cpp it has."""
-    ask = "from importlib.metadata import version; print(version('esm-cpp'))"
-    return subprocess.run([str(python), "-c", ask], capture_output=True, check=True, text=True).stdout.strip()
+    """Return the version of esm-cpp in the environment of *python*."""
+    code = "from importlib.metadata import version; print(version('esm-cpp'))"
+    command = [str(python), "-c", code]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 class EsmCpp:
-    """The engine in FP32, or INT8; it gives logits and keeps the hidden states to itself."""
+    """The engine in FP32 or INT8; it returns logits but not the hidden states."""
 
     def __init__(self, python: Path, model: Path, kind: str) -> None:
         command = [str(python), "-c", _SERVER, str(model), kind]

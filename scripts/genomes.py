@@ -1,4 +1,4 @@
-"""LabelledFiles pieces of real genomes: ``{train,val}.{viral,nonviral}.fna.gz`` and what they are."""
+"""Labelled pieces of real genomes, from ``{train,val}.{viral,nonviral}.fna.gz``, and their groups."""
 
 import gzip
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 _HEADER = re.compile(
     r">(?P<id>\S+) (?P<source>.+?)(?: genome=(?P<genome>\d+))? \[package=(?P<package>[^\]]+)\]$"
 )
-_UNRESOLVED = "eukaryotic microbe"  # the species is not known: every record is a genome of its own
+_UNRESOLVED = "eukaryotic microbe"  # the species is unknown: every record counts as one genome
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 _ARCHAEA = (
@@ -21,7 +21,7 @@ _ARCHAEA = (
     r"|nitrosop|nitrososph|picrophilus|pyro(baculum|coccus|lobus)|staphylothermus|sulfolob"
     r"|thermo(coccus|filum|gladius|plasma|proteus|sphaera)\b|vulcanisaeta"
 )
-# The first pattern that is found in the lower-case source decides.
+# The first pattern found in the lower-case source decides.
 _VIRAL_GROUPS = (("archaeal viruses", _ARCHAEA), ("phages", "phage|coliphage"), ("other viruses", ""))
 _OTHER_GROUPS = (
     ("mitochondria", r"mitochondri(on|al dna)\b"),
@@ -43,18 +43,18 @@ _OTHER_GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of a genome, upper case, with what its header says of it."""
+    """A piece of a genome, in upper case, with the facts in its header."""
 
     id: str
-    source: str  # organism or virus, in words
-    genome: str  # equal for the pieces of one genome
+    source: str  # name of the organism or virus
+    genome: str  # the same for all pieces of a genome
     group: str  # "phages", "archaea", ...
     viral: bool
     bases: bytes
 
 
 def read_pieces(directory: Path, split: str) -> list[Piece]:
-    """Give all pieces of *split* ("train" or "val"), the viral ones first, in file order."""
+    """Return all pieces of *split* ("train" or "val") in file order, the viral ones first."""
     return [
         piece
         for viral, name in ((True, "viral"), (False, "nonviral"))
@@ -63,7 +63,7 @@ def read_pieces(directory: Path, split: str) -> list[Piece]:
 
 
 def reverse_complement(bases: bytes) -> bytes:
-    """Give the other strand of upper-case *bases*; letters but A, C, G, T stay."""
+    """Return the other strand of upper-case *bases*; letters other than A, C, G and T stay."""
     return bases[::-1].translate(_COMPLEMENT)
 
 
@@ -77,7 +77,7 @@ def _read(path: Path, viral: bool) -> Iterator[Piece]:
 def _piece(header: str, bases: bytes, viral: bool) -> Piece:
     found = _HEADER.match(header)
     if not found:
-        raise ValueError(f"not a header of these files: {header}")
+        raise ValueError(f"the header has an unknown format: {header}")
     source = found["source"]
     genome = found["id"] if source.startswith(_UNRESOLVED) else found["genome"] or source
     return Piece(found["id"], source, genome, _group(source, viral), viral, bases)

@@ -1,8 +1,8 @@
 """
 Make ``docs/examples/metagenome.fa.gz`` and ``.tsv``: contigs of known origin, viral and not.
 
-A contig is a stretch of one genome's pieces, joined in the order of the file where one is too
-short, on either strand.
+A contig is a random part of one genome, on either strand. Where a piece of the genome is too short,
+several are joined in the order of the file.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LONGEST = {True: 12_000, False: 20_000}  # the longest virus here has 12,375
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A contig of the example and the truth about it."""
+    """A contig of the example, and its true class and source."""
 
     viral: bool
     source: str
@@ -32,13 +32,13 @@ class Example:
 
 
 def main() -> None:
-    """Write both files; the same genomes and seed give the same bytes."""
-    told = _arguments()
-    random = np.random.default_rng(told.seed)
-    pieces = read_pieces(told.genomes, "val")
+    """Write both files; the same genomes and seed result in the same bytes."""
+    options = _arguments()
+    random = np.random.default_rng(options.seed)
+    pieces = read_pieces(options.genomes, "val")
     examples = [e for viral in (True, False) for e in _draw([p for p in pieces if p.viral is viral], random)]
     order = random.permutation(len(examples))
-    _write([examples[at] for at in order], told.output)
+    _write([examples[at] for at in order], options.output)
 
 
 def _arguments() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _draw(pieces: list[Piece], random: np.random.Generator) -> Iterator[Example]:
-    """Draw contigs of evenly spread log lengths, from each group in turn, no piece twice."""
+    """Yield contigs from each group in turn, with evenly spaced log lengths; no piece is used twice."""
     groups = _by_group(pieces, random)
     # Longest first: few genomes are long enough for the long contigs.
     for length in np.geomspace(LONGEST[pieces[0].viral], SHORTEST, PER_CLASS).round().astype(int).tolist():
@@ -59,7 +59,7 @@ def _draw(pieces: list[Piece], random: np.random.Generator) -> Iterator[Example]
         genome = genomes.pop(next(n for n, pieces in enumerate(genomes) if _size(pieces) >= length))
         first, last = _shortest_span(genome, length)
         yield _cut(genome[first:last], length, random)
-        # The group and the genome queue up again for their next turns.
+        # The group and the genome go to the end of their queues.
         groups[group] = [*genomes, genome[:first] + genome[last:]]
 
 
@@ -76,13 +76,13 @@ def _by_group(pieces: list[Piece], random: np.random.Generator) -> dict[str, lis
 
 
 def _shortest_span(genome: list[Piece], length: int) -> tuple[int, int]:
-    """Give the half-open range of the fewest neighbouring pieces that hold *length* bases."""
+    """Return the half-open range of the fewest adjacent pieces that have *length* bases."""
     spans = ((n, n + count) for count in range(1, len(genome) + 1) for n in range(len(genome) - count + 1))
     return next((first, last) for first, last in spans if _size(genome[first:last]) >= length)
 
 
 def _cut(pieces: list[Piece], length: int, random: np.random.Generator) -> Example:
-    """Take *length* bases of *pieces*, joined, on either strand."""
+    """Return *length* bases of the joined *pieces*, from either strand."""
     joined = b"".join(piece.bases for piece in pieces)
     start = int(random.integers(len(joined) - length + 1))
     bases = joined[start : start + length]
@@ -105,7 +105,7 @@ def _write(examples: list[Example], directory: Path) -> None:
         table.append(f"{name}\t{len(example.bases)}\t{label}\t{example.source}")
     directory.mkdir(parents=True, exist_ok=True)
     text = "\n".join(fasta) + "\n"
-    # No time of writing in the file: it is the same whenever it is made.
+    # Without a time stamp the file is the same whenever it is made.
     (directory / "metagenome.fa.gz").write_bytes(gzip.compress(text.encode("ascii"), mtime=0))
     (directory / "metagenome.tsv").write_text("\n".join(table) + "\n", "ascii")
 

@@ -1,8 +1,8 @@
 """
-Measure a model on reads: pairs of mates from held-out genomes, each on its own and together.
+Measure a model on reads of held-out genomes: single reads, and pairs of mates.
 
-A piece of DNA is a random stretch of a record, on either strand; its mates are its two ends, as a
-sequencer reads them. Errors of sequencing are not simulated. Prints a Markdown table.
+An insert is a random part of a record, on either strand; its mates are its two ends, as a
+sequencer reads them. Sequencing errors are not simulated. Prints a Markdown table.
 """
 
 import argparse
@@ -24,12 +24,12 @@ HEAD = (
     "| bp | what | rows | no_orf, viral | no_orf, others | AUROC | threshold | sensitivity | specificity |",
     "|---|---|---|---|---|---|---|---|---|",
 )
-THRESHOLDS = (0.5, 0.6)  # one mate of two is enough; both have to be
+THRESHOLDS = (0.5, 0.6)  # one viral mate of two is enough, or both must be viral
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of ``contigs.tsv`` or ``pairs.tsv`` whose truth is known."""
+    """Rows of ``contigs.tsv`` or ``pairs.tsv``, with their true class."""
 
     viral: NDArray[np.bool_]
     scored: NDArray[np.bool_]  # those with an ORF
@@ -40,19 +40,19 @@ class Table:
 def mates(
     pieces: Sequence[Piece], length: int, insert: int, count: int, random: np.random.Generator
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Give *count* pairs of reads of *length* bases, from stretches of *insert* bases of *pieces*."""
+    """Yield *count* pairs of reads of *length* bases, from inserts of *insert* bases of *pieces*."""
     pieces = [piece for piece in pieces if len(piece.bases) >= insert]
     sizes = np.array([len(piece.bases) for piece in pieces])
     for at in random.choice(len(pieces), count, p=sizes / sizes.sum()):
         start = int(random.integers(sizes[at] - insert + 1))
-        stretch = pieces[at].bases[start : start + insert]
+        sequence = pieces[at].bases[start : start + insert]
         if random.random() < 0.5:
-            stretch = reverse_complement(stretch)
-        yield stretch[:length], reverse_complement(stretch)[:length]
+            sequence = reverse_complement(sequence)
+        yield sequence[:length], reverse_complement(sequence)[:length]
 
 
 def write(directory: Path, name: str, pairs: Iterator[tuple[bytes, bytes]]) -> list[Path]:
-    """Write the first and the second mates to a file each."""
+    """Write the first and the second mates to one file each; return the paths."""
     paths = [directory / f"{name}_R{mate}.fa" for mate in (1, 2)]
     with open(paths[0], "wb") as first, open(paths[1], "wb") as second:
         for number, pair in enumerate(pairs):
@@ -62,7 +62,7 @@ def write(directory: Path, name: str, pairs: Iterator[tuple[bytes, bytes]]) -> l
 
 
 def read(path: Path, column: str) -> Table:
-    """Read a table of a run; a row's *column* begins with what it is."""
+    """Read a table of a run; the value in *column* begins with the true class."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     return Table(
@@ -74,7 +74,7 @@ def read(path: Path, column: str) -> Table:
 
 
 def lines(table: Table, length: int, what: str, thresholds: Sequence[float]) -> Iterator[str]:
-    """Give a line for each of *thresholds*; rates are of the rows that have an ORF."""
+    """Yield a line for each of *thresholds*; rates are over the rows that have an ORF."""
     viral, scored = table.viral, table.scored
     without = (f"{1 - scored[of].mean():.1%}" for of in (viral, ~viral))
     head = f"| {length} | {what} | {len(viral):,} | {' | '.join(without)}"
@@ -86,22 +86,22 @@ def lines(table: Table, length: int, what: str, thresholds: Sequence[float]) -> 
 
 
 def main() -> None:
-    """Print what the model gives for each length."""
-    told = _arguments()
-    random = np.random.default_rng(told.seed)
-    pieces = read_pieces(told.genomes, "val")
+    """Print the results of the model for each length."""
+    options = _arguments()
+    random = np.random.default_rng(options.seed)
+    pieces = read_pieces(options.genomes, "val")
     classes = {name: [p for p in pieces if p.viral == (name == "viral")] for name in ("viral", "others")}
     print(*HEAD, sep="\n")
-    for length in map(int, told.lengths.split(",")):
+    for length in map(int, options.lengths.split(",")):
         with tempfile.TemporaryDirectory() as directory:
-            place = Path(directory)
+            work = Path(directory)
             files = [
                 path
                 for name, own in classes.items()
-                for path in write(place, name, mates(own, length, told.insert, told.pairs, random))
+                for path in write(work, name, mates(own, length, options.insert, options.pairs, random))
             ]
-            anyio.run(run_pipeline, files, place / "out", Settings(model=told.model))
-            single, paired = read(place / "out/contigs.tsv", "contig"), read(place / "out/pairs.tsv", "pair")
+            anyio.run(run_pipeline, files, work / "out", Settings(model=options.model))
+            single, paired = read(work / "out/contigs.tsv", "contig"), read(work / "out/pairs.tsv", "pair")
         print(*lines(single, length, "reads", THRESHOLDS[:1]), sep="\n")
         print(*lines(paired, length, "pairs", THRESHOLDS), sep="\n", flush=True)
 

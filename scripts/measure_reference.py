@@ -1,8 +1,8 @@
 """
-How far FP32 and BF16 are from FP64 for the ORFs that models are verified by: what tolerances rest on.
+Measure how far FP32 and BF16 are from FP64 on the ORFs that models are verified with.
 
-FP64 is the same networks with weights and activations in FP64, but for the turns of ESM-2's rotary
-positions and the last rounding of embeddings, which are FP32.
+The tolerances of the verification are based on this. FP64 means the same networks with weights and
+activations in FP64, except for ESM-2's rotary angles and the final rounding of embeddings, in FP32.
 """
 
 import argparse
@@ -27,7 +27,7 @@ HEAD = "model | precision | device | score | distance of sums | cosine of sums |
 
 @torch.inference_mode()
 def exact(bundle: Bundle, orfs: Reference) -> Reference:
-    """Give what *bundle* says of *orfs* in FP64, on the CPU."""
+    """Return the results of *bundle* for *orfs* in FP64, on the CPU."""
     batch, shapes, cpu = batch_of(bundle, orfs), bundle.shapes, torch.device("cpu")
     with torch.device("meta"):
         networks = DnabertS(shapes.nucleotide), Esm2(shapes.protein), Classifier(shapes.classifier)
@@ -44,23 +44,25 @@ def exact(bundle: Bundle, orfs: Reference) -> Reference:
 def measure(name: str, bundle: Bundle, device: Device) -> None:
     """Print a row for each precision."""
     orfs = published_reference(bundle.length)
-    right = exact(bundle, orfs)
+    reference = exact(bundle, orfs)
     for precision in (Precision.FP32, Precision.BF16):
-        found = compare(right, anyio.run(compute, bundle, orfs, device, precision), orfs.tolerance(precision))
-        figures = f"{found.score:.1e} | {found.distance:.1e} | {found.cosine:.7f} | {found.length:.1e}"
-        print(f"{name} | {precision.upper()} | {device.model} | {figures}", flush=True)
+        computed = anyio.run(compute, bundle, orfs, device, precision)
+        found = compare(reference, computed, orfs.tolerance(precision))
+        differences = f"{found.score:.1e} | {found.distance:.1e} | {found.cosine:.7f} | {found.length:.1e}"
+        print(f"{name} | {precision.upper()} | {device.model} | {differences}", flush=True)
 
 
 def main() -> None:
+    """Measure the models that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", metavar="NAME|DIR")
     parser.add_argument("--device", default="cpu")
-    told = parser.parse_args()
-    (device,) = choose(Settings(devices=(told.device,)))
+    options = parser.parse_args()
+    (device,) = choose(Settings(devices=(options.device,)))
     print(HEAD)
-    for name in told.models:
+    for name in options.models:
         measure(name.rstrip("/").rpartition("/")[2], find(name), device)
 
 

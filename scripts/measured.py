@@ -1,4 +1,4 @@
-"""What belongs to a figure: the machine, the versions, the command and the day; tables and JSON of it."""
+"""What belongs to a measurement: machine, versions, command and date; output as a table or JSON."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _PACKAGES = ("virnuc-async", "torch", "numpy", "tokenizers", "anyio")
 
 
 def facts(arguments: Sequence[str]) -> dict[str, Any]:
-    """Say where, when, with what and by which command something was measured."""
+    """Return the command, the date, the machine and the versions of a measurement."""
     return {
         "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,13 +41,13 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Give *rows*, which have the same keys, as a Markdown table."""
+    """Return *rows*, which have the same keys, as a Markdown table."""
     head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([_told(row[name]) for name in head] for row in rows)]
+    lines = [head, ["---"] * len(head), *([_format_value(row[name]) for name in head] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,8 +1,8 @@
 """
-A bundle of random weights in the published networks' shapes, to measure with where those cannot be had.
+Make a bundle of random weights in the shapes of the published networks, for measurements without those.
 
-Its answers mean nothing. The numbers are as large as a trained network's, and the tokenizer is a
-byte-pair encoding of 4,096 tokens, as DNABERT-S has, learnt from the example's contigs.
+Its scores are meaningless. The weights are as large as those of trained networks, and the tokenizer is
+a byte-pair encoding of 4,096 tokens like DNABERT-S's, trained on the example's contigs.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from special_tokens import SPECIAL, UNKNOWN, finished
+from special_tokens import SPECIAL, UNKNOWN, finish_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ NOTICE = "random weights: the scores mean nothing"
 
 
 def scaled(network: nn.Module) -> nn.Module:
-    """Fill *network* with random numbers as large as a trained network's."""
+    """Fill *network* with random numbers as large as those of a trained network."""
     torch.manual_seed(1)
     for name, tensor in network.named_parameters():
         if tensor.ndim == 2:
@@ -48,8 +48,8 @@ def scaled(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-def filled(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Give the tensors of a network; the weights of its layers in *dtype*."""
+def random_state(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a random network; the weights of its layers are in *dtype*."""
     with torch.device("meta"):
         network = build()
     network.to(dtype).to_empty(device="cpu")
@@ -59,7 +59,7 @@ def filled(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tens
 
 
 def byte_pairs(vocabulary: int) -> str:
-    """Give the ``tokenizer.json`` of a byte-pair encoding of at most *vocabulary* tokens."""
+    """Return the ``tokenizer.json`` of a byte-pair encoding of at most *vocabulary* tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
@@ -69,35 +69,35 @@ def byte_pairs(vocabulary: int) -> str:
         limit_alphabet=4,
         show_progress=False,
     )
-    # Parts as long as fragments: a word is learnt from as a whole, and a long one takes long.
+    # In parts of a fragment's length: training takes long on long texts.
     contigs = (contig.bases.decode("ascii") for contig in read_contigs(str(EXAMPLE)))
     parts = (bases[at : at + LENGTH] for bases in contigs for at in range(0, len(bases), LENGTH))
     tokenizer.train_from_iterator((part for part in parts if set(part) <= set("ACGT")), trainer)
-    return finished(tokenizer)
+    return finish_tokenizer(tokenizer)
 
 
 def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = DNABERT_S) -> None:
-    """Write a bundle of the two encoders in BF16, and a classifier of 512 in FP32 behind them."""
+    """Write a bundle with both encoders in BF16, and a classifier of width 512 in FP32."""
     shapes = Shapes(protein, nucleotide, ClassifierShape(protein.width + nucleotide.width, 512))
     directory.mkdir(parents=True)
-    for name, build, kept in (
+    for name, build, dtype in (
         ("protein", lambda: Esm2(protein), torch.bfloat16),
         ("nucleotide", lambda: DnabertS(nucleotide), torch.bfloat16),
         ("classifier", lambda: Classifier(shapes.classifier), torch.float32),
     ):
-        save_file(filled(build, kept), directory / f"{name}.safetensors")
+        save_file(random_state(build, dtype), directory / f"{name}.safetensors")
     (directory / "tokenizer.json").write_text(byte_pairs(nucleotide.vocabulary), "utf-8")
     origin = dict.fromkeys(("protein", "nucleotide", "classifier", "tokenizer"), "scripts/random_bundle.py")
     write_manifest(directory, directory.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
 
 
 def main() -> None:
-    """Write the bundle that was asked for."""
+    """Write the requested bundle."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("shape", choices=list(SHAPES), help="of ESM-2")
     parser.add_argument("directory", type=Path, help="a new one")
-    told = parser.parse_args()
-    write(told.directory, SHAPES[told.shape])
+    options = parser.parse_args()
+    write(options.directory, SHAPES[options.shape])
 
 
 if __name__ == "__main__":

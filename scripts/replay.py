@@ -1,9 +1,9 @@
 """
-The original's way, plainly: VirNucPro's stages one after the other, each over all of a file.
+The published method, implemented simply: VirNucPro's stages one after the other, each on a whole file.
 
-Codons are translated one by one; DNABERT-S sees one sequence a call; ESM-2 is fair-esm's own, in
-FP32, in padded batches of 2,048 tokens, shortest first; then both are joined and classified.
-What the original writes to disk between its stages stays in memory here, which is in its favour.
+Codons are translated one by one; DNABERT-S gets one sequence per call; ESM-2 is fair-esm's, in FP32,
+in padded batches of 2,048 tokens, shortest first; then both embeddings are joined and classified.
+What the published program writes to disk between stages stays in memory here, which is faster.
 """
 
 import time
@@ -26,7 +26,7 @@ from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 
-_TOKENS = 2048  # of a padded batch, as published
+_TOKENS = 2048  # of a padded batch, like the published program's
 _MOST_RESIDUES = 1024
 _CODE = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 _CODONS = {
@@ -48,14 +48,14 @@ _NAMES = (
 
 @dataclass(slots=True)
 class Replayed:
-    """Scores by ORF id, and the seconds of each stage."""
+    """Scores by the ORFs' ids, and the seconds of each stage."""
 
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)  # others, virus
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time one stage; the times of all files add up."""
+        """Time one stage; the times of all files are added."""
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -89,7 +89,7 @@ def replay(paths: Sequence[str], bundle: Bundle) -> Replayed:
 
 
 def _orfs(path: str, length: int) -> Iterator[tuple[str, str, str]]:
-    """Give the id, residues and bases of every frame without a stop."""
+    """Yield the id, residues and bases of every frame without a stop codon."""
     for contig in read_contigs(path):
         bases = contig.bases.decode("ascii").upper()
         for number, (start, end) in enumerate(cut(len(bases), length), 1):
@@ -98,8 +98,8 @@ def _orfs(path: str, length: int) -> Iterator[tuple[str, str, str]]:
                 codons = (strand[at : at + 3] for at in range(offset, len(strand) - 2, 3))
                 residues = "".join(_CODONS.get(codon, "") for codon in codons)
                 if residues and "*" not in residues:
-                    taken = strand[offset : offset + 3 * len(residues) + 1]
-                    yield f"{contig.id.decode()}_chunk_{number}{frame}", residues, taken
+                    used = strand[offset : offset + 3 * len(residues) + 1]
+                    yield f"{contig.id.decode()}_chunk_{number}{frame}", residues, used
 
 
 def _frames(fragment: str) -> Iterator[tuple[str, str, int]]:
@@ -109,21 +109,21 @@ def _frames(fragment: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _protein_means(network: ESM2, proteins: list[str], device: torch.device) -> Tensor:
-    """Give each protein's mean over its residues, computed in fair-esm's batches."""
+    """Return each protein's mean over its residues, computed in fair-esm's batches."""
     dataset = FastaBatchedDataset(list(map(str, range(len(proteins)))), proteins)
     collate = network.alphabet.get_batch_converter(_MOST_RESIDUES)
     means = torch.empty(len(proteins), network.embed_dim)
     for rows in dataset.get_batch_indices(_TOKENS, extra_toks_per_seq=1):
         _, texts, tokens = collate([dataset[row] for row in rows])
-        given = network(tokens.to(device), repr_layers=[network.num_layers])
-        hidden = given["representations"][network.num_layers].cpu()
+        output = network(tokens.to(device), repr_layers=[network.num_layers])
+        hidden = output["representations"][network.num_layers].cpu()
         for row, text, states in zip(rows, texts, hidden, strict=True):
             means[row] = states[1 : min(_MOST_RESIDUES, len(text)) + 1].mean(0)
     return means
 
 
 def _fair_esm(bundle: Bundle) -> ESM2:
-    """Build fair-esm's network with the bundle's weights."""
+    """Return fair-esm's network with the bundle's weights."""
     shape = bundle.shapes.protein
     network = ESM2(shape.layers, shape.width, shape.heads, Alphabet.from_architecture("ESM-1b"))
     ours = {
@@ -140,10 +140,10 @@ def _fair_esm(bundle: Bundle) -> ESM2:
             theirs |= {
                 f"layers.{layer}.{to}.{kind}": ours[f"layers.{layer}.{of}.{kind}"] for of, to in _NAMES
             }
-    # The heads for letters and contacts keep their random weights: nothing here reads them.
+    # The language-model and contact heads keep their random weights: they are not used.
     missing, unknown = network.load_state_dict(theirs, strict=False)
     if unknown or not all(
         name.startswith(("lm_head", "contact_head")) or "rot_emb" in name for name in missing
     ):
-        raise ValueError(f"not fair-esm's names: {unknown}, {missing}")
+        raise ValueError(f"names differ from fair-esm's: unknown {unknown}, missing {missing}")
     return network.eval()

@@ -1,8 +1,8 @@
 """
-Any amount of input that looks real: reads, contigs, and both in one file.
+Realistic input of any size: reads, contigs, or both in one file.
 
-Records are stretches of a few real contigs, from any place, on either strand, with a few letters
-changed: frames without a stop are as frequent as in the real ones, and records hardly repeat.
+Records are random parts of a few real contigs, from either strand, with a few substitutions: frames
+without a stop codon are as frequent as in the real contigs, and records hardly ever repeat.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from virnuc_async.sequences.inputs import read_contigs
 
 KINDS = ("reads", "contigs", "mixed")
 READ = 150  # bases
-_CONTIG = (500, 12_000)  # bases; the logarithms of the lengths are spread evenly
-_SHORT = 1500  # bases, at most, of a contig where many files are wanted
-_CHANGED = 0.003  # of the letters: more would close frames that are open in the real ones
+_CONTIG = (500, 12_000)  # bases; the logarithms of the lengths are uniform
+_SHORT = 1500  # bases, at most, of the contigs of many files
+_SUBSTITUTED = 0.003  # of the letters: more would add stop codons to open frames
 _BLOCK = 1 << 20  # bases made at a time
 _LETTERS = np.frombuffer(b"ACGT", dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Both strands of the contigs that samples are taken from; a sample may span two of them."""
+    """Both strands of the contigs that records are taken from; a record may span two contigs."""
 
     strands: tuple[bytes, bytes]
 
@@ -39,7 +39,7 @@ class Source:
 
 
 def write(path: Path, source: Source, kind: str, bases: int, seed: int = 0) -> int:
-    """Write records of *kind* with *bases* bases in all, or just over, to *path*; give their number."""
+    """Write records of *kind* with at least *bases* bases in total to *path*; return their number."""
     count = 0
     with open(path, "wb") as file:
         for block in _blocks(source, kind, bases, np.random.default_rng(seed)):
@@ -51,13 +51,13 @@ def write(path: Path, source: Source, kind: str, bases: int, seed: int = 0) -> i
 
 
 def endless(source: Source, kind: str, seed: int = 0) -> Iterator[bytes]:
-    """Give FASTA with records of *kind* for ever, about a megabyte at a time."""
+    """Yield FASTA with records of *kind* without end, about a megabyte at a time."""
     for number, block in enumerate(_blocks(source, kind, 1 << 62, np.random.default_rng(seed))):
         yield b"".join(b">%s_%d_%d\n%s\n" % (kind.encode(), number, at, row) for at, row in enumerate(block))
 
 
 def write_many(directory: Path, source: Source, files: int, each: int, seed: int = 0) -> list[Path]:
-    """Write *files* files of *each* short contigs into *directory*."""
+    """Write *files* files of *each* short contigs into *directory*; return their paths."""
     rng = np.random.default_rng(seed)
     rows = (row for block in _blocks(source, "contigs", 1 << 62, rng) for row in block)
     paths = [directory / f"sample_{number:05}.fa" for number in range(files)]
@@ -76,7 +76,7 @@ def _blocks(source: Source, kind: str, bases: int, rng: np.random.Generator) -> 
 
 
 def _lengths(kind: str, bases: int, rng: np.random.Generator) -> list[int]:
-    """Draw the lengths of records; in mixed input, half of the bases are in reads."""
+    """Return random lengths of records; in mixed input, half of the bases are in reads."""
     contigs, made = [], 0
     share = {"reads": 0.0, "contigs": 1.0, "mixed": 0.5}[kind]
     while made < share * bases:
@@ -91,14 +91,14 @@ def _records(source: Source, lengths: list[int], rng: np.random.Generator) -> li
     size = len(source.strands[0])
     starts = [int(start) for start in rng.random(len(lengths)) * (size - np.array(lengths))]
     strands = rng.integers(2, size=len(lengths)).tolist()
-    places = zip(strands, starts, lengths, strict=True)
-    text = b"".join(source.strands[strand][start : start + length] for strand, start, length in places)
-    text = _changed(np.frombuffer(text, dtype=np.uint8).copy(), rng).tobytes()
+    spans = zip(strands, starts, lengths, strict=True)
+    text = b"".join(source.strands[strand][start : start + length] for strand, start, length in spans)
+    text = _substitute(np.frombuffer(text, dtype=np.uint8).copy(), rng).tobytes()
     ends = np.cumsum(lengths).tolist()
     return [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
-def _changed(letters: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    at = rng.integers(len(letters), size=rng.binomial(len(letters), _CHANGED))
+def _substitute(letters: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    at = rng.integers(len(letters), size=rng.binomial(len(letters), _SUBSTITUTED))
     letters[at] = rng.choice(_LETTERS, size=len(at))
     return letters

@@ -1,10 +1,10 @@
 """
-How many devices one process can feed: the real orchestrator on simulated devices.
+Measure how many devices one process can feed: the real orchestrator on simulated devices.
 
-Everything is real but the networks: reading, cutting, translation, tokenization, packing, the
+Everything but the networks is real: reading, splitting, translation, tokenization, packing, the
 store and the tables. Instead of computing, a device's thread sleeps, without the interpreter's
-lock, for as long as a device of the stated rate would compute: tokens / rate + overhead. Nothing
-here says how fast a network is; it says what the host can keep busy.
+lock, for as long as a device of the given rate would compute: tokens / rate + overhead. This does
+not measure the speed of a network, but how many devices the host can keep busy.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import WINDOW_ORFS, Window, form_windows
 from virnuc_async.settings import Precision, Settings
 
-_SAMPLE_BASES = 1_000_000  # read to learn how many tokens there are to a base
+_SAMPLE_BASES = 1_000_000  # of the sample that the number of tokens per base is counted in
 _FRONT_WINDOWS = 6  # timed without devices
-_NEARLY_ALL = 0.97  # of its time: a device that computes so much of it is what limits
+_NEARLY_ALL = 0.97  # of the time: devices that compute this much of it are the bottleneck
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,53 +56,55 @@ class Model:
     depth: int  # batches that a device takes at once
 
     def seconds(self, batch: Batch) -> float:
-        """Give the time that the device computes."""
+        """Return the seconds that the device computes *batch*."""
         return batch.tokens / self.rate + self.overhead
 
 
 @dataclass(slots=True)
 class Visit:
-    """One batch on a device, by the clock."""
+    """The times of one batch on a device."""
 
-    asked: float  # the orchestrator could have given it a batch
-    called: float  # it did
-    begun: float = 0.0  # the device computed
+    ready: float  # the device was ready for a batch
+    given: float  # the orchestrator gave it the batch
+    started: float = 0.0  # computing
     ended: float = 0.0
 
 
 @dataclass(slots=True)
 class Busy:
-    """What every device did, batch by batch."""
+    """The batches of every device."""
 
     visits: dict[str, list[Visit]] = field(default_factory=dict)
 
     def ideal(self) -> float:
-        """Give the device seconds of the whole run."""
-        return sum(visit.ended - visit.begun for visits in self.visits.values() for visit in visits)
+        """Return the seconds that all devices computed, together."""
+        return sum(visit.ended - visit.started for visits in self.visits.values() for visit in visits)
 
     def begin(self) -> float:
-        return min(visits[0].begun for visits in self.visits.values() if visits)
+        """Return when the first batch started."""
+        return min(visits[0].started for visits in self.visits.values() if visits)
 
     def end(self) -> float:
+        """Return when the last batch ended."""
         return max(visits[-1].ended for visits in self.visits.values() if visits)
 
     def idle(self) -> NDArray[np.float64]:
-        """Give the seconds between batches in which there was none for the device, and the other ones."""
+        """Return the idle seconds between batches: those without a batch for the device, and the others."""
         rows = [_idle(*pair) for visits in self.visits.values() for pair in pairwise(visits)]
         return np.array(rows or [(0.0, 0.0)])
 
 
 def _idle(before: Visit, after: Visit) -> tuple[float, float]:
-    idle = after.begun - before.ended
-    waited = min(idle, max(0.0, after.called - max(after.asked, before.ended)))
+    idle = after.started - before.ended
+    waited = min(idle, max(0.0, after.given - max(after.ready, before.ended)))
     return waited, idle - waited
 
 
 class Simulated:
     """
-    A scorer with a GPU replica's two threads: one packs and launches, one waits for the device.
+    A scorer with two threads like a GPU's replica: one packs and submits, one waits for the device.
 
-    The device computes batches in order, each as soon as it is launched and the last one is done.
+    The device computes batches in order, each as soon as it is submitted and the one before it is done.
     """
 
     def __init__(self, name: str, model: Model, busy: Busy) -> None:
@@ -110,43 +112,44 @@ class Simulated:
         self.depth = model.depth
         self._model = model
         self._visits = busy.visits.setdefault(name, [])
-        self._launching = ThreadPoolExecutor(1, f"simulated {name}")
-        self._waiting = ThreadPoolExecutor(1, f"simulated {name} waits")
-        self._known = 0.0  # when the orchestrator last got scores
+        self._submitter = ThreadPoolExecutor(1, f"simulated {name}")
+        self._collector = ThreadPoolExecutor(1, f"simulated {name} waits")
+        self._ready = 0.0  # when the device last returned scores
 
     def peak_memory(self) -> int:
         return 0
 
     async def load(self) -> None:
-        """There is nothing to load."""
+        """Load nothing."""
 
     async def warm_up(self, tokens: int) -> None:
-        """There is room for all."""
+        """Accept any number of tokens."""
 
     async def close(self) -> None:
-        for thread in (self._launching, self._waiting):
+        """Stop both threads."""
+        for thread in (self._submitter, self._collector):
             await asyncio.to_thread(thread.shutdown)
 
     async def score(self, batch: Batch) -> Scores:
-        visit = Visit(self._known, time.perf_counter())
-        await asyncio.wrap_future(self._launching.submit(self._launch, batch, visit))
-        scores = await asyncio.wrap_future(self._waiting.submit(self._land, batch, visit))
-        self._known = time.perf_counter()
+        visit = Visit(self._ready, time.perf_counter())
+        await asyncio.wrap_future(self._submitter.submit(self._submit, batch, visit))
+        scores = await asyncio.wrap_future(self._collector.submit(self._collect, batch, visit))
+        self._ready = time.perf_counter()
         return scores
 
-    def _launch(self, batch: Batch, visit: Visit) -> None:
+    def _submit(self, batch: Batch, visit: Visit) -> None:
         for rows in (batch.nucleotides, batch.residues):
             pack(rows)
         _hold_lock(self._model.host)
         free = self._visits[-1].ended if self._visits else 0.0
-        visit.begun = max(time.perf_counter(), free)
-        visit.ended = visit.begun + self._model.seconds(batch)
+        visit.started = max(time.perf_counter(), free)
+        visit.ended = visit.started + self._model.seconds(batch)
         self._visits.append(visit)
 
-    def _land(self, batch: Batch, visit: Visit) -> Scores:
+    def _collect(self, batch: Batch, visit: Visit) -> Scores:
         time.sleep(max(0.0, visit.ended - time.perf_counter()))
-        scores = _made_up(batch)
-        seconds = visit.ended - visit.begun
+        scores = _fake_scores(batch)
+        seconds = visit.ended - visit.started
         return Scores(batch, scores, np.zeros(len(batch), np.int64), None, seconds, scores[:0])
 
 
@@ -156,8 +159,8 @@ def _hold_lock(seconds: float) -> None:
         pass
 
 
-def _made_up(batch: Batch) -> NDArray[np.float32]:
-    """Give scores that depend on the ORFs alone."""
+def _fake_scores(batch: Batch) -> NDArray[np.float32]:
+    """Return scores that depend only on the ORFs."""
     lengths = batch.residues.lengths
     sums = np.add.reduceat(batch.residues.ids, np.cumsum(lengths) - lengths)
     virus = (sums % 97 / 97).astype(np.float32)
@@ -166,33 +169,33 @@ def _made_up(batch: Batch) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file, and what the host alone can do with it."""
+    """A file, and how fast the host is with it when there are no devices."""
 
     kind: str
     path: Path
-    orfs_per_second: float  # of the front end with nothing beside it
-    commits_per_second: float  # of the store with nothing beside it
+    orfs_per_second: float  # of the front end alone
+    commits_per_second: float  # of the store alone
 
 
 def main(arguments: list[str]) -> None:
-    """Run every point, print a table, and write it down."""
-    told = _parser().parse_args(arguments)
-    if told.quick:
-        told.devices, told.kinds, told.seconds = [1, 2], ["reads"], 1.0
+    """Run all combinations, print a table, and write the results."""
+    options = _parser().parse_args(arguments)
+    if options.quick:
+        options.devices, options.kinds, options.seconds = [1, 2], ["reads"], 1.0
     record = facts(arguments)
     points = []
-    with tempfile.TemporaryDirectory(dir=told.work) as directory:
-        for kind in told.kinds:
-            for point in _points(kind, told, Path(directory)):
+    with tempfile.TemporaryDirectory(dir=options.work) as directory:
+        for kind in options.kinds:
+            for point in _points(kind, options, Path(directory)):
                 points.append(point)
                 print(_line(point), file=sys.stderr, flush=True)
     print(table([_row(point) for point in points]))
     model = {
-        name: getattr(told, name)
+        name: getattr(options, name)
         for name in ("rate", "overhead_ms", "host_ms", "depth", "tokens_per_batch", "model")
     }
-    if told.output:
-        save(told.output, {"simulated": True, "model": model, **record, "points": points})
+    if options.output:
+        save(options.output, {"simulated": True, "model": model, **record, "points": points})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -200,19 +203,28 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--devices", type=_numbers, default=[1, 2, 4, 8, 16], help="numbers of devices, as in 1,2,4")
+    add("--devices", type=_numbers, default=[1, 2, 4, 8, 16], help="numbers of devices, such as 1,2,4")
     add("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="of reads,contigs,mixed")
     add("--rate", type=float, default=104_000, help="residue tokens per second (ESM-2 3B: 75 %% of an H200)")
     add("--overhead-ms", type=float, default=0.0, help="per batch, on the device")
-    add("--host-ms", type=float, default=0.0, help="per batch, with the interpreter's lock held")
+    add("--host-ms", type=float, default=0.0, help="per batch, while the interpreter's lock is held")
     add("--depth", type=int, default=2, help="batches that a device takes at once")
     add("--tokens-per-batch", type=int, default=16_384)
     add("--window", type=int, default=WINDOW_ORFS, help="ORFs that are sorted together")
-    add("--seconds", type=float, default=20.0, help="of work for each device in each point")
+    add("--seconds", type=float, default=20.0, help="of computing for each device in each combination")
     add("--model", default="tiny-500", help="the bundle whose tokenizer and fragment length are used")
-    add("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"), help="what input is made of")
+    add(
+        "--fasta",
+        type=Path,
+        default=Path("docs/examples/metagenome.fa.gz"),
+        help="sequences that input is made of",
+    )
     add("--seed", type=int, default=0)
-    add("--quick", action="store_true", help="one kind, two points, a second each: to see that it works")
+    add(
+        "--quick",
+        action="store_true",
+        help="one kind, two combinations, one second each: to check that it works",
+    )
     add("--work", type=Path, help="where input and runs are written (default: the temporary directory)")
     add("--output", type=Path, help="JSON file to write")
     return parser
@@ -222,17 +234,18 @@ def _numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def _points(kind: str, told: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
-    """Give one point for each number of devices."""
-    source, bundle = Source.read(told.fasta), find(told.model)
+def _points(kind: str, options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the results for each number of devices."""
+    source, bundle = Source.read(options.fasta), find(options.model)
     sample = directory / f"{kind}.sample.fa"
-    write(sample, source, kind, _SAMPLE_BASES, told.seed)
-    tokens_per_base = _tokens(sample, bundle, told.window) / _SAMPLE_BASES
-    for devices in told.devices:
+    write(sample, source, kind, _SAMPLE_BASES, options.seed)
+    tokens_per_base = _tokens(sample, bundle, options.window) / _SAMPLE_BASES
+    for devices in options.devices:
         path = directory / f"{kind}.fa"
-        write(path, source, kind, int(devices * told.seconds * told.rate / tokens_per_base), told.seed)
-        given = _input(kind, path, bundle, told, directory / f"{kind} store {devices}")
-        yield _point(given, devices, bundle, told, directory / f"{kind} {devices}")
+        bases = int(devices * options.seconds * options.rate / tokens_per_base)
+        write(path, source, kind, bases, options.seed)
+        source_file = _input(kind, path, bundle, options, directory / f"{kind} store {devices}")
+        yield _point(source_file, devices, bundle, options, directory / f"{kind} {devices}")
         path.unlink()
 
 
@@ -244,46 +257,50 @@ def _tokens(path: Path, bundle: Bundle, size: int) -> int:
     return sum(len(window.residues.ids) for window in _windows(path, bundle, size))
 
 
-def _input(kind: str, path: Path, bundle: Bundle, told: argparse.Namespace, out: Path) -> Input:
-    """Time the first windows of *path*, and the store with their batches."""
+def _input(kind: str, path: Path, bundle: Bundle, options: argparse.Namespace, out: Path) -> Input:
+    """Return *path* as input: time its first windows, and the store with their batches."""
     began = time.perf_counter()
-    windows = list(islice(_windows(path, bundle, told.window), _FRONT_WINDOWS))
+    windows = list(islice(_windows(path, bundle, options.window), _FRONT_WINDOWS))
     front = sum(len(window.origins) for window in windows) / (time.perf_counter() - began)
-    batches = [batch for window in windows for batch in window.batches(told.tokens_per_batch)]
-    done = [ScoredBatch(batch, "simulated:0", 0.1, _made_up(batch), None, {}) for batch in batches]
+    batches = [batch for window in windows for batch in window.batches(options.tokens_per_batch)]
+    scored = [ScoredBatch(batch, "simulated:0", 0.1, _fake_scores(batch), None, {}) for batch in batches]
     store = Store(out)
     began = time.perf_counter()
-    for one in done:
-        store.add_batch(one)
-    commits = len(done) / (time.perf_counter() - began)
+    for batch in scored:
+        store.add_batch(batch)
+    commits = len(scored) / (time.perf_counter() - began)
     store.close()
     return Input(kind, path, front, commits)
 
 
-def _point(given: Input, devices: int, bundle: Bundle, told: argparse.Namespace, out: Path) -> dict[str, Any]:
-    model = Model(told.rate, told.overhead_ms / 1000, told.host_ms / 1000, told.depth)
+def _point(
+    source: Input, devices: int, bundle: Bundle, options: argparse.Namespace, out: Path
+) -> dict[str, Any]:
+    model = Model(options.rate, options.overhead_ms / 1000, options.host_ms / 1000, options.depth)
     busy = Busy()
 
     def scorer(device: Device, _: Bundle, __: Precision, ___: bool) -> Simulated:
         return Simulated(device.name, model, busy)
 
     plan = Plan(
-        (str(given.path),),
-        Settings(bundle.directory, tokens_per_batch=told.tokens_per_batch),
+        (str(source.path),),
+        Settings(bundle.directory, tokens_per_batch=options.tokens_per_batch),
         bundle,
         tuple(Device(f"simulated:{number}", "simulated", 1 << 40) for number in range(devices)),
-        told.window,
+        options.window,
     )
     began, computed = time.perf_counter(), time.process_time()
     summary = anyio.run(partial(execute, plan, out, scorer))
     wall, computed = time.perf_counter() - began, time.process_time() - computed
-    return {"kind": given.kind, "devices": devices} | _figures(given, busy, summary, began, (wall, computed))
+    return {"kind": source.kind, "devices": devices} | _metrics(
+        source, busy, summary, began, (wall, computed)
+    )
 
 
-def _figures(
-    given: Input, busy: Busy, summary: Summary, began: float, took: tuple[float, float]
+def _metrics(
+    source: Input, busy: Busy, summary: Summary, began: float, took: tuple[float, float]
 ) -> dict[str, Any]:
-    """Give what a run of *took* seconds, by the clock and of the processor, says of the host."""
+    """Return the metrics of a run; *took* is its duration in seconds, by the clock and of the processor."""
     wall, computed = took
     devices, scoring = len(busy.visits), busy.end() - busy.begin()
     ideal = busy.ideal() / devices
@@ -303,9 +320,9 @@ def _figures(
         "turning_over": turns.sum() / devices / scoring,
         "turn_ms": {"median": 1000 * float(np.median(turns)), "p99": 1000 * float(np.quantile(turns, 0.99))},
         "orfs_per_second": orfs / scoring,
-        "front_end_alone_orfs_per_second": given.orfs_per_second,
+        "front_end_alone_orfs_per_second": source.orfs_per_second,
         "commits_per_second": batches / scoring,
-        "store_alone_commits_per_second": given.commits_per_second,
+        "store_alone_commits_per_second": source.commits_per_second,
         "host_cpu_ms_per_batch": 1000 * computed / batches,
         "cores_used": computed / wall,
         "limit": _limit(ideal / scoring, float(waits.sum()), float(turns.sum())),
@@ -313,7 +330,7 @@ def _figures(
 
 
 def _limit(efficiency: float, waits: float, turns: float) -> str:
-    """Say what the devices stood idle for, where they did."""
+    """Return what limits the speed: the devices, or the part of the host that they waited for."""
     if efficiency >= _NEARLY_ALL:
         return "the devices"
     return "the front end" if waits > turns else "turning over"

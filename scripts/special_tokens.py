@@ -1,4 +1,4 @@
-"""The special tokens of the tokenizers made here: DNABERT-S's, with their published ids."""
+"""The special tokens of the tokenizers made by these scripts: those of DNABERT-S, with their ids."""
 
 from tokenizers import Tokenizer, processors
 
@@ -6,8 +6,8 @@ SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0 to 4
 UNKNOWN = SPECIAL[0]
 
 
-def finished(tokenizer: Tokenizer) -> str:
-    """Let *tokenizer* set each sequence between [CLS] and [SEP]; give its ``tokenizer.json``."""
+def finish_tokenizer(tokenizer: Tokenizer) -> str:
+    """Make *tokenizer* put [CLS] and [SEP] around each sequence; return its ``tokenizer.json``."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

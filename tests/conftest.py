@@ -12,16 +12,16 @@ from harness import PipelineHarness
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 
-# The same examples every time: a red test is red for everybody.
+# The same examples every time: a test fails everywhere or nowhere.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
 
-torch.set_num_threads(1)  # the networks here are too small to share
+torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget where this user's models and proxies are."""
+    """Remove the user's settings for models and proxies from the environment."""
     for name in ("VIRNUC_ASYNC_CACHE_DIR", "VIRNUC_ASYNC_MIRROR", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -31,31 +31,31 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """What others' code gave; tests/data/golden/README.md says how each was made."""
+    """Return the directory of third-party results; its README.md describes how each file was made."""
     return Path(__file__).parent / "data" / "golden"
 
 
 @pytest.fixture(scope="session")
 def source(golden: Path) -> Path:
-    """Real pieces of DNA of many lengths, the input of the published program's golden run."""
+    """Return real sequences of many lengths, the input of the published program's golden runs."""
     return golden / "upstream" / "input.fa"
 
 
 @pytest.fixture(scope="session", params=(500, 300))
 def length(request: pytest.FixtureRequest) -> int:
-    """The fragment lengths that VirNucPro was published with."""
+    """Return a fragment length that VirNucPro was published with."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def expected(golden: Path, length: int) -> Path:
-    """The files that the published program makes of upstream/input.fa."""
+    """Return the directory with the published program's results for upstream/input.fa."""
     return golden / "upstream" / f"expected_{length}"
 
 
 @pytest.fixture(scope="session")
 def golden_parts(golden: Path) -> CheckpointPaths:
-    """Small networks in the forms that upstream's files have."""
+    """Return small networks in the file formats of the published models."""
     models = golden / "upstream" / "models"
     return CheckpointPaths(models / "esm2_t3_tiny.pt", models / "dnabert", models / "classifier.pth")
 
@@ -64,7 +64,7 @@ def golden_parts(golden: Path) -> CheckpointPaths:
 def golden_bundle(
     golden_parts: CheckpointPaths, length: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """The bundle of *golden_parts*; what it gives for upstream/input.fa is in *expected*."""
+    """Return the bundle of *golden_parts*; its results for upstream/input.fa are in *expected*."""
     directory = tmp_path_factory.mktemp("bundles") / f"golden-{length}"
     return import_bundle(golden_parts, directory, directory.name, length)
 

@@ -1,4 +1,4 @@
-"""What several tests share that is no fixture."""
+"""Helpers that several test modules share and that are not fixtures."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,25 +16,25 @@ from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import Orf, open_frames
 from virnuc_async.sequences.tokens import Ragged
 
-# What a run writes for people to read, and what must not differ by a byte.
+# The tables of a run, which must never differ by a byte.
 TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
-_BESIDE = ROOT.parent / "shared" / "golden"
+_OPTIONAL = ROOT.parent / "shared" / "golden"
 
 
 def beside(name: str) -> Path:
-    """Give a part of the optional golden data beside the checkout (others' files); skip without."""
-    path = _BESIDE / name
+    """Return a part of the optional third-party golden data; skip the test if it is not there."""
+    path = _OPTIONAL / name
     if not path.exists():
-        pytest.skip(f"there is no optional golden-data directory with {name} beside the checkout")
+        pytest.skip(f"there is no optional golden data {name} next to the checkout")
     return path
 
 
 class Piece(NamedTuple):
-    """A fragment, as the published program writes it, and its ORFs."""
+    """A fragment as the published program writes it, and its ORFs."""
 
     id: str
     bases: str
@@ -42,7 +42,7 @@ class Piece(NamedTuple):
 
 
 def pieces(path: Path, length: int) -> Iterator[Piece]:
-    """Read, cut and translate *path*."""
+    """Yield the fragments of the sequences in *path*."""
     for contig in read_contigs(str(path)):
         ranges = list(cut(len(contig.bases), length))
         orfs = open_frames(contig.bases, ranges)
@@ -53,34 +53,34 @@ def pieces(path: Path, length: int) -> Iterator[Piece]:
 
 
 def fasta(records: Iterable[tuple[str, str]], width: int = 0) -> str:
-    """Write FASTA as the published program does; lines of *width* letters, 0 for a single one."""
+    """Return *records* as FASTA, with sequences in lines of *width* letters; 0: in a single line."""
     return "".join(f">{name}\n{wrapped(letters, width)}\n" for name, letters in records)
 
 
 def wrapped(letters: str, width: int) -> str:
-    """Break *letters* into lines."""
+    """Return *letters* in lines of *width*; 0: a single line."""
     return "\n".join(letters[at : at + width] for at in range(0, len(letters), width)) if width else letters
 
 
 def read_table(path: Path) -> list[list[str]]:
-    """Give the rows of a tab-separated file, its header first."""
+    """Return the rows of a tab-separated file, with the header."""
     return [line.split("\t") for line in path.read_text("utf-8").splitlines()]
 
 
 def assert_published_scores(ours: Path, published: Path) -> None:
-    """See that the ids and labels in prediction_results.txt are equal, and the scores within 1e-5."""
+    """Check that the ids and labels in prediction_results.txt are equal, and the scores within 1e-5."""
     assert_scores_alike(*(read_table(directory / TABLES[0]) for directory in (ours, published)), atol=1e-5)
 
 
-def assert_scores_alike(found: list[list[str]], wanted: list[list[str]], atol: float) -> None:
-    """See that the ids and labels of two tables of ORFs are equal, and the scores within *atol*."""
-    assert [row[:2] for row in found] == [row[:2] for row in wanted]
-    scores, exact = (np.array([row[2:] for row in rows[1:]], float) for rows in (found, wanted))
-    np.testing.assert_allclose(scores, exact, rtol=0, atol=atol)
+def assert_scores_alike(found: list[list[str]], expected: list[list[str]], atol: float) -> None:
+    """Check that the ids and labels of two tables of ORFs are equal, and the scores within *atol*."""
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    scores, expected_scores = (np.array([row[2:] for row in rows[1:]], float) for rows in (found, expected))
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=atol)
 
 
 def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Give upstream's embeddings of each ORF, by id: of the bases, of the residues."""
+    """Return the published program's embeddings of each ORF, by id: of the bases, and of the residues."""
     bases = torch.load(directory / "dnabert.pt", weights_only=True)
     residues = torch.load(directory / "esm.pt", weights_only=True)
     return (
@@ -90,18 +90,18 @@ def read_embeddings(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str,
 
 
 def make_stale(out: Path) -> None:
-    """Have the process that holds *out* be dead, as the kernel would see it: it is another one than ours."""
+    """Change the lock of *out*, if there is one, so that its owner is a process that has ended."""
     path = out / LOCK
     if path.exists():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started": "another time"}))
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
-    """Put *rows* of token ids behind each other."""
+    """Return *rows* of token ids as one ragged array."""
     flat = [token for row in rows for token in row]
     return Ragged(np.array(flat, np.int32), np.array([len(row) for row in rows], np.int64))
 
 
 def packed(rows: Sequence[Sequence[int]]) -> Packed:
-    """Pack *rows* of token ids into one batch."""
+    """Return *rows* of token ids packed into one batch."""
     return pack(ragged(rows))

@@ -1,4 +1,4 @@
-"""Faults that are not the devices' own: a thread that dies, a clock that jumps, a disk that is full."""
+"""Faults of the environment: a device without an answer, a dying thread, a jumping clock, a full disk."""
 
 import asyncio
 import shutil
@@ -35,7 +35,7 @@ def bundle(golden_bundle: Bundle) -> Bundle:
     return golden_bundle
 
 
-def a_batch() -> Batch:
+def make_batch() -> Batch:
     rows = Ragged(np.full(20, 5, np.int32), np.array([12, 8]))
     return Batch(0, 0, "", np.arange(2), np.zeros((2, 3), np.int64), rows, rows)
 
@@ -43,32 +43,32 @@ def a_batch() -> Batch:
 # Devices
 
 
-class Silent(Replica):
-    """A device that does not answer any more once something has gone wrong."""
+class Unresponsive(Replica):
+    """A device that does not respond any more after an error."""
 
     def _answers(self) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", [Replica, Silent])
+@pytest.mark.parametrize("kind", [Replica, Unresponsive])
 async def test_an_error_without_a_type_is_a_bug_unless_the_device_is_dead(
     kind: type[Replica], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = kind(CPU, bundle, Precision.FP32)
     try:
         await replica.load()
-        assert (await replica.score(a_batch())).probabilities.shape == (2, 2)
+        assert (await replica.score(make_batch())).probabilities.shape == (2, 2)
 
         def fails(*_: object) -> torch.Tensor:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`\nmore")
 
         monkeypatch.setattr(torch, "cat", fails)
         with pytest.raises((RuntimeError, DeviceLost)) as caught:
-            await replica.score(a_batch())
+            await replica.score(make_batch())
     finally:
         monkeypatch.undo()
         await replica.close()
-    if kind is Silent:
+    if kind is Unresponsive:
         assert str(caught.value) == (
             "cpu:0 failed: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"
         )
@@ -77,7 +77,7 @@ async def test_an_error_without_a_type_is_a_bug_unless_the_device_is_dead(
         assert type(caught.value) is RuntimeError
 
 
-async def test_a_device_that_cannot_even_be_chosen_is_lost_at_loading(
+async def test_a_device_that_cannot_be_selected_is_lost_while_loading(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fails(_: int) -> None:
@@ -90,10 +90,10 @@ async def test_a_device_that_cannot_even_be_chosen_is_lost_at_loading(
             await replica.load()
     finally:
         await replica.close()
-    assert capfd.readouterr() == ("", "")  # a thread's end is nobody else's to tell
+    assert capfd.readouterr() == ("", "")  # the ended thread prints nothing
 
 
-async def test_loading_is_given_up_when_nobody_waits_for_it(bundle: Bundle) -> None:
+async def test_loading_is_abandoned_when_it_is_cancelled(bundle: Bundle) -> None:
     began, go_on = threading.Event(), threading.Event()
 
     class Slow(Replica):
@@ -118,7 +118,7 @@ async def test_loading_is_given_up_when_nobody_waits_for_it(bundle: Bundle) -> N
 
 
 class Panic(BaseException):
-    """As Rust code gives up: no Exception, and nothing that anybody expects."""
+    """Like a panic in Rust code: not an Exception."""
 
 
 @pytest.mark.parametrize("devices", [1, 3])
@@ -144,6 +144,8 @@ async def test_a_reading_thread_that_dies_ends_the_run_which_resumes(
     assert len(rules.seen) + len(again.seen) == finished.counts["batches"]
     await execute(plan, tmp_path / "calm", Rules().scorer)
     assert tables(tmp_path / "out") == tables(tmp_path / "calm")
+    await execute(plan, tmp_path / "undisturbed", Rules().scorer)
+    assert tables(tmp_path / "out") == tables(tmp_path / "undisturbed")
 
 
 # The clock
@@ -154,60 +156,61 @@ async def test_a_clock_that_jumps_changes_nothing(
 ) -> None:
     plan = Plan((str(source),), Settings(tokens_per_batch=400), bundle, fake_devices(2), 15)
     await execute(plan, tmp_path / "calm", Rules().scorer)
+    await execute(plan, tmp_path / "undisturbed", Rules().scorer)
     real, jumps = time.time, iter(range(10**6))
-    # An hour back and a day forth in turn, as a machine without a battery that finds its time server.
+    # Back by an hour and forward by a day in turn, like the clock of a machine that finds its time server.
     monkeypatch.setattr(time, "time", lambda: real() + (-3600, 86400)[next(jumps) % 2])
     monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
     with pytest.raises(NoDevicesLeft):
         await execute(plan, tmp_path / "out", Rules(lost={"fake:0": 1, "fake:1": 2}).scorer)
     finished = await execute(plan, tmp_path / "out", Rules().scorer)
-    assert tables(tmp_path / "out") == tables(tmp_path / "calm")
+    assert tables(tmp_path / "out") == tables(tmp_path / "undisturbed")
     assert 0 <= finished.seconds["total"] < 60
     assert finished.reproducible
 
 
-# The disk: a real one that is full, or that cannot be written
+# The disk: a real one that is full, or read-only
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB of its own; who runs the tests may be allowed to mount one, or not."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
+    """Yield a new disk of 2 MB; skip the test if mounting one is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
     if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
         pytest.skip("mounting a disk is not allowed here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
-def fill(disk: Path, room: int) -> Path:
-    """Leave *room* KiB on *disk*."""
+def fill(disk: Path, free_kib: int) -> Path:
+    """Fill *disk* until *free_kib* KiB are free; return the file to delete."""
     ballast = disk / "ballast"
-    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - room * 1024))
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free_kib * 1024))
     return ballast
 
 
 @pytest.mark.parametrize("more", [(), ("--embeddings",)], ids=["tables", "embeddings"])
-def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(
+def test_a_full_disk_is_reported_and_the_run_resumes_once_there_is_space(
     more: tuple[str, ...], source: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    """Whatever does not fit: the lock, a batch, a table, the embeddings, or the log, which is let go."""
-    words = ("--esm-batch-size", "400", *more)
-    assert predict(source, tmp_path / "calm", *words).code == 0
+    """What does not fit may be the lock, a batch, a table, the embeddings, or the log, which is optional."""
+    options = ("--esm-batch-size", "400", *more)
+    assert predict(source, tmp_path / "undisturbed", *options).code == 0
     codes = []
-    for room in (0, 4, 12, 28, 44, 56, 64, 72, 84, 100, 160, 400):
-        out = small_disk / f"out{room}"
-        ballast = fill(small_disk, room)
-        ended = predict(source, out, *words)
+    for free_kib in (0, 4, 12, 28, 44, 56, 64, 72, 84, 100, 160, 400):
+        out = small_disk / f"out{free_kib}"
+        ballast = fill(small_disk, free_kib)
+        ended = predict(source, out, *options)
         codes.append(ended.code)
         if ended.code:
             assert ended.code == 1
             assert "No space left on device" in ended.err or "disk is full" in ended.err
             assert "Traceback" not in ended.err
         ballast.unlink()
-        assert predict(source, out, *words).code == 0
-        assert tables(out) == tables(tmp_path / "calm")
+        assert predict(source, out, *options).code == 0
+        assert tables(out) == tables(tmp_path / "undisturbed")
         assert summary(out)["finished"]
         shutil.rmtree(out)
     assert codes[0] == 1
@@ -217,7 +220,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(
 
 def test_a_disk_that_becomes_read_only(source: Path, small_disk: Path, tmp_path: Path) -> None:
     out = small_disk / "out"
-    assert predict(source, tmp_path / "calm").code == 0
+    assert predict(source, tmp_path / "undisturbed").code == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = predict(source, out)
     assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnuc-async: {out}: Read-only file system")
@@ -226,4 +229,4 @@ def test_a_disk_that_becomes_read_only(source: Path, small_disk: Path, tmp_path:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     ended = predict(source, out)
     assert (ended.code, ended.err.splitlines()[-1]) == (1, f"virnuc-async: {out}: Read-only file system")
-    assert tables(out) == tables(tmp_path / "calm")
+    assert tables(out) == tables(tmp_path / "undisturbed")

@@ -1,4 +1,4 @@
-"""LabelledFiles sequences that are easy to tell apart: one class is rich in G and C, the other in A and T."""
+"""Labelled sequences that are easy to classify: one class is rich in G and C, the other in A and T."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 from support import fasta
 
-# Open in the first frame, so that every fragment has something to score.
+# Without stop codons in the first frame, so that every fragment has an ORF.
 _RICH = ("GCC", "GCG", "CGC", "GGC", "CCG", "GAC", "CTG", "GTC")
 _POOR = ("AAA", "ATT", "TTA", "AAT", "GAA", "TTT", "ATA", "TAT")
 
 
 class Toys(NamedTuple):
-    """A file of each class."""
+    """A file of each class, for tests that train, calibrate or evaluate."""
 
     viral: Path
     nonviral: Path
 
     @property
     def options(self) -> tuple[str | Path, ...]:
-        """Name them on a command line."""
+        """Return the files as options of the command line."""
         return ("--viral", self.viral, "--nonviral", self.nonviral)
 
 
 def sequence(rich: bool, length: int, rng: random.Random) -> str:
-    """Give *length* bases, of which nine codons in ten are of the class's own."""
+    """Return *length* bases, in which nine of ten codons are typical of the class."""
     codons = (
         rng.choice((_RICH if rich else _POOR) if rng.random() < 0.9 else (_RICH + _POOR))
         for _ in range(length)
@@ -34,7 +34,7 @@ def sequence(rich: bool, length: int, rng: random.Random) -> str:
 
 
 def records(rich: bool, count: int, length: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Give records of genomes of two records each, and of two groups."""
+    """Yield records; each genome has two records, and there are two groups of genomes."""
     rng = random.Random(f"{seed} {rich}")
     for number in range(count):
         name = f"{'v' if rich else 'n'}{number}"
@@ -44,17 +44,17 @@ def records(rich: bool, count: int, length: int, seed: int) -> Iterator[tuple[st
 
 def write_toys(directory: Path, count: int = 40, length: int = 400, seed: int = 0) -> Toys:
     """Write *count* records of each class."""
-    return _written(directory, *(list(records(rich, count, length, seed)) for rich in (True, False)))
+    return _write(directory, *(list(records(rich, count, length, seed)) for rich in (True, False)))
 
 
 def write_shuffled(directory: Path, count: int = 40, length: int = 400, seed: int = 0) -> Toys:
-    """Write the same records under labels that mean nothing."""
+    """Write the same records with random labels."""
     both = [*records(True, count, length, seed), *records(False, count, length, seed)]
     random.Random(seed).shuffle(both)
-    return _written(directory, both[:count], both[count:])
+    return _write(directory, both[:count], both[count:])
 
 
-def _written(directory: Path, viral: Sequence[tuple[str, str]], nonviral: Sequence[tuple[str, str]]) -> Toys:
+def _write(directory: Path, viral: Sequence[tuple[str, str]], nonviral: Sequence[tuple[str, str]]) -> Toys:
     directory.mkdir(parents=True, exist_ok=True)
     toys = Toys(directory / "viral.fa", directory / "nonviral.fa")
     toys.viral.write_text(fasta(viral))

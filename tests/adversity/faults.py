@@ -1,4 +1,4 @@
-"""What a seed decides: the input, how it is cut, and what goes wrong in one session after the other."""
+"""What a seed decides: the input, the sizes of windows and batches, and the faults of each session."""
 
 import gzip
 import random
@@ -28,12 +28,12 @@ from virnuc_async.settings import Precision
 from .simulated import Loop
 
 LENGTH = 60  # bases of a fragment
-LONGEST = 22  # tokens of an ORF
-_MOST_TROUBLED = 4  # sessions; the next one gets to the end
+MAX_ORF_TOKENS = 22  # tokens of an ORF
+_MAX_FAULTY_SESSIONS = 4  # the session after them finishes the run
 
-_STEPS_A_WORK = 8  # of a thread
+_STEPS_PER_JOB = 8  # of a thread, about
 
-# How a session may be made to end, and up to which step, statement, write or batch that comes.
+# The ways to stop a session, and the last step, statement, write or batch at which each may happen.
 STOPS = {
     "none": 0,
     "cancel task": 600,
@@ -48,21 +48,21 @@ STOPS = {
 
 
 class Bug(Exception):
-    """Something that nobody foresaw."""
+    """An unexpected error of the program itself."""
 
 
 @dataclass
 class FaultPlan(Rules):
-    """What goes wrong with one device in one session."""
+    """The faults of one device in one session."""
 
-    ceiling: int | None = None  # tokens: a longer ORF fits on no device, today and tomorrow
-    pace: float = 0.0  # virtual seconds that each thing takes it at most
-    is_lost_in_proof: bool = False
-    is_bad: bool = False  # whether it finds the bundle damaged
-    bug_at: int | None = None  # batch
+    max_tokens: int | None = None  # of an ORF: a longer one fits on no device, in any session
+    max_delay: float = 0.0  # virtual seconds that each call takes at most
+    is_lost_in_warm_up: bool = False
+    finds_bad_bundle: bool = False  # when it is loaded
+    bug_at: int | None = None  # number of a batch
     rng: random.Random = field(default_factory=random.Random)
-    gone: set[str] = field(default_factory=set)  # the devices that were lost
-    broken: list[str] = field(default_factory=list)  # those that found a damaged bundle, or a bug
+    lost_devices: set[str] = field(default_factory=set)
+    failed_devices: list[str] = field(default_factory=list)  # with a damaged bundle, or by a bug
 
     def scorer(self, device: Device, bundle: Bundle, precision: Precision, embeddings: bool) -> FakeScorer:
         self.open.add(device.name)
@@ -70,74 +70,74 @@ class FaultPlan(Rules):
 
 
 class FaultyScorer(FakeScorer):
-    """A fake device with a fate."""
+    """A fake device that follows a fault plan."""
 
     _rules: FaultPlan
 
     async def load(self) -> str | None:
-        await self._take_time()
-        if self._rules.is_bad:
-            self._rules.broken.append(self.name)
+        await self._delay()
+        if self._rules.finds_bad_bundle:
+            self._rules.failed_devices.append(self.name)
             raise BadBundle("the bundle", "a file is missing")
-        with self._noting_loss():
+        with self._recording_loss():
             return await super().load()
 
     async def warm_up(self, tokens: int) -> None:
-        await self._take_time()
-        if self._rules.is_lost_in_proof:
-            self._rules.gone.add(self.name)
-            raise DeviceLost(self.name, "it fell off the bus in its proof")
+        await self._delay()
+        if self._rules.is_lost_in_warm_up:
+            self._rules.lost_devices.add(self.name)
+            raise DeviceLost(self.name, "it fell off the bus during warm-up")
         if self._rules.room == 0 and tokens == 1:
-            self._rules.gone.add(self.name)
+            self._rules.lost_devices.add(self.name)
         await super().warm_up(tokens)
 
     async def close(self) -> None:
-        await self._take_time()
+        await self._delay()
         await super().close()
 
     async def _scored(self, batch: Batch) -> Scores:
-        await self._take_time()
+        await self._delay()
         if self._rules.bug_at == self._done:
-            self._rules.broken.append(self.name)
+            self._rules.failed_devices.append(self.name)
             raise Bug
-        ceiling = self._rules.ceiling
-        if ceiling is not None and batch.residues.lengths.max() > ceiling:
+        max_tokens = self._rules.max_tokens
+        if max_tokens is not None and batch.residues.lengths.max() > max_tokens:
             raise DeviceOutOfMemory(self.name, batch.tokens)
-        with self._noting_loss():
+        with self._recording_loss():
             return await super()._scored(batch)
 
-    async def _take_time(self) -> None:
-        await anyio.sleep(self._rules.rng.random() * self._rules.pace)
+    async def _delay(self) -> None:
+        await anyio.sleep(self._rules.rng.random() * self._rules.max_delay)
 
     @contextmanager
-    def _noting_loss(self) -> Iterator[None]:
+    def _recording_loss(self) -> Iterator[None]:
         try:
             yield
         except DeviceLost:
-            self._rules.gone.add(self.name)
+            self._rules.lost_devices.add(self.name)
             raise
 
 
 @dataclass(frozen=True)
-class Faults:
-    """Which ORFs have no score, whoever tries: those of *strange* tokens and of more than *ceiling*."""
+class FailingOrfs:
+    """The ORFs that fail on every device: those of *strange* tokens, and those of more than *max_tokens*."""
 
     strange: int | None = None
-    ceiling: int | None = None
+    max_tokens: int | None = None
 
 
-# There are ORFs of nearly every length, and most are of the last ones.
-FAULTS = (
-    Faults(),
-    Faults(strange=20),
-    Faults(ceiling=LONGEST - 1),
-    Faults(strange=LONGEST, ceiling=LONGEST - 3),
+# The inputs have ORFs of nearly every length; most have one of the longest.
+FAILING_ORFS = (
+    FailingOrfs(),
+    FailingOrfs(strange=20),
+    FailingOrfs(max_tokens=MAX_ORF_TOKENS - 1),
+    FailingOrfs(strange=MAX_ORF_TOKENS, max_tokens=MAX_ORF_TOKENS - 3),
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Inputs, or what is piped into standard input."""
+    """Input paths, and the content of standard input if that is one of them."""
 
     paths: tuple[str, ...]
     piped: bytes | None = None
@@ -148,105 +148,108 @@ class Source:
 
 @dataclass(frozen=True)
 class Session:
-    """One call of the command, and what happens in it."""
+    """One call of the command, and its faults."""
 
     stop: str  # of STOPS
     at: int
-    clock: str  # of a loop, that cancels and kills look at
-    lasts: bool  # whether a disk stays full
+    clock: str  # attribute of the loop that counts up to *at*, for cancellation and kills
+    disk_stays_full: bool  # or is full for one write
     order: str  # of Loop.ORDERS
-    slowness: float  # of threads: virtual seconds at most
-    says_budget: bool  # or leaves it to the store
-    fates: tuple[FaultPlan, ...]  # of its devices
-    rng: random.Random  # that the order is drawn from
-    seen: list[tuple[str, Batch]] = field(default_factory=list)  # these are shared by the fates
+    max_thread_delay: float  # virtual seconds
+    sets_budget: bool  # or takes the one in the store
+    fault_plans: tuple[FaultPlan, ...]  # one for each device
+    rng: random.Random  # decides the order
+    seen: list[tuple[str, Batch]] = field(default_factory=list)  # these four are shared with the plans
     open: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)
-    broken: list[str] = field(default_factory=list)
+    lost_devices: set[str] = field(default_factory=set)
+    failed_devices: list[str] = field(default_factory=list)
 
     @property
     def limit(self) -> int:
-        """How many devices may not be lost."""
-        return min(3, len(self.fates))
+        """The number of lost devices that ends a session."""
+        return min(3, len(self.fault_plans))
 
     def __str__(self) -> str:
-        devices = [f"{fate.lost or ''} {fate.room} {fate.depth}" for fate in self.fates]
-        return f"{self.stop} at {self.at} ({self.clock}), {self.order}, {self.slowness} s, devices: {devices}"
+        devices = [f"{plan.lost or ''} {plan.room} {plan.depth}" for plan in self.fault_plans]
+        stop = f"{self.stop} at {self.at} ({self.clock})"
+        return f"{stop}, {self.order}, {self.max_thread_delay} s, devices: {devices}"
 
 
 class World:
-    """All that *seed* decides; two of one seed are equal in everything."""
+    """Everything that *seed* decides; two worlds with one seed are equal."""
 
     def __init__(self, seed: int, sources: Sequence[Source]) -> None:
         self._rng = rng = random.Random(f"world {seed}")
         self.source = rng.choice(sources)
         self.window = rng.choice((1, 3, 5, 8, 1000))
         self.budget = rng.choice((1, 30, 60, 100, 1000))
-        self.faults = rng.choice(FAULTS)
+        self.faults = rng.choice(FAILING_ORFS)
         self.embeddings = rng.random() < 0.1
-        self.is_asked_again = rng.random() < 0.2  # when it has been finished
-        # Of its own: what a seed decides beside stays as it was.
-        self.reuses = random.Random(f"features {seed}").random() < 0.2
-        self._troubled = rng.randint(0, _MOST_TROUBLED)
+        self.reruns_when_finished = rng.random() < 0.2
+        # A generator of its own keeps the other decisions of each seed as they were.
+        self.reuses_features = random.Random(f"features {seed}").random() < 0.2
+        self._faulty_sessions = rng.randint(0, _MAX_FAULTY_SESSIONS)
 
     def session(self, number: int) -> Session:
-        """Draw the next one; *number* counts from 0."""
-        rng, is_troubled = self._rng, number < self._troubled
-        stop = rng.choice([*STOPS]) if is_troubled else "none"
+        """Return the next session; *number* counts from 0."""
+        rng, is_faulty = self._rng, number < self._faulty_sessions
+        stop = rng.choice([*STOPS]) if is_faulty else "none"
         at = 1 + int(STOPS[stop] * rng.random() ** 1.5)
-        clock = rng.choice(("steps", "begun"))
-        if clock == "begun" and stop in ("cancel task", "cancel scope", "kill"):
-            at = 1 + at // _STEPS_A_WORK
-        fates = [self._fate(f"fake:{device}", is_troubled) for device in range(rng.randint(1, 4))]
+        clock = rng.choice(("steps", "jobs_started"))
+        if clock == "jobs_started" and stop in ("cancel task", "cancel scope", "kill"):
+            at = 1 + at // _STEPS_PER_JOB
+        fault_plans = [self._fault_plan(f"fake:{device}", is_faulty) for device in range(rng.randint(1, 4))]
         if stop in ("bad bundle", "bug"):
-            fates[0] = replace(fates[0], is_bad=stop == "bad bundle", bug_at=at if stop == "bug" else None)
+            fault_plans[0] = replace(
+                fault_plans[0], finds_bad_bundle=stop == "bad bundle", bug_at=at if stop == "bug" else None
+            )
         session = Session(
             stop=stop,
             at=at,
             clock=clock,
-            lasts=rng.random() < 0.5,
+            disk_stays_full=rng.random() < 0.5,
             order=rng.choice(Loop.ORDERS),
-            slowness=rng.choice((0.0, 0.005, 0.05)),
-            says_budget=number == 0 or rng.random() < 0.5,
-            fates=tuple(fates) if is_troubled else _bearable(fates),
+            max_thread_delay=rng.choice((0.0, 0.005, 0.05)),
+            sets_budget=number == 0 or rng.random() < 0.5,
+            fault_plans=tuple(fault_plans) if is_faulty else _keep_enough_devices(fault_plans),
             rng=random.Random(rng.random()),
         )
-        for fate in session.fates:
-            fate.seen, fate.open = session.seen, session.open
-            fate.gone, fate.broken = session.gone, session.broken
+        for plan in session.fault_plans:
+            plan.seen, plan.open = session.seen, session.open
+            plan.lost_devices, plan.failed_devices = session.lost_devices, session.failed_devices
         return session
 
-    def _fate(self, name: str, is_troubled: bool) -> FaultPlan:
+    def _fault_plan(self, name: str, is_faulty: bool) -> FaultPlan:
         rng = self._rng
-        fate = FaultPlan(
-            room=rng.choice((None, None, LONGEST, 2 * LONGEST, 3 * LONGEST)),
+        plan = FaultPlan(
+            room=rng.choice((None, None, MAX_ORF_TOKENS, 2 * MAX_ORF_TOKENS, 3 * MAX_ORF_TOKENS)),
             proves=rng.random() < 0.5,
             strange=self.faults.strange,
-            ceiling=self.faults.ceiling,
+            max_tokens=self.faults.max_tokens,
             depth=rng.randint(1, 2),
-            pace=rng.choice((0.0, 0.02, 0.1)),
+            max_delay=rng.choice((0.0, 0.02, 0.1)),
             rng=random.Random(rng.random()),
         )
-        if rng.random() < (0.4 if is_troubled else 0.2):
-            way = rng.choice(("lost", "lost", "lost", "lost in proof", "no room"))
-            fate.lost = {name: rng.choice((-1, 0, 1, 2, 5))} if way == "lost" else {}
-            fate.is_lost_in_proof = way == "lost in proof"
-            if way == "no room":
-                fate.room, fate.proves = 0, True
-        return fate
+        if rng.random() < (0.4 if is_faulty else 0.2):
+            how = rng.choice(("lost", "lost", "lost", "lost in warm-up", "no memory"))
+            plan.lost = {name: rng.choice((-1, 0, 1, 2, 5))} if how == "lost" else {}
+            plan.is_lost_in_warm_up = how == "lost in warm-up"
+            if how == "no memory":
+                plan.room, plan.proves = 0, True
+        return plan
 
 
-def _bearable(fates: Sequence[FaultPlan]) -> tuple[FaultPlan, ...]:
-    """Spare the last devices, if too many would be lost."""
-    spared = min(3, len(fates)) - 1
+def _keep_enough_devices(fault_plans: Sequence[FaultPlan]) -> tuple[FaultPlan, ...]:
+    """Return *fault_plans* in which the last devices are not lost, so that the session can finish."""
+    spared = min(3, len(fault_plans)) - 1
     return (
-        *fates[:spared],
-        *(replace(fate, lost={}, is_lost_in_proof=False, room=None) for fate in fates[spared:]),
+        *fault_plans[:spared],
+        *(replace(plan, lost={}, is_lost_in_warm_up=False, room=None) for plan in fault_plans[spared:]),
     )
 
 
 def make_bundle(directory: Path) -> Bundle:
-    """Make a bundle of which only the tokenizer is there: no network is ever asked."""
+    """Write a bundle that has only a tokenizer: no network is ever loaded."""
     directory.mkdir()
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "G": 3, "C": 4}, "[UNK]"))
     tokenizer.pre_tokenizer = Split("", "isolated")
@@ -258,21 +261,21 @@ def make_bundle(directory: Path) -> Bundle:
 
 
 def make_sources(directory: Path) -> list[Source]:
-    """Write inputs of several kinds, some ten ORFs each, the same every time."""
+    """Write inputs of several kinds with about ten ORFs each, the same every time."""
     directory.mkdir()
     rng = random.Random("sources")
     short = fasta(_reads(rng, 4, 5, LENGTH))
     long = fasta([("long", _letters(rng, 100, "ACG")), *_reads(rng, 1, 30, 70)])
-    shut = fasta([*_reads(rng, 4, 0, 7), *_reads(rng, 2, 60, 90), *_reads(rng, 4, 0, 3)])
-    texts = {"short.fa": short, "long.fa": long, "shut.fa": shut, "none.fa": ">a\n>b\nTAATTAATTAATTAA\n"}
+    closed = fasta([*_reads(rng, 4, 0, 7), *_reads(rng, 2, 60, 90), *_reads(rng, 4, 0, 3)])
+    texts = {"short.fa": short, "long.fa": long, "closed.fa": closed, "none.fa": ">a\n>b\nTAATTAATTAATTAA\n"}
     for name, text in texts.items():
         (directory / name).write_text(text)
-    alone = [Source((str(directory / name),)) for name in texts]
-    return [*alone, _mixed(directory, rng), Source(("-",), short.encode())]
+    single_files = [Source((str(directory / name),)) for name in texts]
+    return [*single_files, _mixed(directory, rng), Source(("-",), short.encode())]
 
 
 def _mixed(directory: Path, rng: random.Random) -> Source:
-    """Write files of which some cannot be read to their end, or at all; ids repeat."""
+    """Write files of which some are broken or unreadable; ids repeat."""
     reads = b"".join(
         b"@\xff%b\n%b\n+\n%b\n" % (n, s, b"I" * len(s)) for n, s in _encoded(_reads(rng, 2, 10, 60))
     )
@@ -289,8 +292,8 @@ def _encoded(reads: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
     return ((name.encode(), letters.encode()) for name, letters in reads)
 
 
-def _reads(rng: random.Random, count: int, least: int, most: int) -> list[tuple[str, str]]:
-    return [(f"read{n}", _letters(rng, rng.randint(least, most), "ACGT")) for n in range(count)]
+def _reads(rng: random.Random, count: int, shortest: int, longest: int) -> list[tuple[str, str]]:
+    return [(f"read{n}", _letters(rng, rng.randint(shortest, longest), "ACGT")) for n in range(count)]
 
 
 def _letters(rng: random.Random, count: int, alphabet: str) -> str:

@@ -1,9 +1,9 @@
 """
 Look for inputs that break a promise: ``python tests/adversity/fuzz.py readers --seconds 600``.
 
-Needs atheris (``pip install -e '.[fuzz]'``), which follows what the package's own code does with an
-input and mutates the inputs that make it do something new. An input that breaks a promise is kept in
-``tests/data/crashes``, where a test plays it from then on.
+Needs atheris (``pip install -e '.[fuzz]'``), which records the coverage of the package's own code and
+mutates the inputs that reach new code. An input that breaks a promise is saved in
+``tests/data/crashes``, and a test runs it from then on.
 """
 
 import argparse
@@ -13,20 +13,12 @@ from tempfile import TemporaryDirectory
 
 import atheris
 
-# Not torch: it takes minutes to be instrumented, and is not what is to be explored.
+# Not torch: instrumenting it takes minutes, and it is not what is tested here.
 with atheris.instrument_imports(include=["virnuc_async"]):
-    from virnuc_async import (  # noqa: F401
-        batches,
-        bundles,
-        features,
-        fragments,
-        orfs,
-        references,
-        sequences,
-        tokens,
-        upstream,
-        verification,
-    )
+    from virnuc_async.engine import verification  # noqa: F401
+    from virnuc_async.models import bundle, import_checkpoint, reference  # noqa: F401
+    from virnuc_async.runs import reuse_embeddings  # noqa: F401
+    from virnuc_async.sequences import batches, fragments, inputs, orfs, tokens  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from adversity.targets import TARGETS, seeds
@@ -35,12 +27,12 @@ CRASHES = Path(__file__).parents[1] / "data" / "crashes"
 
 
 def main() -> None:
-    """Fuzz one target for a while, from its seeds and from what was found before."""
+    """Fuzz one target for a while, starting with its seeds and the inputs found before."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--most-bytes", type=int, default=8_000, help="of an input")
-    parser.add_argument("--corpus", type=Path, help="a directory to keep the inputs that did something new")
+    parser.add_argument("--most-bytes", type=int, default=8_000, help="length limit of an input")
+    parser.add_argument("--corpus", type=Path, help="directory to save the inputs that reach new code in")
     options = parser.parse_args()
     found = CRASHES / options.target
     found.mkdir(parents=True, exist_ok=True)

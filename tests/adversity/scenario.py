@@ -1,4 +1,4 @@
-"""Plays what a seed decides, session after session, until the run is finished, and sees that all is well."""
+"""Runs what a seed decides, session after session, until the run is finished, and checks every session."""
 
 import asyncio
 import json
@@ -31,8 +31,8 @@ from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Settings
 
-from .faults import Bug, FaultPlan, Faults, Session, Source, World, make_bundle, make_sources
-from .simulated import Disk, Loop, no_space, no_space_in_store, no_threads
+from .faults import Bug, FailingOrfs, FaultPlan, Session, Source, World, make_bundle, make_sources
+from .simulated import Disk, Loop, no_space, no_space_in_store, without_threads
 
 _MEMORY = Path("/dev/shm")
 _FAILED, _FEATURES = "failed_files.txt", "merged_features.pt"
@@ -46,50 +46,50 @@ _FAILURES = {
 
 
 @contextmanager
-def workplace() -> Iterator["Workplace"]:
-    """Give a place for trials, in memory where that can be."""
+def open_workspace() -> Iterator["Workspace"]:
+    """Yield a workspace for scenarios, in memory if possible."""
     with TemporaryDirectory(prefix="virnuc-", dir=_MEMORY if _MEMORY.is_dir() else None) as path:
-        yield Workplace(Path(path))
+        yield Workspace(Path(path))
 
 
-class Workplace:
-    """Inputs, what a calm run makes of them, and room for trials."""
+class Workspace:
+    """A directory with the inputs, and the results of undisturbed runs of them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.bundle = make_bundle(directory / "bundle")
         self.sources = make_sources(directory / "inputs")
-        self.calm = cache(self._calm)
+        self.reference = cache(self._reference)
         self.features = cache(self._features)
 
     def plan(self, source: Source, settings: Settings, devices: int, window: int) -> Plan:
         return Plan(source.paths, settings, self.bundle, fake_devices(devices), window)
 
-    def _calm(self, source: Source, faults: Faults) -> "Results":
-        """Run undisturbed, with threads, all in one batch but for what fits nowhere."""
-        out = self.directory / "calm"
+    def _reference(self, source: Source, faults: FailingOrfs) -> "Results":
+        """Return the results without faults: with threads, and in one batch unless an ORF fits nowhere."""
+        out = self.directory / "reference"
         plan = self.plan(source, Settings(tokens_per_batch=10_000, embeddings=True), 1, 1000)
-        fate = FaultPlan(strange=faults.strange, ceiling=faults.ceiling)
-        run = partial(execute, plan, out, fate.scorer, read=partial(read_contigs, stdin=source.stdin()))
+        scoring = FaultPlan(strange=faults.strange, max_tokens=faults.max_tokens)
+        run = partial(execute, plan, out, scoring.scorer, read=partial(read_contigs, stdin=source.stdin()))
         results = Results.read(out, anyio.run(run))
         shutil.rmtree(out)
         return results
 
     def _features(self, source: Source) -> Path:
-        """Leave the features of some ORFs, as of a run before; of those whose ids are unique."""
-        ids, numbers = self.calm(source, Faults()).features or ([], b"")
+        """Write the features of some ORFs with unique ids, like an earlier run; return their directory."""
+        ids, numbers = self.reference(source, FailingOrfs()).features or ([], b"")
         rows = np.frombuffer(numbers, np.float32).reshape(len(ids), self.bundle.shapes.classifier.inputs)
-        some = [row for row, id in enumerate(ids) if ids.count(id) == 1 and row % 3]
+        chosen = [row for row, id in enumerate(ids) if ids.count(id) == 1 and row % 3]
         directory = self.directory / f"features {len(list(self.directory.iterdir()))}"
         directory.mkdir()
-        found = {"ids": [ids[row] for row in some], "data": torch.from_numpy(rows[some])}
+        found = {"ids": [ids[row] for row in chosen], "data": torch.from_numpy(rows[chosen])}
         torch.save(found, directory / "before_merged.pt")
         return directory
 
 
 @dataclass(frozen=True)
 class Results:
-    """What must be the same, whatever happened on the way."""
+    """The results that must be the same, whatever happened during the run."""
 
     tables: dict[str, bytes]
     failed: list[str]
@@ -104,17 +104,17 @@ class Results:
         return cls(tables, _failed_lines(out), _features(out), counts, summary.inputs)
 
     def check(self, found: "Results") -> None:
-        """See that *found* is the same."""
-        assert found.tables == self.tables, "other tables"
+        """Check that *found* is the same."""
+        assert found.tables == self.tables, "the tables differ"
         assert found.failed == self.failed, f"failed are {found.failed}, not {self.failed}"
-        assert found.features in (None, self.features), "other embeddings"
+        assert found.features in (None, self.features), "the embeddings differ"
         assert found.inputs == self.inputs, f"inputs are {found.inputs}, not {self.inputs}"
-        batches = {"batches": found.counts["batches"]}  # as many as the budget makes
+        batches = {"batches": found.counts["batches"]}  # depends on the budget
         assert found.counts == self.counts | batches, f"counts are {found.counts}, not {self.counts}"
 
 
 def _failed_lines(out: Path) -> list[str]:
-    """Give the lines of failed_files.txt, without the name of the device that an ORF did not fit on."""
+    """Return the lines of failed_files.txt, without the name of the device that an ORF did not fit on."""
     path = out / _FAILED
     return (
         re.sub(r"fake:\d", "a device", path.read_text("utf-8", "surrogateescape")).splitlines()
@@ -136,8 +136,8 @@ def _features(out: Path) -> tuple[list[str], bytes] | None:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a store holds."""
+class Stored:
+    """The content of a store."""
 
     scored: frozenset[int] = frozenset()  # ORFs
     failed: frozenset[int] = frozenset()
@@ -148,8 +148,8 @@ class Kept:
         return self.scored | self.failed
 
     @classmethod
-    def read(cls, out: Path) -> "Kept":
-        """Look into the store; where a kill left it, into a copy: to repair it is for the run to do."""
+    def read(cls, out: Path) -> "Stored":
+        """Read the store, or a copy of it if it has a journal: only the run may roll that back."""
         store, journal = out / STORE, out / f"{STORE}-journal"
         if not store.exists():
             return cls()
@@ -159,7 +159,7 @@ class Kept:
             return cls._of(db)
 
     @classmethod
-    def _of(cls, db: sqlite3.Connection) -> "Kept":
+    def _of(cls, db: sqlite3.Connection) -> "Stored":
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         if not db.execute("SELECT 1 FROM sqlite_master").fetchall():
             return cls()
@@ -171,42 +171,44 @@ class Kept:
         return cls(frozenset(scored), frozenset(failed), tuple(db.execute(query)))
 
 
-class Act:
-    """A session as it is played in *out*; if it is killed, the next one goes on in *then*."""
+class SessionRun:
+    """A session that runs in *out*; if it is killed, the next one resumes in *copy*."""
 
-    def __init__(self, session: Session, plan: Plan, out: Path, then: Path) -> None:
-        self.session, self.plan, self.out, self.then = session, plan, out, then
+    def __init__(self, session: Session, plan: Plan, out: Path, copy: Path) -> None:
+        self.session, self.plan, self.out, self.copy = session, plan, out, copy
         self.summary: Summary | None = None
         self.summary_before = _summary_text(out)
         self.stopped = self.killed = False
-        self.loop = Loop(session.rng, session.order, session.slowness)
+        self.loop = Loop(session.rng, session.order, session.max_thread_delay)
         self.loop.after_step = self._after_step
-        strike = {"kill in store": self._kill, "store full": no_space_in_store, "files full": no_space}
+        interrupt = {"kill in store": self._kill, "store full": no_space_in_store, "files full": no_space}
         watched = {"kill in store": "statement", "store full": "write", "files full": "file"}
         kind = session.stop
-        self.disk = Disk(watched.get(kind, ""), session.at, session.lasts, strike.get(kind, self._kill))
+        self.disk = Disk(
+            watched.get(kind, ""), session.at, session.disk_stays_full, interrupt.get(kind, self._kill)
+        )
 
-    def play(self, source: Source) -> BaseException | None:
-        """Give what it ended with, if it did not get to its end."""
-        with no_threads(self.disk):
+    def run(self, source: Source) -> BaseException | None:
+        """Run the session; return the error that it ended with, if any."""
+        with without_threads(self.disk):
             task = self.loop.run(self._main(source), "main")
         return asyncio.CancelledError() if task.cancelled() else task.exception()
 
     async def _main(self, source: Source) -> None:
         with anyio.CancelScope() as self.scope:
             names = [device.name for device in self.plan.devices]
-            fates = dict(zip(names, self.session.fates, strict=True))
+            fault_plans = dict(zip(names, self.session.fault_plans, strict=True))
             self.summary = await execute(
                 self.plan,
                 self.out,
-                lambda device, *others: fates[device.name].scorer(device, *others),
+                lambda device, *others: fault_plans[device.name].scorer(device, *others),
                 read=partial(read_contigs, stdin=source.stdin()),
             )
 
     def _after_step(self) -> None:
         main, stop = self.loop.tasks[0], self.session.stop
         if self.killed and not self.stopped:
-            # What is left of it goes on elsewhere, to its end, and is not looked at.
+            # The rest of the killed session runs to its end in the old directory, and is not checked.
             self.stopped = main.cancel()
         elif getattr(self.loop, self.session.clock) == self.session.at and not (self.stopped or main.done()):
             if stop == "kill":
@@ -218,158 +220,161 @@ class Act:
                 self.scope.cancel()
 
     def _kill(self) -> None:
-        """Keep what is on the disk at this instant."""
+        """Copy what is on the disk at this instant."""
         if not self.killed:
             self.killed = True
             self.seen = [*self.session.seen]
             if self.out.exists():
-                shutil.copytree(self.out, self.then)
-                make_stale(self.then)
+                shutil.copytree(self.out, self.copy)
+                make_stale(self.copy)
 
 
-class Trial:
-    """All sessions of a seed."""
+class Scenario:
+    """All sessions of one seed."""
 
-    def __init__(self, place: Workplace, seed: int) -> None:
-        self.place, self.seed = place, seed
-        self.world = World(seed, place.sources)
-        self.home = place.directory / f"seed {seed}"
-        self.calm = place.calm(self.world.source, self.world.faults)
-        self.story: list[str] = []
-        self.kept = Kept()
+    def __init__(self, workspace: Workspace, seed: int) -> None:
+        self.workspace, self.seed = workspace, seed
+        self.world = World(seed, workspace.sources)
+        self.directory = workspace.directory / f"seed {seed}"
+        self.reference = workspace.reference(self.world.source, self.world.faults)
+        self.history: list[str] = []
+        self.stored = Stored()
         self.steps = 0
-        self.endings: Counter[str] = Counter()  # sessions, by what was to stop them and what did
+        self.endings: Counter[str] = Counter()  # sessions, by planned stop and actual ending
         self._trace = sha256()
 
     def run(self) -> str:
-        """Play it to its end; give a digest of all that happened on the way."""
-        self.home.mkdir()
+        """Run all sessions; return a digest of everything that happened."""
+        self.directory.mkdir()
         try:
             self._run()
         except BaseException as error:
-            error.add_note(f"SIMULATION_SEED={self.seed} plays this again:")
-            for line in self.story:
+            error.add_note(f"SIMULATION_SEED={self.seed} runs this again:")
+            for line in self.history:
                 error.add_note(line)
             raise
         finally:
-            shutil.rmtree(self.home)
+            shutil.rmtree(self.directory)
         return self._trace.hexdigest()
 
     def _run(self) -> None:
-        out, finished = self.home / "0", False
+        out, finished = self.directory / "0", False
         for number in count():
             session = self.world.session(number)
-            act = Act(session, self._plan(session), out, self.home / f"{number + 1}")
-            is_again, finished = finished, self._play(act)
-            assert not (is_again and session.seen), "what was finished is scored again"
-            if is_again or finished and not self.world.is_asked_again:
+            run = SessionRun(session, self._plan(session), out, self.directory / f"{number + 1}")
+            is_again, finished = finished, self._run_session(run)
+            assert not (is_again and session.seen), "a finished run scores ORFs again"
+            if is_again or finished and not self.world.reruns_when_finished:
                 return
-            out = act.then if act.killed else out
+            out = run.copy if run.killed else out
 
     def _plan(self, session: Session) -> Plan:
-        # The store knows the budget once it knows the run.
-        budget = self.world.budget if session.says_budget or not self.kept.batches else None
-        old = self.place.features(self.world.source) if self.world.reuses else None
-        settings = Settings(tokens_per_batch=budget, embeddings=self.world.embeddings, reuse_features=old)
-        return self.place.plan(self.world.source, settings, len(session.fates), self.world.window)
+        # The budget is in the store as soon as there is a batch.
+        budget = self.world.budget if session.sets_budget or not self.stored.batches else None
+        features = self.workspace.features(self.world.source) if self.world.reuses_features else None
+        settings = Settings(
+            tokens_per_batch=budget, embeddings=self.world.embeddings, reuse_features=features
+        )
+        return self.workspace.plan(self.world.source, settings, len(session.fault_plans), self.world.window)
 
-    def _play(self, act: Act) -> bool:
-        """Play a session; say whether it finished the run."""
-        self.story.append(str(act.session))
+    def _run_session(self, run: SessionRun) -> bool:
+        """Run a session and check it; return whether it finished the run."""
+        self.history.append(str(run.session))
         try:
-            error = act.play(self.world.source)
+            error = run.run(self.world.source)
         finally:
-            self.story += [f"  ... {' '.join(act.loop.trace[-60:])}", *act.loop.waiting()]
-            self._trace.update("\n".join(act.loop.trace).encode())
-            self.steps += act.loop.steps
-        end = "killed" if act.killed else type(error).__name__ if error else str(act.summary and "finished")
-        self.endings[f"{act.session.stop}: {end}"] += 1
-        self.story.append(f"  {act.loop.steps} steps, {dict(act.disk.seen)}: {error!r}")
-        assert not [*act.loop.waiting()], "a task is left behind"
-        assert not act.loop.complaints, f"the loop complains: {act.loop.complaints}"
-        assert not act.session.open, f"not closed: {act.session.open}"
-        self._check_work(act)
-        if act.killed:
+            self.history += [f"  ... {' '.join(run.loop.trace[-60:])}", *run.loop.pending_tasks()]
+            self._trace.update("\n".join(run.loop.trace).encode())
+            self.steps += run.loop.steps
+        end = "killed" if run.killed else type(error).__name__ if error else str(run.summary and "finished")
+        self.endings[f"{run.session.stop}: {end}"] += 1
+        self.history.append(f"  {run.loop.steps} steps, {dict(run.disk.seen)}: {error!r}")
+        assert not [*run.loop.pending_tasks()], "a task has not ended"
+        assert not run.loop.unhandled, f"unhandled errors: {run.loop.unhandled}"
+        assert not run.session.open, f"not closed: {run.session.open}"
+        self._check_store(run)
+        if run.killed:
             return False
-        left = act.loop.left_at_work
-        assert not left, f"ended while a thread is still at {', '.join(left)}"
-        self._check_end(act, error)
-        if act.summary is None:
-            self._check_unfinished(act)
+        left = run.loop.jobs_left
+        assert not left, f"ended while a thread is still running {', '.join(left)}"
+        self._check_ending(run, error)
+        if run.summary is None:
+            self._check_unfinished(run)
             return False
-        self._check_results(act.out, act.summary)
+        self._check_results(run.out, run.summary)
         return True
 
-    def _check_work(self, act: Act) -> None:
-        """See that what is done is kept and not done again."""
-        out, seen = (act.then, act.seen) if act.killed else (act.out, act.session.seen)
-        before, after = self.kept, Kept.read(out)
+    def _check_store(self, run: SessionRun) -> None:
+        """Check that what was scored is stored, and is not scored again."""
+        out, seen = (run.copy, run.seen) if run.killed else (run.out, run.session.seen)
+        before, after = self.stored, Stored.read(out)
         scored = [orf for _, batch in seen for orf in batch.orfs.tolist()]
         assert len({*scored}) == len(scored), "an ORF is scored twice in a session"
-        assert not before.orfs & {*scored}, "what was kept is scored again"
-        assert before.orfs <= after.orfs, "what was kept is gone"
-        assert after.scored - before.scored <= {*scored}, "a score comes from nowhere"
-        if not (act.killed or act.disk.has_struck):
-            assert {*scored} <= after.orfs, "what was scored is not kept"
-        for name, table in self.calm.tables.items():
-            assert not (out / name).exists() or (out / name).read_bytes() == table, f"a false {name}"
-        self.kept = after
+        assert not before.orfs & {*scored}, "a stored ORF is scored again"
+        assert before.orfs <= after.orfs, "a stored ORF is gone"
+        assert after.scored - before.scored <= {*scored}, "a stored ORF was never scored"
+        if not (run.killed or run.disk.has_interrupted):
+            assert {*scored} <= after.orfs, "a scored ORF is not stored"
+        for name, table in self.reference.tables.items():
+            assert not (out / name).exists() or (out / name).read_bytes() == table, f"{name} is wrong"
+        self.stored = after
         for device, batch in seen:
             self._trace.update(f"{device} {batch.name}".encode())
 
-    def _check_end(self, act: Act, error: BaseException | None) -> None:
-        """See that the session ended as what happened in it says."""
-        session, stop = act.session, act.session.stop
-        has_happened = act.stopped or act.disk.has_struck or bool(session.broken)
+    def _check_ending(self, run: SessionRun, error: BaseException | None) -> None:
+        """Check that the session ended as its faults require."""
+        session, stop = run.session, run.session.stop
+        is_stopped = run.stopped or run.disk.has_interrupted or bool(session.failed_devices)
         if isinstance(error, NoDevicesLeft):
-            assert {lost.device for lost in error.lost} <= session.gone
+            assert {lost.device for lost in error.lost} <= session.lost_devices
             assert len(error.lost) >= session.limit, "there are devices left"
         elif error is not None:
             assert isinstance(error, _FAILURES.get(stop, ())), f"ended with {error!r}"
-            assert has_happened, f"ended with {error!r} too early"
-        elif act.summary is None:
+            assert is_stopped, f"ended with {error!r} too early"
+        elif run.summary is None:
             assert stop == "cancel scope"
         else:
-            assert len(session.gone) < session.limit, "there were no devices left"
-            # A scope that is cancelled when all is done has nothing left to end.
-            assert stop == "cancel scope" or not has_happened, "went on in spite of it"
+            assert len(session.lost_devices) < session.limit, "there were no devices left"
+            # A scope that is cancelled at the very end stops nothing.
+            assert stop == "cancel scope" or not is_stopped, "was not stopped"
 
-    def _check_unfinished(self, act: Act) -> None:
-        """See that the summary that is left says what is kept, and no more."""
-        text = _summary_text(act.out)
-        # One that ends before it begins leaves that of an earlier session.
-        if text == act.summary_before:
+    def _check_unfinished(self, run: SessionRun) -> None:
+        """Check that the summary of an unfinished session counts exactly what is stored."""
+        text = _summary_text(run.out)
+        # A session that ends very early leaves the summary of an earlier one.
+        if text == run.summary_before:
             return
-        said = json.loads(text)
-        counts, kept = said["counts"], self.kept
-        assert ("orfs_reused" in counts) <= self.world.reuses
+        summary = json.loads(text)
+        counts, stored = summary["counts"], self.stored
+        assert ("orfs_reused" in counts) <= self.world.reuses_features
         counts.pop("orfs_reused", None)
         found = counts["orfs"], counts["batches"]
-        assert found == (len(kept.scored), len(kept.batches)), f"{found} are said to be done"
-        assert not said["finished"] or all((act.out / name).exists() for name in TABLES), (
+        assert found == (len(stored.scored), len(stored.batches)), f"the summary counts {found}"
+        assert not summary["finished"] or all((run.out / name).exists() for name in TABLES), (
             "finished without tables"
         )
-        assert not said["finished"] or counts == self.calm.counts | {"batches": counts["batches"]}, counts
+        expected = self.reference.counts | {"batches": counts["batches"]}
+        assert not summary["finished"] or counts == expected, counts
 
     def _check_results(self, out: Path, summary: Summary) -> None:
-        """See that a finished run is what a calm one is, and says what was done."""
-        self.calm.check(Results.read(out, summary))
+        """Check that a finished run has the reference results, and that its summary is right."""
+        self.reference.check(Results.read(out, summary))
         assert json.loads((out / "summary.json").read_text()) == summary.as_dict()
-        batches = self.kept.batches
+        batches = self.stored.batches
         parts = [part for part, *_ in batches]
         assert (summary.finished, summary.reproducible) == (True, not any(parts))
         assert summary.counts["batches"] == len(parts)
-        work: dict[str, list[int]] = {}
+        totals: dict[str, list[int]] = {}
         for _, device, orfs, tokens in batches:
-            total = work.setdefault(device, [0, 0, 0])
-            work[device] = [total[0] + 1, total[1] + orfs, total[2] + tokens]
-        said = {one["name"]: [one["batches"], one["orfs"], one["tokens"]] for one in summary.devices}
-        assert said == work, f"the devices did {work}, not {said}"
-        wanted = {*TABLES, "summary.json", "run.log", STORE}
-        wanted |= {_FAILED} if self.calm.failed else set()
-        wanted |= {_FEATURES} if self.world.embeddings else set()
+            total = totals.setdefault(device, [0, 0, 0])
+            totals[device] = [total[0] + 1, total[1] + orfs, total[2] + tokens]
+        counted = {one["name"]: [one["batches"], one["orfs"], one["tokens"]] for one in summary.devices}
+        assert counted == totals, f"the devices did {totals}, not {counted}"
+        expected = {*TABLES, "summary.json", "run.log", STORE}
+        expected |= {_FAILED} if self.reference.failed else set()
+        expected |= {_FEATURES} if self.world.embeddings else set()
         found = {path.name: path for path in out.iterdir()}
-        # What a kill leaves of a journal that was done with: SQLite takes it away with its next own.
+        # A kill may leave a journal that is no longer valid; SQLite removes it with its next one.
         if journal := found.pop(f"{STORE}-journal", None):
-            assert not any(journal.read_bytes()[:8]), "a journal that is hot"
-        assert found.keys() == wanted, f"other files: {sorted(found.keys() ^ wanted)}"
+            assert not any(journal.read_bytes()[:8]), "a hot journal"
+        assert found.keys() == expected, f"unexpected or missing files: {sorted(found.keys() ^ expected)}"

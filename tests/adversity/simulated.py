@@ -1,4 +1,4 @@
-"""An event loop, threads and a disk that a seed decides about: time, order, and when the disk fails."""
+"""An event loop, threads and a disk that are simulated: a seed decides time, order and failures."""
 
 import asyncio
 import contextvars
@@ -22,50 +22,50 @@ import anyio.to_thread
 import pytest
 from anyio import CancelScope
 
-_TICK = 0.001  # virtual seconds that a step takes
-_MOST_STEPS = 20_000  # the longest run that ends has some 3,000
-_RETHINK = 0.05  # share of the steps after which a stubborn loop has other favourites
+_TICK = 0.001  # virtual seconds of a step
+_MAX_STEPS = 20_000  # the longest run has about 3,000
+_NEW_PRIORITIES = 0.05  # share of the steps after which priorities are drawn again
 _WRITES = ("INSERT", "UPDATE", "CREATE", "DROP", "COMMIT")
 
-_ABANDONED = "what nobody waits for"  # stands for its executor
+_ABANDONED = "abandoned job"  # used as its executor
 
 _connect = sqlite3.connect
 _get_path = cache(sysconfig.get_path)
 
 
-class Stuck(AssertionError):
-    """A run did not end; says where each of its tasks waits."""
+class Deadlock(AssertionError):
+    """A run does not end; the message lists where each task waits."""
 
 
 class Task(asyncio.Task):
-    """A task with a number: one that does not change from run to run, as its address does."""
+    """A task with a number, which unlike its address is the same in every run."""
 
     number = 0
 
 
 class Loop(asyncio.AbstractEventLoop):
     """
-    Runs what is ready in an order that *rng* decides, by one of ORDERS, in virtual time.
+    Runs callbacks in virtual time, in one of ORDERS; *rng* decides the details.
 
-    Work for threads is done in between, at an instant of its own, *slowness* seconds later at most.
+    Jobs for threads are done between two callbacks, each at most *max_delay* seconds after its start.
     """
 
-    ORDERS = ("as asyncio", "any", "stubborn")
+    ORDERS = ("as asyncio", "any", "by priority")
 
-    def __init__(self, rng: random.Random, order: str, slowness: float) -> None:
+    def __init__(self, rng: random.Random, order: str, max_delay: float) -> None:
         self.trace: list[str] = []
         self.tasks: list[Task] = []
-        self.complaints: list[str] = []
-        self.begun = 0  # works of threads
-        self.at_work: Counter[str] = Counter()  # what threads do now
-        self.left_at_work: list[str] = []  # when the run had ended
+        self.unhandled: list[str] = []
+        self.jobs_started = 0  # by threads
+        self.running_jobs: Counter[str] = Counter()  # by the names of their functions
+        self.jobs_left: list[str] = []  # running when the main task ended
         self.after_step: Callable[[], None] = lambda: None
-        self._rng, self._order, self._slowness = rng, order, slowness
+        self._rng, self._order, self._max_delay = rng, order, max_delay
         self._now = 0.0
-        self._ready: list[tuple[int, asyncio.Handle]] = []  # with the number of the task that it is for
-        self._arrived: list[tuple[int, asyncio.Handle]] = []  # in this step
+        self._ready: list[tuple[int, asyncio.Handle]] = []  # with the number of its task
+        self._scheduled: list[tuple[int, asyncio.Handle]] = []  # during this step
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
-        self._favour: dict[int, float] = {}
+        self._priorities: dict[int, float] = {}
         self._numbers = count(1)
 
     @property
@@ -73,67 +73,67 @@ class Loop(asyncio.AbstractEventLoop):
         return len(self.trace)
 
     def run(self, main: Coroutine[Any, Any, Any], name: str) -> Task:
-        """Run until *main* and all that it left behind has ended."""
+        """Run until *main* and everything that it started has ended."""
         asyncio._set_running_loop(self)
         try:
             task = self.create_task(main, name=name)
             while not task.done():
                 self._step()
-            self.left_at_work = sorted((+self.at_work).keys() - {_ABANDONED})
-            while self._arrived or self._ready or self._timers:
+            self.jobs_left = sorted((+self.running_jobs).keys() - {_ABANDONED})
+            while self._scheduled or self._ready or self._timers:
                 self._step()
         finally:
             asyncio._set_running_loop(None)
         return task
 
-    def waiting(self) -> Iterator[str]:
-        """Say of each task that has not ended where it is."""
+    def pending_tasks(self) -> Iterator[str]:
+        """Yield the name and the call stack of each task that has not ended."""
         for task in self.tasks:
             if not task.done():
-                yield f"{task.get_name()}: {' > '.join(_places(task))}"
+                yield f"{task.get_name()}: {' > '.join(_call_stack(task))}"
 
     def _step(self) -> None:
-        self._arrive()
+        self._advance_time()
         if self._ready:
-            number, handle = self._chosen()
+            number, handle = self._choose()
             if not handle.cancelled():
                 self.trace.append(self.tasks[number - 1].get_name() if number else "-")
                 handle._run()
                 self.after_step()
-        if self.steps >= _MOST_STEPS:
-            raise Stuck("\n".join(["these wait for ever:", *self.waiting()]))
+        if self.steps >= _MAX_STEPS:
+            raise Deadlock("\n".join(["these tasks never end:", *self.pending_tasks()]))
 
-    def _arrive(self) -> None:
-        """Let time pass, and make ready what is due."""
-        # Sets of tasks and scopes are in the order of addresses, which is another one each time:
-        # what came in one step is put in an order of its own.
-        self._ready += sorted(self._arrived, key=lambda one: one[0])
-        self._arrived.clear()
+    def _advance_time(self) -> None:
+        """Advance the clock, and make ready what is due."""
+        # Sets of tasks and scopes are ordered by address, which differs from run to run: what was
+        # scheduled in one step is sorted by task.
+        self._ready += sorted(self._scheduled, key=lambda one: one[0])
+        self._scheduled.clear()
         self._now += _TICK
         if not self._ready and self._timers:
             self._now = max(self._now, self._timers[0][0])
         while self._timers and self._timers[0][0] <= self._now:
             handle = heapq.heappop(self._timers)[2]
-            self._ready.append((_number(handle), handle))
+            self._ready.append((_task_number(handle), handle))
 
-    def _chosen(self) -> tuple[int, asyncio.Handle]:
+    def _choose(self) -> tuple[int, asyncio.Handle]:
         at = 0
         if self._order == "any":
             at = self._rng.randrange(len(self._ready))
-        elif self._order == "stubborn":
-            if self._rng.random() < _RETHINK:
-                self._favour.clear()
-            at = max(range(len(self._ready)), key=lambda at: self._favour_of(self._ready[at][0]))
+        elif self._order == "by priority":
+            if self._rng.random() < _NEW_PRIORITIES:
+                self._priorities.clear()
+            at = max(range(len(self._ready)), key=lambda at: self._priority(self._ready[at][0]))
         number = self._ready[at][0]
-        # What is for one task stays in order.
+        # The callbacks of one task stay in order.
         if number:
             at = next(at for at, one in enumerate(self._ready) if one[0] == number)
         return self._ready.pop(at)
 
-    def _favour_of(self, number: int) -> float:
-        if number not in self._favour:
-            self._favour[number] = self._rng.random()
-        return self._favour[number]
+    def _priority(self, number: int) -> float:
+        if number not in self._priorities:
+            self._priorities[number] = self._rng.random()
+        return self._priorities[number]
 
     def time(self) -> float:
         return self._now
@@ -142,7 +142,7 @@ class Loop(asyncio.AbstractEventLoop):
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
-        self._arrived.append((_number(handle), handle))
+        self._scheduled.append((_task_number(handle), handle))
         return handle
 
     def call_at(
@@ -163,7 +163,7 @@ class Loop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, **options: Any) -> Task:  # type: ignore[override]
-        # Numbered before its first step is called for.
+        # Its number must be known before its first step is scheduled.
         task = Task.__new__(Task)
         self.tasks.append(task)
         task.number = len(self.tasks)
@@ -174,20 +174,20 @@ class Loop(asyncio.AbstractEventLoop):
         return None
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        """Have *func* called at some instant; one that has begun goes on though nobody waits any more."""
+        """Schedule a call of *func*; once started it runs to its end, also when its future is cancelled."""
         future = self.create_future()
-        work = partial(func, *args)
-        name = _ABANDONED if executor is _ABANDONED else _name(work)
+        job = partial(func, *args)
+        name = _ABANDONED if executor is _ABANDONED else _function_name(job)
 
         def begin() -> None:
             if not future.cancelled():
-                self.begun += 1
-                self.at_work[name] += 1
+                self.jobs_started += 1
+                self.running_jobs[name] += 1
                 self.call_later(self._delay(), do)
 
         def do() -> None:
-            self.at_work[name] -= 1
-            result, error = self._done(work)
+            self.running_jobs[name] -= 1
+            result, error = self._call(job)
             if future.cancelled():
                 return
             if error is None:
@@ -199,16 +199,16 @@ class Loop(asyncio.AbstractEventLoop):
         return future
 
     def _delay(self) -> float:
-        return self._rng.random() * self._slowness
+        return self._rng.random() * self._max_delay
 
-    def _done(self, work: "partial[Any]") -> tuple[Any, BaseException | None]:
+    def _call(self, job: "partial[Any]") -> tuple[Any, BaseException | None]:
         try:
-            return work(), None
-        except BaseException as error:  # noqa: BLE001 (as a thread does)
+            return job(), None
+        except BaseException as error:  # noqa: BLE001 (like a thread)
             return None, error
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self.complaints.append(repr(context))
+        self.unhandled.append(repr(context))
 
     def get_debug(self) -> bool:
         return False
@@ -224,8 +224,8 @@ class Loop(asyncio.AbstractEventLoop):
         heapq.heapify(self._timers)
 
 
-def _number(handle: asyncio.Handle) -> int:
-    """Give the number of the task that is to run, or that has ended; 0 where it is about no task."""
+def _task_number(handle: asyncio.Handle) -> int:
+    """Return the number of the task that *handle* runs, or that has ended; 0 if it concerns no task."""
     callback, args = handle._callback, handle._args  # type: ignore[attr-defined]
     for one in (getattr(callback, "__self__", None), *(args or ())):
         if isinstance(one, Task):
@@ -233,27 +233,27 @@ def _number(handle: asyncio.Handle) -> int:
     return 0
 
 
-def _name(work: Any) -> str:
-    """Give the name of the function within *work*."""
-    while isinstance(work, partial):
-        work = work.func
-    return str(getattr(work, "__name__", work))
+def _function_name(job: Any) -> str:
+    """Return the name of the function that *job* calls."""
+    while isinstance(job, partial):
+        job = job.func
+    return str(getattr(job, "__name__", job))
 
 
-def _places(task: Task) -> Iterator[str]:
-    """Give the functions that *task* is in, the innermost last."""
+def _call_stack(task: Task) -> Iterator[str]:
+    """Yield the functions that *task* is in, the innermost last."""
     awaited = task.get_coro()
     while (frame := getattr(awaited, "cr_frame", None)) is not None:
         yield f"{frame.f_code.co_name}:{frame.f_lineno}"
         awaited = awaited.cr_await  # type: ignore[union-attr]
 
 
-class Threads:
-    """Stands where ``anyio.to_thread`` does, without a thread."""
+class ToThread:
+    """Replaces ``anyio.to_thread``, without threads."""
 
     @staticmethod
     async def run_sync(
-        work: Callable[..., Any],
+        job: Callable[..., Any],
         *args: Any,
         abandon_on_cancel: bool = False,
         limiter: AbstractAsyncContextManager[Any] | None = None,
@@ -262,11 +262,11 @@ class Threads:
         await anyio.lowlevel.checkpoint()
         async with limiter or nullcontext():
             with CancelScope(shield=not abandon_on_cancel):
-                return await asyncio.get_running_loop().run_in_executor(executor, work, *args)
+                return await asyncio.get_running_loop().run_in_executor(executor, job, *args)
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that asks its disk before each statement."""
+    """A connection that informs its disk before each statement."""
 
     disk: "Disk | None" = None
 
@@ -278,22 +278,22 @@ class _Connection(sqlite3.Connection):
 
 @dataclass
 class Disk:
-    """Counts what is done to it, by kind; *strike* is called before the one that *countdown* says."""
+    """Counts operations by kind; *interrupt* is called before operation number *countdown* of one kind."""
 
-    watched: str = ""  # statement: of the store; write: a statement that changes it; file: a block of a table
+    watched: str = ""  # statement: of the store; write: a statement that changes it; file: a chunk of a table
     countdown: int = 0
-    lasts: bool = False  # whether all that follow are struck too
-    strike: Callable[[], None] = lambda: None
+    stays_broken: bool = False  # whether all later operations are interrupted, too
+    interrupt: Callable[[], None] = lambda: None
     seen: Counter[str] = field(default_factory=Counter)
 
     @property
-    def has_struck(self) -> bool:
+    def has_interrupted(self) -> bool:
         return bool(self.watched) and self.seen[self.watched] >= self.countdown
 
     def connect(self, *args: Any, **options: Any) -> sqlite3.Connection:
         connection = _connect(*args, factory=_Connection, **options)
-        # Changed pages go to the file at once, so that a crash finds it half changed, beside a
-        # journal that undoes that.
+        # Changed pages are written at once: a crash leaves a file that is half changed, next to a
+        # journal that can undo the changes.
         connection.execute("PRAGMA cache_size=1")
         connection.disk = self
         return connection
@@ -303,14 +303,14 @@ class Disk:
         if query.startswith(_WRITES):
             self._count("write")
 
-    def before_part(self) -> None:
+    def before_chunk(self) -> None:
         self._count("file")
 
     def _count(self, kind: str) -> None:
         self.seen[kind] += 1
         over = self.seen[kind] - self.countdown
-        if kind == self.watched and (over == 0 or over > 0 and self.lasts):
-            self.strike()
+        if kind == self.watched and (over == 0 or over > 0 and self.stays_broken):
+            self.interrupt()
 
 
 def no_space() -> None:
@@ -324,14 +324,14 @@ def no_space_in_store() -> None:
 
 
 @contextmanager
-def no_threads(disk: Disk) -> Iterator[None]:
-    """Have the pipeline work without a thread, on *disk*."""
+def without_threads(disk: Disk) -> Iterator[None]:
+    """Run the pipeline without threads, on *disk*."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(anyio.to_thread, "run_sync", Threads.run_sync)
-        patch.setattr(anyio.from_thread, "check_cancelled", disk.before_part)
+        patch.setattr(anyio.to_thread, "run_sync", ToThread.run_sync)
+        patch.setattr(anyio.from_thread, "check_cancelled", disk.before_chunk)
         patch.setattr(sqlite3, "connect", disk.connect)
-        # Both take longer than all else of a small run: the tokenizer to wake its threads, and
-        # loguru to ask with every sink where Python is installed.
+        # Both take longer than the rest of a small run: waking the tokenizer's threads, and looking up
+        # where Python is installed, which loguru does for every sink.
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.setattr(sysconfig, "get_path", _get_path)
         yield

@@ -1,8 +1,8 @@
 """
-What is fuzzed: each target takes any bytes and raises only if a promise is broken.
+The fuzzing targets: each takes any bytes, and raises only if a promise is broken.
 
-The first byte of an input says in which place the others stand. ``fuzz.py`` looks for inputs that
-break a promise; those that were found lie in ``tests/data/crashes`` and are played by a test.
+The first byte of an input chooses how the rest is used. ``fuzz.py`` looks for inputs that break a
+promise; those that it has found are in ``tests/data/crashes``, and a test runs them.
 """
 
 import atexit
@@ -63,9 +63,9 @@ SHIPPED = TESTS.parent / "virnuc_async" / "models" / "tiny-500"
 Target = Callable[[bytes], None]
 
 
-# The readers of sequences
+# Reading sequences
 
-_PACKS: tuple[Callable[[bytes], bytes], ...] = (
+_COMPRESSORS: tuple[Callable[[bytes], bytes], ...] = (
     bytes,
     lambda text: gzip.compress(text, 1),
     lambda text: bz2.compress(text, 1),
@@ -76,15 +76,15 @@ _LETTERS = frozenset(b"ACGTRYSWKMBDHVNXacgtryswkmbdhvnx")
 
 
 def readers(data: bytes) -> None:
-    """Read any bytes; or any text, packed whole so that mutations are of the text."""
+    """Read any bytes, as they are or compressed: mutations then change the text within."""
     if not data:
         return
-    content = _PACKS[data[0] % len(_PACKS)](data[1:])
-    at_once, in_bits = (_reading(content, size) for size in (1 << 18, 1 + data[0] % 61))
-    _see_that_they_agree(*at_once, *in_bits)
+    content = _COMPRESSORS[data[0] % len(_COMPRESSORS)](data[1:])
+    large_blocks, small_blocks = (_read(content, size) for size in (1 << 18, 1 + data[0] % 61))
+    _assert_same_outcome(*large_blocks, *small_blocks)
 
 
-def _reading(content: bytes, block: int) -> tuple[list[Contig], InputError | None]:
+def _read(content: bytes, block: int) -> tuple[list[Contig], InputError | None]:
     found: list[Contig] = []
     failure: InputError | None = None
     limits = Limits(block=block, record=1_000, id=50)
@@ -101,11 +101,11 @@ def _reading(content: bytes, block: int) -> tuple[list[Contig], InputError | Non
     return found, failure
 
 
-def _see_that_they_agree(
+def _assert_same_outcome(
     first: list[Contig], failure: InputError | None, second: list[Contig], other: InputError | None
 ) -> None:
     if isinstance(failure, BrokenInput) or isinstance(other, BrokenInput):
-        # What a decompressor gives before a break depends on how much is asked of it at once.
+        # How much a decompressor returns before a break depends on the size of the blocks.
         length = min(len(first), len(second))
         assert first[:length] == second[:length]
     else:
@@ -113,12 +113,12 @@ def _see_that_they_agree(
         assert (type(failure), str(failure)) == (type(other), str(other))
 
 
-# The importers
+# Importing checkpoints
 
 
 @cache
 def _scratch() -> Path:
-    """A place for the files of the importers' target; in memory where there is such a place."""
+    """Return a directory for the files of a target, in memory if possible."""
     memory = Path("/dev/shm")
     directory = Path(mkdtemp(dir=memory if memory.is_dir() else None))
     atexit.register(shutil.rmtree, directory)
@@ -132,7 +132,7 @@ def _members(path: Path) -> tuple[tuple[str, bytes], ...]:
 
 
 def _repacked(path: Path, program: bytes) -> bytes:
-    """Give *path*, a file of torch's, with another pickle in it."""
+    """Return *path*, a file that torch wrote, with the pickle *program* in place of its own."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in _members(path):
@@ -141,11 +141,11 @@ def _repacked(path: Path, program: bytes) -> bytes:
 
 
 def _patched(content: bytes, data: bytes) -> bytes:
-    """Change bytes of *content*: four bytes say each place, from which end, and what is to stand there."""
+    """Return *content* with changed bytes; four bytes of *data* encode position, end to count from, value."""
     changed = bytearray(content)
     for at in range(0, len(data) - 3, 4):
-        place = int.from_bytes(data[at : at + 2], "big") * (1 if data[at + 2] % 2 else -1)
-        changed[place % len(changed)] = data[at + 3]
+        position = int.from_bytes(data[at : at + 2], "big") * (1 if data[at + 2] % 2 else -1)
+        changed[position % len(changed)] = data[at + 3]
     return bytes(changed)
 
 
@@ -192,7 +192,7 @@ def _as_dnabert(name: str, content: bytes) -> CheckpointPaths:
     return CheckpointPaths(_PROTEIN, _DNABERT, _CLASSIFIER)
 
 
-_FORMS: tuple[Callable[[bytes], CheckpointPaths], ...] = (
+_WAYS_TO_IMPORT: tuple[Callable[[bytes], CheckpointPaths], ...] = (
     _as_protein,
     lambda data: _as_protein(_repacked(_PROTEIN, data)),
     _as_classifier,
@@ -201,34 +201,34 @@ _FORMS: tuple[Callable[[bytes], CheckpointPaths], ...] = (
     lambda data: _as_dnabert("config.json", data),
     lambda data: _as_dnabert("tokenizer.json", data),
     _as_safetensors,
-    # Changed in a few places each: most bytes of any kind are refused by their first.
+    # Valid files with a few changed bytes: most arbitrary bytes are refused because of their first ones.
     lambda data: _as_protein(_patched(_PROTEIN.read_bytes(), data)),
     lambda data: _as_protein(_repacked(_PROTEIN, _patched(_program(_PROTEIN), data))),
     lambda data: _as_classifier(_patched(_CLASSIFIER.read_bytes(), data)),
     lambda data: _as_classifier(_repacked(_CLASSIFIER, _patched(_program(_CLASSIFIER), data))),
     lambda data: _as_dnabert("pytorch_model.bin", _repacked(_WEIGHTS, _patched(_program(_WEIGHTS), data))),
     lambda data: _as_dnabert("config.json", _patched((_DNABERT / "config.json").read_bytes(), data)),
-    lambda data: _as_protein(_patched(_old_form(), data)),
+    lambda data: _as_protein(_patched(_legacy_checkpoint(), data)),
 )
 _FIRST_PATCHED = 8
 
 
 def imports(data: bytes) -> None:
-    """Import any bytes in the place of each file, or of the pickle in it."""
+    """Import any bytes as one of the files, or as the pickle in it."""
     if not data:
         return
-    said = ""
+    message = ""
     with warnings.catch_warnings(action="error"):
         try:
-            _import(_FORMS[data[0] % len(_FORMS)](data[1:]))
-        except (BadCheckpoint, BadBundle) as failure:  # BadBundle: a network beyond all measure
-            said = str(failure)
-    assert len(said.splitlines()) < 2
+            _import(_WAYS_TO_IMPORT[data[0] % len(_WAYS_TO_IMPORT)](data[1:]))
+        except (BadCheckpoint, BadBundle) as error:  # BadBundle: the network is too large
+            message = str(error)
+    assert len(message.splitlines()) < 2
 
 
 def _import(parts: CheckpointPaths) -> None:
     if parts == CheckpointPaths(_PROTEIN, _DNABERT, _CLASSIFIER):
-        return  # as they are
+        return  # without a change
     with TemporaryDirectory(dir=_scratch()) as directory:
         import_bundle(parts, Path(directory) / "made", "made", 500).check()
 
@@ -237,7 +237,7 @@ def _import(parts: CheckpointPaths) -> None:
 
 
 def bundles(data: bytes) -> None:
-    """Find a bundle with any description, or any tokenizer, and use what can be used without weights."""
+    """Open a bundle with any manifest or any tokenizer, and use all of it but the weights."""
     if not data:
         return
     directory = _scratch() / "bundle"
@@ -245,24 +245,24 @@ def bundles(data: bytes) -> None:
         shutil.copytree(SHIPPED, directory)
     name = ("bundle.json", "tokenizer.json")[data[0] % 2]
     (directory / name).write_bytes(data[1:])
-    said = ""
+    message = ""
     try:
         bundle = find(directory)
         assert len(bundle.fingerprint) == 16
         assert set(bundle.checksums) - {REFERENCE} == set(PARTS)
         assert f"{bundle.name}{bundle.notice}{bundle.licence}".isprintable()
         OrfTokenizer(bundle.tokenizer())
-    except BadBundle as failure:
-        said = str(failure)
+    except BadBundle as error:
+        message = str(error)
     finally:
         shutil.copyfile(SHIPPED / name, directory / name)
-    assert len(said) < 9_999
+    assert len(message) < 9_999
 
 
 # References
 
-# What a value of a reference is replaced with: a byte chooses.
-_STRANGE: tuple[object, ...] = (
+# A byte chooses the value that replaces one of a reference.
+_REPLACEMENTS: tuple[object, ...] = (
     *(
         None,
         True,
@@ -286,43 +286,44 @@ _STRANGE: tuple[object, ...] = (
 
 @cache
 def _small_reference() -> str:
-    """Give the shipped reference with one ORF of the eight, as text."""
-    described = json.loads((SHIPPED / REFERENCE).read_bytes())
-    described["orfs"] = [{"id": "x", "bases": "GCAGCA", "protein": "AA"}]
-    described["scores"] = described["scores"][:1]
+    """Return the shipped reference as text, with one of its eight ORFs."""
+    reference = json.loads((SHIPPED / REFERENCE).read_bytes())
+    reference["orfs"] = [{"id": "x", "bases": "GCAGCA", "protein": "AA"}]
+    reference["scores"] = reference["scores"][:1]
     for part in ("nucleotide", "protein"):
-        described[part] = {name: rows[:1] for name, rows in described[part].items()}
-    return json.dumps(described)
+        reference[part] = {name: rows[:1] for name, rows in reference[part].items()}
+    return json.dumps(reference)
 
 
 def _replaced(data: bytes) -> bytes:
-    """Give the small reference with other values in some places: two bytes say where, and what."""
-    described = json.loads(_small_reference())
+    """Return the small reference with replaced values; two bytes of *data* choose each place and value."""
+    reference = json.loads(_small_reference())
     for where, what in zip(data[::2], data[1::2], strict=False):
-        places = list(_places(described))
-        if places:
-            holder, key = places[where % len(places)]
-            holder[key] = deepcopy(_STRANGE[what % len(_STRANGE)])
-    return json.dumps(described).encode()
+        values = list(_nested_values(reference))
+        if values:
+            container, key = values[where % len(values)]
+            container[key] = deepcopy(_REPLACEMENTS[what % len(_REPLACEMENTS)])
+    return json.dumps(reference).encode()
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Give every place in *value* that holds another one."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, held in inner:
-        yield value, key
-        if not isinstance(value, list) or key < 2:  # of 32 numbers, all alike, two are enough
-            yield from _places(held)
+def _nested_values(container: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the container and the key of every value in *container*, however deep."""
+    is_list = isinstance(container, list)
+    items = container.items() if isinstance(container, dict) else enumerate(container) if is_list else ()
+    for key, value in items:
+        yield container, key
+        if not is_list or key < 2:  # two of the 32 numbers of a row are enough
+            yield from _nested_values(value)
 
 
 def references(data: bytes) -> None:
-    """Read any reference; one that is taken can be tokenized, compared and written again."""
+    """Read any reference; a valid one can be tokenized, compared and written again."""
     if not data:
         return
     directory = _scratch() / "reference"
     directory.mkdir(exist_ok=True)
     (directory / REFERENCE).write_bytes(data[1:] if data[0] % 2 else _replaced(data[1:]))
-    said = ""
+    message = ""
     with warnings.catch_warnings(action="error"):
         try:
             reference = read_reference(directory / REFERENCE)
@@ -332,23 +333,23 @@ def references(data: bytes) -> None:
                 tolerance = reference.tolerance(precision)
                 assert compare(reference, reference, tolerance).is_within(tolerance)
             write_reference(directory, reference)
-            _see_that_they_are_alike(reference, read_reference(directory / REFERENCE))
-        except BadReference as failure:
-            said = str(failure)
-    assert len(said.splitlines()) < 2
-    assert len(said) < 999
+            _assert_same_reference(reference, read_reference(directory / REFERENCE))
+        except BadReference as error:
+            message = str(error)
+    assert len(message.splitlines()) < 2
+    assert len(message) < 999
 
 
-def _see_that_they_are_alike(one: Reference, other: Reference) -> None:
+def _assert_same_reference(one: Reference, other: Reference) -> None:
     assert (one.source, one.ids, one.bases, one.proteins) == (
         other.source,
         other.ids,
         other.bases,
         other.proteins,
     )
-    for kept, again in ((one.nucleotide, other.nucleotide), (one.protein, other.protein)):
-        np.testing.assert_allclose(kept.sums, again.sums, rtol=1e-8)
-        np.testing.assert_allclose(kept.lengths, again.lengths, rtol=1e-8)
+    for first, second in ((one.nucleotide, other.nucleotide), (one.protein, other.protein)):
+        np.testing.assert_allclose(first.sums, second.sums, rtol=1e-8)
+        np.testing.assert_allclose(first.lengths, second.lengths, rtol=1e-8)
 
 
 # Windows
@@ -363,7 +364,7 @@ _BASES = bytes(b"ACGTacgtNR"[byte % 10] for byte in range(256))
 
 
 def windows(data: bytes) -> None:
-    """Cut, translate and pack any records, in windows of two sizes: nothing is lost or twice there."""
+    """Split, translate and pack any records, in windows of two sizes: nothing is lost or duplicated."""
     if len(data) < 2:
         return
     length, size = 1 + data[0] % 90, 1 + data[1] % 40
@@ -374,19 +375,19 @@ def windows(data: bytes) -> None:
 
     small, large = (list(form_windows(["x"], read, length, _tokenizer(), n)) for n in (size, 10_000))
     for column in ("origins", "residues", "nucleotides"):
-        np.testing.assert_array_equal(*(_joined(some, column) for some in (small, large)))
+        np.testing.assert_array_equal(*(_concatenate(windows, column) for windows in (small, large)))
     rows = [row for window in small for row in window.contigs]
     assert [(row.number, row.id, row.length) for row in rows] == [
         (number, contig.id, len(contig.bases)) for number, contig in enumerate(contigs)
     ]
-    _see_that_all_is_covered(rows, length)
+    _assert_covered(rows, length)
     for window in small:
         batches = list(window.batches(64))
         orfs = sorted(orf for batch in batches for orf in batch.orfs.tolist())
         assert orfs == list(range(window.first, window.first + len(window.origins)))
 
 
-def _see_that_all_is_covered(rows: Iterable[ContigRow], length: int) -> None:
+def _assert_covered(rows: Iterable[ContigRow], length: int) -> None:
     for row in rows:
         ranges = list(cut(row.length, length))
         assert len(ranges) == row.fragments
@@ -398,12 +399,12 @@ def _see_that_all_is_covered(rows: Iterable[ContigRow], length: int) -> None:
         assert reached == row.length
 
 
-def _joined(some: list[Window], column: str) -> np.ndarray:
-    values = [getattr(window, column) for window in some]
+def _concatenate(windows: list[Window], column: str) -> np.ndarray:
+    values = [getattr(window, column) for window in windows]
     return np.concatenate([getattr(value, "ids", value) for value in values])
 
 
-# Features of earlier work
+# Features of earlier runs
 
 _WIDTHS = (4, 6)
 _FEATURE_NAMES = ("x_DNABERT_S.pt", "x_ESM.pt", "x_merged.pt")
@@ -411,7 +412,7 @@ _FEATURE_NAMES = ("x_DNABERT_S.pt", "x_ESM.pt", "x_merged.pt")
 
 @cache
 def _feature_file(name: str) -> Path:
-    """Give a small file of the form that *name* says, of three ORFs."""
+    """Return a small file of three ORFs, in the format that *name* is for."""
     ids, path = ["a_chunk_1F1", "a_chunk_1R3", "b_chunk_2F2"], _scratch() / f"seed_{name}"
     numbers = torch.arange(30, dtype=torch.float32).reshape(3, 10)
     means = [
@@ -427,27 +428,27 @@ def _feature_file(name: str) -> Path:
 
 
 def features(data: bytes) -> None:
-    """Read any bytes as a file of features, or as the pickle in one; what is taken is what can be found."""
+    """Read any bytes as a file of features, or as the pickle in one."""
     if not data:
         return
-    name, way = _FEATURE_NAMES[data[0] % 3], data[0] // 3 % 3
+    name, use = _FEATURE_NAMES[data[0] % 3], data[0] // 3 % 3
     seed = _feature_file(name)
-    program = data[1:] if way == 1 else _patched(_program(seed), data[1:])
+    program = data[1:] if use == 1 else _patched(_program(seed), data[1:])
     directory = _scratch() / "features"
     directory.mkdir(exist_ok=True)
-    (directory / name).write_bytes(data[1:] if way == 0 else _repacked(seed, program))
-    said = ""
+    (directory / name).write_bytes(data[1:] if use == 0 else _repacked(seed, program))
+    message = ""
     with warnings.catch_warnings(action="error"):
         known = Features(list(find_features(directory, _scratch())), _WIDTHS)
         try:
             for _ in known.read(_scratch()):
                 assert known.found_text().startswith("found 1 file of features")
-        except FeatureError as failure:
-            said = str(failure)
+        except FeatureError as error:
+            message = str(error)
         finally:
             known.close()
             (directory / name).unlink()
-    assert len(said.splitlines()) < 2
+    assert len(message.splitlines()) < 2
 
 
 TARGETS: dict[str, Target] = {
@@ -461,38 +462,29 @@ TARGETS: dict[str, Target] = {
 
 
 def seeds(name: str) -> Iterator[bytes]:
-    """Give small, real inputs of a target."""
-    fasta, fastq = b">a x\nACGTN\nacgt\n>b\n\n>c\nAC-GU\n", b"@a\nACGT\n+\nIIII\n@b\nA\n+\nI\n\n\n"
+    """Yield small, valid inputs of a target."""
     if name == "readers":
-        for text in (
-            fasta,
-            fastq,
-            b"\xef\xbb\xbf\n" + fasta.replace(b"\n", b"\r\n"),
-            b">" * 60,
-            b"@@\nA\n+\n@\n",
-        ):
-            yield from (bytes([number]) + text for number in range(len(_PACKS)))
-            yield from (b"\0" + pack(text) + pack(b"") + pack(text) for pack in _PACKS[1:])
+        yield from _reader_seeds()
     elif name == "import":
-        yield b"\0" + _old_form()
+        yield b"\0" + _legacy_checkpoint()
         for number, path in ((1, _PROTEIN), (3, _CLASSIFIER), (4, _WEIGHTS)):
             yield bytes([number]) + _program(path)
         yield b"\2" + _CLASSIFIER.read_bytes()
         yield from (bytes([n]) + (_DNABERT / name).read_bytes() for n, name in ((5, "config.json"),))
         yield b"\6" + json.dumps(_small_tokenizer()).encode()
         yield b"\7" + (SHIPPED / "classifier.safetensors").read_bytes()[:2_000]
-        for number in range(_FIRST_PATCHED, len(_FORMS)):
+        for number in range(_FIRST_PATCHED, len(_WAYS_TO_IMPORT)):
             yield from (bytes([number]) + patch for patch in (b"", b"\0\1\0\7", b"\0\x50\1A\3\0\0\xff"))
     elif name == "bundles":
         yield b"\0" + (SHIPPED / "bundle.json").read_bytes()
         yield b"\1" + json.dumps(_small_tokenizer()).encode()
     elif name == "references":
         yield b"\1" + _small_reference().encode()
-        yield from (bytes([0, where, what]) for where in range(24) for what in range(len(_STRANGE)))
+        yield from (bytes([0, where, what]) for where in range(24) for what in range(len(_REPLACEMENTS)))
     elif name == "features":
-        for number, form in enumerate(_FEATURE_NAMES):
-            yield bytes([number]) + _feature_file(form).read_bytes()
-            yield bytes([3 + number]) + _program(_feature_file(form))
+        for number, file in enumerate(_FEATURE_NAMES):
+            yield bytes([number]) + _feature_file(file).read_bytes()
+            yield bytes([3 + number]) + _program(_feature_file(file))
             yield from (bytes([6 + number]) + patch for patch in (b"", b"\0\1\0\7", b"\0\x50\1A\3\0\0\xff"))
     else:
         yield bytes([20, 3]) + b"\n".join(
@@ -500,12 +492,21 @@ def seeds(name: str) -> Iterator[bytes]:
         )
 
 
+def _reader_seeds() -> Iterator[bytes]:
+    fasta, fastq = b">a x\nACGTN\nacgt\n>b\n\n>c\nAC-GU\n", b"@a\nACGT\n+\nIIII\n@b\nA\n+\nI\n\n\n"
+    windows_fasta = b"\xef\xbb\xbf\n" + fasta.replace(b"\n", b"\r\n")
+    for text in (fasta, fastq, windows_fasta, b">" * 60, b"@@\nA\n+\n@\n"):
+        yield from (bytes([number]) + text for number in range(len(_COMPRESSORS)))
+        for compress in _COMPRESSORS[1:]:
+            yield b"\0" + compress(text) + compress(b"") + compress(text)
+
+
 @cache
-def _old_form() -> bytes:
+def _legacy_checkpoint() -> bytes:
     file = io.BytesIO()
-    found = torch.load(_PROTEIN, weights_only=False)
-    some = {name: tensor for name, tensor in found["model"].items() if tensor.numel() < 100}
-    torch.save({"model": some, "cfg": found["cfg"]}, file, _use_new_zipfile_serialization=False)
+    checkpoint = torch.load(_PROTEIN, weights_only=False)
+    small = {name: tensor for name, tensor in checkpoint["model"].items() if tensor.numel() < 100}
+    torch.save({"model": small, "cfg": checkpoint["cfg"]}, file, _use_new_zipfile_serialization=False)
     return file.getvalue()
 
 
@@ -513,6 +514,6 @@ def _small_tokenizer() -> dict[str, object]:
     tokenizer: dict[str, object] = json.loads((SHIPPED / "tokenizer.json").read_bytes())
     model = tokenizer["model"]
     assert isinstance(model, dict)
-    few = {token: number for token, number in model["vocab"].items() if number < 20}
-    tokenizer["model"] = model | {"vocab": few, "merges": []}
+    first_tokens = {token: number for token, number in model["vocab"].items() if number < 20}
+    tokenizer["model"] = model | {"vocab": first_tokens, "merges": []}
     return tokenizer

@@ -1,4 +1,4 @@
-"""Inputs that broke a promise once, found by fuzzing, and the seeds that it began with."""
+"""Inputs that broke a promise, found by fuzzing, and the seeds that fuzzing starts with."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ FOUND = sorted(path for path in CRASHES.rglob("*") if path.is_file() and path.pa
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_what_was_found_is_mended(path: Path) -> None:
+def test_what_was_found_is_fixed(path: Path) -> None:
     TARGETS[path.parent.name](path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_keep_every_promise(name: str) -> None:
-    some = list(seeds(name))
-    assert some
-    for seed in some:
+    inputs = list(seeds(name))
+    assert inputs
+    for seed in inputs:
         TARGETS[name](seed)

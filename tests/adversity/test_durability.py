@@ -1,4 +1,4 @@
-"""What the kernel is asked for: nothing counts as done before it is on the disk, names included."""
+"""The system calls of a run: nothing counts as done before it is on the disk, including file names."""
 
 import re
 import shutil
@@ -20,11 +20,11 @@ _CALLS = "pwrite64,write,fsync,fdatasync,rename,renameat,renameat2,unlink,unlink
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> tuple[Path, list[tuple[str, str]]]:
-    """Each call of a run with embeddings about a file in its directory, in order: (call, file)."""
+    """Return the output directory of a run with embeddings, and its system calls in order: (call, file)."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
-    place = tmp_path_factory.mktemp("traced")
-    out = place / "out"
+    directory = tmp_path_factory.mktemp("traced")
+    out = directory / "out"
     source = golden / "upstream" / "input.fa"
     predict = [
         "predict",
@@ -36,23 +36,23 @@ def calls(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> tuple[Path,
         "--esm-batch-size",
         "400",
     ]
-    strace = ["strace", "-f", "-y", "-qq", "-e", f"trace={_CALLS}", "-o", str(place / "trace")]
+    strace = ["strace", "-f", "-y", "-qq", "-e", f"trace={_CALLS}", "-o", str(directory / "trace")]
     command = [*strace, sys.executable, "-m", "virnuc_async", *predict]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, check=False)
     if ended.returncode and b"ptrace" in ended.stderr:
         pytest.skip("tracing is not allowed here")
     assert ended.returncode == 0, ended.stderr.decode()
-    return out, list(_parsed((place / "trace").read_text(), out))
+    return out, list(_parse((directory / "trace").read_text(), out))
 
 
-def _parsed(trace: str, out: Path) -> Iterator[tuple[str, str]]:
+def _parse(trace: str, out: Path) -> Iterator[tuple[str, str]]:
     for line in trace.splitlines():
         call = re.match(r"\d+ +(\w+)\((.*)", line)
         if call and (found := re.search(rf"{re.escape(str(out))}(/[^\">,)]*)?[\">]", call[2])):
             yield call[1], (found[1] or "/").lstrip("/") or "."
 
 
-def test_a_table_is_on_the_disk_before_and_after_it_gets_its_name(
+def test_a_table_is_synced_before_it_is_renamed_and_its_directory_after(
     calls: tuple[Path, list[tuple[str, str]]],
 ) -> None:
     _, events = calls
@@ -61,12 +61,12 @@ def test_a_table_is_on_the_disk_before_and_after_it_gets_its_name(
         moved = next(at for at, (call, file) in enumerate(events) if "rename" in call and file == partial)
         written = max(at for at, event in enumerate(events[:moved]) if event == ("write", partial))
         assert ("fsync", partial) in events[written:moved]
-        # Before the next thing that is written, or taken away.
+        # Before anything else is written or removed.
         after = [event for event in events[moved + 1 :] if event[1] != "run.log"]
         assert after[0] == ("fsync", "."), f"{name}: {after[:3]}"
 
 
-def test_embeddings_are_on_the_disk_before_their_batch_counts(
+def test_embeddings_are_on_the_disk_before_their_batch_is_committed(
     calls: tuple[Path, list[tuple[str, str]]],
 ) -> None:
     _, events = calls
@@ -82,7 +82,7 @@ def test_embeddings_are_on_the_disk_before_their_batch_counts(
     assert batches > 3
 
 
-def test_the_store_is_on_the_disk_before_its_journal_is_done_with(
+def test_the_store_is_on_the_disk_before_its_journal_is_removed(
     calls: tuple[Path, list[tuple[str, str]]],
 ) -> None:
     _, events = calls
@@ -98,7 +98,7 @@ def test_the_store_is_on_the_disk_before_its_journal_is_done_with(
     assert commits
 
 
-def test_the_embeddings_so_far_go_when_those_in_their_place_are_on_the_disk(
+def test_partial_embeddings_are_removed_after_the_final_ones_are_on_the_disk(
     calls: tuple[Path, list[tuple[str, str]]],
 ) -> None:
     out, events = calls

@@ -1,4 +1,4 @@
-"""Embeddings are many times larger than all else of a run: they go from file to file, not through memory."""
+"""Embeddings are by far the largest part of a run: they are copied from file to file, not held in memory."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from support import fasta
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_WIDTH = 3328  # as published: 13 KB an ORF
+_WIDTH = 3328  # of the published networks: 13 KB for each ORF
 _SCRIPT = """
 import json, sys, threading
 from dataclasses import replace
@@ -26,46 +26,46 @@ from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
 from virnuc_async.settings import Settings
 
-place, source = map(Path, sys.argv[1:3])
-bundle = make_bundle(place / "bundle")
+directory, source = map(Path, sys.argv[1:3])
+bundle = make_bundle(directory / "bundle")
 bundle = replace(bundle, shapes=replace(bundle.shapes, classifier=ClassifierShape(3328, 2)))
 settings = Settings(tokens_per_batch=3000, embeddings=True)
 plan = Plan((str(source),), settings, bundle, fake_devices(2))
-most, over = 0, threading.Event()
+peak, finished = 0, threading.Event()
 
 def watch():
-    global most
-    while not over.wait(0.01):
+    global peak
+    while not finished.wait(0.01):
         status = Path("/proc/self/status").read_text()
-        most = max(most, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+        peak = max(peak, int(status.split("RssAnon:")[1].split()[0]) * 1024)
 
 thread = threading.Thread(target=watch)
 thread.start()
-summary = anyio.run(execute, plan, place / "out", Rules().scorer)
-over.set()
+summary = anyio.run(execute, plan, directory / "out", Rules().scorer)
+finished.set()
 thread.join()
-print(json.dumps([summary.counts["orfs"], most]))
+print(json.dumps([summary.counts["orfs"], peak]))
 """
 
 
-def _measured(place: Path, records: int) -> tuple[int, int, Path]:
-    """Run so many records of one ORF or two; give the ORFs, the most memory in bytes, and the features."""
-    place.mkdir()
+def _measure(directory: Path, records: int) -> tuple[int, int, Path]:
+    """Run on *records* of one or two ORFs; return the ORFs, the peak memory in bytes, and the features."""
+    directory.mkdir()
     reads = ((f"read{number}", "GCA" * 15 + "ACG" * (number % 5)) for number in range(records))
-    (place / "reads.fa").write_text(fasta(reads))
-    command = [sys.executable, "-c", _SCRIPT, str(place), str(place / "reads.fa")]
+    (directory / "reads.fa").write_text(fasta(reads))
+    command = [sys.executable, "-c", _SCRIPT, str(directory), str(directory / "reads.fa")]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    orfs, most = json.loads(done.stdout)
-    return orfs, most, place / "out" / "merged_features.pt"
+    orfs, peak = json.loads(done.stdout)
+    return orfs, peak, directory / "out" / "merged_features.pt"
 
 
 def test_memory_does_not_grow_with_the_embeddings(tmp_path: Path) -> None:
-    few, least, _ = _measured(tmp_path / "few", 1000)
-    many, most, path = _measured(tmp_path / "many", 5000)
-    more = (many - few) * _WIDTH * 4
-    assert more > 200e6
-    assert most - least < 0.15 * more
+    few, low, _ = _measure(tmp_path / "few", 1000)
+    many, high, path = _measure(tmp_path / "many", 5000)
+    added = (many - few) * _WIDTH * 4
+    assert added > 200e6
+    assert high - low < 0.15 * added
     features = torch.load(path, weights_only=True, mmap=True)
     assert tuple(features["data"].shape) == (many, _WIDTH)
     assert len(features["ids"]) == many
-    print(f"{more / 1e6:.0f} MB more embeddings, {(most - least) / 1e6:.0f} MB more memory")
+    print(f"{added / 1e6:.0f} MB more embeddings, {(high - low) / 1e6:.0f} MB more memory")

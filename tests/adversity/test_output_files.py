@@ -1,4 +1,4 @@
-"""The files of a run: who may read them, and that none is written through a link in its place."""
+"""The files of a run: their permissions, and that none is written through a symbolic link."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from support import fasta
 from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.runs.output_directory import DAMAGED, OUTPUT_FILES, STORE
 
-# Of a run of pairs with embeddings in which something failed; without report.html, which is not written yet.
+# The files of a run with pairs, embeddings and failures; report.html is not written yet.
 EVERYTHING = ("--embeddings", "--pairs", "interleaved")
 FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", "report.html", DAMAGED}
 
@@ -31,7 +31,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A file of somebody else's, that a planted link points to."""
+    """Return a file outside of the run, which symbolic links point to."""
     path = tmp_path / "precious"
     path.write_text("precious\n")
     return path
@@ -48,18 +48,18 @@ def modes(directory: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
 
 
-def test_every_file_of_a_run_is_for_whom_umask_says(
-    umask: int, reads: Path, tmp_path: Path, out: Path
-) -> None:
+def test_files_of_a_finished_run_follow_the_umask(umask: int, reads: Path, tmp_path: Path, out: Path) -> None:
     assert predict(reads, tmp_path / "missing.fa", out, *EVERYTHING).code == 2
     assert modes(out) == dict.fromkeys(FINISHED, 0o666 & ~umask)
     assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask
 
 
 @pytest.mark.parametrize("umask", [0o002], indirect=True)
-def test_every_file_of_a_run_under_way_too(umask: int, reads: Path, tmp_path: Path, out: Path) -> None:
+def test_files_of_an_unfinished_run_follow_the_umask(
+    umask: int, reads: Path, tmp_path: Path, out: Path
+) -> None:
     arguments = ("predict", reads, "-", out, "--devices", "cpu", "--embeddings")
-    with start(*arguments, stderr=tmp_path / "said") as process:
+    with start(*arguments, stderr=tmp_path / "stderr") as process:
         assert process.stdin
         process.stdin.write(fasta([("more", OPEN * 30)] * 6_000).encode())  # more than a window
         process.stdin.flush()
@@ -69,9 +69,7 @@ def test_every_file_of_a_run_under_way_too(umask: int, reads: Path, tmp_path: Pa
     assert modes(out) == dict.fromkeys(left, 0o666 & ~umask)
 
 
-def test_every_file_of_a_bundle_is_for_whom_umask_says(
-    umask: int, golden_parts: CheckpointPaths, out: Path
-) -> None:
+def test_files_of_a_bundle_follow_the_umask(umask: int, golden_parts: CheckpointPaths, out: Path) -> None:
     parts = [f"--{name}={getattr(golden_parts, name)}" for name in ("protein", "nucleotide", "classifier")]
     assert run("models", "import", *parts, "--length", "500", "--name", "mine", "--output", out).code == 0
     assert set(modes(out).values()) == {0o666 & ~umask}
@@ -80,22 +78,22 @@ def test_every_file_of_a_bundle_is_for_whom_umask_says(
 @pytest.mark.parametrize(
     "name", [*OUTPUT_FILES, *(f".{name}.partial" for name in OUTPUT_FILES), ".merged_features.pt.rows"]
 )
-def test_links_in_the_place_of_our_files(
+def test_links_in_place_of_output_files_are_not_followed(
     name: str, reads: Path, tmp_path: Path, out: Path, elsewhere: Path
 ) -> None:
     arguments = (reads, tmp_path / "missing.fa", out, *EVERYTHING)
     assert predict(*arguments).code == 2
-    undisturbed = tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()}
+    expected = tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()}
     (out / name).unlink(missing_ok=True)
     (out / name).symlink_to(elsewhere)
     assert predict(*arguments).code == 2
     assert elsewhere.read_text() == "precious\n"
-    assert tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()} == undisturbed
+    assert tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()} == expected
     assert summary(out)["finished"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"precious\n"])
-def test_a_link_in_the_place_of_the_store(
+def test_a_link_in_place_of_the_store_is_refused(
     content: bytes | None, reads: Path, tmp_path: Path, out: Path
 ) -> None:
     out.mkdir()
@@ -109,21 +107,21 @@ def test_a_link_in_the_place_of_the_store(
     assert (target.read_bytes() if target.exists() else None) == content
 
 
-@pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])
-def test_links_in_the_place_of_what_sqlite_puts_beside_the_store(
-    end: str, reads: Path, out: Path, elsewhere: Path
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+def test_links_in_place_of_the_files_that_sqlite_adds_are_not_followed(
+    suffix: str, reads: Path, out: Path, elsewhere: Path
 ) -> None:
     out.mkdir()
-    (out / STORE).touch()  # as a run leaves it that is killed at its beginning
-    (out / f"{STORE}{end}").symlink_to(elsewhere)
+    (out / STORE).touch()  # like a run that was killed at its start
+    (out / f"{STORE}{suffix}").symlink_to(elsewhere)
     ran = predict(reads, out)
     assert (ran.code, "cannot write run.sqlite3" in ran.err) in ((0, False), (1, True))
     assert elsewhere.read_text() == "precious\n"
 
 
-def test_a_link_in_the_place_of_the_embeddings_under_way(reads: Path, out: Path, elsewhere: Path) -> None:
+def test_a_link_in_place_of_partial_embeddings_is_refused(reads: Path, out: Path, elsewhere: Path) -> None:
     out.mkdir()
-    (out / STORE).touch()  # as a run leaves it that is killed at its beginning
+    (out / STORE).touch()  # like a run that was killed at its start
     (out / "merged_features.partial").symlink_to(elsewhere)
     ran = predict(reads, out, "--embeddings")
     assert ran.code == 1

@@ -1,7 +1,7 @@
 """
-Ten thousand runs in which all goes wrong that can, in an order that a seed decides.
+Ten thousand runs with faults of every kind, in an order that a seed decides.
 
-SIMULATION_SEEDS=1000 plays other than 10,000 seeds. A seed that fails says how to play it again.
+SIMULATION_SEEDS=1000 runs 1,000 seeds instead. The error message of a failing seed says how to run it again.
 """
 
 import os
@@ -9,33 +9,35 @@ from collections.abc import Iterator
 
 import pytest
 
-from .scenario import Trial, Workplace, workplace
+from .scenario import Scenario, Workspace, open_workspace
 
 _SEEDS = int(os.environ.get("SIMULATION_SEEDS", "10000"))
-_AT_ONCE = 250  # seeds of a test; several may run side by side
+_SEEDS_PER_TEST = 250  # tests may run in parallel
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Workplace]:
-    with workplace() as place:
-        yield place
+def workspace() -> Iterator[Workspace]:
+    with open_workspace() as workspace:
+        yield workspace
 
 
-@pytest.mark.parametrize("first", range(0, _SEEDS, _AT_ONCE))
-def test_whatever_happens_the_tables_are_those_of_a_calm_run(place: Workplace, first: int) -> None:
-    for seed in range(first, min(first + _AT_ONCE, _SEEDS)):
-        Trial(place, seed).run()
+@pytest.mark.parametrize("first", range(0, _SEEDS, _SEEDS_PER_TEST))
+def test_whatever_happens_the_tables_are_those_of_an_undisturbed_run(
+    workspace: Workspace, first: int
+) -> None:
+    for seed in range(first, min(first + _SEEDS_PER_TEST, _SEEDS)):
+        Scenario(workspace, seed).run()
 
 
-@pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="SIMULATION_SEED=number plays one seed")
-def test_one_seed(place: Workplace) -> None:
-    trial = Trial(place, int(os.environ["SIMULATION_SEED"]))
-    trial.run()
-    print(*trial.story, sep="\n")
+@pytest.mark.skipif("SIMULATION_SEED" not in os.environ, reason="SIMULATION_SEED=number runs one seed")
+def test_one_seed(workspace: Workspace) -> None:
+    scenario = Scenario(workspace, int(os.environ["SIMULATION_SEED"]))
+    scenario.run()
+    print(*scenario.history, sep="\n")
 
 
-def test_a_seed_decides_everything(place: Workplace) -> None:
+def test_a_seed_decides_everything(workspace: Workspace) -> None:
     for seed in range(100):
-        assert Trial(place, seed).run() == Trial(place, seed).run(), f"two traces of {seed}"
+        assert Scenario(workspace, seed).run() == Scenario(workspace, seed).run(), f"two traces of {seed}"

@@ -27,8 +27,8 @@ from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.models.bundle import find
 from virnuc_async.models.calibration import Calibration, Method
+from virnuc_async.outputs.pair_table import pair_chunks
 from virnuc_async.outputs.pairs import pair_blocks
-from virnuc_async.outputs.predictions import pair_verdicts
 from virnuc_async.pipeline import execute, run_pipeline
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.store import Store
@@ -282,7 +282,8 @@ def slowly(first: Record, second: Record, paths: tuple[str, str], threshold: flo
 
 def table(store: Store, mates: Sequence[Mates], threshold: float = 0.5) -> tuple[list[str], Counter[str]]:
     tally: Counter[str] = Counter()
-    text = b"".join(pair_verdicts(store.reader, mates, threshold, tally)).decode("latin-1")
+    text = b"".join(pair_chunks(store.reader, mates, threshold, tally)).decode("latin-1")
+    text = b"".join(pair_chunks(store, mates, threshold, tally)).decode("latin-1")
     assert text.endswith("\n")
     return text[:-1].split("\n"), tally
 
@@ -371,7 +372,7 @@ def test_a_calibration_is_of_a_pairs_mean(tmp_path: Path) -> None:
     both = [Record(b"a/1", b"GCA" * 9), Record(b"a/2", b"ACG" * 9)], [Record(b"s", b""), Record(b"s", b"")]
     files = [[both[0][0], both[1][0]], [both[0][1], both[1][1]]]
     with closing(stored(tmp_path, files, 3)) as store:
-        text = b"".join(pair_verdicts(store.reader, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
+        text = b"".join(pair_chunks(store, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
     header, *lines = (line.split("\t") for line in text.splitlines())
     assert header[-2:] == ["verdict", "p_virus_calibrated"]
     scored, none = (dict(zip(header, line, strict=True)) for line in lines)

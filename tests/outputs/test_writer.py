@@ -14,7 +14,7 @@ from support import TABLES, read_table
 
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.outputs import writer
-from virnuc_async.outputs.predictions import Chunks
+from virnuc_async.outputs.columns import Chunks
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.reader import RunReader
@@ -24,15 +24,15 @@ async def test_cancelled_while_a_table_is_written(
     bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.run(out="calm")
-    begun, predictions = threading.Event(), writer.predictions
+    begun, prediction_chunks = threading.Event(), writer.prediction_chunks
 
     def endless(reader: RunReader) -> Chunks:
-        for part in predictions(reader):
+        for part in prediction_chunks(reader):
             begun.set()
             while True:
                 yield part
 
-    monkeypatch.setattr(writer, "predictions", endless)
+    monkeypatch.setattr(writer, "prediction_chunks", endless)
     task = asyncio.create_task(bench.run())
     await asyncio.to_thread(begun.wait)
     task.cancel()

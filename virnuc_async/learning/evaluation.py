@@ -22,8 +22,8 @@ from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
 from virnuc_async.outputs.html import chart, heading, page, paragraph, table
-from virnuc_async.outputs.predictions import label_contigs, vote
 from virnuc_async.outputs.summary import Summary
+from virnuc_async.outputs.verdicts import label_contigs, vote
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.output_directory import require_own_directory
 from virnuc_async.runs.reader import RunReader

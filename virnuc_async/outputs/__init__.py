@@ -1,1 +1,1 @@
-"""Scores to verdicts to the tables and reports that people read."""
+"""Verdicts from scores, and the tables and reports that are made of them."""

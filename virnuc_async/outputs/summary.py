@@ -13,7 +13,7 @@ from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
 from virnuc_async.text import plural
 
-from .predictions import Chunks
+from .columns import Chunks
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,12 @@ from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
 from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.session import RunSession
 
-from .predictions import (
-    Chunks,
-    contig_verdicts,
-    failed_lines,
-    fragment_verdicts,
-    pair_verdicts,
-    predictions,
-)
+from .columns import Chunks
+from .contigs import contig_chunks
+from .failures import failure_chunks
+from .fragments import fragment_chunks
+from .pair_table import pair_chunks
+from .predictions import prediction_chunks
 from .summary import Summary, read_summary, summarize, summary_line, summary_text
 
 # Of our files, those that may change behind a finished run.
@@ -54,8 +52,8 @@ class OutputWriter:
         if known is not None:
             return known
         self._session.counts.doing = "writing tables"
-        await self._write("prediction_results.txt", predictions(self._store.reader))
-        await self._write("prediction_results_highestscore.csv", fragment_verdicts(self._store.reader))
+        await self._write("prediction_results.txt", prediction_chunks(self._store.reader))
+        await self._write("prediction_results_highestscore.csv", fragment_chunks(self._store.reader))
         contigs = await self._write_contigs()
         pairs = await self._write_pairs()
         await self._write_failures()
@@ -108,7 +106,7 @@ class OutputWriter:
         """Write the table of contigs, and return how many have which verdict."""
         threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
         tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", contig_verdicts(self._store.reader, threshold, tally, calibration))
+        await self._write("contigs.tsv", contig_chunks(self._store.reader, threshold, tally, calibration))
         return tally
 
     async def _write_pairs(self) -> Counter[str]:
@@ -118,14 +116,14 @@ class OutputWriter:
         self._session.counts.doing = "writing tables"
         threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
         tally: Counter[str] = Counter()
-        chunks = pair_verdicts(self._store.reader, mates, threshold, tally, calibration)
+        chunks = pair_chunks(self._store.reader, mates, threshold, tally, calibration)
         await self._write_or_remove("pairs.tsv", chunks, bool(mates))
         return tally
 
     async def _write_failures(self) -> None:
         more = self._session.mates.failures
         count = await self._session.on_disk(self._store.reader.count, "failures") + len(more)
-        await self._write_or_remove("failed_files.txt", failed_lines(self._store.reader, more), bool(count))
+        await self._write_or_remove("failed_files.txt", failure_chunks(self._store.reader, more), bool(count))
 
     async def _write_or_remove(self, name: str, chunks: Chunks, has_rows: bool) -> None:
         """Write a file that exists only if it has rows; an earlier session may have left one."""

@@ -16,7 +16,7 @@ class Failure:
     message: str
 
 
-def failed_line(failure: Failure) -> str:
+def failure_line(failure: Failure) -> str:
     """Format a line of ``failed_files.txt``, whose fields hold no bare pipe and no line end."""
     return "|".join(map(_escaped, (failure.path, failure.stage, failure.message))) + "\n"
 

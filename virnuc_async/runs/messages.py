@@ -13,7 +13,7 @@ from virnuc_async.log import PROGRESS, Counts
 from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
-from .failure import Failure, failed_line
+from .failure import Failure, failure_line
 from .output_directory import DAMAGED
 from .plan import Plan
 from .store import Store
@@ -90,7 +90,7 @@ class RunMessages(EngineEvents):
 
     def log_failure(self, failure: Failure) -> None:
         """Log an input or an ORF that failed; the line is written to failed_files.txt as well."""
-        self.log.bind(failure=failed_line(failure)).error("{}: {}", failure.path, failure.message)
+        self.log.bind(failure=failure_line(failure)).error("{}: {}", failure.path, failure.message)
 
 
 def _format_device(device: Device, precision: Precision, budget: int) -> str:

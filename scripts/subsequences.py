@@ -1,4 +1,4 @@
-"""Random stretches of genomes and what is learnt from them: ORFs with their class, group and genome."""
+"""Random subsequences of genomes as training data: ORFs with their class, group and genome."""
 
 import itertools
 import math
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from virnuc_async.sequences.orfs import Orf, open_frames
 from virnuc_async.sequences.tokens import ESM2_ALPHABET, Ragged
 
-_AT_ONCE = 256  # stretches drawn together
-_POOL = 1000  # ORFs among which the next ones are drawn, so that those of one stretch part
-_FIRST_LETTER = 4  # of both alphabets, behind the special tokens
+_DRAWN = 256  # subsequences drawn at a time
+_POOL = 1000  # ORFs that the next ones are drawn from, which separates the ORFs of one subsequence
+_FIRST_LETTER = 4  # of both alphabets, after the special tokens
 
-# BLOSUM62 (Henikoff and Henikoff 1992, PNAS 89:10915) in half bits, its upper triangle, and the
-# share of each residue in the proteins that it was made of.
+# The upper triangle of BLOSUM62 (Henikoff and Henikoff 1992, PNAS 89:10915) in half bits, and the
+# frequency of each residue in the proteins that it was computed from.
 _RESIDUES = "ARNDCQEGHILKMFPSTWYV"
 _BLOSUM62 = """
 4 -1 -2 -2 0 -1 -1 0 -2 -1 -1 -1 -1 -2 -1 1 0 -3 -2 0
@@ -43,7 +43,7 @@ _BLOSUM62 = """
 7 -1
 4
 """
-_SHARES = (
+_FREQUENCIES = (
     *(0.078, 0.051, 0.041, 0.052, 0.024, 0.034, 0.059, 0.083, 0.025, 0.062),
     *(0.092, 0.056, 0.024, 0.043, 0.043, 0.059, 0.055, 0.014, 0.034, 0.072),
 )
@@ -53,7 +53,7 @@ Key = TypeVar("Key", bound=tuple[object, ...])
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An ORF to learn from."""
+    """An ORF for training."""
 
     orf: Orf
     viral: bool
@@ -62,7 +62,7 @@ class Example:
 
 
 class Sampler:
-    """Draws ORFs of random stretches of *pieces*: as many viral stretches as not, all groups in balance."""
+    """Draws ORFs of random subsequences of *pieces*: half of them viral, and all groups balanced."""
 
     def __init__(self, pieces: Sequence[Piece], random: np.random.Generator) -> None:
         self._random = random
@@ -73,38 +73,38 @@ class Sampler:
         self._pools: dict[int, list[Example]] = defaultdict(list)
 
     def examples(self, count: int, length: int) -> list[Example]:
-        """Give *count* ORFs of stretches of *length* bases, in random order."""
+        """Return *count* ORFs of subsequences of *length* bases, in random order."""
         pool = self._pools[length]
         while len(pool) < _POOL + count:
-            pool += self._drawn(length)
-        return [self._taken(pool) for _ in range(count)]
+            pool += self._draw(length)
+        return [self._take(pool) for _ in range(count)]
 
-    def _drawn(self, length: int) -> Iterator[Example]:
-        pieces, shares = self._of(length)
-        for at in self._random.choice(len(pieces), _AT_ONCE, p=shares):
+    def _draw(self, length: int) -> Iterator[Example]:
+        pieces, shares = self._weighted_pieces(length)
+        for at in self._random.choice(len(pieces), _DRAWN, p=shares):
             piece = pieces[at]
-            facts = (
+            labels = (
                 piece.viral,
                 self.groups[piece.viral, piece.group],
                 self.genomes[piece.viral, piece.genome],
             )
-            for orf in open_frames(self._stretch(piece.bases, length), [(0, length)]):
-                yield Example(orf, *facts)
+            for orf in open_frames(self._subsequence(piece.bases, length), [(0, length)]):
+                yield Example(orf, *labels)
 
-    def _stretch(self, bases: bytes, length: int) -> bytes:
+    def _subsequence(self, bases: bytes, length: int) -> bytes:
         start = int(self._random.integers(len(bases) - length + 1))
-        stretch = bases[start : start + length]
-        return reverse_complement(stretch) if self._random.random() < 0.5 else stretch
+        subsequence = bases[start : start + length]
+        return reverse_complement(subsequence) if self._random.random() < 0.5 else subsequence
 
-    def _taken(self, pool: list[Example]) -> Example:
+    def _take(self, pool: list[Example]) -> Example:
         at = int(self._random.integers(len(pool)))
         pool[at], pool[-1] = pool[-1], pool[at]
         return pool.pop()
 
-    def _of(self, length: int) -> tuple[list[Piece], NDArray[np.float64]]:
+    def _weighted_pieces(self, length: int) -> tuple[list[Piece], NDArray[np.float64]]:
         if length not in self._long_enough:
             pieces = [piece for piece in self._pieces if len(piece.bases) >= length]
-            self._long_enough[length] = pieces, _shares(pieces)
+            self._long_enough[length] = pieces, _draw_probabilities(pieces)
         return self._long_enough[length]
 
 
@@ -112,35 +112,35 @@ def _numbers(keys: Iterator[tuple[bool, str]]) -> dict[tuple[bool, str], int]:
     return {key: number for number, key in enumerate(sorted(set(keys)))}
 
 
-def _shares(pieces: Sequence[Piece]) -> NDArray[np.float64]:
+def _draw_probabilities(pieces: Sequence[Piece]) -> NDArray[np.float64]:
     """
-    Give the chance of each piece to be drawn.
+    Return the probability of each piece to be drawn.
 
-    Half for each class. Within a class the groups, and within a group the genomes, share by the
-    square root of their bases: a few large ones do not decide, and the smallest are not learnt by
-    heart. Within a genome, pieces share by their bases.
+    Each class has one half. Within a class the groups, and within a group the genomes, have shares
+    in proportion to the square root of their bases: a few large ones do not dominate, and the
+    smallest are not memorized. Within a genome, shares of pieces are in proportion to their bases.
     """
     genomes: dict[tuple[bool, str, str], int] = defaultdict(int)
     for piece in pieces:
-        genomes[_place(piece)] += len(piece.bases)
-    of_genome = _by_root(genomes)
+        genomes[_genome_key(piece)] += len(piece.bases)
+    of_genome = _root_shares(genomes)
     groups: dict[tuple[bool, str], int] = defaultdict(int)
     for (viral, group, _), size in genomes.items():
         groups[viral, group] += size
-    of_group = _by_root(groups)
+    of_group = _root_shares(groups)
     weights = [
-        of_group[place[:2]] * of_genome[place] * len(piece.bases) / genomes[place]
-        for piece, place in zip(pieces, map(_place, pieces), strict=True)
+        of_group[key[:2]] * of_genome[key] * len(piece.bases) / genomes[key]
+        for piece, key in zip(pieces, map(_genome_key, pieces), strict=True)
     ]
     return np.array(weights) / sum(weights)
 
 
-def _place(piece: Piece) -> tuple[bool, str, str]:
+def _genome_key(piece: Piece) -> tuple[bool, str, str]:
     return piece.viral, piece.group, piece.genome
 
 
-def _by_root(sizes: dict[Key, int]) -> dict[Key, float]:
-    """Share 1 among the members of each parent, the parent being the key but its last part."""
+def _root_shares(sizes: dict[Key, int]) -> dict[Key, float]:
+    """Return each key's share among the keys with the same first parts; the shares of these add up to 1."""
     totals: dict[Hashable, float] = defaultdict(float)
     for key, size in sizes.items():
         totals[key[:-1]] += math.sqrt(size)
@@ -148,18 +148,18 @@ def _by_root(sizes: dict[Key, int]) -> dict[Key, float]:
 
 
 def hide(tokens: Ragged, share: float, mask: int, random: np.random.Generator) -> Ragged:
-    """Put *mask* in the place of *share* of the letters of *tokens*."""
+    """Return *tokens* with *mask* in place of a *share* of their letters."""
     hidden = (random.random(len(tokens.ids)) < share) & (tokens.ids >= _FIRST_LETTER)
     return Ragged(np.where(hidden, np.int32(mask), tokens.ids), tokens.lengths)
 
 
-def diverge(residues: Ragged, most: float, random: np.random.Generator) -> Ragged:
+def diverge(residues: Ragged, max_rate: float, random: np.random.Generator) -> Ragged:
     """
-    Exchange residues as evolution does: in each sequence at a rate between 0 and *most*, drawn anew.
+    Return *residues* with substitutions: for each sequence, at a random rate between 0 and *max_rate*.
 
-    What takes a residue's place follows BLOSUM62's odds.
+    The odds of substitutions are those of BLOSUM62.
     """
-    rates = np.repeat(random.random(len(residues)) * most, residues.lengths)
+    rates = np.repeat(random.random(len(residues)) * max_rate, residues.lengths)
     known = _NUMBERS[residues.ids]
     changed = np.flatnonzero((random.random(len(rates)) < rates) & (known >= 0))
     odds = _SUBSTITUTES[known[changed], :-1]  # cumulative: the last one is 1
@@ -169,11 +169,11 @@ def diverge(residues: Ragged, most: float, random: np.random.Generator) -> Ragge
 
 
 def _substitutes() -> NDArray[np.float64]:
-    """Give the cumulative odds of what takes each residue's place, (20, 20)."""
+    """Return the cumulative odds of each residue's substitutes, (20, 20)."""
     scores = np.zeros((len(_RESIDUES), len(_RESIDUES)))
     for row, line in enumerate(_BLOSUM62.split("\n")[1:-1]):
         scores[row, row:] = scores[row:, row] = [int(score) for score in line.split()]
-    odds = np.array(_SHARES) * 2 ** (scores / 2)
+    odds = np.array(_FREQUENCIES) * 2 ** (scores / 2)
     np.fill_diagonal(odds, 0)
     return np.cumsum(odds / odds.sum(1, keepdims=True), 1)
 
@@ -185,5 +185,5 @@ _NUMBERS[_IDS] = np.arange(len(_IDS))
 
 
 def words(letters: str, length: int) -> list[str]:
-    """Give all words of *length* *letters*, in order."""
+    """Return all words of *length* *letters*, in order."""
     return list(map("".join, itertools.product(letters, repeat=length)))

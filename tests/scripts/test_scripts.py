@@ -1,4 +1,4 @@
-"""The scripts that measure: that they run, that their input is as said, and that the replay is faithful."""
+"""The scripts that measure: that they run, that their input is right, and that the replay is faithful."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ FASTA = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 
 
 @pytest.mark.parametrize("kind", ["reads", "contigs", "mixed"])
-def test_samples_are_what_was_asked_for(tmp_path: Path, kind: str) -> None:
+def test_samples_have_the_requested_size_and_kind(tmp_path: Path, kind: str) -> None:
     source, path = samples.Source.read(FASTA), tmp_path / "sample.fa"
     count = samples.write(path, source, kind, 200_000, seed=1)
     lengths = [len(contig.bases) for contig in read_contigs(str(path))]
@@ -39,11 +39,13 @@ def test_the_same_seed_gives_the_same_sample(tmp_path: Path) -> None:
 
 
 def test_the_replay_gives_the_published_scores(golden: Path, golden_bundle: Bundle, expected: Path) -> None:
-    theirs = replay.replay([str(golden / "upstream" / "input.fa")], golden_bundle)
+    replayed = replay.replay([str(golden / "upstream" / "input.fa")], golden_bundle)
     published = read_table(expected / "prediction_results.txt")[1:]
-    assert list(theirs.scores) == [row[0] for row in published]
-    wanted = [(float(row[2]), float(row[3])) for row in published]
-    assert [theirs.scores[row[0]] for row in published] == [pytest.approx(w, abs=1e-5) for w in wanted]
+    assert list(replayed.scores) == [row[0] for row in published]
+    expected_scores = [(float(row[2]), float(row[3])) for row in published]
+    assert [replayed.scores[row[0]] for row in published] == [
+        pytest.approx(s, abs=1e-5) for s in expected_scores
+    ]
 
 
 def test_a_bundle_of_random_weights_gives_scores(golden: Path, tmp_path: Path) -> None:
@@ -57,12 +59,12 @@ def test_a_bundle_of_random_weights_gives_scores(golden: Path, tmp_path: Path) -
     assert len(set(virus)) > len(virus) / 2
 
 
-def test_simulated_devices_are_busy_as_long_as_the_model_says(
+def test_simulated_devices_compute_as_long_as_the_model_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "simulated.json"
-    words = "--devices 1,2 --kinds reads --seconds 0.2 --tokens-per-batch 4096 --overhead-ms 1 --host-ms 1"
-    simulate.main([*words.split(), "--fasta", str(FASTA), "--output", str(output)])
+    options = "--devices 1,2 --kinds reads --seconds 0.2 --tokens-per-batch 4096 --overhead-ms 1 --host-ms 1"
+    simulate.main([*options.split(), "--fasta", str(FASTA), "--output", str(output)])
     found = json.loads(output.read_bytes())
     assert found["simulated"] is True
     assert [point["devices"] for point in found["points"]] == [1, 2]

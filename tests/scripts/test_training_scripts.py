@@ -1,4 +1,4 @@
-"""The scripts that make ``tiny-500``: their data, what is drawn from it, and that they give a model."""
+"""The scripts that make ``tiny-500``: their data, the sampler, and that the result is a usable model."""
 
 import gzip
 from pathlib import Path
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import predict
 from safetensors.torch import load_file
-from stretches import Sampler, _shares, diverge, hide
+from subsequences import Sampler, _draw_probabilities, diverge, hide
 from support import ROOT, read_table
 
 from virnuc_async.models.bundle import find
@@ -28,7 +28,7 @@ NETWORK = "--layers 1 --protein-width 32 --nucleotide-width 32 --intermediate 16
 
 @pytest.fixture(scope="session")
 def genomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the example's contigs in the form of the training data, every third held out."""
+    """Return the example's contigs in the format of the training data, every third held out."""
     directory = tmp_path_factory.mktemp("genomes")
     are_viral = {row[0]: row[2] == "virus" for row in read_table(EXAMPLE / "metagenome.tsv")[1:]}
     records: dict[tuple[str, str], list[str]] = {}
@@ -62,7 +62,7 @@ def genomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("Rice stripe virus", True, "other viruses"),
     ],
 )
-def test_a_record_is_of_the_group_that_its_organism_is_of(source: str, viral: bool, group: str) -> None:
+def test_a_record_belongs_to_the_group_of_its_organism(source: str, viral: bool, group: str) -> None:
     piece = _piece(f">id {source} [package=some]", b"ACGT", viral)
     assert (piece.group, piece.source) == (group, source)
 
@@ -80,8 +80,8 @@ def test_tables_have_each_records_genome_and_group(
     assert read_table(tmp_path / "groups.tsv") == [[p.id, p.group] for p in pieces]
 
 
-def test_stretches_are_of_both_strands_and_half_of_them_viral(genomes: Path) -> None:
-    # Codons with other letters are left out of an ORF.
+def test_subsequences_are_of_both_strands_and_half_of_them_viral(genomes: Path) -> None:
+    # An ORF has no codons with other letters.
     pieces = [p for p in read_pieces(genomes, "train") if set(p.bases) <= set(b"ACGT")]
     sampler = Sampler(pieces, np.random.default_rng(1))
     examples = sampler.examples(2000, 300)
@@ -103,20 +103,20 @@ def test_stretches_are_of_both_strands_and_half_of_them_viral(genomes: Path) -> 
     assert {(e.viral, e.group, e.genome) for e in examples} <= numbers
 
 
-def test_large_genomes_and_groups_count_by_their_root() -> None:
+def test_genomes_and_groups_have_shares_by_the_root_of_their_size() -> None:
     sizes = {("a", "1"): 900, ("a", "2"): 100, ("b", "3"): 4000}
     pieces = [
         Piece(g, g, g, group, viral, b"A" * size)
         for viral in (True, False)
         for (group, g), size in sizes.items()
     ]
-    # Groups of 1,000 and 4,000 bases share as 1 to 2, genomes of 900 and 100 as 3 to 1.
-    wanted = [0.5 * share for share in (0.25, 0.25 / 3, 2 / 3)]
-    assert _shares(pieces).tolist() == pytest.approx(wanted * 2)
+    # Groups of 1,000 and 4,000 bases have shares of 1 to 2, genomes of 900 and 100 bases of 3 to 1.
+    expected = [0.5 * share for share in (0.25, 0.25 / 3, 2 / 3)]
+    assert _draw_probabilities(pieces).tolist() == pytest.approx(expected * 2)
 
 
 @given(st.lists(st.text("ARNDCQEGHILKMFPSTWYVX", min_size=1, max_size=60), min_size=1), st.integers(0, 99))
-def test_what_is_hidden_or_exchanged_stays_a_protein_of_its_length(proteins: list[str], seed: int) -> None:
+def test_masked_or_substituted_proteins_keep_their_length(proteins: list[str], seed: int) -> None:
     residues = OrfTokenizer(train_tiny.codon_pairs()).residues([p.encode() for p in proteins])
     changed = diverge(residues, 1.0, np.random.default_rng(seed))
     assert changed.lengths.tolist() == residues.lengths.tolist()
@@ -129,13 +129,13 @@ def test_what_is_hidden_or_exchanged_stays_a_protein_of_its_length(proteins: lis
     assert (hidden.ids == np.where(residues.ids >= 4, 32, residues.ids)).all()
 
 
-def test_residues_are_exchanged_by_their_odds() -> None:
+def test_residues_are_substituted_by_their_odds() -> None:
     tokens = OrfTokenizer(train_tiny.codon_pairs())
     residues = tokens.residues([b"I" * 400] * 200)
     changed = diverge(residues, 1.0, np.random.default_rng(0)).ids
     letters = np.array(ESM2_ALPHABET)[changed[np.isin(changed, [0, 2], invert=True)]]
     shares = {letter: (letters == letter).mean() for letter in "IVLMFW"}
-    assert shares["I"] == pytest.approx(0.5, abs=0.06)  # between none and all of each sequence
+    assert shares["I"] == pytest.approx(0.5, abs=0.06)  # the rate is between 0 and 1 for each sequence
     assert shares["V"] > shares["L"] > shares["F"] > shares["M"] > shares["W"]
 
 
@@ -155,10 +155,10 @@ def test_codon_pairs_keep_the_frame() -> None:
     assert words(b"ACGTNTGGATCC") == ["[CLS]", "ACG", "[UNK]", "GGATCC", "[SEP]"]
 
 
-def test_heads_look_at_their_neighbours_in_the_beginning() -> None:
-    """A residue attends most to the residue that its head was told of, whatever the residues are."""
-    told = train_tiny._arguments(["--genomes", "."])
-    network = train_tiny.Tiny(train_tiny._shapes(told, 4185))
+def test_heads_attend_to_their_neighbours_initially() -> None:
+    """A residue attends most to the one at the offset of the head, whatever the residues are."""
+    options = train_tiny._arguments(["--genomes", "."])
+    network = train_tiny.Tiny(train_tiny._shapes(options, 4185))
     layer = network.protein.layers[0]
     q, k, _ = layer.before(torch.zeros(30, 64), _turns(torch.arange(30), 16))
     nearest = torch.einsum("thd,shd->hts", q, k)[:, 15].argmax(1)
@@ -173,8 +173,8 @@ def test_the_same_arguments_train_the_same_model(genomes: Path, tmp_path: Path, 
         train_tiny.main([*common.split(), "--output", str(tmp_path / name / "tiny")])
     files = [sorted(_contents(tmp_path / name)) for name in ("a", "b")]
     assert files[0] == files[1]
-    kept = {str(path.parent) for path, _ in files[0]}
-    assert kept == {"tiny", "tiny.step-2"}
+    bundles = {str(path.parent) for path, _ in files[0]}
+    assert bundles == {"tiny", "tiny.step-2"}
     find(tmp_path / "a" / "tiny").check()
     ran = predict(EXAMPLE / "metagenome.fa.gz", tmp_path / "out", "--model", tmp_path / "a" / "tiny")
     assert ran.code == 0
@@ -183,7 +183,7 @@ def test_the_same_arguments_train_the_same_model(genomes: Path, tmp_path: Path, 
 
 
 @pytest.mark.timeout(300)
-def test_training_goes_on_from_a_bundle_and_bundles_are_averaged(genomes: Path, tmp_path: Path) -> None:
+def test_training_continues_from_a_bundle_and_bundles_are_averaged(genomes: Path, tmp_path: Path) -> None:
     common = f"--genomes {genomes} --rows 16 --processes 1 {NETWORK}".split()
     first, second, mean = (tmp_path / name / "tiny" for name in ("first", "second", "mean"))
     train_tiny.main([*common, "--steps", "2", "--output", str(first)])
@@ -198,7 +198,9 @@ def test_training_goes_on_from_a_bundle_and_bundles_are_averaged(genomes: Path, 
         )
         for name, tensor in between.items():
             if "running" not in name and tensor.is_floating_point():
-                torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)  # it went on there
+                torch.testing.assert_close(
+                    after[name], before[name], atol=1e-6, rtol=0
+                )  # it continued from there
                 torch.testing.assert_close(tensor, (before[name] + after[name]) / 2)
     assert (mean / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
 

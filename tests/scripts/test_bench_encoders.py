@@ -1,4 +1,4 @@
-"""The benchmark of the encoders: all engines compute the same."""
+"""The benchmark of the encoders: all engines compute the same embeddings."""
 
 import json
 import subprocess
@@ -12,8 +12,14 @@ from support import ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_engine_gives_the_same_embeddings(tmp_path: Path) -> None:
-    words = ["--device", "cpu", "--shapes", "8M", "--works", "52,mix", "--tokens", "400", "--repeats", "1"]
-    command = [sys.executable, "scripts/bench_encoders.py", *words, "--output", str(tmp_path / "found.json")]
+    options = ["--device", "cpu", "--shapes", "8M", "--works", "52,mix", "--tokens", "400", "--repeats", "1"]
+    command = [
+        sys.executable,
+        "scripts/bench_encoders.py",
+        *options,
+        "--output",
+        str(tmp_path / "found.json"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     found = json.loads((tmp_path / "found.json").read_text())
     assert {row["tokens"] for row in found["proteins"]} == {"52", "mix"}

@@ -1,0 +1,137 @@
+"""The tables of ORFs, fragments and contigs, compared with a slow and simple implementation."""
+
+import errno
+import math
+import os
+import tempfile
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from running import files_no_larger_than
+from stored_runs import Record, ScoredOrf, store_run, table_lines
+
+from virnuc_async.outputs.contigs import contig_chunks
+from virnuc_async.outputs.fragments import fragment_chunks
+from virnuc_async.outputs.predictions import prediction_chunks
+from virnuc_async.sequences.orfs import Frame
+
+PROBABILITIES = st.floats(0, 1, width=32) | st.sampled_from([0.5, 1e-5, 1 / 3, 1e-30])
+TEXTS = ["a", "b", "a_chunk_1", "\u00e9", "\U0001f9a0", "", "a\0", "a_chunk_1\0", "a_chunk_1\1", "long" * 99]
+IDS = st.sampled_from([b"\xff", b"\x85", *(text.encode() for text in TEXTS)])
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    coordinates = draw(st.sets(st.tuples(st.integers(1, 12), st.integers(0, 5)), max_size=8))
+    score = st.tuples(PROBABILITIES, PROBABILITIES, st.booleans())
+    return Record(draw(IDS), tuple(ScoredOrf(*at, *draw(score)) for at in sorted(coordinates)))
+
+
+def expected_rows(
+    records: Sequence[Record], threshold: float
+) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """Return the rows that the three tables must have, without their headers."""
+    orf_rows, fragment_rows, contig_rows = [], [], []
+    for number, (name, orfs) in enumerate(records):
+        best: dict[int, tuple[np.float32, np.float32]] = {}
+        for orf in orfs:
+            if orf.failed:
+                continue
+            others, virus = np.float32(orf.others), np.float32(orf.virus)
+            fragment = b"%s_chunk_%d" % (name, orf.fragment)
+            label = ("others", "virus")[int(np.argmax([others, virus]))]
+            rest = (Frame(orf.frame).name, f"\t{label}\t{others!s}\t{virus!s}\n")
+            orf_rows.append(fragment + "".join(rest).encode())
+            before = best.get(orf.fragment, (np.float32(0), np.float32(0)))
+            best[orf.fragment] = (max(before[0], others), max(before[1], virus))
+        viral = [bool(virus >= others) for others, virus in best.values()]
+        fragment_rows += [
+            b"%s_chunk_%d\t%s\n" % (name, fragment, str(is_viral).encode())
+            for fragment, is_viral in zip(best, viral, strict=True)
+        ]
+        share = sum(viral) / len(viral) if viral else 0.0
+        tops = [float(virus) for _, virus in best.values()]
+        numbers = (share, math.fsum(tops) / len(tops) if tops else 0.0, max(tops, default=0.0))
+        verdict = "no_orf" if not best else "virus" if share >= threshold else "others"
+        cells = ["dir 1/a.fa", 7 * number, 9, len(best), sum(viral), *map(np.float32, numbers), verdict]
+        contig_rows.append(name + b"\t" + "\t".join(map(str, cells)).encode() + b"\n")
+    # By id. Python's sort is stable: equal ids stay in the order of the input.
+    fragment_rows.sort(key=lambda row: row.split(b"\t")[0])
+    return orf_rows, fragment_rows, contig_rows
+
+
+@given(
+    run=st.lists(records(), max_size=6),
+    threshold=st.sampled_from([0, 0.5, 0.6, 1]),
+    window=st.sampled_from([1, 2, 5, 4096]),
+    run_bytes=st.sampled_from([1, 300, 1 << 20]),
+    pieces=st.sampled_from([1, 3]),
+)
+def test_tables_are_those_of_the_simple_implementation(
+    run: list[Record], threshold: float, window: int, run_bytes: int, pieces: int
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store = store_run(Path(directory), run, size=window)
+        orf_rows, fragment_rows, contig_rows = expected_rows(run, threshold)
+        header, *found = table_lines(prediction_chunks(store, rows=window))
+        assert header == b"Sequence_ID\tPrediction\tscore1\tscore2\n"
+        assert found == orf_rows
+        header, *found = table_lines(fragment_chunks(store, run_bytes, pieces))
+        assert header == b"Modified_ID\tIs_Virus\n"
+        assert found == fragment_rows
+        tally: Counter[str] = Counter()
+        header, *found = table_lines(contig_chunks(store, threshold, tally))
+        assert found == contig_rows
+        assert header == (
+            b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
+            b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
+        )
+        assert tally == Counter(row.decode("latin-1").split("\t")[-1].rstrip("\n") for row in contig_rows)
+        store.close()
+
+
+def test_fragments_are_sorted_by_code_point_and_equal_ids_stay_in_order(tmp_path: Path) -> None:
+    names = ["b", "a", "Z", "\U0001f9a0", "\uffee", "\u00e9", "a", "a_chunk_1"]
+    run = [
+        Record(name.encode(), tuple(ScoredOrf(fragment, 0, n % 2, 1 - n % 2) for fragment in (1, 2, 10)))
+        for n, name in enumerate(names)
+    ]
+    store = store_run(tmp_path, run)
+    _, *found = [line.decode().split("\t") for line in table_lines(fragment_chunks(store))]
+    ids = [row[0] for row in found]
+    assert ids == sorted(ids)
+    assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, like the published table
+    assert [row for row in found if row[0] == "a_chunk_1"] == [
+        ["a_chunk_1", "False\n"],
+        ["a_chunk_1", "True\n"],
+    ]
+    store.close()
+
+
+def test_sorting_on_a_full_disk(tmp_path: Path) -> None:
+    run = [Record(b"c%d" % n, (ScoredOrf(1, 0, 0.5, 0.5),)) for n in range(5)]
+    store = store_run(tmp_path, run, size=1)
+    before = set(tmp_path.iterdir())
+    with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        list(fragment_chunks(store, run_bytes=1))
+    assert len(table_lines(fragment_chunks(store, run_bytes=1))) == 6
+    assert set(tmp_path.iterdir()) == before
+    store.close()
+
+
+def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
+    long = b"A" * 1_000_000  # a header that lost its line end
+    ids = [long, *(b"c%d" % number for number in range(1000))]
+    store = store_run(tmp_path, [Record(name, (ScoredOrf(1, 0, 0.5, 0.5),)) for name in ids])
+    tracemalloc.start()
+    for table in (prediction_chunks(store), fragment_chunks(store), contig_chunks(store, 0.5, Counter())):
+        assert len(table_lines(table)) == 1002
+    assert tracemalloc.get_traced_memory()[1] < 30 * len(long)
+    tracemalloc.stop()
+    store.close()

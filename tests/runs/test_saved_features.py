@@ -1,0 +1,60 @@
+"""``merged_features.pt``, made of the embeddings in a store."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from running import files_no_larger_than
+from stored_runs import WIDTH, Record, ScoredOrf, store_run
+
+from virnuc_async.runs.reuse_embeddings import save_features
+
+
+def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
+    return ScoredOrf(fragment, frame, 0.5, 0.5, failed)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1 << 20])
+def test_features_are_those_of_scored_orfs(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnuc_async.runs.reuse_embeddings._BLOCK_BYTES", block * 4 * WIDTH)
+    run = [
+        Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
+        Record(b"none", ()),
+        Record(b"caf\xe9", (orf(1, 1, failed=True), orf(1, 2), orf(1, 4, failed=True))),
+    ]
+    store = store_run(tmp_path / "out", run, embeddings=True)
+    path = tmp_path / "out" / ".features"
+    save_features(store, WIDTH, path)
+    found = torch.load(path, weights_only=True)
+    assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
+    assert found["data"].dtype == torch.float32
+    assert found["data"].tolist() == [[0] * WIDTH, [2] * WIDTH, [4] * WIDTH]
+    assert not [left.name for left in (tmp_path / "out").iterdir() if "rows" in left.name]
+    store.close()
+
+
+@pytest.mark.parametrize("run", [[], [Record(b"x", (orf(1, 0, failed=True),))], [Record(b"x", ())]])
+def test_features_of_nothing(run: list[Record], tmp_path: Path) -> None:
+    store = store_run(tmp_path, run, embeddings=True)
+    save_features(store, WIDTH, tmp_path / "features.pt")
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert found["ids"] == []
+    assert found["data"].shape == (0, WIDTH)
+    store.close()
+
+
+def test_features_on_a_full_disk(tmp_path: Path) -> None:
+    many = Record(b"x", tuple(orf(fragment, 0) for fragment in range(1, 5000)))
+    store = store_run(tmp_path, [many], embeddings=True)
+    path = tmp_path / "features.pt"
+    rows = 4 * WIDTH * 4999
+    for room in (rows // 2, rows):  # for the rows, and for the file that is made of them
+        with files_no_larger_than(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            save_features(store, WIDTH, path)
+    save_features(store, WIDTH, path)
+    assert len(torch.load(path, weights_only=True)["ids"]) == 4999
+    store.close()

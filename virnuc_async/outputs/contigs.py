@@ -1,0 +1,72 @@
+"""The table of contigs, ``contigs.tsv``, and what the table of pairs has in common with it."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.blocks import Block
+from virnuc_async.runs.reader import RunReader
+
+from .columns import (
+    Chunks,
+    TextColumn,
+    constant_column,
+    encode_lines,
+    float_column,
+    integer_column,
+    join_lines,
+    text_column,
+)
+from .verdicts import CALIBRATED, COUNTS, FRACTIONS, LABELS, VERDICT, count_labels, verdict_columns
+
+
+def contig_chunks(
+    reader: RunReader, threshold: float, tally: Counter[str], calibration: Calibration | None = None
+) -> Chunks:
+    """
+    Yield ``contigs.tsv``, some lines at a time: records in input order; count the verdicts in *tally*.
+
+    With a *calibration*, a column is added at the end.
+    """
+    yield verdict_header("contig", "file", "length", calibration=calibration)
+    paths = path_fields(reader)
+    for block in reader.blocks():
+        files = block.contigs["file"]
+        verdicts = verdict_columns(block, threshold, calibration)
+        count_labels(verdicts, tally)
+        yield verdict_lines(
+            block,
+            text_column(paths[files[0] : files[-1] + 1])[files - files[0]],
+            integer_column(block.contigs["length"]),
+            verdicts=verdicts,
+        )
+
+
+def verdict_header(*names: str, calibration: Calibration | None) -> bytes:
+    """Return the header of a table with the columns *names*, followed by those of the verdicts."""
+    columns = (*names, *COUNTS, *FRACTIONS, VERDICT, *([CALIBRATED] * bool(calibration)))
+    return "\t".join(columns).encode() + b"\n"
+
+
+def path_fields(reader: RunReader) -> list[bytes]:
+    """Return the path of each input file, with spaces in place of its tabs and line ends."""
+    spaces = bytes.maketrans(b"\t\n\r", b"   ")
+    return [os.fsencode(file.path).translate(spaces) for file in reader.files()]
+
+
+def verdict_lines(block: Block, *columns: TextColumn, verdicts: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return a line for each contig of *block*: its id, *columns* and *verdicts*, separated by tabs."""
+    no_suffix = constant_column(b"", len(block.contigs))
+    formatted = (_format_verdicts(name, column) for name, column in verdicts.items())
+    return encode_lines(join_lines(block.names(), no_suffix, *columns, *formatted))
+
+
+def _format_verdicts(name: str, column: NDArray[Any]) -> TextColumn:
+    if name == VERDICT:
+        labels: TextColumn = text_column(label.encode() for label in LABELS)[column]
+        return labels
+    return integer_column(column) if name in COUNTS else float_column(column)

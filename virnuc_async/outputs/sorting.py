@@ -1,0 +1,81 @@
+"""External sort: lines that do not fit into memory are sorted in runs on disk, and the runs are merged."""
+
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+RUN_BYTES = 64 << 20  # of lines that are sorted in memory
+PIECES = 256  # of a run on disk; one at a time is in memory while runs are merged
+
+
+def sort_lines(
+    blocks: Iterable[list[str]], directory: Path, run_bytes: int = RUN_BYTES, pieces: int = PIECES
+) -> Generator[list[str], None, None]:
+    """
+    Yield the lines of all *blocks*, sorted by what is before their last tab, in lists of many.
+
+    Lines with equal keys stay in their order. What does not fit into memory goes to a temporary
+    file in *directory*.
+    """
+    with TemporaryFile(dir=directory) as file:
+        runs = _sorted_runs(blocks, file, run_bytes, pieces)
+        yield from _merge(list(runs))
+
+
+def _sorted_runs(
+    blocks: Iterable[list[str]], file: IO[bytes], run_bytes: int, pieces: int
+) -> Iterator[Iterator[list[str]]]:
+    """Yield sorted runs of as many lines as fit into memory; all but the last one are in *file*."""
+    lines: list[str] = []
+    size = 0
+    for block in blocks:
+        lines += block
+        size += sum(map(str.__sizeof__, block))
+        if size >= run_bytes:
+            yield _spill(_split_run(sorted(lines, key=_sort_key), pieces), file)
+            lines, size = [], 0
+    if lines:
+        yield _split_run(sorted(lines, key=_sort_key), pieces)
+
+
+def _split_run(lines: list[str], pieces: int) -> Iterator[list[str]]:
+    step = len(lines) // pieces + 1
+    return (lines[first : first + step] for first in range(0, len(lines), step))
+
+
+def _spill(pieces: Iterator[list[str]], file: IO[bytes]) -> Iterator[list[str]]:
+    """Write all *pieces* to *file* now; return an iterator that reads them back one at a time."""
+    ends = [file.tell()]
+    for piece in pieces:
+        file.write("\n".join(piece).encode("latin-1"))
+        ends.append(file.tell())
+    file.flush()
+    read = partial(os.pread, file.fileno())
+    return (read(end - start, start).decode("latin-1").split("\n") for start, end in pairwise(ends))
+
+
+def _merge(runs: list[Iterator[list[str]]]) -> Iterator[list[str]]:
+    """Yield the lines of sorted *runs*, merged; lines with equal keys come in the order of their runs."""
+    heads = [next(run) for run in runs]
+    while heads:
+        bound, slowest = min((_sort_key(head[-1]), number) for number, head in enumerate(heads))
+        # The lines that the slowest run has not read yet come after all that are taken here. They
+        # may have the key *bound*: lines of later runs with that key wait for them.
+        ready = []
+        for number, head in enumerate(heads):
+            end = (bisect_right if number <= slowest else bisect_left)(head, bound, key=_sort_key)
+            ready += head[:end]
+            del head[:end]
+        yield ready if len(heads) == 1 else sorted(ready, key=_sort_key)
+        heads[slowest] = next(runs[slowest], [])
+        if not heads[slowest]:
+            del heads[slowest], runs[slowest]
+
+
+def _sort_key(line: str) -> str:
+    return line.rpartition("\t")[0]

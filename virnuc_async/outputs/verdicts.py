@@ -1,0 +1,115 @@
+"""Scores become verdicts: on each fragment, and on each contig by the votes of its fragments."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.blocks import Block
+
+LABELS = ("others", "virus", "no_orf")
+
+# The columns that a table of verdicts ends with; VERDICT is an index into LABELS, CALIBRATED is optional.
+COUNTS = ("fragments", "fragments_with_orf", "viral_fragments")
+FRACTIONS = ("viral_fraction", "mean_p_virus", "max_p_virus")
+VERDICT, CALIBRATED = "verdict", "p_virus_calibrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The fragments of a block that have a scored ORF, in columns."""
+
+    rows: NDArray[np.int64]  # row of the fragment's contig in the block
+    numbers: NDArray[np.int32]  # of the fragment within its contig, from 1
+    highest: NDArray[np.float32]  # highest P(virus) of the fragment's ORFs
+    are_viral: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The verdict on each contig, in columns; means are over the contig's fragments with an ORF."""
+
+    fragments_with_orf: NDArray[np.int64]
+    viral_fragments: NDArray[np.int64]
+    viral_fraction: NDArray[np.float64]
+    mean_p_virus: NDArray[np.float64]
+    max_p_virus: NDArray[np.float64]
+
+    def labels(self, threshold: float) -> NDArray[np.intp]:
+        """Return each contig's label, as an index into LABELS."""
+        labels = (self.viral_fraction >= threshold).astype(np.intp)
+        labels[self.fragments_with_orf == 0] = LABELS.index("no_orf")
+        return labels
+
+    def calibrated(self, calibration: Calibration) -> NDArray[np.float64]:
+        """Return each contig's calibrated probability, from its mean as it is printed; 0 without an ORF."""
+        means = self.mean_p_virus.astype(np.float32)
+        return np.where(self.fragments_with_orf > 0, calibration.apply(means), 0.0)
+
+
+def vote(block: Block) -> Votes:
+    """
+    Return the vote of each fragment.
+
+    A fragment is viral if its highest P(virus) is at least its highest P(others): the published
+    rule, in which a tie is viral.
+    """
+    rows, numbers = block.rows, block.scores["fragment"]
+    starts = _group_starts(rows, numbers)
+    others, virus = (np.maximum.reduceat(block.scores[name], starts) for name in ("others", "virus"))
+    return Votes(rows[starts], numbers[starts], virus, virus >= others)
+
+
+def label_contigs(block: Block) -> Verdicts:
+    """Return the verdict on each contig of *block*, from the votes of its fragments."""
+    fragments = vote(block)
+    rows, size = fragments.rows, len(block.contigs)
+    counts = np.bincount(rows, minlength=size)
+    viral = np.bincount(rows[fragments.are_viral], minlength=size)
+    means, highest = np.zeros(size), np.zeros(size)
+    starts = _group_starts(rows)
+    with_orf = rows[starts]
+    means[with_orf] = _exact_sums(fragments.highest, starts) / counts[with_orf]
+    highest[with_orf] = np.maximum.reduceat(fragments.highest, starts)
+    return Verdicts(counts, viral, viral / np.maximum(counts, 1), means, highest)
+
+
+def verdict_columns(
+    block: Block, threshold: float, calibration: Calibration | None = None
+) -> dict[str, NDArray[Any]]:
+    """Return the verdicts on the contigs of *block* as the last columns of a table, by their names."""
+    verdicts = label_contigs(block)
+    columns: dict[str, NDArray[Any]] = {"fragments": block.contigs["fragments"]}
+    columns |= {name: getattr(verdicts, name) for name in (*COUNTS[1:], *FRACTIONS)}
+    columns[VERDICT] = verdicts.labels(threshold)
+    if calibration:
+        columns[CALIBRATED] = verdicts.calibrated(calibration)
+    return columns
+
+
+def count_labels(columns: Mapping[str, NDArray[Any]], tally: Counter[str]) -> None:
+    """Add the number of contigs with each label to *tally*."""
+    counts = np.bincount(columns[VERDICT], minlength=len(LABELS))
+    tally.update(dict(zip(LABELS, counts.tolist(), strict=True)))
+
+
+def _group_starts(*keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the index of the first row of each group of equal *keys*, which are columns of one length."""
+    is_new = np.ones(len(keys[0]), bool)
+    is_new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    return np.flatnonzero(is_new)
+
+
+def _exact_sums(numbers: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum of each group, rounded once, however large the group is."""
+    sums = np.add.reduceat(numbers, starts, dtype=np.float64)
+    ends, values = np.append(starts[1:], len(numbers)), numbers.tolist()
+    # The sum of one or two numbers is rounded only once in any case.
+    for group in np.flatnonzero(ends - starts > 2).tolist():
+        sums[group] = math.fsum(values[starts[group] : ends[group]])
+    return sums
