@@ -169,7 +169,7 @@ def test_line_of_a_run_under_way() -> None:
 def test_line_before_the_first_batch_says_what_takes_so_long() -> None:
     counts = Counts(started=990.0)
     assert counts.line(1000.4) == "reading (10 s)"
-    counts.doing = "loading the model"
+    counts.status = "loading the model"
     assert counts.line(1075.0) == "loading the model (85 s)"
     counts.ready("cpu:0")
     assert counts.line(1080.0) == "scoring (90 s)"
@@ -177,7 +177,7 @@ def test_line_before_the_first_batch_says_what_takes_so_long() -> None:
 
 def test_line_after_the_last_batch_says_what_is_done_now() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    counts.read, counts.is_all_read, counts.status = 300, True, "writing tables"
     assert counts.line(1000.0) == "writing tables (10 s)"
 
 

@@ -31,15 +31,15 @@ def test_nothing_need_be_said() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"devices": ("cpu",), "gpus": (0,)}, "name devices or gpus, not both"),
-        ({"overwrite": True, "repair": True}, "start anew or repair what is there, not both"),
+        ({"devices": ("cpu",), "gpus": (0,)}, "choose devices or gpus, not both"),
+        ({"overwrite": True, "repair": True}, "choose overwrite or repair, not both"),
         ({"tokens_per_batch": 0}, "tokens per batch must be at least 1, not 0"),
         ({"tokens_per_batch": -5}, "tokens per batch must be at least 1, not -5"),
-        ({"threshold": -0.01}, "the threshold is a share from 0 to 1, not -0.01"),
-        ({"threshold": 1.01}, "the threshold is a share from 0 to 1, not 1.01"),
-        ({"threshold": float("nan")}, "the threshold is a share from 0 to 1, not nan"),
-        ({"threshold": float("inf")}, "the threshold is a share from 0 to 1, not inf"),
-        ({"gpus": (1, 0, 1)}, "a gpu is named twice"),
+        ({"threshold": -0.01}, "the threshold must be a number from 0 to 1, not -0.01"),
+        ({"threshold": 1.01}, "the threshold must be a number from 0 to 1, not 1.01"),
+        ({"threshold": float("nan")}, "the threshold must be a number from 0 to 1, not nan"),
+        ({"threshold": float("inf")}, "the threshold must be a number from 0 to 1, not inf"),
+        ({"gpus": (1, 0, 1)}, "a GPU is listed twice"),
     ],
 )
 def test_nonsense_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:

@@ -379,7 +379,7 @@ class _Run:
 
     async def _see_no_sign(self, owner: Owner) -> None:
         """Wait long enough for a sign of life from *owner*; raises DirectoryLockedError at the first one."""
-        self.counts.doing = f"waiting for a sign of life from {owner}"
+        self.counts.status = f"waiting for a sign of life from {owner}"
         self.log.warning(
             "{} is held by {}, which cannot be seen from here: if it gives no sign of life for {:.0f} s, "
             "it is taken for dead",
@@ -416,7 +416,7 @@ class _Run:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
-            self.counts.doing = "looking for earlier features"
+            self.counts.status = "looking for earlier features"
             searched = find_features(directory, but_not=self.out_dir)
             # A checksum takes its time.
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
@@ -434,7 +434,7 @@ class _Run:
     def _read_features(self) -> None:
         if not self.features.found or self.store.is_finished:
             return
-        self.counts.doing = "reading earlier features"
+        self.counts.status = "reading earlier features"
         try:
             for _ in self.features.read(self.out_dir):
                 from_thread.check_cancelled()
@@ -535,10 +535,10 @@ class _Run:
         self.strangers.add(mates)
 
     async def _score(self, first: Window) -> None:
-        self.counts.doing = "checking the model's files"
+        self.counts.status = "checking the model's files"
         # It only reads: who cancels need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
-        self.counts.doing = "loading the model"
+        self.counts.status = "loading the model"
         send, receive = anyio.create_memory_object_stream[ScoredBatch](2 * len(self.plan.devices))
         read, feed = anyio.create_memory_object_stream[Window](1)
         async with anyio.create_task_group() as tasks:
@@ -706,7 +706,7 @@ class _Run:
 
     async def _finish(self, command: str) -> Summary:
         """Write every file that people read, each at once or not at all."""
-        self.counts.doing = "writing tables"
+        self.counts.status = "writing tables"
         store, threshold, calibration = self.store, self.settings.threshold, self.plan.calibration
         await self._write("prediction_results.txt", results.predictions(store))
         await self._write("prediction_results_highestscore.csv", results.fragment_verdicts(store))
@@ -761,9 +761,9 @@ class _Run:
 
     async def _write_pairs(self) -> Counter[str]:
         """Write the table of pairs, if there are any; give how many have which verdict."""
-        self.counts.doing = "comparing the ids of mates"
+        self.counts.status = "comparing the ids of mates"
         mates, tally = await self._on_disk(self._true_mates), Counter[str]()
-        self.counts.doing = "writing tables"
+        self.counts.status = "writing tables"
         if mates:
             threshold, calibration = self.settings.threshold, self.plan.calibration
             parts = results.pair_verdicts(self.store, mates, threshold, tally, calibration)

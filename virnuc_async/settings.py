@@ -1,4 +1,4 @@
-"""What a run and a training can be told: every knob, checked once, frozen."""
+"""The settings of a run, validated once and immutable."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +16,7 @@ class Precision(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether a GPU's kernels are compiled for the networks before the first batch."""
+    """Whether kernels are compiled for the networks before the first batch."""
 
     AUTO = "auto"
     ON = "on"
@@ -24,10 +24,10 @@ class Compile(StrEnum):
 
 
 class Pairing(StrEnum):
-    """Which records are mates, and get a verdict together."""
+    """Which records are mates and get one verdict."""
 
-    AUTO = "auto"  # those of two files that are named as mates are, where their ids agree
-    INTERLEAVED = "interleaved"  # the first and the second of a file, the third and the fourth, ...
+    AUTO = "auto"  # records of two files that are named like mates, if all ids match
+    INTERLEAVED = "interleaved"  # records 1 and 2 of a file, 3 and 4, ...
     OFF = "off"
 
 
@@ -40,29 +40,29 @@ class Settings:
         UsageError: a value is out of its range
     """
 
-    model: str | Path = "tiny-500"  # a bundle's name or directory
-    cache_dir: Path | None = None  # where bundles are looked for by name; None: the user's cache directory
+    model: str | Path = "tiny-500"  # name or directory of a bundle
+    cache_dir: Path | None = None  # where bundles are installed; None: the cache directory of the user
     devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
-    gpus: tuple[int, ...] = ()  # numbers as nvidia-smi counts; excludes *devices*
+    gpus: tuple[int, ...] = ()  # numbers that nvidia-smi shows; excludes *devices*
     precision: Precision = Precision.AUTO
-    compile: Compile = Compile.AUTO  # auto: where the input is large enough to win the time back
-    tokens_per_batch: int | None = None  # residue tokens; None: by the devices' memory
-    threshold: float = 0.5  # share of viral fragments that makes a contig viral
-    embeddings: bool = False  # write merged_features.pt
-    calibrated: bool = True  # add a column where the model has a calibration
-    pairs: Pairing = Pairing.AUTO  # which records are judged together, in a table of their own
-    reuse_features: Path | None = None  # a directory of feature files, which need not be computed
-    overwrite: bool = False  # start anew where the directory holds another run of ours
-    repair: bool = False  # keep what is whole of a damaged store, and compute the rest again
+    compile: Compile = Compile.AUTO  # auto: if the input is large enough to be worth it
+    tokens_per_batch: int | None = None  # residue tokens; None: by the memory of the devices
+    threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
+    embeddings: bool = False  # also write merged_features.pt
+    calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
+    pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
+    reuse_features: Path | None = None  # a directory with feature files of VirNucPro
+    overwrite: bool = False  # discard an existing run in the directory and start over
+    repair: bool = False  # recover intact batches from a damaged store, recompute the rest
 
     def __post_init__(self) -> None:
         if self.devices and self.gpus:
-            raise UsageError("name devices or gpus, not both")
+            raise UsageError("choose devices or gpus, not both")
         if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
             raise UsageError(f"tokens per batch must be at least 1, not {self.tokens_per_batch}")
         if not 0 <= self.threshold <= 1:
-            raise UsageError(f"the threshold is a share from 0 to 1, not {self.threshold}")
+            raise UsageError(f"the threshold must be a number from 0 to 1, not {self.threshold}")
         if self.overwrite and self.repair:
-            raise UsageError("start anew or repair what is there, not both")
+            raise UsageError("choose overwrite or repair, not both")
         if len(set(self.gpus)) < len(self.gpus):
-            raise UsageError("a gpu is named twice")
+            raise UsageError("a GPU is listed twice")

@@ -160,7 +160,7 @@ def test_input_list_that_is_missing_or_empty(tmp_path: Path, out: Path) -> None:
     names = tmp_path / "names.txt"
     assert predict("--input-list", names, out) == (1, "", f"virnuc-async: {names}: {NO_FILE}\n")
     names.write_text("\n")
-    message = f"virnuc-async: the input list '{names}' names no input\n"
+    message = f"virnuc-async: the input list '{names}' is empty\n"
     assert predict("--input-list", names, out) == (64, "", message)
 
 
@@ -646,17 +646,20 @@ print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
         ("predict", "name an input and an output directory"),
         ("predict out", "name an input before the output directory 'out'"),
         ("predict --output-dir out", "name an input before the output directory 'out'"),
-        (f"predict a.fa {__file__}", f"the output directory comes last, but '{__file__}' is a file"),
+        (
+            f"predict a.fa {__file__}",
+            f"the last name must be the output directory, but '{__file__}' is a file",
+        ),
         (
             f"predict a.fa --output-dir {__file__}",
-            f"the output directory comes last, but '{__file__}' is a file",
+            f"the last name must be the output directory, but '{__file__}' is a file",
         ),
         ("predict a.fa out --no-such 1", "no such option: --no-such"),
         ("predict a.fa out -x", "no such option: -x"),
         ("predict a.fa out --quiet --verbose", "argument --verbose: not allowed with argument --quiet"),
-        ("predict a.fa out --threshold 1.01", "the threshold is a share from 0 to 1, not 1.01"),
-        ("predict a.fa out --threshold -0.1", "the threshold is a share from 0 to 1, not -0.1"),
-        ("predict a.fa out --threshold nan", "the threshold is a share from 0 to 1, not nan"),
+        ("predict a.fa out --threshold 1.01", "the threshold must be a number from 0 to 1, not 1.01"),
+        ("predict a.fa out --threshold -0.1", "the threshold must be a number from 0 to 1, not -0.1"),
+        ("predict a.fa out --threshold nan", "the threshold must be a number from 0 to 1, not nan"),
         (
             "predict a.fa out --threshold half",
             "argument --threshold: expected a number from 0 to 1, not 'half'",
@@ -664,14 +667,15 @@ print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
         ("predict a.fa out --esm-batch-size 0", "tokens per batch must be at least 1, not 0"),
         ("predict a.fa out --esm-batch-size 2k", "expected a number of tokens, or auto, not '2k'"),
         ("predict a.fa out --gpus 0,x", "argument --gpus: expected GPU numbers such as 0,2, not '0,x'"),
-        ("predict a.fa out --gpus 1,1", "a gpu is named twice"),
-        ("predict a.fa out --gpus 0 --devices cpu", "name devices or gpus, not both"),
+        ("predict a.fa out --gpus 1,1", "a GPU is listed twice"),
+        ("predict a.fa out --gpus 0 --devices cpu", "choose devices or gpus, not both"),
         ("predict a.fa out --devices ,", "expected names such as cuda:0,cuda:1 or cpu, not ','"),
-        ("predict a.fa out --precision fp8", "invalid choice: 'fp8' (choose from"),
+        (
+            "predict a.fa out --precision fp8",
+            "argument --precision: invalid choice: 'fp8'. Choices: auto, fp32, bf16",
+        ),
         ("predict a.fa out --model", "argument --model: expected one argument"),
-        ("predikt a.fa out", "invalid choice: 'predikt'"),
-        ("", "the following arguments are required: COMMAND"),
-        ("models", "the following arguments are required: ACTION"),
+        ("predikt a.fa out", "no such command: 'predikt'. Did you mean predict?"),
         ("models import", "the following arguments are required: --protein"),
         ("devices all", "unrecognized arguments: all"),
     ],
@@ -731,7 +735,7 @@ def test_interrupted_run_goes_on_where_it_was(
         process.send_signal(number)
         assert process.wait() == code
     said = (tmp_path / "said").read_text()
-    assert "Stopping after the batches under way ...\n" in said
+    assert "Stopping after the current batches ...\n" in said
     assert said.endswith("Interrupted. The same command resumes this run.\n")
     assert not summary(out)["finished"]
     assert not (out / "prediction_results.txt").exists()
@@ -751,7 +755,7 @@ def test_second_signal_ends_at_once(
             process.send_signal(number)
         assert process.wait() in (130, 143)
     said = (tmp_path / "said").read_text()
-    assert "Stopping after the batches under way ...\n" in said
+    assert "Stopping after the current batches ...\n" in said
     assert said.endswith("Interrupted. The same command resumes this run.\n")
     assert_goes_on(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed
@@ -853,7 +857,7 @@ def test_version_and_help() -> None:
             ["\n", ""]
         )
     assert "usage: virnuc-async predict INPUT [INPUT ...] OUT_DIR [options]\n" in run("predict", "--help").out
-    assert "interrupted, the same command resumes" in run("predict", "--help").out
+    assert "interrupted; the same command resumes" in run("predict", "--help").out
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -1005,7 +1009,7 @@ def test_import_says_what_is_wrong_with_its_arguments(golden_parts: CheckpointPa
     whole = (*good, "--protein", golden_parts.protein)
     ended = run("models", "import", *whole, "--length", "0", "--output", tmp_path / "new")
     assert ended.code == 64
-    assert ended.err == "virnuc-async: --length is a number of bases, 300 or 500 as published, not 0\n"
+    assert ended.err == "virnuc-async: --length must be a number of bases, such as 300 or 500, not 0\n"
     ended = run("models", "import", *whole, "--length", "500", "--output", file)
     assert ended == (1, "", f"virnuc-async: {file}: {os.strerror(errno.ENOTDIR)}\n")
 
@@ -1020,7 +1024,7 @@ def test_devices_names_them_as_the_option_wants_them(good: Path, out: Path) -> N
     assert model.startswith("CPU (")
     assert re.fullmatch(r"\d+ GiB", memory)
     has_gpu = torch.cuda.is_available()
-    assert used == ("no, there are GPUs" if has_gpu else "yes, no GPU here that CUDA can use")
+    assert used == ("no: there are GPUs" if has_gpu else "yes: no GPU that CUDA can use")
     assert predict(good, out, "--devices", name).code == 0
     assert summary(out)["devices"][0]["kind"] == model
 

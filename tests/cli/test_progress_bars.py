@@ -89,13 +89,13 @@ def test_bars_for_each_device_and_the_whole() -> None:
 
 
 def test_bars_before_the_first_batch() -> None:
-    counts = Counts(doing="loading the model")
+    counts = Counts(status="loading the model")
     assert "loading the model" in draw(counts)
 
 
 def test_bars_after_the_last_batch() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    counts.read, counts.is_all_read, counts.status = 300, True, "writing tables"
     shown = draw(counts)
     assert "writing tables" in shown
     assert "left" not in shown

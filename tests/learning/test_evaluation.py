@@ -295,10 +295,10 @@ def test_another_model_in_the_same_directory(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--lengths", "0"), "lengths are different numbers of bases, not [0]"),
-        (("--lengths", "5,5"), "lengths are different numbers of bases, not [5, 5]"),
+        (("--lengths", "0"), "lengths must be different numbers of bases, not [0]"),
+        (("--lengths", "5,5"), "lengths must be different numbers of bases, not [5, 5]"),
         (("--subsequences", "0"), "subsequences must be at least 1, not 0"),
-        (("--seed", "-1"), "the seed is a whole number from 0 on, not -1"),
+        (("--seed", "-1"), "the seed must be at least 0, not -1"),
         (("--viral", "-"), "labelled sequences are read more than once: name files, not standard input"),
     ],
 )

@@ -59,16 +59,16 @@ class Recipe:
                     f"{name} must be at least {1 + (name == 'batch')}, not {getattr(self, name)}"
                 )
         if not 0 < self.rate < float("inf"):
-            raise UsageError(f"the rate is a number above 0, not {self.rate}")
+            raise UsageError(f"the rate must be a finite number above 0, not {self.rate}")
         for name in ("momentum", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is a number from 0 to below 1, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
         if not 0 < self.decay <= 1:
-            raise UsageError(f"decay is a number above 0, up to 1, not {self.decay}")
+            raise UsageError(f"decay must be above 0 and at most 1, not {self.decay}")
         if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"weight decay is a number from 0 on, not {self.weight_decay}")
+            raise UsageError(f"weight decay must be a finite number of at least 0, not {self.weight_decay}")
         if self.seed < 0:
-            raise UsageError(f"the seed is a whole number from 0 on, not {self.seed}")
+            raise UsageError(f"the seed must be at least 0, not {self.seed}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,11 @@ class Split:
     def __post_init__(self) -> None:
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
             raise UsageError(
-                "validation and test are shares above 0, below 1 together, "
+                "validation and test must be fractions above 0 whose sum is below 1, "
                 f"not {self.validation} and {self.test}"
             )
         if not 0 <= self.leakage_share <= 1:
-            raise UsageError(f"the leakage share is a number from 0 to 1, not {self.leakage_share}")
+            raise UsageError(f"the leakage share must be a number from 0 to 1, not {self.leakage_share}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,9 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
-            raise UsageError(f"lengths are different numbers of bases, not {list(self.lengths)}")
+            raise UsageError(f"lengths must be different numbers of bases, not {list(self.lengths)}")
         for name in ("subsequences", "resamples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.seed < 0:
-            raise UsageError(f"the seed is a whole number from 0 on, not {self.seed}")
+            raise UsageError(f"the seed must be at least 0, not {self.seed}")

@@ -28,7 +28,6 @@ ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  
 REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
-HOW_TO_GET = "The published models are got with: models download NAME (docs/models.md)"
 
 _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of a bundle.json
@@ -133,8 +132,7 @@ def find(name: str | Path, cache: Path | None = None) -> Bundle:
     """
     directory = dict(known(cache)).get(str(name), Path(name))
     if not (directory / "bundle.json").is_file():
-        hint = f"Get it with: models download {name}" if str(name) in PUBLISHED else ""
-        raise UnknownBundle(str(name), [name for name, _ in known(cache)], hint)
+        raise UnknownBundle(str(name), [name for name, _ in known(cache)], PUBLISHED)
     return _read(directory)
 
 
