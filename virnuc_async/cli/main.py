@@ -72,5 +72,5 @@ def _parser() -> CommandParser:
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
     for command in (predict, train, evaluate, calibrate, models, devices):
         command.add_parser(commands)
-    help.add_parser(commands, parser)
+    help.add_parser(commands, parser, "predict", "models verify")
     return parser

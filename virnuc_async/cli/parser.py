@@ -38,7 +38,7 @@ class CommandParser(ArgumentParser):
         self._noun = ""  # what a command of this parser is called
 
     def add_commands(self, noun: str, example: str) -> Any:
-        """Return the group to add commands to, each called a *noun*; *example* is shown where none is given."""
+        """Return the group to add commands to; where no *noun* is given, show the help and *example*."""
         group = self.add_subparsers(title=f"{noun}s", metavar=noun.upper())
         self._commands, self._noun = group.choices, noun
         self.set_defaults(run=partial(self._require_command, example))

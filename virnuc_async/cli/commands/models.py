@@ -25,4 +25,4 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_commands("action", f"{PROGRAM} models list")
     for action in (models_list, models_info, models_download, models_verify, models_import):
         action.add_parser(actions)
-    help.add_parser(actions, parser)
+    help.add_parser(actions, parser, "verify")
