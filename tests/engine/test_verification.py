@@ -101,7 +101,7 @@ def test_a_nudged_weight_fails_and_says_by_how_much(part: str, name: str, model:
     worst, allowed = (scores if part == "classifier" else embeddings).split()
     assert float(worst) > 1e-4
     assert allowed == "(1e-04)"
-    assert "golden does not give what it should on cpu:0 in FP32. Its files are what they were" in ended.err
+    assert "golden does not give the expected scores on cpu:0 in FP32. Its files are intact" in ended.err
 
 
 def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:

@@ -92,7 +92,7 @@ def test_every_file_has_a_length_that_it_cannot_pass() -> None:
 
 
 def test_an_unknown_esm2_is_told_which_there_are() -> None:
-    with pytest.raises(UsageError, match="there are esm2_t6_8M_UR50D, "):
+    with pytest.raises(UsageError, match="There are: esm2_t6_8M_UR50D, "):
         published_encoders("esm1b", Mirrors())
 
 
@@ -445,7 +445,7 @@ def test_encoders_to_train_on(
     ended = download(server, "--protein", "esm2", "--to", tmp_path / "parts")
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"esm2 is in {tmp_path / 'parts'}. For models import: --protein {tmp_path / 'parts' / 'esm2.pt'} "
+        f"esm2 is in {tmp_path / 'parts'}. Use it with: models import --protein {tmp_path / 'parts' / 'esm2.pt'} "
         f"--nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]

@@ -19,6 +19,7 @@ from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import atomic_write, read_bounded, sha256
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.text import is_printable
 
 from . import calibration
 from .calibration import CALIBRATION, Calibration
@@ -225,7 +226,7 @@ def _shapes(described: Mapping[str, Any]) -> Shapes:
 
 def _words(name: str, text: Any) -> str:
     """Give *text* if a terminal can show it: it may come from anybody."""
-    if not isinstance(text, str) or not text.isprintable():
+    if not is_printable(text):
         raise ValueError(f"{name} is {text!r:.99}")
     return text
 
