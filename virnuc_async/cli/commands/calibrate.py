@@ -75,4 +75,4 @@ def _print_calibration(found: Mapping[str, Any], model: str) -> None:
         f"sensitivity {found['sensitivity_at_threshold']:.3f} "
         f"on these {found['viral']:,} viral and {found['nonviral']:,} non-viral contigs"
     )
-    print(f"predict --model {model} now adds p_virus_calibrated to contigs.tsv")
+    print(f"predict --model {model} adds p_virus_calibrated to contigs.tsv")
