@@ -35,7 +35,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def said() -> Iterator[io.StringIO]:
+def messages() -> Iterator[io.StringIO]:
     """Everything that the package logs during the test."""
     stream = io.StringIO()
     sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
@@ -56,7 +56,7 @@ def working(**devices: tuple[int, int]) -> Counts:
 # The logger
 
 
-def test_logger_is_separate_from_that_of_the_host(said: io.StringIO) -> None:
+def test_logger_is_separate_from_that_of_the_host(messages: io.StringIO) -> None:
     hosts = io.StringIO()
     sink = loguru.logger.add(hosts, format="{message}", level=0)
     try:
@@ -64,7 +64,7 @@ def test_logger_is_separate_from_that_of_the_host(said: io.StringIO) -> None:
         loguru.logger.warning("of the host")
     finally:
         loguru.logger.remove(sink)
-    assert said.getvalue() == "WARNING of ours\n"
+    assert messages.getvalue() == "WARNING of ours\n"
     assert hosts.getvalue() == "of the host\n"
 
 
@@ -78,7 +78,7 @@ logger.error("to nobody")
     assert python(script) == ""
 
 
-def test_host_may_remove_all_its_sinks(said: io.StringIO) -> None:
+def test_host_may_remove_all_its_sinks(messages: io.StringIO) -> None:
     sink = loguru.logger.add(io.StringIO())
     loguru.logger.remove(sink)
     loguru.logger.disable("virnuc_async")
@@ -86,10 +86,10 @@ def test_host_may_remove_all_its_sinks(said: io.StringIO) -> None:
         logger.info("still here")
     finally:
         loguru.logger.enable("virnuc_async")
-    assert said.getvalue() == "INFO still here\n"
+    assert messages.getvalue() == "INFO still here\n"
 
 
-def test_progress_is_above_info_and_below_warning(said: io.StringIO) -> None:
+def test_progress_is_above_info_and_below_warning(messages: io.StringIO) -> None:
     numbers = [logger.level(name).no for name in ("INFO", PROGRESS, "WARNING")]
     assert numbers == sorted(set(numbers))
     with pytest.raises(ValueError, match=PROGRESS):
@@ -135,8 +135,8 @@ def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) 
             clock.now = 1000.0 + second
             logger.bind(run="1").log(PROGRESS, f"at {second}")
             logger.bind(run="2").log(PROGRESS, "of another run")
-    said = [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()]
-    assert said == [f"PROGRESS at {second}" for second in (0, 10, 20, 30)]
+    messages = [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert messages == [f"PROGRESS at {second}" for second in (0, 10, 20, 30)]
 
 
 def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
@@ -219,12 +219,12 @@ def test_rates_of_a_device_that_is_not_ready_are_zero() -> None:
 # Sinks
 
 
-def test_throttled_progress_is_logged_every_ten_seconds(said: io.StringIO, clock: Clock) -> None:
+def test_throttled_progress_is_logged_every_ten_seconds(messages: io.StringIO, clock: Clock) -> None:
     progress = ThrottledProgress("{} bases so far", clock)
     for _ in range(5):
         progress.advance(1_000)
-        assert said.getvalue() == ""
+        assert messages.getvalue() == ""
         clock.now += EVERY_SECONDS / 5
     progress.advance(1)
     progress.advance(1)
-    assert said.getvalue() == "INFO 5,001 bases so far\n"
+    assert messages.getvalue() == "INFO 5,001 bases so far\n"

@@ -35,7 +35,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "7"
 sys.stderr = sys.stdout
 print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
 """
-    order, said, code = python(script).splitlines()
+    order, message, code = python(script).splitlines()
     assert order == "PCI_BUS_ID 98,99"
-    assert re.fullmatch(r"virnuc-async: no device 'GPU 98' here\. There are: .*", said)
+    assert re.fullmatch(r"virnuc-async: no device 'GPU 98' here\. There are: .*", message)
     assert code == "1"

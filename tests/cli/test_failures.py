@@ -20,7 +20,7 @@ PROTEIN = ">p1\nACGT\n>p2 insulin\nMALWMRLLPLLALLALWGPDPAAA\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, NO_FILE),
         (b"", ""),
@@ -28,7 +28,7 @@ PROTEIN = ">p1\nACGT\n>p2 insulin\nMALWMRLLPLLALLALWGPDPAAA\n"
     ],
 )
 def test_inputs_without_records_fail_before_the_model_is_loaded(
-    content: bytes | None, said: str, tmp_path: Path, out: Path, model: Bundle
+    content: bytes | None, message: str, tmp_path: Path, out: Path, model: Bundle
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model.directory, broken)
@@ -37,7 +37,7 @@ def test_inputs_without_records_fail_before_the_model_is_loaded(
     if content is not None:
         source.write_bytes(content)
     ended = predict(source, out, "--model", broken)
-    lines = [f"virnuc-async: no sequence record in {source}", *([f"{source}: {said}"] if said else [])]
+    lines = [f"virnuc-async: no sequence record in {source}", *([f"{source}: {message}"] if message else [])]
     assert ended == (1, "", "\n".join(lines) + "\n")
     assert not out.exists()
 
@@ -73,8 +73,8 @@ def test_unknown_device_lists_the_known_ones(name: str, good: Path, out: Path) -
     ended = predict(good, out, "--devices", name)
     wrong = name.removeprefix("cpu,")
     known = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    said = f"virnuc-async: no device '{wrong}' here. There are: {', '.join([*known, 'cpu'])}\n"
-    assert ended == (1, "", said)
+    message = f"virnuc-async: no device '{wrong}' here. There are: {', '.join([*known, 'cpu'])}\n"
+    assert ended == (1, "", message)
 
 
 def test_broken_model(good: Path, out: Path, model: Bundle, tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_bad_file_next_to_a_good_one(
     of_good = {name: content.splitlines() for name, content in good_tables.items()}
     ours = {name: content.splitlines() for name, content in tables(out).items()}
     # Another record in the batch may change the last digit of a score, but no label and no verdict.
-    wanted = of_good["prediction_results.txt"]
-    scored = ours["prediction_results.txt"][: len(wanted)]
-    found, given = ([line.decode().split("\t") for line in lines] for lines in (scored, wanted))
+    expected = of_good["prediction_results.txt"]
+    scored = ours["prediction_results.txt"][: len(expected)]
+    found, given = ([line.decode().split("\t") for line in lines] for lines in (scored, expected))
     assert_scores_alike(found, given, atol=1e-6)
     assert set(of_good["prediction_results_highestscore.csv"]) <= set(
         ours["prediction_results_highestscore.csv"]

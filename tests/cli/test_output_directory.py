@@ -39,8 +39,10 @@ def test_damaged_store_is_reported_and_repaired(source: Path, tmp_path: Path, ou
     (out / "contigs.tsv").unlink()
     ended = predict(source, out)
     assert ended.code == 1
-    said = r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same .* --repair"
-    assert re.search(said, ended.err)
+    message = (
+        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be saved: the same .* --repair"
+    )
+    assert re.search(message, ended.err)
     repaired = predict(source, out, "--repair")
     assert repaired.code == 0
     assert re.search(r"WARNING: repaired: \d+ batches of 1 window are kept; what was damaged", repaired.err)
@@ -51,12 +53,12 @@ def test_damaged_store_is_reported_and_repaired(source: Path, tmp_path: Path, ou
 def test_directory_with_other_files_is_refused(good: Path, out: Path) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    said = (
+    message = (
         f"virnuc-async: {out}: holds 'thesis.tex' and no run of this program. "
         "Choose a new or empty directory\n"
     )
     for more in ((), ("--overwrite",)):
-        assert predict(good, out, *more) == (1, "", said)
+        assert predict(good, out, *more) == (1, "", message)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
@@ -75,10 +77,10 @@ def test_different_run_is_refused_with_the_differences(
         ("--model", str(model.directory)): "model was tiny-500 (",
         (str(other),): f"other inputs: {other} is new. ",
     }
-    for arguments, said in changes.items():
+    for arguments, message in changes.items():
         ended = predict(*arguments, good, out)
         assert ended.code == 1
-        assert f"virnuc-async: {out}: holds another run: {said}" in ended.err
+        assert f"virnuc-async: {out}: holds another run: {message}" in ended.err
         assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
     good.write_text(good.read_text().replace("good", "GOOD"))
     assert f"other inputs: {good} has changed." in predict(good, out).err

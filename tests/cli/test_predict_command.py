@@ -40,8 +40,10 @@ def test_scores_are_those_of_the_published_program(
     expected = golden / "upstream" / "expected_500"
     ours, published = (rows(path / "prediction_results.txt") for path in (out, expected))
     assert [row[:2] for row in ours] == [row[:2] for row in published]
-    scores, wanted = (np.array([row[2:] for row in table[1:]], float) for table in (ours, published))
-    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+    scores, published_scores = (
+        np.array([row[2:] for row in table[1:]], float) for table in (ours, published)
+    )
+    np.testing.assert_allclose(scores, published_scores, rtol=0, atol=1e-5)
     name = "prediction_results_highestscore.csv"
     assert (out / name).read_bytes() == (expected / name).read_bytes()
 

@@ -108,9 +108,9 @@ def test_run_log(good: Path, tmp_path: Path, out: Path, model: Bundle) -> None:
     predict(good, missing, out, "--quiet", "--model", model.directory)
     lines = log(out).splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+ +\S", line) for line in lines)
-    said = [line[20:] for line in lines if " PROGRESS " not in line]
+    messages = [line[20:] for line in lines if " PROGRESS " not in line]
     for line, begins in zip(
-        said,
+        messages,
         (
             f"INFO     virnuc-async {__version__} with golden, fragments of 500 bp",
             "INFO     cpu:0: CPU (",

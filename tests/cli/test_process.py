@@ -23,7 +23,7 @@ def test_closed_pipe_is_not_a_traceback(command: list[str], environment: dict[st
 
 
 def test_process_exits_with_the_code_of_the_command(tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    with start("predict", "only-one-name", stderr=said) as process:
+    stderr = tmp_path / "stderr"
+    with start("predict", "only-one-name", stderr=stderr) as process:
         assert process.wait() == 64
-    assert said.read_text() == "virnuc-async: name an input before the output directory 'only-one-name'\n"
+    assert stderr.read_text() == "virnuc-async: name an input before the output directory 'only-one-name'\n"

@@ -27,7 +27,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def said() -> Iterator[io.StringIO]:
+def messages() -> Iterator[io.StringIO]:
     """Everything that the package logs during the test."""
     stream = io.StringIO()
     sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)

@@ -34,13 +34,13 @@ def assert_resumes(ended: Ran) -> None:
 def test_interrupted_run_resumes(
     number: signal.Signals, code: int, reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
-    with start("predict", "-", out, "--devices", "cpu,cpu", stderr=tmp_path / "said") as process:
+    with start("predict", "-", out, "--devices", "cpu,cpu", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         process.send_signal(number)
         assert process.wait() == code
-    said = (tmp_path / "said").read_text()
-    assert "Stopping after the current batches ...\n" in said
-    assert said.endswith("Interrupted. The same command resumes this run.\n")
+    stderr = (tmp_path / "stderr").read_text()
+    assert "Stopping after the current batches ...\n" in stderr
+    assert stderr.endswith("Interrupted. The same command resumes this run.\n")
     assert not summary(out)["finished"]
     assert not (out / "prediction_results.txt").exists()
     assert_resumes(predict("-", out, "--devices", "cpu,cpu", stdin=reads))
@@ -52,15 +52,15 @@ def test_interrupted_run_resumes(
 def test_second_signal_stops_at_once(
     reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
-    with start("predict", "-", out, "--devices", "cpu", stderr=tmp_path / "said") as process:
+    with start("predict", "-", out, "--devices", "cpu", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         # Both are pending when it wakes up, in either order: the second one ends it before the first.
         for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             process.send_signal(number)
         assert process.wait() in (130, 143)
-    said = (tmp_path / "said").read_text()
-    assert "Stopping after the current batches ...\n" in said
-    assert said.endswith("Interrupted. The same command resumes this run.\n")
+    stderr = (tmp_path / "stderr").read_text()
+    assert "Stopping after the current batches ...\n" in stderr
+    assert stderr.endswith("Interrupted. The same command resumes this run.\n")
     assert_resumes(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed
 
@@ -68,7 +68,7 @@ def test_second_signal_stops_at_once(
 def test_directory_of_a_running_process_is_locked(
     reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
-    with start("predict", "-", out, "--devices", "cpu", stderr=tmp_path / "said") as process:
+    with start("predict", "-", out, "--devices", "cpu", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         for more in ((), ("--overwrite",), ("--repair",)):
             ended = predict("-", out, *more, stdin=reads)
@@ -85,7 +85,7 @@ def test_directory_of_a_running_process_is_locked(
 def test_run_of_a_killed_process_is_taken_over(
     reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
-    with start("predict", "-", out, "--devices", "cpu,cpu", stderr=tmp_path / "said") as process:
+    with start("predict", "-", out, "--devices", "cpu,cpu", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -105,7 +105,7 @@ def test_run_with_reused_features_is_taken_over(tmp_path: Path, out: Path) -> No
     assert predict("-", tmp_path / "old", "--embeddings", stdin=first).code == 0
     words = ("--reuse-features", tmp_path / "old")
     assert predict("-", tmp_path / "calm", *words, stdin=reads).code == 0
-    with start("predict", "-", out, *words, "--devices", "cpu,cpu", stderr=tmp_path / "said") as process:
+    with start("predict", "-", out, *words, "--devices", "cpu,cpu", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         process.kill()
         assert process.wait() == -signal.SIGKILL

@@ -110,7 +110,7 @@ class TransferLines:
         if seconds < EVERY_SECONDS:
             return
         done = sum(transfer.done for transfer in transfers)
-        each = "; ".join(_format_transfer(transfer) for transfer in transfers if transfer.doing != "done")
+        each = "; ".join(_of_transfer(transfer) for transfer in transfers if transfer.doing != "done")
         rate = max(done - self._before, 0) / seconds
         self.stream.write(f"{rate / 1e6:.1f} MB/s: {each}\n")
         self.stream.flush()
@@ -142,10 +142,10 @@ class TransferBars:
             bar = self._bars[name]
             self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.doing)
         if all(transfer.doing == "done" for transfer in transfers):
-            self._progress.stop()  # later lines must not be drawn among the bars
+            self._progress.stop()  # what is said from now on is not written among bars
 
 
-def _format_transfer(transfer: Transfer) -> str:
+def _of_transfer(transfer: Transfer) -> str:
     total = "" if transfer.total is None else f" of {transfer.total / 1e6:,.1f}"
     doing = "" if transfer.doing == "receiving" else f", {transfer.doing}"
     return f"{transfer.source.name} {transfer.done / 1e6:,.1f}{total} MB{doing}"

@@ -19,7 +19,6 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import DownloadRefused
-from virnuc_async.text import is_printable
 
 _BLOCK = 1 << 20
 _TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -143,4 +142,4 @@ def _validator(response: HTTPResponse) -> str:
 
 def is_validator(text: object) -> bool:
     """Whether *text* can be said to a server, to have it see whether a file is the same still."""
-    return is_printable(text) and text != "" and text.isascii()
+    return isinstance(text, str) and text != "" and text.isascii() and text.isprintable()
