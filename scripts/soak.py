@@ -113,8 +113,8 @@ async def _simulated(options: argparse.Namespace, out: Path, stdin: io.BufferedR
     model, busy = Model(rate=30_000, overhead=0.002, host=0.0005, depth=2), Busy()
     devices = tuple(Device(f"sim:{n}", "simulated", 1 << 30) for n in range(options.simulated))
     plan = Plan(("-",), Settings(tokens_per_batch=16_384), find(options.model), devices)
+    make = lambda device, *_: BoundedSimulated(device.name, model, busy)  # noqa: E731
     return await execute(plan, out, make, read=partial(read_contigs, stdin=stdin))
-    return await execute(plan, out, make, stdin=stdin)
 
 
 class BoundedSimulated(Simulated):

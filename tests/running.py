@@ -1,5 +1,6 @@
-"""The real command, in this process and as one of its own, and what it leaves behind."""
+"""Helpers that run the real command, in this process or in its own, and read what it writes."""
 
+import errno
 import io
 import json
 import os
@@ -18,12 +19,13 @@ from support import ROOT, TABLES
 
 from virnuc_async.cli.main import main
 
-# Stop-free in all six frames, whatever is cut of it; and with a stop in each of the six.
+# Without a stop in all six frames, wherever it is cut; and with a stop in each of the six.
 OPEN, SHUT = "GCA", "TTAATTAATTAATTAA"
+NO_FILE = os.strerror(errno.ENOENT)
 
 
 class Ran(NamedTuple):
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -38,20 +40,20 @@ def run(
     with _standard_input(stdin), redirect_stdout(out), redirect_stderr(err):
         try:
             code = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # of argparse, which has answered --help
+        except SystemExit as end:  # by argparse, after --help or --version
             code = int(end.code or 0)
     return Ran(code, _text(out), _text(err))
 
 
 def predict(*arguments: str | Path, **streams: Any) -> Ran:
-    """Predict on the CPU, unless another device is named: a GPU gives other last digits."""
+    """Predict on the CPU unless other devices are given: a GPU gives other last digits."""
     words = [str(argument) for argument in arguments]
     cpu = () if {"--devices", "--gpus"} & set(words) else ("--devices", "cpu")
     return run("predict", *words, *cpu, **streams)
 
 
 def start(*arguments: str | Path, stderr: Path) -> "subprocess.Popen[bytes]":
-    """Start the command as a process of its own; its standard input stays open."""
+    """Start the command in its own process; its standard input stays open."""
     with open(stderr, "wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "virnuc_async", *map(str, arguments)],
@@ -62,20 +64,20 @@ def start(*arguments: str | Path, stderr: Path) -> "subprocess.Popen[bytes]":
 
 
 def python(script: str) -> str:
-    """Run *script* in a fresh interpreter; give what it prints."""
+    """Run *script* in a fresh interpreter and return what it prints."""
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return done.stdout.decode()
 
 
 def wait_until(is_so: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    """Wait for something that *process* does; the time limit of the test ends it."""
+    """Wait for something that *process* does, up to the time limit of the test."""
     while not is_so():
         assert process.poll() is None, f"ended with {process.returncode} before its time"
         time.sleep(0.02)
 
 
 def tables(directory: Path) -> dict[str, bytes]:
-    """Give the bytes of the three tables."""
+    """Return the bytes of the three tables."""
     return {name: (directory / name).read_bytes() for name in TABLES}
 
 
@@ -84,17 +86,17 @@ def summary(directory: Path) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[list[str]]:
-    """Give the rows of a table, its header first; ids may be of any bytes."""
+    """Return the rows of a table, including its header; ids may be any bytes."""
     return [line.decode("utf-8", "surrogateescape").split("\t") for line in path.read_bytes().splitlines()]
 
 
 def verdicts(directory: Path) -> dict[str, str]:
-    """Give each contig's verdict."""
+    """Return the verdict of each contig."""
     return {row[0]: row[-1] for row in rows(directory / "contigs.tsv")[1:]}
 
 
 def log(directory: Path) -> str:
-    """Give what run.log holds by now, if there is one."""
+    """Return the content of run.log, empty if there is none yet."""
     path = directory / "run.log"
     return path.read_text("utf-8", "surrogateescape") if path.exists() else ""
 
@@ -106,7 +108,7 @@ def some_reads(count: int, length: int, seed: int = 0) -> dict[str, str]:
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """Have the operating system refuse what a full disk would: every write beyond *size* bytes."""
+    """Make writes beyond *size* bytes fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -117,7 +119,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 @contextmanager
 def memory_for_no_more_than(more: int) -> Iterator[None]:
-    """Have the operating system refuse this process more memory than *more* bytes beyond what it has."""
+    """Make allocations fail that need more than *more* bytes beyond what this process has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
@@ -132,7 +134,7 @@ def _standard_input(content: bytes | io.BytesIO) -> Iterator[None]:
     stream = io.BytesIO(content) if isinstance(content, bytes) else content
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(stream))
-        # What a command sets for its own process is not to be seen by the next one here.
+        # What a command sets for its process must not reach the next one.
         for name in ("OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
             patch.setenv(name, os.environ.get(name, ""))
             if not os.environ[name]:

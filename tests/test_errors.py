@@ -74,7 +74,14 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (BundleError("text"), "text"),
     (UnknownBundle("x", ["tiny-500", "mine"]), "no model 'x' here. Installed: tiny-500, mine."),
-    (UnknownBundle("x", ["tiny-500"], "Get it."), "no model 'x' here. Installed: tiny-500. Get it."),
+    (
+        UnknownBundle("x", ["tiny-500"], ["tiny-500", "x"]),
+        "no model 'x' here. Installed: tiny-500. Get it with: models download x",
+    ),
+    (
+        UnknownBundle("tiny-50", ["tiny-500"], ["tiny-500", "big-500"]),
+        "no model 'tiny-50' here. Did you mean tiny-500? Installed: tiny-500. To download: big-500.",
+    ),
     (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
     (
@@ -131,7 +138,7 @@ SAID: list[tuple[VirnucError, str]] = [
         SharedSequences(3, 1000, 31),
         "3 of 1,000 held-out records share stretches of 31 bases with training ones, and figures on them "
         "would flatter. Cluster the sequences and name the table with --clusters, or have them left out with "
-        "--leaks drop",
+        "--leakage drop",
     ),
     (
         NoFeatures("old", "no file there is named *_ESM.pt"),
@@ -154,6 +161,10 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (DeviceError("text"), "text"),
     (UnknownDevice("cuda:7", ["cuda:0", "cpu"]), "no device 'cuda:7' here. There are: cuda:0, cpu"),
+    (
+        UnknownDevice("cuda0", ["cuda:0", "cpu"]),
+        "no device 'cuda0' here. Did you mean cuda:0? There are: cuda:0, cpu",
+    ),
     (DeviceOutOfMemory("cuda:0", 4096), "cuda:0 ran out of memory on a batch of 4,096 tokens"),
     (DeviceLost("cuda:0", "bus error"), "cuda:0 failed: bus error"),
     (

@@ -1,4 +1,4 @@
-"""What a run says, and to whom."""
+"""The log of a run: its logger, its files and its counters."""
 
 import io
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from virnuc_async.log import (
 
 
 class Clock:
-    """A time that passes only when it is told to."""
+    """A clock that stands still unless it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -35,8 +35,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def said() -> Iterator[io.StringIO]:
-    """All that the package says while the test runs."""
+def messages() -> Iterator[io.StringIO]:
+    """Everything that the package logs during the test."""
     stream = io.StringIO()
     sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
     yield stream
@@ -44,7 +44,7 @@ def said() -> Iterator[io.StringIO]:
 
 
 def working(**devices: tuple[int, int]) -> Counts:
-    """Counts of a run whose devices, ready at 1000, have done so many ORFs and tokens."""
+    """Counts of a run whose devices, ready at 1000, have scored so many ORFs and tokens."""
     counts = Counts(started=990.0)
     for name, (orfs, tokens) in devices.items():
         counts.ready(name)
@@ -56,7 +56,7 @@ def working(**devices: tuple[int, int]) -> Counts:
 # The logger
 
 
-def test_logger_is_apart_from_the_hosts(said: io.StringIO) -> None:
+def test_logger_is_separate_from_that_of_the_host(messages: io.StringIO) -> None:
     hosts = io.StringIO()
     sink = loguru.logger.add(hosts, format="{message}", level=0)
     try:
@@ -64,7 +64,7 @@ def test_logger_is_apart_from_the_hosts(said: io.StringIO) -> None:
         loguru.logger.warning("of the host")
     finally:
         loguru.logger.remove(sink)
-    assert said.getvalue() == "WARNING of ours\n"
+    assert messages.getvalue() == "WARNING of ours\n"
     assert hosts.getvalue() == "of the host\n"
 
 
@@ -78,7 +78,7 @@ logger.error("to nobody")
     assert python(script) == ""
 
 
-def test_host_may_take_all_its_sinks_away(said: io.StringIO) -> None:
+def test_host_may_remove_all_its_sinks(messages: io.StringIO) -> None:
     sink = loguru.logger.add(io.StringIO())
     loguru.logger.remove(sink)
     loguru.logger.disable("virnuc_async")
@@ -86,10 +86,10 @@ def test_host_may_take_all_its_sinks_away(said: io.StringIO) -> None:
         logger.info("still here")
     finally:
         loguru.logger.enable("virnuc_async")
-    assert said.getvalue() == "INFO still here\n"
+    assert messages.getvalue() == "INFO still here\n"
 
 
-def test_progress_is_above_info_and_below_warning(said: io.StringIO) -> None:
+def test_progress_is_above_info_and_below_warning(messages: io.StringIO) -> None:
     numbers = [logger.level(name).no for name in ("INFO", PROGRESS, "WARNING")]
     assert numbers == sorted(set(numbers))
     with pytest.raises(ValueError, match=PROGRESS):
@@ -118,7 +118,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
     assert (two / "failed_files.txt").read_text() == "a|Input|gone\n"
 
 
-def test_files_of_a_run_go_on_where_they_were(tmp_path: Path) -> None:
+def test_files_of_a_run_are_appended_to(tmp_path: Path) -> None:
     for session in ("first", "second"):
         with run_log_files("1", tmp_path):
             logger.bind(run="1", failure=f"{session}|\n").error("{}", session)
@@ -135,11 +135,11 @@ def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) 
             clock.now = 1000.0 + second
             logger.bind(run="1").log(PROGRESS, f"at {second}")
             logger.bind(run="2").log(PROGRESS, "of another run")
-    said = [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()]
-    assert said == [f"PROGRESS at {second}" for second in (0, 10, 20, 30)]
+    messages = [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert messages == [f"PROGRESS at {second}" for second in (0, 10, 20, 30)]
 
 
-def test_names_that_are_no_text_are_written_as_they_came(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
     with run_log_files("1", tmp_path):
         logger.bind(run="1", failure="a\udcff|Input|gone\n").error("{}: gone", "a\udcff")
     assert (tmp_path / "run.log").read_bytes().endswith(b"ERROR    a\xff: gone\n")
@@ -156,7 +156,7 @@ def test_log_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> Non
 # Counts
 
 
-def test_line_of_a_run_under_way() -> None:
+def test_line_during_a_run() -> None:
     counts = working(**{"cpu:0": (300, 9000), "cuda:1": (900, 60_000)})
     counts.read = 4096
     assert counts.line(1030.0) == (
@@ -166,18 +166,18 @@ def test_line_of_a_run_under_way() -> None:
     assert counts.line(1030.0).startswith("1,200 of 6,000 ORFs, 2:00 left (cpu:0 10 ORFs/s, ")
 
 
-def test_line_before_the_first_batch_says_what_takes_so_long() -> None:
+def test_line_before_the_first_batch_is_the_status() -> None:
     counts = Counts(started=990.0)
     assert counts.line(1000.4) == "reading (10 s)"
-    counts.doing = "loading the model"
+    counts.status = "loading the model"
     assert counts.line(1075.0) == "loading the model (85 s)"
     counts.ready("cpu:0")
     assert counts.line(1080.0) == "scoring (90 s)"
 
 
-def test_line_after_the_last_batch_says_what_is_done_now() -> None:
+def test_line_after_the_last_batch_is_the_status() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    counts.read, counts.is_all_read, counts.status = 300, True, "writing tables"
     assert counts.line(1000.0) == "writing tables (10 s)"
 
 
@@ -189,7 +189,7 @@ def test_orfs_of_an_earlier_session_do_not_make_this_one_faster() -> None:
     assert counts.line(1010.0) == "5,100 of 6,100 ORFs, 1:40 left (cpu:0 10 ORFs/s, 100 tokens/s)"
 
 
-def test_time_that_is_left_is_not_guessed_too_early() -> None:
+def test_remaining_time_is_not_estimated_too_early() -> None:
     counts = working(**{"cpu:0": (100, 1000)})
     counts.read = 200
     assert counts.seconds_left(1010.0) is None  # more may come
@@ -205,13 +205,13 @@ def test_time_that_is_left_is_not_guessed_too_early() -> None:
     ("seconds", "text"),
     [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (100_000, "27:46:40")],
 )
-def test_long_runs_are_told_in_hours(seconds: float, text: str) -> None:
+def test_long_times_are_formatted_in_hours(seconds: float, text: str) -> None:
     counts = working(**{"cpu:0": (1000, 1)})
     counts.read, counts.is_all_read = 1000 + round(seconds * 10), True
     assert f", {text} left " in counts.line(1100.0)
 
 
-def test_rates_of_a_device_that_is_not_ready_are_nothing() -> None:
+def test_rates_of_a_device_that_is_not_ready_are_zero() -> None:
     assert DeviceCounts("cpu:0").rate(5.0) == (0.0, 0.0)
     assert DeviceCounts("cpu:0", started=5.0, orfs=0).rate(5.0) == (0.0, 0.0)
 
@@ -219,12 +219,12 @@ def test_rates_of_a_device_that_is_not_ready_are_nothing() -> None:
 # Sinks
 
 
-def test_pace_is_said_now_and_then(said: io.StringIO, clock: Clock) -> None:
-    pace = ThrottledProgress("{} bases so far", clock)
+def test_throttled_progress_is_logged_every_ten_seconds(messages: io.StringIO, clock: Clock) -> None:
+    progress = ThrottledProgress("{} bases so far", clock)
     for _ in range(5):
-        pace.advance(1_000)
-        assert said.getvalue() == ""
+        progress.advance(1_000)
+        assert messages.getvalue() == ""
         clock.now += EVERY_SECONDS / 5
-    pace.advance(1)
-    pace.advance(1)
-    assert said.getvalue() == "INFO 5,001 bases so far\n"
+    progress.advance(1)
+    progress.advance(1)
+    assert messages.getvalue() == "INFO 5,001 bases so far\n"

@@ -54,7 +54,7 @@ that is raised is a bug and keeps its traceback.
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
-from virnuc_async.text import plural
+from virnuc_async.text import did_you_mean, plural
 
 
 class Stage(StrEnum):
@@ -141,13 +141,18 @@ class BundleError(VirnucError):
 class UnknownBundle(BundleError):
     """Neither a bundle that is installed here nor a directory with one."""
 
-    def __init__(self, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, name: str, known: Iterable[str], published: Iterable[str] = ()) -> None:
         super().__init__(name)
-        self.name, self.known, self.hint = name, tuple(known), hint
+        self.name, self.known, self.published = name, tuple(known), tuple(published)
 
     def __str__(self) -> str:
-        text = f"no model {self.name!r} here. Installed: {', '.join(self.known)}."
-        return f"{text} {self.hint}" if self.hint else text
+        installed = f"Installed: {', '.join(self.known)}."
+        if self.name in self.published:
+            return f"no model {self.name!r} here. {installed} Get it with: models download {self.name}"
+        hint = did_you_mean(self.name, [*self.known, *self.published])
+        others = [name for name in self.published if name not in self.known]
+        download = f" To download: {', '.join(others)}." if others else ""
+        return f"no model {self.name!r} here.{hint} {installed}{download}"
 
 
 class BadBundle(BundleError):
@@ -372,7 +377,7 @@ class SharedSequences(LabelError):
         return (
             f"{self.found:,} of {plural(self.held, 'held-out record')} share stretches of {self.length} "
             "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
-            "table with --clusters, or have them left out with --leaks drop"
+            "table with --clusters, or have them left out with --leakage drop"
         )
 
 
@@ -399,7 +404,11 @@ class UnknownDevice(DeviceError):
         self.name, self.known = name, tuple(known)
 
     def __str__(self) -> str:
-        return f"no device {self.name!r} here. There are: {', '.join(self.known)}"
+        # Another number is no better guess than the number that was given.
+        kinds = {name.rstrip("0123456789") for name in self.known if name[-1:].isdecimal()}
+        is_number = self.name.rstrip("0123456789") in kinds
+        hint = "" if is_number else did_you_mean(self.name, self.known)
+        return f"no device {self.name!r} here.{hint} There are: {', '.join(self.known)}"
 
 
 class DeviceOutOfMemory(DeviceError):

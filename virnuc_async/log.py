@@ -1,8 +1,8 @@
 """
-What a run says while it works: counts and lines, through loguru sinks.
+The log of a run: its counters, its progress and its log files, through loguru.
 
-``logger`` is this package's own loguru logger, apart from the one that a host program may use: a
-host's sinks see nothing of ours unless it adds one here, and nothing is printed by itself.
+``logger`` is a loguru logger of this package alone, separate from the one that a host program may
+use: the sinks of the host receive nothing from it, and nothing is printed unless a sink is added.
 """
 
 import time
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from loguru import Logger, Record
 
 PROGRESS = "PROGRESS"
-EVERY_SECONDS = 10.0  # between two lines where there are no bars
+EVERY_SECONDS = 10.0  # between two lines of progress
 
 
 def _own_logger() -> "Logger":
-    """Load a second, private copy of loguru's module, whose logger shares no sink with the first."""
+    """Load a private copy of the module loguru, whose logger shares no sinks with the public one."""
     spec = find_spec("loguru")
     assert spec is not None
     assert spec.loader is not None
@@ -41,7 +41,7 @@ logger = _own_logger()
 
 @dataclass(slots=True)
 class DeviceCounts:
-    """What one device has done in this session."""
+    """The work that one device has done in this session."""
 
     name: str
     started: float = 0.0
@@ -50,25 +50,25 @@ class DeviceCounts:
     tokens: int = 0
 
     def rate(self, now: float) -> tuple[float, float]:
-        """Give ORFs and tokens per second since it was ready."""
+        """Return ORFs and tokens per second since the device was ready."""
         seconds = max(now - self.started, 1e-9) if self.started else float("inf")
         return self.orfs / seconds, self.tokens / seconds
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a run has done so far; *doing* says what it waits for before the first batch."""
+    """The work that a run has done so far; *status* is what it does when it does not score."""
 
     devices: dict[str, DeviceCounts] = field(default_factory=dict)
-    doing: str = "reading"
+    status: str = "reading"
     read: int = 0  # ORFs
     is_all_read: bool = False
-    done: int = 0  # ORFs, those of earlier sessions too
+    done: int = 0  # ORFs, including those of earlier sessions
     started: float = field(default_factory=time.monotonic)
 
     def ready(self, device: str) -> None:
-        """Begin to count what *device* does."""
-        self.doing = "scoring"
+        """Count the work of *device* from now on."""
+        self.status = "scoring"
         self.devices[device] = DeviceCounts(device, time.monotonic())
 
     def finished(self, device: str, orfs: int, tokens: int) -> None:
@@ -81,18 +81,18 @@ class Counts:
 
     @property
     def is_all_done(self) -> bool:
-        """Whether every ORF is: what is left is in *doing*."""
+        """Whether every ORF is scored; *status* is what is left to do."""
         return self.is_all_read and self.done == self.read
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate the rest by the rate so far; None before all is read or anything is done."""
+        """Estimate the remaining time; None until everything is read and something is scored."""
         rate = sum(device.rate(now)[0] for device in self.devices.values())
         return (self.read - self.done) / rate if self.is_all_read and rate else None
 
     def line(self, now: float) -> str:
-        """Say it all in one line."""
+        """Format the progress as one line."""
         if self.is_all_done or not any(device.batches for device in self.devices.values()):
-            return f"{self.doing} ({now - self.started:.0f} s)"
+            return f"{self.status} ({now - self.started:.0f} s)"
         total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
         left = self.seconds_left(now)
         eta = "" if left is None else f", {duration(left)} left"
@@ -102,9 +102,9 @@ class Counts:
 
 @dataclass(slots=True)
 class ThrottledProgress:
-    """Says how far something is that takes long, now and then."""
+    """Logs the progress of a long task every ten seconds."""
 
-    what: str  # with a place for a number
+    message: str  # with a placeholder for the count
     clock: Callable[[], float] = time.monotonic
     _done: int = 0
     _last: float = field(init=False)
@@ -113,18 +113,18 @@ class ThrottledProgress:
         self._last = self.clock()
 
     def advance(self, count: int) -> None:
-        """Count what is done."""
+        """Add *count*, and log the sum if it is time."""
         self._done += count
         if self.clock() - self._last >= EVERY_SECONDS:
             self._last = self.clock()
-            logger.info(self.what, f"{self._done:,}")
+            logger.info(self.message, f"{self._done:,}")
 
 
 @contextmanager
 def run_log_files(run: str, directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Write what run *run* says into ``run.log``, and its failures as they come into theirs."""
-    log = _appended(directory / "run.log")
-    failed = _appended(directory / "failed_files.txt")
+    """Write the log of the run *run* to ``run.log``, and its failures to ``failed_files.txt``."""
+    log = _append_sink(directory / "run.log")
+    failed = _append_sink(directory / "failed_files.txt")
     last = -EVERY_SECONDS
 
     def is_of_run(record: "Record") -> bool:
@@ -157,12 +157,12 @@ def run_log_files(run: str, directory: Path, clock: Callable[[], float] = time.m
             logger.remove(sink)
 
 
-def _appended(path: Path) -> Callable[[str], None]:
-    """Give a sink that adds to *path*, which is made by the first line."""
+def _append_sink(path: Path) -> Callable[[str], None]:
+    """Return a sink that appends to *path*, which the first line creates."""
 
     def write(line: str) -> None:
-        # A log that cannot be written must not stop the run that it tells of: what counts is
-        # in the store, and a full disk is said there.
+        # A log that cannot be written must not stop the run: the results are in the store, and a
+        # full disk is reported there.
         with suppress(OSError), open(path, "ab", opener=open_nofollow) as file:
             file.write(line.encode("utf-8", "surrogateescape"))
 

@@ -1,4 +1,4 @@
-"""How far a run or a download is, on a terminal or as lines."""
+"""The progress of a run and of downloads, on a terminal and as lines."""
 
 import io
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from virnuc_async.log import PROGRESS, Counts, logger
 
 
 class Clock:
-    """A time that passes only when it is told to."""
+    """A clock that stands still unless it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -27,8 +27,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def said() -> Iterator[io.StringIO]:
-    """All that the package says while the test runs."""
+def messages() -> Iterator[io.StringIO]:
+    """Everything that the package logs during the test."""
     stream = io.StringIO()
     sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
     yield stream
@@ -36,7 +36,7 @@ def said() -> Iterator[io.StringIO]:
 
 
 def working(**devices: tuple[int, int]) -> Counts:
-    """Counts of a run whose devices, ready at 1000, have done so many ORFs and tokens."""
+    """Counts of a run whose devices, ready at 1000, have scored so many ORFs and tokens."""
     counts = Counts(started=990.0)
     for name, (orfs, tokens) in devices.items():
         counts.ready(name)
@@ -56,12 +56,12 @@ def test_lines_hold_progress_every_ten_seconds_and_all_else_at_once(clock: Clock
                 logger.info("news")
     finally:
         logger.remove(sink)
-    # What a run begins with needs no progress: the first line of it comes after ten seconds.
+    # The first line of progress comes after ten seconds.
     assert stream.getvalue().splitlines() == ["news", "news", "at 10", "at 20"]
 
 
 def draw(counts: Counts, *messages: str) -> str:
-    """Give what a terminal shows last."""
+    """Return what a terminal shows."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)
     with Bars(console, lambda: 1030.0) as bars:
@@ -89,25 +89,25 @@ def test_bars_for_each_device_and_the_whole() -> None:
 
 
 def test_bars_before_the_first_batch() -> None:
-    counts = Counts(doing="loading the model")
+    counts = Counts(status="loading the model")
     assert "loading the model" in draw(counts)
 
 
 def test_bars_after_the_last_batch() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.doing = 300, True, "writing tables"
+    counts.read, counts.is_all_read, counts.status = 300, True, "writing tables"
     shown = draw(counts)
     assert "writing tables" in shown
     assert "left" not in shown
 
 
-def test_bars_say_that_more_may_come() -> None:
+def test_bars_show_that_more_may_come() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
     counts.read = 4096
     assert "300 of 4,096 ORFs so far" in draw(counts)
 
 
-def test_bars_are_drawn_again_in_their_place() -> None:
+def test_bars_are_updated_in_place() -> None:
     counts = working(**{"cpu:0": (300, 9000)})
     counts.read = 4096
     stream = io.StringIO()
@@ -134,7 +134,7 @@ def transfers() -> list[Transfer]:
     ]
 
 
-def test_downloads_say_a_line_every_ten_seconds(clock: Clock) -> None:
+def test_downloads_write_a_line_every_ten_seconds(clock: Clock) -> None:
     stream = io.StringIO()
     lines, going = TransferLines(stream, clock), transfers()
     for seconds in (0, 9, 1, 9, 1):

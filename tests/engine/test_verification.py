@@ -11,7 +11,7 @@ import torch
 from running import Ran, run
 from safetensors.torch import load_file, save_file
 
-from virnuc_async.cli import main as cli
+from virnuc_async.cli.console import status_lines
 from virnuc_async.downloads.fetch import git_blob
 from virnuc_async.engine import verification
 from virnuc_async.engine.devices import Device
@@ -101,7 +101,7 @@ def test_a_nudged_weight_fails_and_says_by_how_much(part: str, name: str, model:
     worst, allowed = (scores if part == "classifier" else embeddings).split()
     assert float(worst) > 1e-4
     assert allowed == "(1e-04)"
-    assert "golden does not give what it should on cpu:0 in FP32. Its files are what they were" in ended.err
+    assert "golden does not give the expected scores on cpu:0 in FP32. Its files are intact" in ended.err
 
 
 def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:
@@ -219,14 +219,13 @@ def test_info_says_whose_figures_a_model_is_verified_by(model: Path) -> None:
 
 
 def test_what_takes_long_is_said_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "_AGAIN_SECONDS", 0.05)
     for quiet in (False, True):
-        with cli._telling(quiet) as tell:
-            tell("cpu:0 in FP32")
+        with status_lines(quiet, interval=0.05) as report_status:
+            report_status("cpu:0 in FP32")
             time.sleep(0.12)
-            tell("")
+            report_status("")
             time.sleep(0.12)
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == ["cpu:0 in FP32", "cpu:0 in FP32 (0 s)"]

@@ -107,7 +107,9 @@ def test_an_unknown_name_is_told_what_there_is(empty_cache: Path):
     with pytest.raises(UnknownBundle) as caught:
         find("nonesuch")
     assert caught.value.known == tuple(names)
-    assert str(caught.value) == f"no model 'nonesuch' here. Installed: {', '.join(names)}."
+    assert str(caught.value) == (
+        f"no model 'nonesuch' here. Installed: {', '.join(names)}. To download: virnucpro-500, virnucpro-300."
+    )
 
 
 @pytest.mark.parametrize("name", ["virnucpro-500", "virnucpro-300"])
@@ -116,6 +118,22 @@ def test_a_published_name_comes_with_a_hint(name: str):
         find(name)
     assert str(caught.value).startswith(f"no model '{name}' here. Installed: ")
     assert str(caught.value).endswith(f"Get it with: models download {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tiny500", "Did you mean tiny-500?"),
+        ("virnucpro", "Did you mean virnucpro-500 or virnucpro-300?"),
+        ("VirNucPro-300", "Did you mean virnucpro-300 or virnucpro-500?"),
+    ],
+)
+def test_a_name_that_is_close_to_one_is_suggested(empty_cache: Path, name: str, hint: str):
+    with pytest.raises(UnknownBundle) as caught:
+        find(name)
+    assert str(caught.value) == (
+        f"no model '{name}' here. {hint} Installed: tiny-500. To download: virnucpro-500, virnucpro-300."
+    )
 
 
 def test_a_directory_without_a_bundle_is_unknown(tmp_path: Path):

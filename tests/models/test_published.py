@@ -92,7 +92,7 @@ def test_every_file_has_a_length_that_it_cannot_pass() -> None:
 
 
 def test_an_unknown_esm2_is_told_which_there_are() -> None:
-    with pytest.raises(UsageError, match="there are esm2_t6_8M_UR50D, "):
+    with pytest.raises(UsageError, match="There are: esm2_t6_8M_UR50D, "):
         published_encoders("esm1b", Mirrors())
 
 
@@ -194,8 +194,7 @@ def test_a_model_is_downloaded_and_used(
     ended = download(server, name)
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"{name} is in {cache / name}. Use it with --model {name}; "
-        f"see that it is right with: models verify {name}\n"
+        f"{name} is in {cache / name}. Use it with --model {name}; verify it with: models verify {name}\n"
     )
     assert [path.name for path in cache.iterdir()] == [name]
     find(cache / name).check()
@@ -400,11 +399,22 @@ def test_an_interrupted_download_goes_on(server: Server, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "name models to download, or a --protein"),
-        (("virnucpro-500", "--protein", "esm2_t6_8M_UR50D"), "name models to download, or a --protein"),
+        ((), "name models to download, or an ESM-2 with --protein"),
+        (("virnucpro-500", "--protein", "esm2_t6_8M_UR50D"), "name models to download, or an ESM-2 with"),
         (("virnucpro-500", "virnucpro-300", "--to", "x"), "--to takes one model"),
-        (("tiny-500",), "no published model is called 'tiny-500': there are virnucpro-500, virnucpro-300"),
-        (("--protein", "esm2"), "no ESM-2 is called 'esm2': there are esm2_t6_8M_UR50D"),
+        (
+            ("tiny-500",),
+            "no published model is called 'tiny-500'. Published models: virnucpro-500, virnucpro-300",
+        ),
+        (
+            ("virnucpro-500", "virnucpro_300"),
+            "no published model is called 'virnucpro_300'. Did you mean virnucpro-300 or virnucpro-500? "
+            "Published models: virnucpro-500, virnucpro-300",
+        ),
+        (
+            ("--protein", "esm2_t33"),
+            "no ESM-2 is called 'esm2_t33'. Did you mean esm2_t33_650M_UR50D? There are: esm2_t6_8M_UR50D",
+        ),
         (("virnucpro-500", "--mirror", "nowhere"), "a mirror begins with https:// or http://"),
     ],
 )
@@ -435,8 +445,8 @@ def test_encoders_to_train_on(
     ended = download(server, "--protein", "esm2", "--to", tmp_path / "parts")
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"esm2 is in {tmp_path / 'parts'}. For models import: --protein {tmp_path / 'parts' / 'esm2.pt'} "
-        f"--nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
+        f"esm2 is in {tmp_path / 'parts'}. Use it with: models import "
+        f"--protein {tmp_path / 'parts' / 'esm2.pt'} --nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]
     made = run(
@@ -537,7 +547,7 @@ def test_ctrl_c_ends_it_at_once_and_it_goes_on(server: Server, cache: Path, tmp_
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert time.monotonic() - began < 5
-    assert (tmp_path / "log").read_text() == "Interrupted. The same command goes on where it was.\n"
+    assert (tmp_path / "log").read_text() == "Interrupted. The same command resumes the download.\n"
     assert download(server, "virnucpro-500").code == 0
     assert server.ranges(PROTEIN) == [None, "bytes=2000-646326"]
 

@@ -1,4 +1,4 @@
-"""How far a run or a download is, on a terminal or as lines."""
+"""The progress of a run or of downloads: bars on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Lines:
-    """A sink for streams that are no terminal: lines, and the progress every ten seconds."""
+    """A sink for streams that are not terminals: every line, and the progress every ten seconds."""
 
     stream: TextIO
     clock: Callable[[], float] = time.monotonic
@@ -48,7 +48,7 @@ class Lines:
 
 
 class Bars:
-    """A sink for terminals: a bar per device, one for the whole, and lines above them."""
+    """A sink for terminals: a bar for each device, one for all of them, and lines above the bars."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -83,7 +83,7 @@ class Bars:
         so_far = "" if counts.is_all_read else " so far"
         facts = f"{counts.done:,} of {counts.read:,} ORFs{so_far}{eta}"
         if counts.is_all_done or not counts.done:
-            facts = counts.doing
+            facts = counts.status
         self._bar("all", counts.done, counts.read, facts)
 
     def _bar(self, name: str, done: int, total: int, facts: str) -> None:
@@ -94,7 +94,7 @@ class Bars:
 
 @dataclass(slots=True)
 class TransferLines:
-    """Says every ten seconds how far downloads are, where there is no terminal."""
+    """Writes the progress of downloads every ten seconds, where there is no terminal."""
 
     stream: TextIO
     clock: Callable[[], float] = time.monotonic
@@ -105,7 +105,7 @@ class TransferLines:
         self._last = self.clock()
 
     def __call__(self, transfers: Sequence[Transfer]) -> None:
-        """Say it, if it is time."""
+        """Write a line, if ten seconds have passed."""
         seconds = self.clock() - self._last
         if seconds < EVERY_SECONDS:
             return
@@ -118,7 +118,7 @@ class TransferLines:
 
 
 class TransferBars:
-    """Draws a bar for each download on a terminal."""
+    """Draws a bar for each download, on a terminal."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -134,7 +134,7 @@ class TransferBars:
         self._progress.stop()
 
     def __call__(self, transfers: Sequence[Transfer]) -> None:
-        """Draw them."""
+        """Draw the bars."""
         for transfer in transfers:
             name = transfer.source.name
             if name not in self._bars:

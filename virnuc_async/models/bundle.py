@@ -19,6 +19,7 @@ from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import atomic_write, read_bounded, sha256
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
 from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.text import is_printable
 
 from . import calibration
 from .calibration import CALIBRATION, Calibration
@@ -28,7 +29,6 @@ ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  
 REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
-HOW_TO_GET = "The published models are got with: models download NAME (docs/models.md)"
 
 _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of a bundle.json
@@ -133,8 +133,7 @@ def find(name: str | Path, cache: Path | None = None) -> Bundle:
     """
     directory = dict(known(cache)).get(str(name), Path(name))
     if not (directory / "bundle.json").is_file():
-        hint = f"Get it with: models download {name}" if str(name) in PUBLISHED else ""
-        raise UnknownBundle(str(name), [name for name, _ in known(cache)], hint)
+        raise UnknownBundle(str(name), [name for name, _ in known(cache)], PUBLISHED)
     return _read(directory)
 
 
@@ -227,7 +226,7 @@ def _shapes(described: Mapping[str, Any]) -> Shapes:
 
 def _words(name: str, text: Any) -> str:
     """Give *text* if a terminal can show it: it may come from anybody."""
-    if not isinstance(text, str) or not text.isprintable():
+    if not is_printable(text):
         raise ValueError(f"{name} is {text!r:.99}")
     return text
 

@@ -19,6 +19,7 @@ from virnuc_async.downloads.fetch import Patience, ProgressCallback, Source, alo
 from virnuc_async.errors import BadBundle, BadCheckpoint, UsageError
 from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded, require_empty_directory
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
+from virnuc_async.text import did_you_mean
 
 from .bundle import ENCODERS, Bundle, find
 from .import_checkpoint import ESM2_HEADS, CheckpointPaths, import_bundle, import_classifier, read_protein
@@ -137,7 +138,8 @@ def published_encoders(protein: str, places: Mirrors) -> ModelFiles:
         UsageError: there is no such ESM-2
     """
     if protein not in ESM2:
-        raise UsageError(f"no ESM-2 is called {protein!r}: there are {', '.join(ESM2)}")
+        hint = did_you_mean(protein, ESM2)
+        raise UsageError(f"no ESM-2 is called {protein!r}.{hint} There are: {', '.join(ESM2)}")
     wanted = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
     facts = {"check": partial(_see_that_it_is_esm2, wanted), "most": _most(wanted.parameters)}
     source = places.source(f"{_ESM2_AT}/{protein}.pt", f"{protein}.pt", **facts)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from virnuc_async.errors import BadReference, NoReference
 from virnuc_async.fileio import atomic_write, read_bounded, sha256
 from virnuc_async.settings import Precision
+from virnuc_async.text import is_printable
 
 from .bundle import REFERENCE, Bundle, save_manifest
 
@@ -253,7 +254,7 @@ def _finite(numbers: Any) -> _Numbers:
 
 def _words(text: Any) -> str:
     """Give *text* if a terminal can show it: it may come from anybody."""
-    if not isinstance(text, str) or not text.isprintable():
+    if not is_printable(text):
         raise ValueError(f"not a line of text: {text!r:.99}")
     return text
 

@@ -51,7 +51,7 @@ class OutputWriter:
         known = await self._session.on_disk(self._known_summary)
         if known is not None:
             return known
-        self._session.counts.doing = "writing tables"
+        self._session.counts.status = "writing tables"
         await self._write("prediction_results.txt", prediction_chunks(self._store.reader))
         await self._write("prediction_results_highestscore.csv", fragment_chunks(self._store.reader))
         contigs = await self._write_contigs()
@@ -111,9 +111,9 @@ class OutputWriter:
 
     async def _write_pairs(self) -> Counter[str]:
         """Write the table of pairs, if there are any, and return how many have which verdict."""
-        self._session.counts.doing = "comparing the ids of mates"
+        self._session.counts.status = "comparing the ids of mates"
         mates = await self._session.on_disk(self._session.mates.verified_pairs, self._store.reader)
-        self._session.counts.doing = "writing tables"
+        self._session.counts.status = "writing tables"
         threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
         tally: Counter[str] = Counter()
         chunks = pair_chunks(self._store.reader, mates, threshold, tally, calibration)

@@ -123,10 +123,10 @@ class RunSession:
             RunMismatchError: the sequences are not those that the store was begun with
             BadBundle: the model's files are damaged
         """
-        self.counts.doing = "checking the model's files"
+        self.counts.status = "checking the model's files"
         # It only reads: a caller that is cancelled need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
-        self.counts.doing = "loading the model"
+        self.counts.status = "loading the model"
         send, receive = anyio.create_memory_object_stream[Window](1)
         self._tasks.start_soon(self._read_ahead, send, name="read ahead")
         count = 0
@@ -189,7 +189,7 @@ class RunSession:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
-            self.counts.doing = "looking for embeddings to reuse"
+            self.counts.status = "looking for embeddings to reuse"
             searched = find_features(directory, but_not=self.out_dir)
             # Checksums of large files take a while.
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
@@ -212,7 +212,7 @@ class RunSession:
     async def _wait_for_lease_expiry(self, owner: Owner) -> None:
         """Wait for the lease of *owner* to end; raise DirectoryLockedError at its first heartbeat."""
         intervals = self.plan.intervals
-        self.counts.doing = f"waiting for a heartbeat of {owner}"
+        self.counts.status = f"waiting for a heartbeat of {owner}"
         self.log.warning(
             "{} is locked by {} on another machine or in another container. If it sends no heartbeat for "
             "{:.0f} s, it is taken for dead",
@@ -245,7 +245,7 @@ class RunSession:
     def _read_features(self) -> None:
         if not self.features.found or self.store.is_finished:
             return
-        self.counts.doing = "reading embeddings to reuse"
+        self.counts.status = "reading embeddings to reuse"
         try:
             for _ in self.features.read(self.out_dir):
                 from_thread.check_cancelled()

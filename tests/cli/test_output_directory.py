@@ -1,0 +1,111 @@
+"""The output directory of ``predict``: finished, damaged, third-party and different runs."""
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from running import NO_FILE, log, predict, tables, verdicts
+from support import TABLES
+
+from virnuc_async.models.bundle import Bundle
+
+
+def test_finished_run_is_not_repeated(good: Path, out: Path) -> None:
+    assert predict(good, out).code == 0
+    first = tables(out)
+    ended = predict(good, out)
+    assert ended.code == 0
+    assert "\nthis run is finished already, and its files are unchanged\nViral: " in ended.err
+    (out / "contigs.tsv").unlink()
+    ended = predict(good, out)
+    assert ended.code == 0
+    assert "this run is finished, but some of its files have changed: writing them again" in ended.err
+    assert tables(out) == first
+
+
+def test_finished_run_with_failures_keeps_its_exit_code(good: Path, tmp_path: Path, out: Path) -> None:
+    for _ in range(2):
+        assert predict(good, tmp_path / "missing.fa", out).code == 2
+        assert (out / "failed_files.txt").read_text() == f"{tmp_path / 'missing.fa'}|Input|{NO_FILE}\n"
+
+
+def test_damaged_store_is_reported_and_repaired(source: Path, tmp_path: Path, out: Path) -> None:
+    assert predict(source, out, "--tokens-per-batch", "300").code == 0
+    first = tables(out)
+    with closing(sqlite3.connect(out / "run.sqlite3")) as db, db:
+        db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE number = 1")
+    (out / "contigs.tsv").unlink()
+    ended = predict(source, out)
+    assert ended.code == 1
+    message = (
+        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be recovered: the same .* --repair"
+    )
+    assert re.search(message, ended.err)
+    repaired = predict(source, out, "--repair")
+    assert repaired.code == 0
+    assert re.search(r"WARNING: repaired: kept \d+ batches of 1 window; the damaged store", repaired.err)
+    assert tables(out) == first
+    assert predict(source, out, "--repair", "--overwrite").code == 64
+
+
+def test_directory_with_other_files_is_refused(good: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    message = (
+        f"virnuc-async: {out}: contains 'thesis.tex' and no run of this program. "
+        "Choose a new or empty directory\n"
+    )
+    for more in ((), ("--overwrite",)):
+        assert predict(good, out, *more) == (1, "", message)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_different_run_is_refused_with_the_differences(
+    good: Path, tmp_path: Path, out: Path, model: Bundle
+) -> None:
+    other = tmp_path / "other.fa"
+    other.write_text(">other\nGCAGCA\n")
+    assert predict(good, out).code == 0
+    before = tables(out)
+    changes = {
+        ("--threshold", "0.7"): "threshold: 0.5 -> 0.7",
+        ("--tokens-per-batch", "100"): "tokens per batch was 2048, is 100 now",
+        ("--precision", "bf16"): "precision: fp32 -> bf16",
+        ("--embeddings",): "embeddings: False -> True",
+        ("--model", str(model.directory)): "model was tiny-500 (",
+        (str(other),): f"other inputs: {other} is new. ",
+    }
+    for arguments, message in changes.items():
+        ended = predict(*arguments, good, out)
+        assert ended.code == 1
+        assert f"virnuc-async: {out}: holds another run: {message}" in ended.err
+        assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
+    good.write_text(good.read_text().replace("good", "GOOD"))
+    assert f"other inputs: {good} has changed." in predict(good, out).err
+    assert tables(out) == before
+
+
+def test_overwrite_replaces_the_run_and_keeps_other_files(good: Path, tmp_path: Path, out: Path) -> None:
+    missing = tmp_path / "missing.fa"
+    assert predict(good, missing, out, "--embeddings").code == 2
+    (out / "notes.txt").write_text("mine")
+    other = tmp_path / "other.fa"
+    other.write_text(">other\nGCAGCA\n")
+    assert predict(other, out, "--overwrite").code == 0
+    assert list(verdicts(out)) == ["other"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        (*TABLES, "notes.txt", "summary.json", "run.log", "run.sqlite3")
+    )
+    assert (out / "notes.txt").read_text() == "mine"
+    assert "good" not in log(out)
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_output_directory_that_cannot_be_created(below: str, good: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place = tmp_path / "loop" / below
+    ended = predict(good, place)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"virnuc-async: {place}: ")

@@ -1,0 +1,78 @@
+"""``calibrate``: probabilities instead of scores."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from virnuc_async.cli.console import run_log
+from virnuc_async.cli.environment import prepare_torch
+from virnuc_async.cli.exit_codes import DONE
+from virnuc_async.cli.options import (
+    add_data_options,
+    add_device_options,
+    add_model_options,
+    add_verbosity_options,
+    settings_from,
+)
+from virnuc_async.cli.parser import add_command, fraction
+from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly, sigterm_interrupts
+
+_EXAMPLES = """\
+examples:
+  python -m virnuc_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
+      --model my-model/ --fpr 0.01
+
+Scores and verdicts do not change: contigs.tsv gets one more column, p_virus_calibrated. Use sequences
+that the model was not trained on. The same command resumes.
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "calibrate", "calibrate the scores of a model to probabilities", _EXAMPLES)
+    add_data_options(parser.add_argument_group("data"), "where the scores are kept for resuming")
+    parser.add_argument(
+        "--method",
+        choices=("isotonic", "temperature"),
+        default="isotonic",
+        help="isotonic: any increasing function, needs about a thousand contigs; temperature: one number "
+        "(default: isotonic)",
+    )
+    parser.add_argument(
+        "--fpr",
+        type=fraction,
+        default=0.01,
+        metavar="FRACTION",
+        help="report the threshold for this false positive rate (default: 0.01)",
+    )
+    add_model_options(parser.add_argument_group("model"))
+    add_device_options(parser.add_argument_group("devices"))
+    add_verbosity_options(parser)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+
+
+def run(options: Namespace) -> int:
+    """Calibrate a model, and print what it gained."""
+    settings = settings_from(options)
+    prepare_torch(options.gpus)
+    from virnuc_async.learning.dataset import label_files
+    from virnuc_async.learning.evaluation import calibrate
+    from virnuc_async.models.calibration import Method
+
+    data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
+    method = Method(options.method)
+    with run_log(options), sigterm_interrupts():
+        found = calibrate(data, options.output, settings, method, options.fpr, run_interruptibly)
+    _print_calibration(found, options.model)
+    return DONE
+
+
+def _print_calibration(found: Mapping[str, Any], model: str) -> None:
+    errors = f"{found['ece_before']:.3f} -> {found['ece_after']:.3f}"
+    print(f"expected calibration error (cross-validated): {errors}")
+    print(
+        f"at mean_p_virus >= {found['threshold']:.6g}: false positive rate at most {found['fpr']:g}, "
+        f"sensitivity {found['sensitivity_at_threshold']:.3f} "
+        f"on these {found['viral']:,} viral and {found['nonviral']:,} non-viral contigs"
+    )
+    print(f"predict --model {model} adds p_virus_calibrated to contigs.tsv")

@@ -1,0 +1,127 @@
+"""``models verify``: whether a model computes here what it should."""
+
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from virnuc_async.cli.console import print_table, status_lines
+from virnuc_async.cli.environment import cache_from, hide_other_gpus
+from virnuc_async.cli.exit_codes import DONE, FAILED
+from virnuc_async.cli.options import add_cache_option, add_device_choice
+from virnuc_async.cli.parser import PROGRAM, add_command
+from virnuc_async.errors import CannotWrite
+from virnuc_async.settings import Precision, Settings
+
+if TYPE_CHECKING:
+    from virnuc_async.engine.verification import VerificationResult
+    from virnuc_async.models.bundle import Bundle
+
+_EXAMPLES = """\
+examples:
+  python -m virnuc_async models verify virnucpro-500
+  python -m virnuc_async models verify virnucpro-500 --gpus 0,1 --precision bf16
+  python -m virnuc_async models verify my_model/ --record --devices cpu
+
+Computes a few ORFs on every device, in every precision that the device supports, and compares the
+results with the reference of the model.
+
+exit codes:
+  0  all results agree with the reference
+  1  some do not, or could not be computed
+"""
+_HEADER = ("device", "precision", "scores", "embeddings", "cosine", "length", "labels", "result")
+
+
+def add_parser(actions: Any) -> None:
+    """Add the action."""
+    parser = add_command(
+        actions, "verify", "check that a model gives the expected scores on this machine", _EXAMPLES
+    )
+    parser.add_argument("name", metavar="NAME|DIR", help="an installed model, or the directory of one")
+    add_cache_option(parser)
+    add_device_choice(parser, auto="auto: every precision that the device supports (default: auto)")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="replace the reference of the model by what a CPU computes here in FP32",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    """Verify a model on each device, and print the deviations."""
+    hide_other_gpus(options.gpus)
+    from virnuc_async.models.bundle import find
+
+    bundle = find(options.name, cache_from(options))
+    results = _verify(bundle, options)
+    if not options.quiet:
+        print_table([_HEADER, *map(_row, results)])
+    wrong = [result for result in results if not result.is_right]
+    for result in wrong:
+        print(f"{PROGRAM}: {bundle.name} {_format_error(result)}", file=sys.stderr)
+    return FAILED if wrong else DONE
+
+
+def _verify(bundle: "Bundle", options: Namespace) -> "list[VerificationResult]":
+    import anyio
+
+    from virnuc_async.engine.devices import choose
+    from virnuc_async.engine.verification import precisions_of, verify
+    from virnuc_async.models.reference import reference_of
+
+    results = []
+    with status_lines(options.quiet) as report_status:
+        report_status(f"{bundle.name}: checking its files")
+        bundle.check()
+        if options.record:
+            report_status(f"{bundle.name}: computing its reference on a CPU in FP32")
+            bundle = with_recorded_reference(bundle)
+        reference = reference_of(bundle)
+        report_status(f"{bundle.name}: {len(reference)} ORFs, compared with {reference.source}")
+        for device in choose(Settings(devices=options.devices, gpus=options.gpus)):
+            for precision in precisions_of(device, Precision(options.precision)):
+                report_status(f"{device.name} in {precision.upper()}")
+                results.append(anyio.run(verify, bundle, reference, device, precision))
+    return results
+
+
+def with_recorded_reference(bundle: "Bundle") -> "Bundle":
+    """Compute the reference of *bundle* on a CPU of this machine, and return it with it."""
+    import anyio
+
+    from virnuc_async.engine.verification import record
+
+    try:
+        return anyio.run(record, bundle)
+    except OSError as error:
+        raise CannotWrite(str(bundle.directory), error.strerror or str(error)) from error
+
+
+def _format_error(result: "VerificationResult") -> str:
+    where = f"on {result.device.name} in {result.precision.upper()}"
+    if result.failure:
+        return f"could not be verified {where}: {result.failure}"
+    return (
+        f"does not give the expected scores {where}. Its files are intact, so the cause is the device, its "
+        "driver or the build of torch; if all devices are wrong, it is the model"
+    )
+
+
+def _row(result: "VerificationResult") -> tuple[str, ...]:
+    is_cpu = result.device.capability is None
+    name = result.device.name
+    columns = (name if is_cpu else f"{name} ({result.device.model})", result.precision.upper())
+    found, tolerance = result.deviation, result.tolerance
+    if found is None:
+        return (*columns, "-", "-", "-", "-", "-", f"failed: {result.failure}")
+    return (
+        *columns,
+        "-" if found.score is None else f"{found.score:.1e} ({tolerance.score:.0e})",
+        f"{found.distance:.1e} ({tolerance.distance:.0e})",
+        f"{found.cosine:.7f} ({tolerance.cosine:.7g})",
+        f"{found.length:.1e} ({tolerance.length:.0e})",
+        f"{found.labels} of {found.of}" if found.of else "-",
+        "right" if result.is_right else "WRONG",
+    )

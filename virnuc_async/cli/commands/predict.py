@@ -1,0 +1,148 @@
+"""``predict``: which sequences are viral."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from virnuc_async.cli.console import run_log
+from virnuc_async.cli.environment import prepare_torch
+from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
+from virnuc_async.cli.options import (
+    add_device_options,
+    add_model_options,
+    add_verbosity_options,
+    settings_from,
+)
+from virnuc_async.cli.parser import PROGRAM, add_command
+from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
+from virnuc_async.errors import UnreadableInput, UsageError
+from virnuc_async.settings import Pairing
+
+_EXAMPLE = f"{PROGRAM} predict contigs.fa out/"
+_LARGEST_LIST = 1 << 28  # bytes: millions of names
+_EXAMPLES = """\
+examples:
+  python -m virnuc_async predict contigs.fa out/
+  python -m virnuc_async predict reads_R1.fq.gz reads_R2.fq.gz out/ --threshold 0.8
+  python -m virnuc_async predict interleaved.fq.gz out/ --pairs interleaved
+  python -m virnuc_async predict --input-list samples.txt --output-dir out/ --quiet
+  zcat reads.fq.gz | python -m virnuc_async predict - out/ --devices cpu,cpu
+  python -m virnuc_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
+
+Inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or - for
+standard input. The last name is the output directory.
+
+exit codes:
+  0         done
+  1         failed
+  2         done, but some inputs failed: see failed_files.txt
+  64        wrong usage
+  130, 143  interrupted; the same command resumes
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(commands, "predict", "predict which sequences are viral", _EXAMPLES)
+    parser.usage = "%(prog)s INPUT [INPUT ...] OUT_DIR [options]"
+    _add_file_options(parser)
+    model = parser.add_argument_group("model")
+    add_model_options(model)
+    _add_output_options(model)
+    add_device_options(parser.add_argument_group("devices"))
+    add_verbosity_options(parser)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+
+
+def _add_file_options(parser: Any) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="INPUT ... OUT_DIR", help="inputs, then the output directory"
+    )
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="FILE", help="an input; can be repeated"
+    )
+    parser.add_argument("--input-list", metavar="FILE", help="a file with one input per line")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="the output directory; then all other names are inputs"
+    )
+    parser.add_argument(
+        "--pairs",
+        choices=[pairing.value for pairing in Pairing],
+        default=Pairing.AUTO.value,
+        help="how reads are paired; each pair gets one verdict in pairs.tsv. auto: files whose names differ "
+        "only in R1 and R2 (or 1 and 2), if all read ids match; interleaved: consecutive records "
+        "(default: auto)",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--overwrite", action="store_true", help="discard an existing run in OUT_DIR and start over"
+    )
+    existing.add_argument(
+        "--repair",
+        action="store_true",
+        help="recover intact batches from a damaged run.sqlite3 and recompute the rest",
+    )
+
+
+def _add_output_options(group: Any) -> None:
+    group.add_argument("--embeddings", action="store_true", help="also write merged_features.pt")
+    group.add_argument(
+        "--no-calibration",
+        dest="calibrated",
+        action="store_false",
+        help="omit p_virus_calibrated from contigs.tsv, even if the model has a calibration",
+    )
+    group.add_argument(
+        "--reuse-features",
+        type=Path,
+        metavar="DIR",
+        help="reuse embeddings of the same sequences from the *_DNABERT_S.pt, *_ESM.pt and *_merged.pt that "
+        "VirNucPro wrote anywhere in DIR, and compute only the missing ones",
+    )
+
+
+def run(options: Namespace) -> int:
+    """Predict, and return whether every input could be used."""
+    inputs, out_dir = _inputs_and_output(options)
+    settings = settings_from(
+        options,
+        embeddings=options.embeddings,
+        calibrated=options.calibrated,
+        pairs=Pairing(options.pairs),
+        reuse_features=options.reuse_features,
+        repair=options.repair,
+    )
+    prepare_torch(options.gpus)
+    with run_log(options):
+        summary = run_interruptibly(inputs, out_dir, settings)
+    return INCOMPLETE if summary.counts["failures"] else DONE
+
+
+def _inputs_and_output(options: Namespace) -> tuple[list[str], str]:
+    names, out_dir = list(options.names), options.output_dir
+    if out_dir is None:
+        if not names:
+            raise UsageError(f"name an input and an output directory. For example: {_EXAMPLE}")
+        out_dir = names.pop()
+    inputs = [*options.input, *names, *_read_list(options.input_list)]
+    if not inputs and options.input_list:
+        raise UsageError(f"the input list {options.input_list!r} is empty")
+    if not inputs:
+        raise UsageError(f"name an input before the output directory {out_dir!r}")
+    if os.path.isfile(out_dir):
+        raise UsageError(f"the last name must be the output directory, but {out_dir!r} is a file")
+    return inputs, out_dir
+
+
+def _read_list(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        with open(path, "rb") as file:
+            lines = file.read(_LARGEST_LIST + 1)
+    except OSError as error:
+        raise UnreadableInput(path, error.strerror or str(error)) from error
+    if len(lines) > _LARGEST_LIST:
+        raise UnreadableInput(path, f"a list of more than {_LARGEST_LIST:,} bytes")
+    return [os.fsdecode(line.strip()) for line in lines.splitlines() if line.strip()]

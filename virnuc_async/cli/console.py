@@ -1,0 +1,93 @@
+"""What a person sees: the log of a run, progress, status lines and tables."""
+
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from virnuc_async.text import escape_control_chars
+
+if TYPE_CHECKING:
+    from loguru import Record
+
+    from virnuc_async.downloads.fetch import ProgressCallback
+
+_STATUS_INTERVAL = 10.0  # seconds after which a status line is repeated
+_WARNING = 30  # loguru's number of the level
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print *rows* in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(escape_control_chars("  ".join(map(str.ljust, row, widths)).rstrip()))
+
+
+@contextmanager
+def run_log(options: Namespace) -> Iterator[None]:
+    """Show the log of a run on standard error: bars on a terminal, lines elsewhere."""
+    from rich.console import Console
+
+    from virnuc_async.log import logger
+
+    from .progress_bars import Bars, Lines
+
+    level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        has_bars = console.is_terminal and not options.quiet
+        sink = stack.enter_context(Bars(console)) if has_bars else Lines(sys.stderr)
+        stack.callback(logger.remove, logger.add(sink, format=_log_format, level=level, catch=False))
+        yield
+
+
+def _log_format(record: "Record") -> str:
+    level = record["level"]
+    return "{level.name}: {message}\n" if level.no >= _WARNING else "{message}\n"
+
+
+@contextmanager
+def download_progress(quiet: bool) -> "Iterator[ProgressCallback]":
+    """Show the progress of downloads on standard error: bars on a terminal, lines elsewhere."""
+    from rich.console import Console
+
+    from .progress_bars import TransferBars, TransferLines
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with TransferBars(console) as bars:
+            yield bars
+    else:
+        yield TransferLines(sys.stderr)
+
+
+@contextmanager
+def status_lines(quiet: bool, interval: float = _STATUS_INTERVAL) -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a status, and repeat the last one every *interval* seconds."""
+    status, since, is_over = "", time.monotonic(), threading.Event()
+
+    def report_status(text: str) -> None:
+        nonlocal status, since
+        status, since = text, time.monotonic()
+        if text and not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def repeat_status() -> None:
+        while not is_over.wait(interval):
+            if status:
+                print(f"{status} ({time.monotonic() - since:.0f} s)", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=repeat_status, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield report_status
+    finally:
+        is_over.set()
+        if not quiet:
+            thread.join()

@@ -1,0 +1,46 @@
+"""The environment of the process: what is read from it, and what is set for torch."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from .parser import PROGRAM
+
+
+def command_line() -> tuple[str, ...]:
+    """Return the words of the command that this process runs."""
+    return (PROGRAM, *sys.argv[1:])
+
+
+def cache_from(options: Namespace) -> Path | None:
+    """Return the directory of --cache-dir or VIRNUC_ASYNC_CACHE_DIR; None for the default of this user."""
+    path = options.cache_dir or os.environ.get("VIRNUC_ASYNC_CACHE_DIR")
+    return Path(path).expanduser() if path else None
+
+
+def mirror_from(options: Namespace) -> str:
+    """Return the URL of --mirror or VIRNUC_ASYNC_MIRROR, empty if there is none."""
+    return options.mirror or os.environ.get("VIRNUC_ASYNC_MIRROR", "")
+
+
+def hugging_face_server() -> str:
+    """Return the server that HF_ENDPOINT names in the place of huggingface.co, empty if there is none."""
+    return os.environ.get("HF_ENDPOINT", "")
+
+
+def prepare_torch(gpus: tuple[int, ...]) -> None:
+    """Set the environment that torch reads when it is imported."""
+    # Threads that spin while they wait take half of a machine that others use too, and make a run
+    # on busy cores ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hide_other_gpus(gpus)
+
+
+def hide_other_gpus(gpus: tuple[int, ...]) -> None:
+    """Hide all GPUs but *gpus* from this process, if any are given; call it before torch is imported."""
+    # No context is created on the other GPUs, and a CUDA_VISIBLE_DEVICES that an outer script has
+    # set does not hide the ones asked for.
+    if gpus:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))

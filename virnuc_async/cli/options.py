@@ -1,0 +1,159 @@
+"""Groups of options that several commands have, and the settings that they make."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from virnuc_async.learning.options import EvaluationOptions
+from virnuc_async.settings import Compile, Precision, Settings
+
+from .environment import cache_from
+from .parser import fraction, names, numbers, token_count
+
+
+def add_verbosity_options(parser: Any) -> None:
+    """Add --verbose and --quiet."""
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument("--verbose", action="store_true", help="print more, such as a line for each batch")
+    verbosity.add_argument("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def add_model_options(group: Any) -> None:
+    """Add --model, --cache-dir and --threshold."""
+    group.add_argument(
+        "--model",
+        default="tiny-500",
+        metavar="NAME|DIR",
+        help="the model to use; 'models list' shows the installed ones (default: tiny-500)",
+    )
+    add_cache_option(group)
+    group.add_argument(
+        "--threshold",
+        type=fraction,
+        default=0.5,
+        metavar="FRACTION",
+        help="a contig is viral if at least this fraction of its fragments is (default: 0.5)",
+    )
+
+
+def add_cache_option(group: Any) -> None:
+    """Add --cache-dir."""
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="where models are stored (default: $VIRNUC_ASYNC_CACHE_DIR, else ~/.cache/virnuc-async)",
+    )
+
+
+def add_device_options(group: Any) -> None:
+    """Add which devices to use, and how."""
+    add_device_choice(group)
+    group.add_argument(
+        "--compile",
+        choices=[choice.value for choice in Compile],
+        default=Compile.AUTO.value,
+        help="compile kernels for the GPUs before the first batch; auto: if the input is large "
+        "(default: auto)",
+    )
+    group.add_argument(
+        "--tokens-per-batch",
+        "--esm-batch-size",
+        type=token_count,
+        default=None,
+        metavar="N|auto",
+        help="maximum number of residue tokens per batch; --esm-batch-size is the older name of this option "
+        "(default: auto, by the memory of the devices)",
+    )
+
+
+def add_device_choice(
+    group: Any, auto: str = "auto: BF16 if all GPUs support it, else FP32 (default: auto)"
+) -> None:
+    """Add --gpus, --devices and --precision, whose help is *auto*."""
+    group.add_argument(
+        "--gpus",
+        type=numbers("GPU numbers", "0,2"),
+        default=(),
+        metavar="0,2",
+        help="GPUs by the numbers that nvidia-smi shows",
+    )
+    group.add_argument(
+        "--devices",
+        type=names,
+        default=(),
+        metavar="LIST",
+        help="cuda:0,cuda:1 or cpu or cpu,cpu; 'devices' shows them (default: every GPU, else one CPU)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=[precision.value for precision in Precision],
+        default=Precision.AUTO.value,
+        help=auto,
+    )
+
+
+def add_data_options(group: Any, output: str) -> None:
+    """Add the labelled sequences and the output directory, whose help is *output*."""
+    files = {"nargs": "+", "action": "extend", "required": True, "metavar": "FILE"}
+    group.add_argument("--viral", help="viral sequences: files or directories", **files)
+    group.add_argument("--nonviral", help="non-viral sequences: files or directories", **files)
+    group.add_argument(
+        "--clusters",
+        type=Path,
+        metavar="TSV",
+        help="table of clusters: records of one cluster are never separated by a split",
+    )
+    group.add_argument(
+        "--groups",
+        type=Path,
+        metavar="TSV",
+        help="table of groups, which are balanced and reported separately",
+    )
+    group.add_argument("--output", type=Path, required=True, metavar="DIR", help=output)
+    group.add_argument(
+        "--overwrite", action="store_true", help="discard existing scores of a different run and start over"
+    )
+
+
+def add_resamples_option(parser: Any) -> None:
+    """Add --resamples."""
+    add_field(parser, EvaluationOptions(), "resamples", int, "resamples of the clusters for the intervals")
+
+
+def add_field(group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str) -> None:
+    """Add an option for the field *name* of *defaults*."""
+    default = getattr(defaults, name)
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=kind,
+        default=default,
+        metavar="N" if kind is int else "X",
+        help=f"{what} (default: {default})",
+    )
+
+
+def settings_from(options: Namespace, **others: Any) -> Settings:
+    """Return the settings of a run that *options* name."""
+    return Settings(
+        model=options.model,
+        cache_dir=cache_from(options),
+        devices=options.devices,
+        gpus=options.gpus,
+        precision=Precision(options.precision),
+        compile=Compile(options.compile),
+        tokens_per_batch=options.tokens_per_batch,
+        threshold=options.threshold,
+        overwrite=options.overwrite,
+        **others,
+    )
+
+
+def fields_from(kind: Callable[..., Any], options: Namespace, **others: Any) -> Any:
+    """Return an object of *kind*, a dataclass, with the options that have the names of its fields."""
+    defaults = kind()
+    shared = [name for name in defaults.__dataclass_fields__ if name in vars(options)]
+    # Words of the command line become members of the enum that the default is of.
+    values = {name: type(getattr(defaults, name))(getattr(options, name)) for name in shared}
+    return kind(**values | others)
