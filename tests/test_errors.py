@@ -131,7 +131,7 @@ SAID: list[tuple[VirnucError, str]] = [
         SharedSequences(3, 1000, 31),
         "3 of 1,000 held-out records share stretches of 31 bases with training ones, and figures on them "
         "would flatter. Cluster the sequences and name the table with --clusters, or have them left out with "
-        "--leaks drop",
+        "--leakage drop",
     ),
     (
         NoFeatures("old", "no file there is named *_ESM.pt"),

@@ -372,7 +372,7 @@ class SharedSequences(LabelError):
         return (
             f"{self.found:,} of {plural(self.held, 'held-out record')} share stretches of {self.length} "
             "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
-            "table with --clusters, or have them left out with --leaks drop"
+            "table with --clusters, or have them left out with --leakage drop"
         )
 
 

@@ -231,7 +231,7 @@ def test_seeds_decide_everything(toys: Toys, done: Path, tmp_path: Path) -> None
 
 
 def test_options_change_the_figures(toys: Toys, done: Path, tmp_path: Path) -> None:
-    assert evaluate(toys, tmp_path / "one", "--stretches", "3", "--lengths", "150").code == 0
+    assert evaluate(toys, tmp_path / "one", "--subsequences", "3", "--lengths", "150").code == 0
     assert report(tmp_path / "one")["at"]["150 bp"]["contig"]["rows"] == 60
     assert evaluate(toys, tmp_path / "two", "--threshold", "0", "--lengths", "150").code == 0
     assert values(tmp_path / "two")["sensitivity"] == 1
@@ -297,7 +297,7 @@ def test_another_model_in_the_same_directory(
     [
         (("--lengths", "0"), "lengths are different numbers of bases, not [0]"),
         (("--lengths", "5,5"), "lengths are different numbers of bases, not [5, 5]"),
-        (("--stretches", "0"), "stretches must be at least 1, not 0"),
+        (("--subsequences", "0"), "subsequences must be at least 1, not 0"),
         (("--seed", "-1"), "the seed is a whole number from 0 on, not -1"),
         (("--viral", "-"), "labelled sequences are read more than once: name files, not standard input"),
     ],

@@ -19,9 +19,9 @@ from tiny_models import Toys, records, write_shuffled, write_toys
 
 from virnuc_async.errors import CannotWrite
 from virnuc_async.learning.dataset import TEST, TRAINING, VALIDATION
+from virnuc_async.learning.options import Balance, Recipe
 from virnuc_async.learning.training import Examples, balanced, fit
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.settings import Balance, Recipe
 
 OTHER = "the epochs so far are of other data, another recipe or number of threads"
 QUICK = ("--optimizer", "adamw", "--rate", "0.01", "--epochs", "5", "--resamples", "20")
@@ -305,7 +305,7 @@ def test_published_split_says_loudly_what_it_is(toys: Toys, work: Path, tmp_path
     assert "the figures are optimistic" in ended.err
     assert "**These figures are optimistic.**" in (output / "README.md").read_text()
     assert report(output)["split"]["by_fragment"] is True
-    assert report(output)["split"]["leaks"] is None
+    assert report(output)["split"]["leakage"] is None
     assert "random split of fragments" in find(output).notice
     # Records are on several sides, fragments on one.
     assert sum(facts["records"] for facts in sides(output).values()) > 24
@@ -324,26 +324,26 @@ def leaking(tmp_path: Path) -> Toys:
 
 def test_planted_leaks_are_left_out_kept_or_refused(leaking: Toys, tmp_path: Path) -> None:
     work = ("--work", tmp_path / "work")
-    assert train(leaking, tmp_path / "no", *work, "--leaks", "refuse") == (
+    assert train(leaking, tmp_path / "no", *work, "--leakage", "refuse") == (
         1,
         "",
         "looking for 31-mers that held-out records share with training ones\n"
         "virnuc-async: 6 of 12 held-out records share stretches of 31 bases with training ones, and "
         "figures on them would flatter. Cluster the sequences and name the table with --clusters, or have "
-        "them left out with --leaks drop\n",
+        "them left out with --leakage drop\n",
     )
     assert not (tmp_path / "work").exists()
     ended = train(leaking, tmp_path / "no", *work)
     assert ended.code == 1
     assert "6 of 12 held-out records share 31-mers with training ones and are left out" in ended.err
     assert ended.err.endswith("nothing viral in the ORFs for validation: both classes are needed\n")
-    ended = train(leaking, tmp_path / "kept", *work, "--leaks", "keep")
+    ended = train(leaking, tmp_path / "kept", *work, "--leakage", "keep")
     assert ended.code == 0
     assert "WARNING: 6 of 12 held-out records share 31-mers with training ones, and stay" in ended.err
     assert "**These figures are optimistic.**" in (tmp_path / "kept" / "README.md").read_text()
-    leaks = report(tmp_path / "kept")["split"]["leaks"]
+    leaks = report(tmp_path / "kept")["split"]["leakage"]
     assert leaks == {"length": 31, "held_out_records": 12, "sharing": 6, "done": "keep"}
-    ended = train(leaking, tmp_path / "some", *work, "--leak-share", "0.5")
+    ended = train(leaking, tmp_path / "some", *work, "--leakage-share", "0.5")
     assert ended.code == 0
     assert "0 of 12 held-out records share" in ended.err
 
@@ -360,7 +360,7 @@ def test_leaking_records_alone_are_left_out(tmp_path: Path) -> None:
     toys.viral.write_text(fasta(some))
     assert train(toys, tmp_path / "one").code == 0
     found = sides(tmp_path / "one")
-    assert found["left out"]["records"] == report(tmp_path / "one")["split"]["leaks"]["sharing"] == 6
+    assert found["left out"]["records"] == report(tmp_path / "one")["split"]["leakage"]["sharing"] == 6
     assert "6 of 24 held-out records share more than 0%" in (tmp_path / "one" / "README.md").read_text()
 
 
@@ -382,7 +382,7 @@ def test_leaking_records_alone_are_left_out(tmp_path: Path) -> None:
         ("--seed", "7"),
         ("--validation", "0.2"),
         ("--test", "0.1"),
-        ("--random-stretches",),
+        ("--augment",),
         ("--split-by-fragment",),
     ],
     ids=" ".join,
@@ -390,9 +390,7 @@ def test_leaking_records_alone_are_left_out(tmp_path: Path) -> None:
 def test_options_change_the_classifier(
     toys: Toys, features: Path, tmp_path: Path, option: tuple[str, ...], plain: bytes
 ) -> None:
-    work = (
-        () if option == ("--random-stretches",) else ("--work", shutil.copytree(features, tmp_path / "work"))
-    )
+    work = () if option == ("--augment",) else ("--work", shutil.copytree(features, tmp_path / "work"))
     assert train(toys, tmp_path / "one", *work, *option).code == 0
     assert weights(tmp_path / "one") != plain
 
@@ -519,7 +517,7 @@ def test_other_sequences_in_the_same_work_directory(toys: Toys, work: Path, tmp_
         (("--hidden", "0"), "hidden must be at least 1, not 0"),
         (("--seed", "-1"), "the seed is a whole number from 0 on, not -1"),
         (("--test", "1"), "validation and test are shares above 0, below 1 together, not 0.1 and 1.0"),
-        (("--leak-share", "2"), "the share of leaks is a number from 0 to 1, not 2.0"),
+        (("--leakage-share", "2"), "the leakage share is a number from 0 to 1, not 2.0"),
         (("--resamples", "0"), "resamples must be at least 1, not 0"),
     ],
 )

@@ -17,18 +17,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import BadBundle, CannotWrite, UnreadableInput, UsageError, VirnucError
-from virnuc_async.settings import (
+from virnuc_async.learning.options import (
     Balance,
-    Compile,
     EvaluationOptions,
     LeakPolicy,
     Optimizer,
-    Pairing,
-    Precision,
     Recipe,
-    Settings,
     Split,
 )
+from virnuc_async.settings import Compile, Pairing, Precision, Settings
 from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
@@ -91,7 +88,7 @@ _EVALUATE_EXAMPLES = """\
 examples:
   python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/
   python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/ \\
-      --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --stretches 3
+      --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --subsequences 3
 
 figures/evaluation.html is for people, figures/evaluation.json for programs. docs/training.md says what
 each figure means. The same command resumes.
@@ -378,7 +375,7 @@ def _add_evaluate(commands: Any) -> None:
         metavar="BP,BP",
         help="measure stretches of these lengths, cut from the records, too (default: 150,300,500,1000)",
     )
-    _add_setting(evaluate, EvaluationOptions(), "stretches", int, "of each length from each record")
+    _add_setting(evaluate, EvaluationOptions(), "subsequences", int, "of each length from each record")
     _add_setting(evaluate, EvaluationOptions(), "seed", int, "of stretches and intervals")
     _add_resample_option(evaluate)
     _add_model_options(evaluate.add_argument_group("model"))
@@ -433,13 +430,13 @@ def _add_split_options(group: Any) -> None:
     _add_setting(group, Split(), "validation", _share, "share that says when to stop")
     _add_setting(group, Split(), "test", _share, "share that the figures are of")
     group.add_argument(
-        "--leaks",
+        "--leakage",
         choices=[choice.value for choice in LeakPolicy],
-        default=Split().leaks.value,
+        default=Split().leakage.value,
         help="held-out records that share 31-mers with training ones are left out, end the training, or "
         "stay (default: drop)",
     )
-    _add_setting(group, Split(), "leak_share", _share, "share of a record's 31-mers that may be shared")
+    _add_setting(group, Split(), "leakage_share", _share, "share of a record's 31-mers that may be shared")
     group.add_argument(
         "--split-by-fragment",
         action="store_true",
@@ -469,7 +466,7 @@ def _add_recipe_options(group: Any) -> None:
     _add_setting(group, recipe, "dropout", float, "share of the hidden layer that is left out")
     _add_setting(group, recipe, "seed", int, "of the split and the training")
     group.add_argument(
-        "--random-stretches",
+        "--augment",
         action="store_true",
         help="learn from random places of both strands, not from records as predictions cut them",
     )
@@ -617,7 +614,7 @@ def _train(options: Namespace) -> int:
         settings=settings,
         split=split,
         recipe=recipe,
-        stretches=options.random_stretches,
+        augment=options.augment,
         measuring=measuring,
         command=_command(),
     )
@@ -669,7 +666,7 @@ def _calibrate(options: Namespace) -> int:
 def _filled(kind: Callable[..., Any], options: Namespace, **others: Any) -> Any:
     """Make settings of the *kind* of the options that are called as its fields."""
     names = set(kind.__dataclass_fields__) & set(vars(options))  # type: ignore[attr-defined]
-    enums = {"optimizer": Optimizer, "balance": Balance, "leaks": LeakPolicy}
+    enums = {"optimizer": Optimizer, "balance": Balance, "leakage": LeakPolicy}
     told = {name: enums.get(name, _same)(getattr(options, name)) for name in names}
     return kind(**told | others)
 

@@ -25,11 +25,12 @@ from virnuc_async.outputs.html import chart, heading, page, paragraph, table
 from virnuc_async.outputs.predictions import label_contigs, vote
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.runs.store import Block, Store
-from virnuc_async.settings import EvaluationOptions, Pairing, Settings
+from virnuc_async.settings import Pairing, Settings
 from virnuc_async.text import plural
 
 from .dataset import KINDS, LabelledFiles, Records, SubsequenceSampler, check_classes, read_records
 from .metrics import METRICS, ClusterBootstrap, Ranking, auroc, plain, plain_interval, threshold_for
+from .options import EvaluationOptions
 
 # Runs the pipeline in a directory, or resumes what is there.
 Engine = Callable[[Sequence[str], Path, Settings], Summary]
@@ -71,7 +72,7 @@ def evaluate(
     bundle, records = find(settings.model, settings.cache_dir), read_records(data)
     places = {RECORDS: _on_records(data, records, out_dir, settings, engine)}
     for length in measuring.lengths:
-        cutting = SubsequenceSampler(length, measuring.seed, measuring.stretches)
+        cutting = SubsequenceSampler(length, measuring.seed, measuring.subsequences)
         if _is_measurable(cutting, records):
             places[f"{length} bp"] = _on_stretches(cutting, data, records, out_dir, settings, engine)
     report = {

@@ -50,11 +50,11 @@ def _split(report: Mapping[str, Any]) -> Iterator[str]:
     keys = ("records", "fragments", "orfs", "viral_orfs")
     rows = [[side, *(_number(facts[key]) for key in keys)] for side, facts in split["sides"].items()]
     yield _markdown([("side", "records", "fragments", "ORFs", "viral ORFs"), *rows])
-    if leaks := split["leaks"]:
+    if leaks := split["leakage"]:
         yield (
             f"{leaks['sharing']:,} of {leaks['held_out_records']:,} held-out records share more than "
-            f"{split['leak_share']:.0%} of their {leaks['length']}-mers, on either strand, with records that "
-            f"they are to be new to; these were treated as `--leaks {leaks['done']}` says."
+            f"{split['leakage_share']:.0%} of their {leaks['length']}-mers, on either strand, with records "
+            f"that they are to be new to; these were treated as `--leakage {leaks['done']}` says."
         )
 
 
@@ -74,7 +74,7 @@ def _figures(report: Mapping[str, Any]) -> Iterator[str]:
     yield "## Held-out figures"
     if report["split"]["by_fragment"]:
         yield _OPTIMISTIC
-    leaks = report["split"]["leaks"]
+    leaks = report["split"]["leakage"]
     if leaks and leaks["done"] == "keep" and leaks["sharing"]:
         yield _KEPT.format(**leaks)
     yield "In parentheses: 95 % of the resamples of the clusters."

@@ -37,16 +37,7 @@ from virnuc_async.models.import_checkpoint import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.runs.store import Block, Store
-from virnuc_async.settings import (
-    Balance,
-    EvaluationOptions,
-    LeakPolicy,
-    Optimizer,
-    Pairing,
-    Recipe,
-    Settings,
-    Split,
-)
+from virnuc_async.settings import Pairing, Settings
 from virnuc_async.text import plural
 
 from .dataset import (
@@ -74,6 +65,7 @@ from .evaluation import (
     write_stretches,
 )
 from .leakage import K, shared_kmer_fraction
+from .options import Balance, EvaluationOptions, LeakPolicy, Optimizer, Recipe, Split
 from .reports import card
 
 REPORT, CARD = "training.json", "README.md"
@@ -93,7 +85,7 @@ class Task:
     settings: Settings  # of the engine; its model has the encoders
     split: Split = Split()
     recipe: Recipe = Recipe()
-    stretches: bool = False  # learn from stretches at random places of both strands, not from whole records
+    augment: bool = False  # learn from stretches at random places of both strands, not from whole records
     measuring: EvaluationOptions = EvaluationOptions()
     command: str = ""
 
@@ -101,7 +93,7 @@ class Task:
     def cutting(self) -> SubsequenceSampler | None:
         """How records are cut before they are learnt from."""
         length = find(self.settings.model, self.settings.cache_dir).length
-        return SubsequenceSampler(length, self.recipe.seed) if self.stretches else None
+        return SubsequenceSampler(length, self.recipe.seed) if self.augment else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +150,8 @@ def train(task: Task, engine: Engine) -> tuple[Bundle, dict[str, Any]]:
         "command": task.command,
         "base": bundle_facts(base),
         "data": _data_facts(task, records),
-        "split": {**asdict(task.split), "sides": _side_facts(examples, sides), "leaks": leaks},
-        "recipe": {**asdict(task.recipe), "stretches": task.stretches},
+        "split": {**asdict(task.split), "sides": _side_facts(examples, sides), "leakage": leaks},
+        "recipe": {**asdict(task.recipe), "augment": task.augment},
         "history": fitted.history,
         "best_epoch": fitted.best,
         "test": measured(tested, records, task.measuring),
@@ -202,14 +194,14 @@ def _split(task: Task, records: Records) -> tuple[Sides | None, dict[str, Any] |
     logger.info("looking for {}-mers that held-out records share with training ones", K)
     held = np.flatnonzero(sides != TRAINING)
     shares = _shared_across(task.data, sides)
-    leaking = shares > split.leak_share
+    leaking = shares > split.leakage_share
     found = int(leaking.sum())
-    if found and split.leaks is LeakPolicy.REFUSE:
+    if found and split.leakage is LeakPolicy.REFUSE:
         raise SharedSequences(found, len(held), K)
-    if split.leaks is LeakPolicy.DROP:
+    if split.leakage is LeakPolicy.DROP:
         sides[leaking] = LEFT_OUT
-    _tell_leaks(split.leaks, found, len(held))
-    return sides, {"length": K, "held_out_records": len(held), "sharing": found, "done": str(split.leaks)}
+    _tell_leaks(split.leakage, found, len(held))
+    return sides, {"length": K, "held_out_records": len(held), "sharing": found, "done": str(split.leakage)}
 
 
 def _shared_across(data: LabelledFiles, sides: Sides) -> NDArray[np.float64]:
