@@ -603,7 +603,7 @@ def _train(options: Namespace) -> int:
     measuring, settings = _filled(EvaluationOptions, options, lengths=()), _settings(options)
     _set_environment(options)
     from virnuc_async.learning.dataset import label_files
-    from virnuc_async.learning.evaluation import figure_rows, group_rows
+    from virnuc_async.learning.reports import group_rows, metric_rows
     from virnuc_async.learning.training import Task, train
 
     output: Path = options.output
@@ -615,12 +615,12 @@ def _train(options: Namespace) -> int:
         split=split,
         recipe=recipe,
         augment=options.augment,
-        measuring=measuring,
+        evaluation=measuring,
         command=_command(),
     )
     with _console(options), _terminable():
         bundle, report = train(task, _run)
-    _print_table(figure_rows({"test side": report["test"]}))
+    _print_table(metric_rows({"test": report["test"]}))
     _print_table(group_rows(report["test"]))
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
     return DONE
@@ -630,12 +630,13 @@ def _evaluate(options: Namespace) -> int:
     measuring, settings = _filled(EvaluationOptions, options), _settings(options)
     _set_environment(options)
     from virnuc_async.learning.dataset import label_files
-    from virnuc_async.learning.evaluation import evaluate, figure_rows, group_rows
+    from virnuc_async.learning.evaluation import evaluate
+    from virnuc_async.learning.reports import group_rows, metric_rows
 
     data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
     with _console(options), _terminable():
         report = evaluate(data, options.output, settings, measuring, _run, _command())
-    _print_table(figure_rows(report["at"]))
+    _print_table(metric_rows(report["at"]))
     for place, of_levels in report["at"].items():
         print(f"\n{place}")
         _print_table(group_rows(of_levels))
