@@ -620,7 +620,7 @@ def _train(options: Namespace) -> int:
     )
     with _console(options), _terminable():
         bundle, report = train(task, _run)
-    _print_table(metric_rows({"test": report["test"]}))
+    _print_table(metric_rows({"test set": report["test"]}))
     _print_table(group_rows(report["test"]))
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
     return DONE

@@ -154,7 +154,7 @@ def _results_section(report: Mapping[str, Any]) -> Iterator[str]:
         "Values in parentheses are 95 % confidence intervals, from resamples of the clusters. *correct* is "
         "the fraction of correct verdicts: for a viral group the sensitivity, else the specificity."
     )
-    yield _markdown_table(metric_rows({"test": report["test"]}))
+    yield _markdown_table(metric_rows({"test set": report["test"]}))
     yield _markdown_table(group_rows(report["test"]))
 
 
