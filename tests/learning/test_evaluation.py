@@ -273,7 +273,7 @@ def test_lengths_without_records_of_both_classes_are_skipped(tmp_path: Path) -> 
 
 def test_directory_with_other_files(long_toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
-    reason = "contains 'thesis.txt', which is not part of an evaluation. Choose a new or empty directory"
+    reason = "contains 'thesis.txt' and no evaluation. Choose a new or empty directory"
     message = f"virnuc-async: {tmp_path}: {reason}\n"
     assert evaluate(long_toys, tmp_path) == (1, "", message)
     ended = evaluate(long_toys, tmp_path / "thesis.txt")

@@ -121,7 +121,7 @@ def test_existing_output_is_not_overwritten(toys: Toys, work: Path, tmp_path: Pa
     output.mkdir()
     assert train(toys, output, "--work", work).code == 0  # an empty directory is accepted
     before = weights(output)
-    message = f"virnuc-async: {output}: exists and is not empty. Choose a new directory for the bundle\n"
+    message = f"virnuc-async: {output}: exists and is not empty. Choose a new or empty directory\n"
     assert train(toys, output, "--work", work, "--seed", "1") == (1, "", message)
     assert weights(output) == before
 
@@ -137,8 +137,7 @@ def test_work_directory_with_other_files(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "work" / "thesis.txt").write_text("all of it")
     ended = train(toys, tmp_path / "one", "--work", tmp_path / "work")
     message = (
-        f"virnuc-async: {tmp_path / 'work'}: contains 'thesis.txt', which is not part of a training. "
-        "Choose another --work\n"
+        f"virnuc-async: {tmp_path / 'work'}: contains 'thesis.txt' and no training. Choose another --work\n"
     )
     assert ended == (1, "", message)
 

@@ -181,7 +181,7 @@ def _check_directory(out_dir: Path) -> None:
     if foreign:
         raise ForeignDirectoryError(
             str(out_dir),
-            f"contains {foreign[0]!r}, which is not part of an evaluation. Choose a new or empty directory",
+            f"contains {foreign[0]!r} and no evaluation. Choose a new or empty directory",
         )
 
 

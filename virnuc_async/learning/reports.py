@@ -137,9 +137,9 @@ def _training_section(report: Mapping[str, Any]) -> Iterator[str]:
     settings = ([name, str(value)] for name, value in report["recipe"].items())
     yield _markdown_table([("setting", "value"), *settings])
     yield (
-        f"Trained for {len(report['history']):,} epochs. The weights are those of epoch "
+        f"Trained for {plural(len(report['history']), 'epoch')}. The weights are those of epoch "
         f"{report['best_epoch']:,}, which had the lowest validation loss. virnuc-async {report['version']}, "
-        f"torch {report['torch']}, {report['threads']} threads."
+        f"torch {report['torch']}, {plural(report['threads'], 'thread')}."
     )
 
 

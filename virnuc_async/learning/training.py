@@ -135,15 +135,13 @@ def train(task: Task, run_pipeline: PipelineRunner) -> tuple[Bundle, dict[str, A
 def _check_directories(task: Task) -> None:
     output, work = task.output, task.work
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ForeignDirectoryError(
-            str(output), "exists and is not empty. Choose a new directory for the bundle"
-        )
+        raise ForeignDirectoryError(str(output), "exists and is not empty. Choose a new or empty directory")
     own = (_RUN, _SUBSEQUENCES, _EPOCHS)
     names = sorted(path.name for path in work.iterdir()) if work.is_dir() else []
     foreign = [name for name in names if name.lstrip(".").removesuffix(".partial") not in own]
     if foreign:
         raise ForeignDirectoryError(
-            str(work), f"contains {foreign[0]!r}, which is not part of a training. Choose another --work"
+            str(work), f"contains {foreign[0]!r} and no training. Choose another --work"
         )
 
 
