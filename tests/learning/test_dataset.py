@@ -1,4 +1,4 @@
-"""Labelled records: what headers and tables say of them; a split divides nothing that belongs together."""
+"""Labelled records: labels from headers and tables; a split never divides a cluster."""
 
 import random
 from pathlib import Path
@@ -21,14 +21,14 @@ from virnuc_async.errors import (
     UsageError,
 )
 from virnuc_async.learning.dataset import (
-    LEFT_OUT,
+    EXCLUDED,
     TEST,
     TRAINING,
     VALIDATION,
     LabelledFiles,
     Records,
     SubsequenceSampler,
-    check_sides,
+    check_splits,
     label_files,
     read_records,
     split_fragments,
@@ -57,11 +57,11 @@ def groups_of(records: Records) -> list[tuple[bool, str]]:
     return [records.group_names[number] for number in records.groups.tolist()]
 
 
-def test_headers_say_what_belongs_together(data: LabelledFiles) -> None:
+def test_labels_from_headers(data: LabelledFiles) -> None:
     records = read_records(data)
     assert records.are_viral.tolist() == [True, True, True, False, False]
     assert records.lengths.tolist() == [4, 5, 6, 6, 1]
-    # Records of one genome are one cluster; others are their own, also where ids are alike.
+    # Records of one genome form one cluster; any other record is its own cluster, even if ids are equal.
     assert records.clusters.tolist() == [0, 0, 1, 2, 3]
     assert records.cluster_names == ("11", "v3", "n1", "v3")
     assert groups_of(records) == [
@@ -71,39 +71,40 @@ def test_headers_say_what_belongs_together(data: LabelledFiles) -> None:
         (False, "fungi"),
         (False, "nonviral"),
     ]
-    assert records.told()[1] == {"group": "viral", "class": "viral", "records": 2, "bases": 11, "clusters": 2}
+    summary = {"group": "viral", "class": "viral", "records": 2, "bases": 11, "clusters": 2}
+    assert records.group_summaries()[1] == summary
 
 
-def test_tables_say_what_belongs_together(data: LabelledFiles, tmp_path: Path) -> None:
+def test_labels_from_tables(data: LabelledFiles, tmp_path: Path) -> None:
     clusters = table(tmp_path / "c.tsv", "# made by hand\n11\tA\r\nv3\tB\n\nn1\tA\n")
     groups = table(tmp_path / "g.tsv", "v1\tx\n11\ty\nv3\tx\nn1\tx\n")
     records = read_records(label_files(data.viral, data.nonviral, clusters, groups))
-    # A genome's viruses and others may be one cluster.
+    # Viral and nonviral records may be in one cluster.
     assert [records.cluster_names[number] for number in records.clusters] == ["A", "A", "B", "A", "B"]
-    # A record's own line goes before its genome's; groups are of one class.
+    # The line of a record has precedence over that of its genome; a group is of one class.
     assert groups_of(records) == [(True, "x"), (True, "y"), (True, "x"), (False, "x"), (False, "x")]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("v1\tA\n", "has no line for v2 or 11"),
         ("11\tA\nv3\tB\n", "has no line for n1"),
         ("11 A\n", "line 1 is not a name, a tab and another name"),
         ("11\tA\tB\n", "line 1 is not a name, a tab and another name"),
         ("#\n11\t\n", "line 2 is not a name, a tab and another name"),
-        ("11\tA\n11\tA\n11\tB\n", "line 3: 11 is in A already"),
+        ("11\tA\n11\tA\n11\tB\n", "line 3: 11 is already in A"),
     ],
 )
-def test_tables_that_do_not_serve(data: LabelledFiles, tmp_path: Path, text: str, said: str) -> None:
+def test_bad_tables(data: LabelledFiles, tmp_path: Path, text: str, reason: str) -> None:
     path = table(tmp_path / "c.tsv", text)
     for tables in ((path, None), (None, path)):
         with pytest.raises(BadTable, match="c.tsv") as caught:
             read_records(label_files(data.viral, data.nonviral, *tables))
-        assert caught.value.reason == said
+        assert caught.value.reason == reason
 
 
-def test_table_that_is_missing(data: LabelledFiles, tmp_path: Path) -> None:
+def test_missing_table(data: LabelledFiles, tmp_path: Path) -> None:
     with pytest.raises(BadTable, match="No such file"):
         read_records(label_files(data.viral, data.nonviral, tmp_path / "none.tsv", None))
 
@@ -121,8 +122,8 @@ def test_one_class_only(data: LabelledFiles, tmp_path: Path) -> None:
         read_records(label_files([empty], [other], None, None))
 
 
-def test_files_are_read_wholly_or_not_at_all(data: LabelledFiles, tmp_path: Path) -> None:
-    for name, content, failure in (
+def test_files_that_cannot_be_read_completely(data: LabelledFiles, tmp_path: Path) -> None:
+    for name, content, error in (
         ("protein.fa", ">p\nMALWMRLLPLLALLALW\n", NotSequences),
         ("broken.fq", "@r\nACGT\n+\nIIII\n@r\nAC\n", BrokenInput),
         ("missing.fa", None, UnreadableInput),
@@ -130,12 +131,12 @@ def test_files_are_read_wholly_or_not_at_all(data: LabelledFiles, tmp_path: Path
         path = tmp_path / name
         if content is not None:
             path.write_text(content)
-        with pytest.raises(failure):
+        with pytest.raises(error):
             read_records(label_files([*data.viral, path], data.nonviral, None, None))
 
 
-def test_files_that_make_no_sense(data: LabelledFiles) -> None:
-    with pytest.raises(UsageError, match="cannot be viral and nonviral"):
+def test_files_of_both_classes_and_standard_input(data: LabelledFiles) -> None:
+    with pytest.raises(UsageError, match="cannot be both viral and nonviral"):
         label_files([*data.viral, data.nonviral[0]], data.nonviral, None, None)
     with pytest.raises(UsageError, match="name files, not standard input"):
         label_files(["-"], data.nonviral, None, None)
@@ -159,61 +160,63 @@ def some_records(clusters: list[int], viral: list[bool], seed: int = 0) -> Recor
     st.tuples(st.floats(0.05, 0.45), st.floats(0.05, 0.45)),
     st.integers(0, 5),
 )
-def test_a_split_divides_no_cluster(numbers: list[int], shares: tuple[float, float], seed: int) -> None:
+def test_split_never_divides_a_cluster(numbers: list[int], fractions: tuple[float, float], seed: int) -> None:
     viral = [number % 2 == 0 for number in numbers]
     records = some_records(numbers, viral)
-    few = [len({number for number in numbers if number % 2 == kind}) < 3 for kind in (0, 1)]
-    if any(few):
+    too_few = [len({number for number in numbers if number % 2 == kind}) < 3 for kind in (0, 1)]
+    if any(too_few):
         with pytest.raises(TooFewClusters):
-            split_records(records, *shares, seed)
+            split_records(records, *fractions, seed)
         return
-    sides = split_records(records, *shares, seed)
+    splits = split_records(records, *fractions, seed)
     for number in set(numbers):
-        assert len({side for own, side in zip(numbers, sides.tolist(), strict=True) if own == number}) == 1
+        assert len(set(splits[np.array(numbers) == number].tolist())) == 1
     for kind in (True, False):
-        assert set(sides[records.are_viral == kind].tolist()) == {TRAINING, VALIDATION, TEST}
-    assert (split_records(records, *shares, seed) == sides).all()
+        assert set(splits[records.are_viral == kind].tolist()) == {TRAINING, VALIDATION, TEST}
+    assert (split_records(records, *fractions, seed) == splits).all()
 
 
-def test_sides_have_their_shares_of_the_bases() -> None:
+def test_splits_have_their_fractions_of_the_bases() -> None:
     numbers = [number // 3 for number in range(3000)]
     records = some_records(numbers, [number % 2 == 0 for number in numbers])
     one, other = (split_records(records, 0.1, 0.25, seed) for seed in (1, 2))
     assert (one != other).any()
-    for sides in (one, other):
+    for splits in (one, other):
         for kind in (True, False):
             of_kind = records.lengths * (records.are_viral == kind)
-            shares = [of_kind[sides == side].sum() / of_kind.sum() for side in (TRAINING, VALIDATION, TEST)]
-            assert shares == pytest.approx([0.65, 0.1, 0.25], abs=0.01)
+            fractions = [
+                of_kind[splits == split].sum() / of_kind.sum() for split in (TRAINING, VALIDATION, TEST)
+            ]
+            assert fractions == pytest.approx([0.65, 0.1, 0.25], abs=0.01)
 
 
-def test_a_cluster_that_is_larger_than_a_side_is_learnt_from() -> None:
+def test_cluster_larger_than_a_held_out_split_is_for_training() -> None:
     records = some_records(
         [0] * 50 + [1] * 50 + list(range(2, 20)), [True] * 50 + [False] * 50 + [True, False] * 9
     )
     for seed in range(5):
-        sides = split_records(records, 0.1, 0.2, seed)
-        assert set(sides[:100].tolist()) == {TRAINING}
+        splits = split_records(records, 0.1, 0.2, seed)
+        assert set(splits[:100].tolist()) == {TRAINING}
 
 
-def test_published_split_is_of_fragments() -> None:
-    sides = split_fragments(1000, 0.1, 0.2, 0)
-    assert np.bincount(sides).tolist() == [700, 100, 200]
-    assert (split_fragments(1000, 0.1, 0.2, 0) == sides).all()
-    assert (split_fragments(1000, 0.1, 0.2, 1) != sides).any()
+def test_published_split_by_fragment() -> None:
+    splits = split_fragments(1000, 0.1, 0.2, 0)
+    assert np.bincount(splits).tolist() == [700, 100, 200]
+    assert (split_fragments(1000, 0.1, 0.2, 0) == splits).all()
+    assert (split_fragments(1000, 0.1, 0.2, 1) != splits).any()
     assert len(split_fragments(0, 0.1, 0.2, 0)) == 0
 
 
-def test_every_side_needs_both_classes() -> None:
-    sides = np.array([TRAINING, TRAINING, VALIDATION, VALIDATION, TEST, TEST, LEFT_OUT], np.uint8)
+def test_every_split_needs_both_classes() -> None:
+    splits = np.array([TRAINING, TRAINING, VALIDATION, VALIDATION, TEST, TEST, EXCLUDED], np.uint8)
     truth = np.array([True, False] * 3 + [True])
-    check_sides(truth, sides, "ORFs")
+    check_splits(truth, splits, "ORFs")
     truth[4] = False
     with pytest.raises(MissingClassError, match="nothing viral in the ORFs for test"):
-        check_sides(truth, sides, "ORFs")
+        check_splits(truth, splits, "ORFs")
 
 
-def test_stretches_are_of_their_records(tmp_path: Path) -> None:
+def test_subsequences_match_their_records(tmp_path: Path) -> None:
     reads = some_reads(6, 90)
     (tmp_path / "v.fa").write_text(fasta([*list(reads.items())[:3], ("short", "acgtn" * 8)]))
     (tmp_path / "n.fa").write_text(fasta(list(reads.items())[3:]))
@@ -222,24 +225,24 @@ def test_stretches_are_of_their_records(tmp_path: Path) -> None:
     swap = str.maketrans("ACGTacgt", "TGCAtgca")
     known = reads | {"short": "acgtn" * 8}
     names = [contig.id.decode() for contig in data.contigs()]
-    for cutting, wanted in (
+    for sampler, expected in (
         (SubsequenceSampler(50, 0, 3), [0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 5, 5, 6, 6, 6]),
         (SubsequenceSampler(50, 0), [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6]),
     ):
-        owners = cutting.owners(records).tolist()
-        assert owners == wanted
-        lines = [line.decode() for line in cutting.stretches(data, records)]
+        index = sampler.record_index(records).tolist()
+        assert index == expected
+        lines = [line.decode() for line in sampler.subsequences(data, records)]
         strands = set()
-        for line, owner in zip(lines, owners, strict=True):
+        for line, number in zip(lines, index, strict=True):
             header, bases, _ = line.split("\n")
-            name, place = header[1:].rsplit(":", 1)
-            first, last = map(int, place[:-1].split("-"))
-            assert name == names[owner]
-            piece = known[name][first - 1 : last]
-            assert bases == (piece if place[-1] == "+" else piece.translate(swap)[::-1])
+            name, location = header[1:].rsplit(":", 1)
+            first, last = map(int, location[:-1].split("-"))
+            assert name == names[number]
+            part = known[name][first - 1 : last]
+            assert bases == (part if location[-1] == "+" else part.translate(swap)[::-1])
             assert len(bases) == min(50, len(known[name]))
-            strands.add(place[-1])
+            strands.add(location[-1])
         assert strands == {"+", "-"}
-        assert lines == [line.decode() for line in cutting.stretches(data, records)]
-        other = SubsequenceSampler(cutting.length, 1, cutting.count)
-        assert lines != [line.decode() for line in other.stretches(data, records)]
+        assert lines == [line.decode() for line in sampler.subsequences(data, records)]
+        other = SubsequenceSampler(sampler.length, 1, sampler.count)
+        assert lines != [line.decode() for line in other.subsequences(data, records)]

@@ -159,7 +159,7 @@ def test_threshold_keeps_the_wanted_rate(toys: Toys, model: Path, tmp_path: Path
         assert called[30:].sum() == round(float(fpr) * 30)
         assert found["sensitivity_at_threshold"] == pytest.approx(called[:30].mean(), abs=1e-6)
     ended = calibrate(toys, tmp_path / "scores", model)
-    assert "WARNING: 30 other contigs are too few to tell a rate of 0.01" in ended.err
+    assert "WARNING: 30 nonviral contigs are too few to estimate a false positive rate of 0.01" in ended.err
 
 
 def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Path) -> None:

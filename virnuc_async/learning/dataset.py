@@ -1,8 +1,9 @@
 """
-LabelledFiles sequences: which records are viral, and which belong together.
+Labelled sequences: the class, cluster and group of each record, and the split into training, validation
+and test data.
 
-Records that are alike must stand on one side of a split: a table says which, or ``genome=`` in their
-headers. A split never divides what belongs together, unless it is asked for the published protocol.
+Similar records must be in the same split. A table assigns them to clusters, or ``genome=`` in their headers
+does. A cluster is never divided, except in the published protocol, which splits by fragment.
 """
 
 import re
@@ -20,16 +21,16 @@ from virnuc_async.fileio import read_bounded
 from virnuc_async.sequences.fastx import Contig, first_word
 from virnuc_async.sequences.inputs import STDIN, list_sequence_files, read_contigs
 
-KINDS = ("nonviral", "viral")  # by whether it is
-TRAINING, VALIDATION, TEST, LEFT_OUT = range(4)
-SIDES = ("training", "validation", "test", "left out")
+KINDS = ("nonviral", "viral")  # indexed by is_viral
+TRAINING, VALIDATION, TEST, EXCLUDED = range(4)
+SPLIT_NAMES = ("training", "validation", "test", "left out")
 
 _LARGEST_TABLE = 1 << 30  # bytes
 _GENOME = re.compile(rb"(?:^|\s)genome=(\S+)")
 _GROUP = re.compile(rb"(?:^|\s)group=(\S+)")
 _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
-Sides = NDArray[np.uint8]
+Splits = NDArray[np.uint8]  # the split of each record, fragment or ORF
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +44,39 @@ class LabelledFiles:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All files, the viral ones first."""
+        """All files, viral ones first."""
         return self.viral + self.nonviral
 
     def contigs(self) -> Iterator[Contig]:
-        """Give all records in order; raises InputError: half of a file is no basis."""
+        """
+        Yield all records in order.
+
+        Raises:
+            InputError: a file cannot be read completely
+        """
         for path in self.paths:
             yield from read_contigs(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Labelled records, in the order of their files, in columns."""
+    """The labelled records in columns, in the order of their files."""
 
     are_viral: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    clusters: NDArray[np.int64]  # numbers of names
+    clusters: NDArray[np.int64]  # indices into cluster_names
     cluster_names: tuple[str, ...]
-    groups: NDArray[np.int64]
-    group_names: tuple[tuple[bool, str], ...]  # whether it is viral, and how it is called
+    groups: NDArray[np.int64]  # indices into group_names
+    group_names: tuple[tuple[bool, str], ...]  # whether the group is viral, and its name
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def told(self) -> list[dict[str, Any]]:
-        """Give how much there is of each group."""
-        return [self._group(number) for number in range(len(self.group_names))]
+    def group_summaries(self) -> list[dict[str, Any]]:
+        """Return the size of each group."""
+        return [self._group_summary(number) for number in range(len(self.group_names))]
 
-    def _group(self, number: int) -> dict[str, Any]:
+    def _group_summary(self, number: int) -> dict[str, Any]:
         is_viral, name = self.group_names[number]
         own = self.groups == number
         return {
@@ -86,46 +92,45 @@ def label_files(
     viral: Sequence[str | Path], nonviral: Sequence[str | Path], clusters: Path | None, groups: Path | None
 ) -> LabelledFiles:
     """
-    Name the files of labelled sequences.
+    Return the files of each class, with directories expanded.
 
     Raises:
-        UsageError: a file is of both classes, or can be read only once
+        UsageError: a file belongs to both classes, or is standard input
     """
-    of_class = [tuple(list_sequence_files(paths)) for paths in (viral, nonviral)]
-    if STDIN in (*of_class[0], *of_class[1]):
+    files = [tuple(list_sequence_files(paths)) for paths in (viral, nonviral)]
+    if STDIN in (*files[0], *files[1]):
         raise UsageError("labelled sequences are read more than once: name files, not standard input")
-    places = [{Path(path).resolve() for path in paths} for paths in of_class]
-    if both := places[0] & places[1]:
-        raise UsageError(f"{min(both)} cannot be viral and nonviral")
-    return LabelledFiles(of_class[0], of_class[1], clusters, groups)
+    resolved = [{Path(path).resolve() for path in paths} for paths in files]
+    if both := resolved[0] & resolved[1]:
+        raise UsageError(f"{min(both)} cannot be both viral and nonviral. Name it once")
+    return LabelledFiles(files[0], files[1], clusters, groups)
 
 
 def read_records(data: LabelledFiles) -> Records:
     """
-    Read what there is to know of each record before it is scored.
+    Return the class, length, cluster and group of each record.
 
     Raises:
-        InputError: a file cannot be read, wholly
-        BadTable: a table is malformed, or does not name a record
-        NoRecords, MissingClassError: there are none, or none of one class
+        InputError: a file cannot be read completely
+        BadTable: a table is malformed, or has no line for a record
+        NoRecords, MissingClassError: there are no records, or none of one class
     """
-    clusters, groups = (
-        _Names(path, kind) for path, kind in ((data.clusters, _GENOME), (data.groups, _GROUP))
-    )
-    numbers: tuple[dict[Any, int], dict[Any, int]] = ({}, {})
+    clusters = _LabelTable(data.clusters, _GENOME)
+    groups = _LabelTable(data.groups, _GROUP)
+    cluster_ids: dict[Any, int] = {}
+    group_ids: dict[tuple[bool, str], int] = {}
     rows: list[tuple[int, ...]] = []
     for is_viral, header, length in _headers(data):
-        cluster = clusters.of(header) or ("record", _text(first_word(header)), len(rows))
-        group = groups.of(header) or KINDS[is_viral]
-        keys = (cluster, (is_viral, group))
-        of_names = (own.setdefault(key, len(own)) for own, key in zip(numbers, keys, strict=True))
-        rows.append((is_viral, length, *of_names))
+        cluster = clusters.lookup(header) or ("record", _printable(first_word(header)), len(rows))
+        group = is_viral, groups.lookup(header) or KINDS[is_viral]
+        cluster_id = cluster_ids.setdefault(cluster, len(cluster_ids))
+        rows.append((is_viral, length, cluster_id, group_ids.setdefault(group, len(group_ids))))
     if not rows:
         raise NoRecords(data.paths)
     are_viral, lengths, of_clusters, of_groups = np.array(rows, np.int64).T
     check_classes(are_viral.astype(bool), "the labelled sequences")
-    names = tuple(key if isinstance(key, str) else key[1] for key in numbers[0])
-    return Records(are_viral.astype(bool), lengths, of_clusters, names, of_groups, tuple(numbers[1]))
+    names = tuple(key if isinstance(key, str) else key[1] for key in cluster_ids)
+    return Records(are_viral.astype(bool), lengths, of_clusters, names, of_groups, tuple(group_ids))
 
 
 def _headers(data: LabelledFiles) -> Iterator[tuple[bool, bytes, int]]:
@@ -135,19 +140,19 @@ def _headers(data: LabelledFiles) -> Iterator[tuple[bool, bytes, int]]:
                 yield is_viral, contig.id, len(contig.bases)
 
 
-class _Names:
-    """What records are called, by a table or by a pattern of headers."""
+class _LabelTable:
+    """The label of each record: from a table, or without one from the header."""
 
     def __init__(self, path: Path | None, pattern: re.Pattern[bytes]) -> None:
         self._path, self._pattern = path, pattern
         self._table = None if path is None else _read_table(path)
 
-    def of(self, header: bytes) -> str | None:
-        genome = _GENOME.search(header)
+    def lookup(self, header: bytes) -> str | None:
         if self._table is None or self._path is None:
             found = self._pattern.search(header)
-            return _text(found[1]) if found else None
-        keys = [_text(first_word(header)), *([_text(genome[1])] if genome else ())]
+            return _printable(found[1]) if found else None
+        genome = _GENOME.search(header)
+        keys = [_printable(first_word(header)), *([_printable(genome[1])] if genome else ())]
         for key in keys:
             if key in self._table:
                 return self._table[key]
@@ -155,7 +160,7 @@ class _Names:
 
 
 def _read_table(path: Path) -> Mapping[str, str]:
-    """Read lines of a record or genome, a tab, and what it belongs to."""
+    """Return the label by record or genome, from lines of both with a tab between."""
     table: dict[str, str] = {}
     try:
         lines = read_bounded(path, _LARGEST_TABLE).splitlines()
@@ -164,114 +169,105 @@ def _read_table(path: Path) -> Mapping[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(b"#"):
             continue
-        key, *values = (_text(word.strip()) for word in line.split(b"\t"))
+        key, *values = (_printable(word.strip()) for word in line.split(b"\t"))
         if len(values) != 1 or not key or not values[0]:
             raise BadTable(str(path), f"line {number:,} is not a name, a tab and another name")
         if table.setdefault(key, values[0]) != values[0]:
-            raise BadTable(str(path), f"line {number:,}: {key} is in {table[key]} already")
+            raise BadTable(str(path), f"line {number:,}: {key} is already in {table[key]}")
     return table
 
 
-def _text(word: bytes) -> str:
-    """Read a name; what a terminal would obey, or could not show, is spelt out."""
+def _printable(word: bytes) -> str:
+    """Decode a name, with control characters and invalid UTF-8 escaped."""
     text = word.decode("utf-8", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def check_classes(are_viral: NDArray[np.bool_], where: str) -> None:
-    """
-    See that there are both classes in *where*.
-
-    Raises:
-        MissingClassError: there are not
-    """
-    for kind, is_there in zip(KINDS, (not are_viral.all(), are_viral.any()), strict=True):
-        if not is_there:
+    """Check that both classes are present in *where*; raise MissingClassError if not."""
+    for kind, is_present in zip(KINDS, (not are_viral.all(), are_viral.any()), strict=True):
+        if not is_present:
             raise MissingClassError(kind, where)
 
 
-def check_sides(are_viral: NDArray[np.bool_], sides: Sides, what: str) -> None:
+def check_splits(are_viral: NDArray[np.bool_], splits: Splits, what: str) -> None:
+    """Check that every split has *what* of both classes; raise MissingClassError if not."""
+    for split in (TRAINING, VALIDATION, TEST):
+        check_classes(are_viral[splits == split], f"the {what} for {SPLIT_NAMES[split]}")
+
+
+def split_records(records: Records, validation: float, test: float, seed: int) -> Splits:
     """
-    See that there are *what* of both classes on every side.
+    Return the split of each record, by cluster, so that each class is divided in proportion to its bases.
 
     Raises:
-        MissingClassError: there are not
+        TooFewClusters: a class has fewer clusters than there are splits
     """
-    for side in (TRAINING, VALIDATION, TEST):
-        check_classes(are_viral[sides == side], f"the {what} for {SIDES[side]}")
-
-
-def split_records(records: Records, validation: float, test: float, seed: int) -> Sides:
-    """
-    Put each cluster on a side, so that the sides have their shares of the bases of each class.
-
-    Raises:
-        TooFewClusters: there are fewer clusters of a class than sides
-    """
-    shares = np.array([1 - validation - test, validation, test])
+    fractions = np.array([1 - validation - test, validation, test])
     count = len(records.cluster_names)
     bases = np.bincount(records.clusters, records.lengths, count).astype(np.float64)
     viral = np.bincount(records.clusters, records.are_viral, count) > 0
     random = np.random.default_rng(seed)
-    sides = np.zeros(count, np.uint8)
+    splits = np.zeros(count, np.uint8)
     for kind in (True, False):
         own = np.flatnonzero(viral == kind)
-        if len(own) < len(shares):
-            raise TooFewClusters(KINDS[kind], len(own), len(shares))
+        if len(own) < len(fractions):
+            raise TooFewClusters(KINDS[kind], len(own), len(fractions))
         own = own[random.permutation(len(own))]
-        # Large ones first, while there is a side with room for them.
-        is_small = bases[own] < shares.min() * bases[own].sum() / 2
+        # Large clusters first, while a split has room for them.
+        is_small = bases[own] < fractions.min() * bases[own].sum() / 2
         own = own[np.argsort(is_small, kind="stable")]
-        sides[own] = _dealt(bases[own], shares)
-    return sides[records.clusters]
+        splits[own] = _assign_greedily(bases[own], fractions)
+    return splits[records.clusters]
 
 
-def _dealt(sizes: NDArray[np.float64], shares: NDArray[np.float64]) -> list[int]:
-    """Deal *sizes* one by one to the side that lacks most; none stays empty."""
-    lacks = shares * sizes.sum()
-    sides: list[int] = []
+def _assign_greedily(sizes: NDArray[np.float64], fractions: NDArray[np.float64]) -> list[int]:
+    """Return the split of each item: the one that lacks most so far. No split stays empty."""
+    lacking = fractions * sizes.sum()
+    empty = set(range(len(fractions)))
+    splits: list[int] = []
     for left, size in zip(range(len(sizes), 0, -1), sizes.tolist(), strict=True):
-        empty = [side for side in range(len(shares)) if side not in sides] if left <= len(shares) else []
-        among = empty if len(empty) == left else range(len(shares))
-        side = max(among, key=lacks.__getitem__)
-        lacks[side] -= size
-        sides.append(side)
-    return sides
+        candidates = sorted(empty) if len(empty) == left else range(len(fractions))
+        split = max(candidates, key=lacking.__getitem__)
+        lacking[split] -= size
+        empty.discard(split)
+        splits.append(split)
+    return splits
 
 
-def split_fragments(fragments: int, validation: float, test: float, seed: int) -> Sides:
-    """Put each fragment on a side at random, as was published: its neighbours may stand on others."""
+def split_fragments(fragments: int, validation: float, test: float, seed: int) -> Splits:
+    """Return a random split of each fragment, as published: one sequence may be in several splits."""
     order = np.random.default_rng(seed).permutation(fragments)
     ends = np.cumsum(np.round(np.array((test, validation)) * fragments).astype(np.int64))
-    tested, validated, _ = np.split(order, ends)
-    sides = np.full(fragments, TRAINING, np.uint8)
-    sides[tested], sides[validated] = TEST, VALIDATION
-    return sides
+    of_test, of_validation, _ = np.split(order, ends)
+    splits = np.full(fragments, TRAINING, np.uint8)
+    splits[of_test], splits[of_validation] = TEST, VALIDATION
+    return splits
 
 
 @dataclass(frozen=True, slots=True)
 class SubsequenceSampler:
-    """Stretches of *length* bases, at random places of records, on either strand."""
+    """Cuts subsequences of *length* bases from records, at random positions and on either strand."""
 
     length: int
     seed: int
-    count: int | None = None  # of each record that is long enough; None: as many as it has fragments
+    count: int | None = None  # per record that is long enough; None: as many as the record has fragments
 
-    def owners(self, records: Records) -> NDArray[np.int64]:
-        """Give the record of each stretch."""
+    def record_index(self, records: Records) -> NDArray[np.int64]:
+        """Return the index of the record of each subsequence."""
         counts = np.maximum(1, -(-records.lengths // self.length))
         if self.count is not None:
             counts = np.where(records.lengths >= self.length, self.count, 0)
         return np.repeat(np.arange(len(records)), counts)
 
-    def stretches(self, data: LabelledFiles, records: Records) -> Iterator[bytes]:
-        """Give the stretches as lines of FASTA; their ids say where they are from."""
-        counts = np.bincount(self.owners(records), minlength=len(records)).tolist()
+    def subsequences(self, data: LabelledFiles, records: Records) -> Iterator[bytes]:
+        """Yield each subsequence as a FASTA record, with its coordinates and strand in the id."""
+        counts = np.bincount(self.record_index(records), minlength=len(records)).tolist()
         random = np.random.default_rng([self.seed, self.length])
         for contig, count in zip(data.contigs(), counts, strict=True):
-            yield from map(partial(self._stretch, contig), random.random((count, 2)))
+            yield from map(partial(self._subsequence, contig), random.random((count, 2)))
 
-    def _stretch(self, contig: Contig, drawn: NDArray[np.float64]) -> bytes:
+    def _subsequence(self, contig: Contig, drawn: NDArray[np.float64]) -> bytes:
         start = int(drawn[0] * (max(0, len(contig.bases) - self.length) + 1))
         bases = contig.bases[start : start + self.length]
         is_forward = drawn[1] < 0.5

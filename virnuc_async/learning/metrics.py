@@ -1,8 +1,9 @@
 """
-How well scores tell two classes apart: figures, their intervals, and the curves behind them.
+Metrics of binary classification, their confidence intervals, and the curves behind them.
 
-Every figure takes a weight for each row, a whole number: how often the row counts. Resampling whole
-genomes, which is what gives honest intervals, is then a matter of weights, and rows are sorted once.
+Every metric accepts integer weights: how often each row counts. Rows are therefore sorted only once,
+however often whole genomes are resampled. Resampling rows instead of genomes would give intervals that
+are too narrow, because the rows of a genome are alike.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,15 +26,15 @@ METRICS = (
     "brier",
 )
 BINS = 10  # of the reliability curve, all of the same width
-_INSIDE = (2.5, 97.5)  # percent: between them lie 95 % of the resampled figures
-_POINTS = 200  # of a curve that is drawn
+_PERCENTILES = (2.5, 97.5)  # the bounds of a 95 % interval
+_CURVE_POINTS = 200  # at most
 
 Numbers = NDArray[np.float64]
 Truth = NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
-    """A figure and where 95 % of its resampled values are; NaN where the data do not define it."""
+    """A metric with its 95 % confidence interval; NaN where the data do not define it."""
 
     value: float
     low: float
@@ -41,20 +42,20 @@ class Interval(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """The rows whose scores lie in one stretch of the reliability curve."""
+    """The rows whose scores lie between *low* and *high*."""
 
     low: float
     high: float
     rows: int
     mean_score: float
-    share: float  # of them that are of the class
+    share: float  # of the rows that are positive
 
 
 class Ranking:
     """
-    Rows with a score from 0 to 1, a verdict, and the truth, ready to be measured.
+    Rows with a score from 0 to 1, a verdict, and the truth, sorted by score.
 
-    Where one figure needs both classes and there is only one, it is NaN.
+    A metric that needs both classes is NaN where only one is present.
     """
 
     def __init__(self, scores: NDArray[np.floating], verdicts: Truth, truth: Truth) -> None:
@@ -62,41 +63,41 @@ class Ranking:
         self._order = order
         self._scores = scores.astype(np.float64)
         self._verdicts, self._truth = verdicts, truth
-        self._truth_in_order = truth[order]
-        # A threshold lies behind the last of equal scores: which of them comes first says nothing.
-        ends = np.append(np.diff(self._scores[order]) != 0, True)
-        self._ends = np.flatnonzero(ends[: len(order)])
+        self._sorted_truth = truth[order]
+        # A threshold never divides equal scores, so that their order does not matter.
+        is_last = np.append(np.diff(self._scores[order]) != 0, True)
+        self._thresholds = np.flatnonzero(is_last[: len(order)])
         self._bins = np.minimum((self._scores * BINS).astype(np.int64), BINS - 1)
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def figures(self, weights: NDArray[np.integer] | None = None) -> Numbers:
-        """Give all METRICS; *weights* say how often each row counts."""
+    def metrics(self, weights: NDArray[np.integer] | None = None) -> Numbers:
+        """Return all METRICS, in their order; *weights* are how often each row counts."""
         counts = np.ones(len(self)) if weights is None else weights.astype(np.float64)
-        hits, alarms = self._rates(counts)
-        of_ranks = (
-            _area(hits, alarms),
+        tpr, fpr = self._rates(counts)
+        of_ranking_and_verdicts = (
+            _area(tpr, fpr),
             self._average_precision(counts),
-            *_of_verdicts(self._table(counts)),
-            *(_best_below(hits, alarms, limit) for limit in (0.01, 0.05)),
+            *_verdict_metrics(self._confusion(counts)),
+            *(_tpr_at_fpr(tpr, fpr, limit) for limit in (0.01, 0.05)),
         )
-        return np.array((*of_ranks, self._calibration_error(counts), self._brier(counts)))
+        return np.array((*of_ranking_and_verdicts, self._calibration_error(counts), self._brier(counts)))
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
-        """Give points of the ROC curve (FPR, TPR) and of the precision-recall curve (recall, precision)."""
+        """Return points of the ROC curve (FPR, TPR) and of the precision-recall curve (recall, precision)."""
         counts = np.ones(len(self))
-        hits, alarms = self._rates(counts)
-        caught, called = self._caught_and_called(counts)
-        recall = _share(caught, caught[-1] if len(caught) else 0.0)
+        tpr, fpr = self._rates(counts)
+        tp, predicted_positive = self._positives(counts)
+        recall = _divide(tp, tp[-1] if len(tp) else 0.0)
         return {
-            "roc": _thinned(np.append(0.0, alarms), np.append(0.0, hits)),
-            "precision_recall": _thinned(recall, _share(caught, called)),
+            "roc": _thin_out(np.append(0.0, fpr), np.append(0.0, tpr)),
+            "precision_recall": _thin_out(recall, _divide(tp, predicted_positive)),
         }
 
     def reliability(self) -> list[Bin]:
-        """Give the bins of the reliability curve that hold a row."""
-        rows, scores, of_class = self._binned(np.ones(len(self)))
+        """Return the bins of the reliability curve that are not empty."""
+        rows, scores, positives = self._bin_sums(np.ones(len(self)))
         edges = np.linspace(0, 1, BINS + 1).tolist()
         return [
             Bin(
@@ -104,164 +105,170 @@ class Ranking:
                 edges[at + 1],
                 int(rows[at]),
                 float(scores[at] / rows[at]),
-                float(of_class[at] / rows[at]),
+                float(positives[at] / rows[at]),
             )
             for at in np.flatnonzero(rows).tolist()
         ]
 
-    def _caught_and_called(self, counts: Numbers) -> tuple[Numbers, Numbers]:
-        """Give, for each threshold, how many of the class are above it, and how many of all."""
-        in_order = counts[self._order]
-        caught = np.cumsum(in_order * self._truth_in_order)[self._ends]
-        return caught, np.cumsum(in_order)[self._ends]
+    def _positives(self, counts: Numbers) -> tuple[Numbers, Numbers]:
+        """Return the true and the predicted positives at each threshold, the highest threshold first."""
+        ordered = counts[self._order]
+        tp = np.cumsum(ordered * self._sorted_truth)[self._thresholds]
+        return tp, np.cumsum(ordered)[self._thresholds]
 
     def _rates(self, counts: Numbers) -> tuple[Numbers, Numbers]:
-        """Give the true and the false positive rate at each threshold, the highest first."""
-        caught, called = self._caught_and_called(counts)
-        wrong = called - caught
+        """Return the true and the false positive rate at each threshold, the highest threshold first."""
+        tp, predicted_positive = self._positives(counts)
+        fp = predicted_positive - tp
         last = slice(-1, None)
-        return _share(caught, caught[last].sum()), _share(wrong, wrong[last].sum())
+        return _divide(tp, tp[last].sum()), _divide(fp, fp[last].sum())
 
     def _average_precision(self, counts: Numbers) -> float:
-        caught, called = self._caught_and_called(counts)
-        steps = np.diff(caught, prepend=0.0)
-        # Where nobody is called, nothing is caught either.
-        precision = caught / np.maximum(called, 1)
-        return float(_share((steps * precision).sum(), steps.sum()))
+        tp, predicted_positive = self._positives(counts)
+        steps = np.diff(tp, prepend=0.0)
+        # Without predicted positives there are no true ones, and the precision is 0 instead of 0/0.
+        precision = tp / np.maximum(predicted_positive, 1)
+        return float(_divide((steps * precision).sum(), steps.sum()))
 
-    def _table(self, counts: Numbers) -> Numbers:
-        """Count right and wrong verdicts: true and false positives, false and true negatives."""
-        places = 2 * ~self._verdicts + (self._verdicts != self._truth)
-        sums = _summed(places, counts, 4)
+    def _confusion(self, counts: Numbers) -> Numbers:
+        """Return the counts of true positives, false positives, false negatives and true negatives."""
+        cells = 2 * ~self._verdicts + (self._verdicts != self._truth)
+        sums = _sum_by(cells, counts, 4)
         return sums[[0, 1, 3, 2]]
 
-    def _binned(self, counts: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    def _bin_sums(self, counts: Numbers) -> tuple[Numbers, Numbers, Numbers]:
         each = (counts, counts * self._scores, counts * self._truth)
-        rows, scores, of_class = (_summed(self._bins, part, BINS) for part in each)
-        return rows, scores, of_class
+        rows, scores, positives = (_sum_by(self._bins, values, BINS) for values in each)
+        return rows, scores, positives
 
     def _calibration_error(self, counts: Numbers) -> float:
-        rows, scores, of_class = self._binned(counts)
-        return float(_share(np.abs(scores - of_class).sum(), rows.sum()))
+        rows, scores, positives = self._bin_sums(counts)
+        return float(_divide(np.abs(scores - positives).sum(), rows.sum()))
 
     def _brier(self, counts: Numbers) -> float:
         errors = (self._scores - self._truth) ** 2
-        return float(_share((counts * errors).sum(), counts.sum()))
+        return float(_divide((counts * errors).sum(), counts.sum()))
 
 
 class ClusterBootstrap:
     """
-    Draws clusters with replacement, as many as there are, each class on its own, *times* times.
+    Resamples clusters with replacement, as many as there are in each class, *resamples* times.
 
-    *clusters* and *truth* are of each row. A cluster that has rows of the class is of the class.
+    *clusters* and *truth* are of each row. A cluster with a positive row counts as positive.
     """
 
-    def __init__(self, clusters: NDArray[np.int64], truth: Truth, times: int, seed: int) -> None:
-        self._places: NDArray[np.int64] = np.unique(clusters, return_inverse=True)[1]
-        of_class = np.bincount(self._places, truth).astype(bool)
-        self._strata = [np.flatnonzero(of_class == kind) for kind in (False, True)]
-        self._count, self._none = len(of_class), np.empty(0, np.int64)
-        self._times, self._seed = times, seed
+    def __init__(self, clusters: NDArray[np.int64], truth: Truth, resamples: int, seed: int) -> None:
+        self._clusters: NDArray[np.int64] = np.unique(clusters, return_inverse=True)[1]
+        is_positive = np.bincount(self._clusters, truth).astype(bool)
+        self._strata = [np.flatnonzero(is_positive == kind) for kind in (False, True)]
+        self._count, self._none = len(is_positive), np.empty(0, np.int64)
+        self._resamples, self._seed = resamples, seed
 
     def draws(self) -> Iterator[NDArray[np.int64]]:
-        """Give how often each cluster was drawn, once for each time; always the same draws."""
+        """Yield, for each resample, how often each cluster was drawn; the same draws in every call."""
         random = np.random.default_rng(self._seed)
-        for _ in range(self._times):
+        for _ in range(self._resamples):
             drawn = [random.choice(stratum, len(stratum)) for stratum in self._strata if len(stratum)]
             yield np.bincount(np.concatenate([*drawn, self._none]), minlength=self._count)
 
     def intervals(self, ranking: Ranking) -> dict[str, Interval]:
-        """Give every figure of *ranking*, whose rows are those of the clusters, with its interval."""
-        values = ranking.figures()
-        again = [ranking.figures(draw[self._places]) for draw in self.draws()]
-        lows, highs = _inside(np.array(again).reshape(-1, len(METRICS)))
+        """Return every metric of *ranking*, whose rows are those of the clusters, with its interval."""
+        values = ranking.metrics()
+        resampled = [ranking.metrics(draw[self._clusters]) for draw in self.draws()]
+        lows, highs = _percentile_interval(np.array(resampled).reshape(-1, len(METRICS)))
         rows = zip(values.tolist(), lows.tolist(), highs.tolist(), strict=True)
         return dict(zip(METRICS, (Interval(*row) for row in rows), strict=True))
 
-    def share(self, marked: Truth) -> Interval:
-        """Give the share of rows that are *marked*, with its interval."""
+    def fraction(self, marked: Truth) -> Interval:
+        """Return the fraction of rows that are *marked*, with its interval."""
         sums = (
-            np.bincount(self._places, marked, self._count),
-            np.bincount(self._places, minlength=self._count),
+            np.bincount(self._clusters, marked, self._count),
+            np.bincount(self._clusters, minlength=self._count),
         )
-        again = [[_share(*(float(draw @ each) for each in sums))] for draw in self.draws()]
-        low, high = _inside(np.array(again, np.float64).reshape(-1, 1))
-        return Interval(float(_share(*(float(each.sum()) for each in sums))), float(low[0]), float(high[0]))
+        resampled = [[_divide(*(float(draw @ each) for each in sums))] for draw in self.draws()]
+        low, high = _percentile_interval(np.array(resampled, np.float64).reshape(-1, 1))
+        return Interval(float(_divide(*(float(each.sum()) for each in sums))), float(low[0]), float(high[0]))
 
 
 def auroc(scores: NDArray[np.floating], truth: Truth) -> float:
-    """Give the chance that a row of the class scores above one that is not, ties counted half."""
-    return float(Ranking(scores, truth, truth).figures()[METRICS.index("auroc")])
+    """Return the chance that a positive row scores above a negative one; ties count half."""
+    return float(Ranking(scores, truth, truth).metrics()[METRICS.index("auroc")])
 
 
-def threshold_for(scores: NDArray[np.floating], truth: Truth, limit: float) -> float:
-    """Give the lowest score at which at most *limit* of the rows that are not of the class are called it."""
-    others = np.sort(scores[~truth])[::-1]
-    allowed = int(limit * len(others))
-    # From just above the first one that may not be called, in the numbers that scores are given in.
-    return float(np.nextafter(others[allowed], others.dtype.type(2))) if allowed < len(others) else 0.0
+def calibration_error(scores: NDArray[np.floating], truth: Truth) -> float:
+    """Return the expected calibration error, over the bins of the reliability curve."""
+    return float(Ranking(scores, truth, truth).metrics()[METRICS.index("ece")])
 
 
-def plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
-    """Give what JSON can hold: there is no NaN in it."""
-    return {name: plain_interval(interval) for name, interval in intervals.items()}
+def threshold_for(scores: NDArray[np.floating], truth: Truth, max_fpr: float) -> float:
+    """Return the lowest threshold at which the false positive rate is at most *max_fpr*."""
+    negatives = np.sort(scores[~truth])[::-1]
+    allowed = int(max_fpr * len(negatives))
+    # Just above the highest score of a negative that must not be called, in the precision of the scores.
+    return (
+        float(np.nextafter(negatives[allowed], negatives.dtype.type(2))) if allowed < len(negatives) else 0.0
+    )
 
 
-def plain_interval(interval: Interval) -> dict[str, float | None]:
-    """Give what JSON can hold of one figure."""
+def to_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:
+    """Return *intervals* as values of JSON, which has no NaN."""
+    return {name: interval_to_json(interval) for name, interval in intervals.items()}
+
+
+def interval_to_json(interval: Interval) -> dict[str, float | None]:
+    """Return one interval as values of JSON."""
     return {name: None if np.isnan(value) else round(value, 6) for name, value in interval._asdict().items()}
 
 
-def _inside(values: Numbers) -> Numbers:
-    """Give the lower and upper bound of each column, those without a value left out."""
+def _percentile_interval(values: Numbers) -> Numbers:
+    """Return the lower and the upper bound of each column, without the NaNs in it."""
     bounds = np.full((2, values.shape[1]), np.nan)
     for column, numbers in enumerate(values.T):
         known = numbers[~np.isnan(numbers)]
         if len(known):
-            bounds[:, column] = np.percentile(known, _INSIDE)
+            bounds[:, column] = np.percentile(known, _PERCENTILES)
     return bounds
 
 
-def _summed(places: NDArray[np.int64], counts: Numbers, size: int) -> Numbers:
-    return np.bincount(places, counts, size).astype(np.float64)
+def _sum_by(keys: NDArray[np.int64], values: Numbers, size: int) -> Numbers:
+    return np.bincount(keys, values, size).astype(np.float64)
 
 
-def _share(part: Numbers | float, whole: Numbers | float) -> Numbers:
-    """Divide; NaN where there is nothing to divide by."""
+def _divide(part: Numbers | float, whole: Numbers | float) -> Numbers:
+    """Divide; NaN where *whole* is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.divide(part, whole)  # type: ignore[no-any-return, unused-ignore]
 
 
-def _area(hits: Numbers, alarms: Numbers) -> float:
-    """Give the area under the ROC curve."""
-    widths = np.diff(alarms, prepend=0.0)
-    heights = (hits + np.append(0.0, hits[:-1])) / 2 if len(hits) else hits
-    return float((widths * heights).sum()) if len(hits) else float("nan")
+def _area(tpr: Numbers, fpr: Numbers) -> float:
+    widths = np.diff(fpr, prepend=0.0)
+    heights = (tpr + np.append(0.0, tpr[:-1])) / 2 if len(tpr) else tpr
+    return float((widths * heights).sum()) if len(tpr) else float("nan")
 
 
-def _best_below(hits: Numbers, alarms: Numbers, limit: float) -> float:
-    """Give the highest true positive rate at a false positive rate of at most *limit*."""
-    if not len(hits) or np.isnan(hits[-1]) or np.isnan(alarms[-1]):
+def _tpr_at_fpr(tpr: Numbers, fpr: Numbers, limit: float) -> float:
+    """Return the highest true positive rate at a false positive rate of at most *limit*."""
+    if not len(tpr) or np.isnan(tpr[-1]) or np.isnan(fpr[-1]):
         return float("nan")
-    return float(hits[alarms <= limit].max(initial=0.0))
+    return float(tpr[fpr <= limit].max(initial=0.0))
 
 
-def _of_verdicts(table: Numbers) -> tuple[float, ...]:
-    """Give accuracy, F1, Matthews' correlation, sensitivity and specificity."""
-    hits, alarms, misses, passes = table.tolist()
-    sides = (hits + alarms) * (hits + misses) * (passes + alarms) * (passes + misses)
-    shares = (
-        _share(hits + passes, hits + alarms + misses + passes),
-        _share(2 * hits, 2 * hits + alarms + misses),
-        _share(hits * passes - alarms * misses, np.sqrt(sides)),
-        _share(hits, hits + misses),
-        _share(passes, passes + alarms),
+def _verdict_metrics(confusion: Numbers) -> tuple[float, ...]:
+    """Return accuracy, F1, Matthews correlation coefficient, sensitivity and specificity."""
+    tp, fp, fn, tn = confusion.tolist()
+    margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    metrics = (
+        _divide(tp + tn, tp + fp + fn + tn),
+        _divide(2 * tp, 2 * tp + fp + fn),
+        _divide(tp * tn - fp * fn, np.sqrt(margins)),
+        _divide(tp, tp + fn),
+        _divide(tn, tn + fp),
     )
-    return tuple(map(float, shares))
+    return tuple(map(float, metrics))
 
 
-def _thinned(across: Numbers, up: Numbers) -> list[tuple[float, float]]:
-    """Give at most some points of a curve, its ends among them; none where it is not defined."""
-    places = np.unique(np.linspace(0, len(across) - 1, min(_POINTS, len(across))).astype(np.int64))
-    points = np.round(np.column_stack((across[places], up[places])), 5)
-    return [] if np.isnan(points).any() else [(float(x), float(y)) for x, y in points]
+def _thin_out(x: Numbers, y: Numbers) -> list[tuple[float, float]]:
+    """Return at most _CURVE_POINTS points of a curve, with both ends; none if it is undefined."""
+    rows = np.unique(np.linspace(0, len(x) - 1, min(_CURVE_POINTS, len(x))).astype(np.int64))
+    points = np.round(np.column_stack((x[rows], y[rows])), 5)
+    return [] if np.isnan(points).any() else [(float(a), float(b)) for a, b in points]

@@ -71,9 +71,9 @@ def run(options: Namespace) -> int:
 
 
 def _print_report(at: Mapping[str, Any]) -> None:
-    from virnuc_async.learning.evaluation import figure_rows, group_rows
+    from virnuc_async.learning.reports import group_rows, metric_rows
 
-    print_table(figure_rows(at))
+    print_table(metric_rows(at))
     for place, levels in at.items():
         print(f"\n{place}")
         print_table(group_rows(levels))

@@ -121,7 +121,7 @@ def run(options: Namespace) -> int:
         split=split,
         recipe=recipe,
         augment=options.augment,
-        measuring=measuring,
+        evaluation=measuring,
         command=shlex.join(command_line()),
     )
     with run_log(options), sigterm_interrupts():
@@ -131,8 +131,8 @@ def run(options: Namespace) -> int:
 
 
 def _print_report(bundle: "Bundle", report: dict[str, Any]) -> None:
-    from virnuc_async.learning.evaluation import figure_rows, group_rows
+    from virnuc_async.learning.reports import group_rows, metric_rows
 
-    print_table(figure_rows({"test set": report["test"]}))
+    print_table(metric_rows({"test set": report["test"]}))
     print_table(group_rows(report["test"]))
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")
