@@ -546,4 +546,4 @@ def test_the_command_says_what_to_do_about_features(
     leave_merged(golden / "upstream/expected_500", old / "x_merged.pt", others_ids)
     ended = predict(*words)
     assert ended.code == 1
-    assert f"in {old / 'x_merged.pt'} are of another sequence or of another model" in ended.err
+    assert f"in {old / 'x_merged.pt'} are of a different sequence or a different model" in ended.err
