@@ -54,6 +54,7 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.outputs import predictions as results
+from virnuc_async.outputs.embeddings import save_features
 from virnuc_async.outputs.pairs import (
     Mates,
     PairComparison,
@@ -64,16 +65,11 @@ from virnuc_async.outputs.pairs import (
     is_truncated,
 )
 from virnuc_async.outputs.summary import Summary, summary_text
+from virnuc_async.runs.feature_files import FeatureFile, find_features
 from virnuc_async.runs.lock import HEARTBEAT_INTERVAL, LEASE_DURATION, Owner, owner_of, take_over
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, STORE
 from virnuc_async.runs.reader import Failure, FileLine
-from virnuc_async.runs.reuse_embeddings import (
-    FeatureFile,
-    Features,
-    check_similarity,
-    find_features,
-    save_features,
-)
+from virnuc_async.runs.reuse_embeddings import FeatureIndex, check_similarity
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import WINDOW_ORFS, Batch, Reader, Window, form_windows
 from virnuc_async.sequences.inputs import STDIN, fingerprint, list_sequence_files, read_contigs
@@ -279,7 +275,7 @@ class _Run:
     summary: Summary  # once all is done
     precision: Precision  # these two as the store has them, if it has
     budget: int
-    features: Features  # that need not be computed
+    features: FeatureIndex  # that need not be computed
     mates: list[Mates]  # by the names of their files, whether their ids agree or not
 
     def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
@@ -414,7 +410,7 @@ class _Run:
             with create_new(self.out_dir / "summary.json") as file:
                 file.writelines(summary_text(summary))
 
-    async def _find_features(self) -> Features:
+    async def _find_features(self) -> FeatureIndex:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
@@ -423,7 +419,7 @@ class _Run:
             # A checksum takes its time.
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
                 found.append(file)
-        return Features(found, (shapes.nucleotide.width, shapes.protein.width))
+        return FeatureIndex(found, (shapes.nucleotide.width, shapes.protein.width))
 
     async def _prepare(self) -> None:
         """Settle which run this is, and read the features that it reuses."""
@@ -434,7 +430,7 @@ class _Run:
             await self._on_disk(step)
 
     def _read_features(self) -> None:
-        if not self.features.found or self.store.is_finished:
+        if not self.features.files or self.store.is_finished:
             return
         self.counts.doing = "reading earlier features"
         try:
@@ -481,7 +477,7 @@ class _Run:
             "compiled kernels": self.plan.compiled,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
-            "reused features": [[file.name, file.sha256] for file in self.features.found],
+            "reused features": [[file.name, file.sha256] for file in self.features.files],
         }
 
     def _introduce(self) -> None:
@@ -502,7 +498,7 @@ class _Run:
             return
         for device in self.plan.devices:
             self.log.info("{}", _described(device, self.precision, self.budget))
-        if self.features.found:
+        if self.features.files:
             self.log.info("{}", self.features.found_text())
         self._introduce_mates()
         if self.store.reader.count("batches"):
@@ -550,7 +546,7 @@ class _Run:
             for device in self.plan.devices:
                 tasks.start_soon(self._serve, device, send.clone(), name=f"serve {device.name}")
             send.close()
-        if self.features.found:
+        if self.features.files:
             self._tell_reused()
             await self._on_disk(self.store.set_meta, "orfs reused", self.features.reused)
         await self._on_disk(self.store.finish)

@@ -22,6 +22,7 @@ from running import files_no_larger_than
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import Stage
+from virnuc_async.outputs.embeddings import save_features
 from virnuc_async.outputs.predictions import (
     LABELS,
     Verdicts,
@@ -33,7 +34,6 @@ from virnuc_async.outputs.predictions import (
 )
 from virnuc_async.runs.blocks import CONTIG, SCORE, Block
 from virnuc_async.runs.reader import Failure
-from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import Batch, ContigRow, FileRow, Window
 from virnuc_async.sequences.orfs import Frame
@@ -378,10 +378,7 @@ def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
 
 
 @pytest.mark.parametrize("block", [1, 2, 1 << 20])
-def test_features_are_those_of_scored_orfs(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("virnuc_async.runs.reuse_embeddings._BLOCK_BYTES", block * 4 * WIDTH)
+def test_features_are_those_of_scored_orfs(block: int, tmp_path: Path) -> None:
     run = [
         Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
         Record(b"none", ()),
@@ -389,7 +386,7 @@ def test_features_are_those_of_scored_orfs(
     ]
     store = stored(tmp_path / "out", run, embeddings=True)
     path = tmp_path / "out" / ".features"
-    save_features(store.reader, WIDTH, path)
+    save_features(store.reader, WIDTH, path, block_bytes=block * 4 * WIDTH)
     found = torch.load(path, weights_only=True)
     assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
     assert found["data"].dtype == torch.float32
