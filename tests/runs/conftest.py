@@ -1,4 +1,4 @@
-"""Fixtures of the tests of reused embeddings."""
+"""Fixtures of the tests of runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from example_features import NUCLEOTIDE, PROTEIN
+from example_runs import IDENTITY
 
 from virnuc_async.runs.feature_files import find_features
 from virnuc_async.runs.reuse_embeddings import FeatureIndex
+from virnuc_async.runs.store import Store
 
 
 @pytest.fixture
@@ -34,3 +36,16 @@ def old(tmp_path: Path) -> Path:
     directory = tmp_path / "old"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "out"
+
+
+@pytest.fixture
+def store(out: Path) -> Iterator[Store]:
+    store = Store(out)
+    store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    yield store
+    store.close()

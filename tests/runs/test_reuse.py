@@ -1,4 +1,4 @@
-"""Runs that reuse features of earlier work: the same answer for less work, or a refusal."""
+"""Runs that reuse embeddings of earlier runs: the same results with less work, or a refusal."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ def leave_residues(expected: Path, path: Path, keeps: Keeps = lambda _: True) ->
 def leave_merged(
     expected: Path, path: Path, change: Callable[[list[str], torch.Tensor], Any] | None = None
 ) -> None:
-    """Leave both embeddings, as *change* makes them."""
+    """Write both embeddings after *change*."""
     found = torch.load(expected / "merged.pt", weights_only=True)
     ids, data = found["ids"], found["data"]
     if change:
@@ -100,7 +100,7 @@ def leave(expected: Path, directory: Path, left: str) -> None:
 
 
 class Ran:
-    """What each encoder computed, sequence by sequence."""
+    """The sequences that each encoder computed."""
 
     def __init__(self) -> None:
         self.bases: list[tuple[int, ...]] = []
@@ -131,7 +131,7 @@ def settings(bundle: Bundle, old: Path | None, **others: Any) -> Settings:
     return Settings(bundle.directory, **{"devices": ("cpu",), "reuse_features": old} | others)
 
 
-# The same answer
+# The same results
 
 
 @pytest.mark.parametrize("left", LEFT)
@@ -198,7 +198,7 @@ async def test_bf16_takes_features_of_fp32(
 async def test_only_what_is_missing_is_computed(
     left: str, source: Path, golden: Path, bundle: Bundle, old: Path, ran: Ran
 ) -> None:
-    """And a few ORFs that are compared: eight, and the first one of each file."""
+    """In addition to the spot checks: eight ORFs and the first one of each file."""
     leave(golden / "upstream/expected_500", old, left)
     await run_pipeline([source], old.with_name("out"), settings(bundle, old))
     for keeps, seen, every in zip(
@@ -214,7 +214,7 @@ async def test_only_what_is_missing_is_computed(
 
 
 def tokens_of_orfs(bundle: Bundle, source: Path) -> list[list[tuple[int, ...]]]:
-    """Give what each encoder is to see of each ORF, in the order of the input."""
+    """Return the tokens of each ORF for each encoder, in input order."""
     tokenizer = OrfTokenizer(bundle.tokenizer())
     (window,) = form_windows([str(source)], read_contigs, bundle.length, tokenizer, 10**6)
     return [
@@ -470,7 +470,7 @@ async def test_the_same_features_elsewhere_are_the_same_run(bench: PipelineHarne
 async def test_features_of_the_published_models(
     name: str, files: tuple[str, ...], bundle: Bundle, old: Path, tmp_path: Path
 ) -> None:
-    """Read, joined and handed out at the published widths; no network of that size is at hand."""
+    """Read, joined and looked up at the published widths; there is no network of that size here."""
     real = beside("real") / name
     for file in files:
         ours = {"dnabert.pt": "x_DNABERT_S.pt", "esm.pt": "x_ESM.pt", "merged.pt": "x_merged.pt"}[file]
