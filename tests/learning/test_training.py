@@ -205,7 +205,7 @@ def test_a_training_that_diverges(toys: Toys, work: Path, tmp_path: Path) -> Non
     for _ in range(2):
         ended = train(toys, tmp_path / "one", "--work", work, *options)
         assert ended.code == 1
-        said = "the loss is no number after epoch 1: choose a lower --rate than 1e+30"
+        said = "the loss is NaN or infinite after epoch 1: choose a lower --rate than 1e+30"
         assert ended.err.endswith(f"virnuc-async: {said}\n")
     assert not (tmp_path / "one").exists()
 
@@ -546,7 +546,7 @@ def test_what_cannot_be_learnt_from(toys: Toys, tmp_path: Path) -> None:
     few = tmp_path / "few.fa"
     few.write_text(fasta([("a", OPEN * 50), ("b", OPEN * 50)]))
     ended = train(Toys(few, toys.nonviral), tmp_path / "model")
-    assert "2 clusters of viral records cannot be split into 3 sides" in ended.err
+    assert "2 clusters of viral records cannot be divided into 3 splits" in ended.err
 
 
 def test_features_of_another_run_are_not_joined(toys: Toys, work: Path, tmp_path: Path) -> None:

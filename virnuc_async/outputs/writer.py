@@ -11,11 +11,11 @@ from anyio import from_thread
 from virnuc_async.errors import CannotWrite
 from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
-from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.session import RunSession
 
 from .columns import Chunks
 from .contigs import contig_chunks
+from .embeddings import save_features
 from .failures import failure_chunks
 from .fragments import fragment_chunks
 from .pair_table import pair_chunks
