@@ -22,13 +22,13 @@ from anyio.streams.memory import MemoryObjectSendStream
 from virnuc_async.engine.devices import decide_budget, decide_precision
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
-    CannotWrite,
     DirectoryLockedError,
     LockHeldRemotely,
     NoRecords,
     RunMismatchError,
     Stage,
 )
+from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import STDIN, Reader, fingerprint
@@ -247,12 +247,9 @@ class RunSession:
         if not self.features.files or self.store.is_finished:
             return
         self.counts.status = "reading embeddings to reuse"
-        try:
+        with writing_to(self.out_dir, "embeddings to reuse"):
             for _ in self.features.read(self.out_dir):
                 from_thread.check_cancelled()
-        except OSError as error:
-            reason = f"embeddings to reuse: {error.strerror or error}"
-            raise CannotWrite(str(self.out_dir), reason) from error
 
     def _identify(self) -> None:
         """Decide precision and budget, or take those of the store, and check that the run is the same."""
