@@ -1,11 +1,11 @@
-"""Every failure says its facts, keeps them as fields, and stands where the docstring says."""
+"""Every error has a text, its facts as fields, and its place in the tree of the docstring."""
 
 import inspect
 import re
 
 import pytest
 
-from virnuc_async import errors as failures
+from virnuc_async import errors
 from virnuc_async.errors import (
     AmbiguousFeatures,
     BadBundle,
@@ -55,11 +55,11 @@ from virnuc_async.errors import (
 
 CLASSES = {
     kind.__name__: kind
-    for _, kind in inspect.getmembers(failures, inspect.isclass)
-    if issubclass(kind, Exception)
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, Exception) and not kind.__name__.startswith("_")
 }
 
-SAID: list[tuple[VirnucError, str]] = [
+TEXTS: list[tuple[VirnucError, str]] = [
     (VirnucError("text"), "text"),
     (UsageError("name an input"), "name an input"),
     (InputError("a.fa", "odd"), "a.fa: odd"),
@@ -86,40 +86,41 @@ SAID: list[tuple[VirnucError, str]] = [
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
     (
         NoReference("mine"),
-        "the model 'mine' has no reference to be verified by. Where it is known to be right, "
-        "'models verify --record' makes one of what a CPU gives in FP32",
+        "the model 'mine' has no reference to verify it against. If it is known to be correct, "
+        "'models verify --record' records one: its outputs on a CPU in FP32",
     ),
     (
         BadReference("/m/reference.json", "gone"),
-        "/m/reference.json is not a reference to verify a model by: gone",
+        "/m/reference.json is not a usable reference: gone",
     ),
     (DownloadError("text"), "text"),
     (
         DownloadRefused("https://h/x", "the server answers 404 Not Found"),
-        "https://h/x cannot be had: the server answers 404 Not Found. Behind a proxy, set HTTPS_PROXY; else "
-        "name a --mirror, or get the files elsewhere and use 'models import' (docs/models.md)",
+        "https://h/x cannot be downloaded: the server answers 404 Not Found. Behind a proxy, set "
+        "HTTPS_PROXY; otherwise use a --mirror, or get the files elsewhere and use 'models import' "
+        "(docs/how-to/models.md)",
     ),
     (
         DownloadInterrupted("https://h/x", "the server is silent"),
-        "https://h/x could not be had to the end: the server is silent. "
-        "What has come is kept: the same command goes on",
+        "https://h/x was not downloaded completely: the server is silent. "
+        "Received data is kept: rerun the same command to resume",
     ),
     (
         ChecksumMismatch("https://h/x", "its sha256 is a", is_deleted=True),
-        "https://h/x is not the file that it should be: its sha256 is a. It was deleted: the same command "
-        "gets it again. If that does not help, name a --mirror that has the published one, or get the files "
-        "elsewhere and use 'models import' (docs/models.md)",
+        "https://h/x is not the published file: its sha256 is a. It was deleted: rerun the same command to "
+        "download it again. If that does not help, use a --mirror that has the published one, or get the "
+        "files elsewhere and use 'models import' (docs/how-to/models.md)",
     ),
     (
         ChecksumMismatch("https://h/x", "it has 3 bytes"),
-        "https://h/x is not the file that it should be: it has 3 bytes. Nothing of it was used. If it stays "
-        "so, name a --mirror that has the published one, or get the files elsewhere and use 'models import' "
-        "(docs/models.md)",
+        "https://h/x is not the published file: it has 3 bytes. Nothing of it was used. If this happens "
+        "again, use a --mirror that has the published one, or get the files elsewhere and use "
+        "'models import' (docs/how-to/models.md)",
     ),
     (
         DownloadBusy("/m/.download"),
         "another process is downloading into /m/.download. "
-        "Wait for it: the same command then finds what it got",
+        "Wait for it to end, then rerun the same command: it uses what was downloaded",
     ),
     (FeatureError("text"), "text"),
     (LabelError("text"), "text"),
@@ -129,10 +130,13 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (
         TooFewClusters("viral", 2, 3),
-        "2 clusters of viral records cannot be split into 3 sides. A cluster is what --clusters says, else a "
-        "genome= of the headers, else a record",
+        "2 clusters of viral records cannot be divided into 3 splits. Clusters are those of --clusters, else "
+        "of genome= in the headers, else single records",
     ),
-    (TrainingDiverged(1, 0.5), "the loss is no number after epoch 1: choose a lower --rate than 0.5"),
+    (
+        TrainingDiverged(1, 0.5),
+        "the loss is NaN or infinite after epoch 1: choose a lower --rate than 0.5",
+    ),
     (BadTable("c.tsv", "has no line for x"), "c.tsv: has no line for x"),
     (
         SharedSequences(3, 1000, 31),
@@ -146,18 +150,18 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (
         BadFeatures("old/a_ESM.pt", "damaged"),
-        "old/a_ESM.pt cannot be reused: damaged. Move it elsewhere to have what it holds computed anew",
+        "old/a_ESM.pt cannot be reused: damaged. Move it elsewhere to compute its embeddings again",
     ),
     (
-        AmbiguousFeatures("x_chunk_1F1", "the input has it twice"),
-        "nobody can tell whose features those of x_chunk_1F1 are: the input has it twice. "
-        "Ids must be unique where features are reused",
+        AmbiguousFeatures("x_chunk_1F1", "the id occurs twice in the input"),
+        "ambiguous features for x_chunk_1F1: the id occurs twice in the input. "
+        "Ids must be unique when --reuse-features is given",
     ),
     (
         FeatureMismatchError("x_chunk_1F1", ["a", "b"], 0.5, 0.999),
-        "the features of x_chunk_1F1 in a and b are of another sequence or of another model: the cosine "
-        "to what this model gives (less where lengths differ) is 0.50000, not 0.999 or more. "
-        "Start anew without them: with another --reuse-features or none, and --overwrite",
+        "the features of x_chunk_1F1 in a and b are of a different sequence or a different model: their "
+        "cosine similarity to what this model computes (lower if lengths differ) is 0.50000, below 0.999. "
+        "Use another --reuse-features or none, and --overwrite to start over",
     ),
     (DeviceError("text"), "text"),
     (UnknownDevice("cuda:7", ["cuda:0", "cpu"]), "no device 'cuda:7' here. There are: cuda:0, cpu"),
@@ -169,8 +173,8 @@ SAID: list[tuple[VirnucError, str]] = [
     (DeviceLost("cuda:0", "bus error"), "cuda:0 failed: bus error"),
     (
         NoDevicesLeft([DeviceLost("cuda:0", "a"), DeviceLost("cuda:1", "b")]),
-        "too many devices failed to go on (cuda:0 failed: a; cuda:1 failed: b). "
-        "Finished work is kept: the same command resumes",
+        "too many devices failed (cuda:0 failed: a; cuda:1 failed: b). "
+        "Finished work is kept: rerun the same command to resume",
     ),
     (
         MixedDevices(["CPU", "GPU with BF16"]),
@@ -178,7 +182,7 @@ SAID: list[tuple[VirnucError, str]] = [
         "name devices of one kind, or choose --precision fp32 or bf16 to mix them",
     ),
     (OutputError("out", "odd"), "out: odd"),
-    (ForeignDirectoryError("out", "holds 'x'"), "out: holds 'x'"),
+    (ForeignDirectoryError("out", "contains 'x'"), "out: contains 'x'"),
     (
         RunMismatchError("out", ["threshold: 0.5 -> 0.6", "model: a -> b"]),
         "out: contains a different run: threshold: 0.5 -> 0.6; model: a -> b. "
@@ -190,21 +194,21 @@ SAID: list[tuple[VirnucError, str]] = [
     ),
     (
         LockHeldRemotely("out", "process 3 on node7"),
-        "out: process 3 on node7 holds it, which cannot be seen from this machine",
+        "out: is locked by process 3 on node7, which cannot be checked from this machine",
     ),
     (DamagedStore("out", "its run.sqlite3 is damaged"), "out: its run.sqlite3 is damaged"),
     (CannotWrite("out", "No space left on device"), "out: No space left on device"),
 ]
 
 
-@pytest.mark.parametrize(("failure", "text"), SAID, ids=lambda value: type(value).__name__)
-def test_failure_says_its_facts(failure: VirnucError, text: str) -> None:
-    assert str(failure) == text
-    assert failure.exit_code == (64 if isinstance(failure, UsageError) else 1)
+@pytest.mark.parametrize(("error", "text"), TEXTS, ids=lambda value: type(value).__name__)
+def test_text_and_exit_code(error: VirnucError, text: str) -> None:
+    assert str(error) == text
+    assert error.exit_code == (64 if isinstance(error, UsageError) else 1)
 
 
-def test_every_failure_is_tried_here() -> None:
-    assert {type(failure) for failure, _ in SAID} == set(CLASSES.values())
+def test_every_class_is_tested_here() -> None:
+    assert {type(error) for error, _ in TEXTS} == set(CLASSES.values())
 
 
 def test_facts_are_fields() -> None:
@@ -223,22 +227,27 @@ def test_facts_are_fields() -> None:
 
 
 def test_tree_in_the_docstring_is_the_tree_of_classes() -> None:
-    assert failures.__doc__
+    assert errors.__doc__
     path: list[str] = []
     drawn = {}
-    for line in failures.__doc__.splitlines():
+    for line in errors.__doc__.splitlines():
         if found := re.match(r"    ([│├└─ ]*)([A-Z][A-Za-z]+)  +\S", line):
             level = len(found[1]) // 4
             path[level:] = [found[2]]
             drawn[found[2]] = path[level - 1] if level else "Exception"
-    assert drawn == {name: kind.__base__.__name__ for name, kind in CLASSES.items()}  # type: ignore[union-attr]
+    assert drawn == {name: parent(kind) for name, kind in CLASSES.items()}
+
+
+def parent(kind: type[Exception]) -> str:
+    """Return the name of the first public base class."""
+    return next(base.__name__ for base in kind.__mro__[1:] if not base.__name__.startswith("_"))
 
 
 def test_exit_codes_are_those_of_the_docstring() -> None:
-    assert failures.__doc__
-    codes = dict(re.findall(r"([A-Z][A-Za-z]+) +exit code (\d+)", failures.__doc__))
+    assert errors.__doc__
+    codes = dict(re.findall(r"([A-Z][A-Za-z]+) +exit code (\d+)", errors.__doc__))
     assert codes == {"VirnucError": "1", "UsageError": "64"}
 
 
-def test_stages_are_the_words_of_the_file() -> None:
+def test_stages_are_those_of_the_file() -> None:
     assert [str(stage) for stage in Stage] == ["Input", "DNABERT-S", "ESM-2", "Classifier", "Output"]

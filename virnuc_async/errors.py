@@ -1,54 +1,54 @@
 """
-Every failure that this package raises on purpose.
+Every error that this package raises on purpose.
 
 ::
 
-    VirnucError                 exit code 1
-    ├── UsageError              exit code 64: the command line or the settings make no sense
-    ├── InputError              one input file; the run goes on without it
-    │   ├── UnreadableInput     missing, a directory without sequences, no permission
-    │   ├── NotSequences        not FASTA, not FASTQ, or not DNA; says which line and what it saw
-    │   ├── TooLarge            a record or an id beyond what is read; says which line and the limit
-    │   └── BrokenInput         ends or breaks half way; the records before the break count
-    ├── NoRecords               no input holds a single record
-    ├── BundleError             a set of models
-    │   ├── UnknownBundle       no such name and no such directory; says which there are
-    │   ├── BadBundle           a file is missing, changed, or of the wrong shape
-    │   ├── BadCheckpoint       a file of somebody else's that cannot be imported
-    │   ├── NoReference         there is nothing to verify it by; says how there will be
-    │   └── BadReference        a file that should hold figures to verify by, and does not
-    ├── DownloadError           a file of the published models
-    │   ├── DownloadRefused           the server does not give it; says what else can be done
-    │   ├── DownloadInterrupted      the connection failed too often; what came is kept
-    │   ├── ChecksumMismatch       it is not the file that was published; nothing of it is used
-    │   └── DownloadBusy        another process is downloading there
-    ├── FeatureError            embeddings of earlier work, which cannot be reused
-    │   ├── NoFeatures          there are none; says which names they would have
-    │   ├── BadFeatures         a file is damaged, hostile, or of another model
-    │   ├── AmbiguousFeatures   nobody knows which sequence they are of
-    │   └── FeatureMismatchError     the model gives others for the sequence
-    ├── LabelError              labelled sequences, to learn or to measure from
-    │   ├── MissingClassError            records of one class are missing, so nothing can be told apart
-    │   ├── TooFewClusters      of one class, to stand on every side of a split
-    │   ├── BadTable            the table of clusters or groups is malformed, or does not name a record
-    │   ├── SharedSequences     held-out records share long stretches with training ones
-    │   └── TrainingDiverged            the loss of a training is no number any more
-    ├── DeviceError             one device
-    │   ├── UnknownDevice       no such device; says which there are
-    │   ├── DeviceOutOfMemory   this batch does not fit: halve it and try again
-    │   └── DeviceLost          the device answers no more: retire it
-    ├── NoDevicesLeft           too many devices were lost to go on
-    ├── MixedDevices            the devices of one run would compute differently
-    └── OutputError             the output directory
-        ├── ForeignDirectoryError     it holds something else
-        ├── RunMismatchError          it holds a run with other inputs, models or settings
-        ├── DirectoryLockedError       another process is writing there
-        │   └── LockHeldRemotely   its process is elsewhere, and may be dead
-        ├── DamagedStore        what is done cannot be read any more, or not all of it
-        └── CannotWrite         disk full, read-only
+    VirnucError                     exit code 1
+    ├── UsageError                  exit code 64: the command line or the settings make no sense
+    ├── InputError                  one input file; the run continues without it
+    │   ├── UnreadableInput         missing, a directory without sequence files, no permission
+    │   ├── NotSequences            not FASTA, not FASTQ, or not DNA; names the line and what is there
+    │   ├── TooLarge                a record or an id above the limit; names the line and the limit
+    │   └── BrokenInput             truncated or damaged; the records before that count
+    ├── NoRecords                   no input has a single record
+    ├── BundleError                 a model bundle
+    │   ├── UnknownBundle           no such name and no such directory; lists those that exist
+    │   ├── BadBundle               a file is missing, changed, or of the wrong shape
+    │   ├── BadCheckpoint           a third-party file that cannot be imported
+    │   ├── NoReference             there is no reference to verify the model against
+    │   └── BadReference            the file with the reference is damaged
+    ├── DownloadError               a file of the published models
+    │   ├── DownloadRefused         permanent: the server does not have it; lists alternatives
+    │   ├── DownloadInterrupted     retries are exhausted; what was received is kept
+    │   ├── ChecksumMismatch        it is not the file that was published; nothing of it is used
+    │   └── DownloadBusy            another process is downloading there
+    ├── FeatureError                precomputed embeddings that cannot be reused
+    │   ├── NoFeatures              there are none; lists the names that they can have
+    │   ├── BadFeatures             a file is damaged, hostile, or of a different model
+    │   ├── AmbiguousFeatures       it is unknown which sequence they are of
+    │   └── FeatureMismatchError    the model computes different ones for the sequence
+    ├── LabelError                  labelled sequences, for training or evaluation
+    │   ├── MissingClassError       there are no records of one class
+    │   ├── TooFewClusters          of one class, to have some in every split
+    │   ├── BadTable                the table of clusters or groups is malformed, or lacks a record
+    │   ├── SharedSequences         held-out records share long subsequences with training records
+    │   └── TrainingDiverged        the loss of a training is NaN or infinite
+    ├── DeviceError                 one device
+    │   ├── UnknownDevice           no such device; lists those that exist
+    │   ├── DeviceOutOfMemory       this batch does not fit: split it and try again
+    │   └── DeviceLost              the device does not respond any more: continue without it
+    ├── NoDevicesLeft               too many devices failed
+    ├── MixedDevices                the devices of one run would compute differently
+    └── OutputError                 the output directory
+        ├── ForeignDirectoryError   it contains something else
+        ├── RunMismatchError        it contains a run with other inputs, models or settings
+        ├── DirectoryLockedError    another process is writing there
+        │   └── LockHeldRemotely    that process is elsewhere, and may be dead
+        ├── DamagedStore            finished work cannot be read, or not all of it
+        └── CannotWrite             disk full, read-only
 
-A failure carries its facts as fields and makes its text in one place, ``__str__``. Anything else
-that is raised is a bug and keeps its traceback.
+An error has its facts as fields and makes its text in one place, ``__str__``. Any other exception is
+a bug and keeps its traceback.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ from virnuc_async.text import did_you_mean, plural
 
 
 class Stage(StrEnum):
-    """Where something failed; the second column of ``failed_files.txt``."""
+    """Where an input or an ORF failed; the second column of ``failed_files.txt``."""
 
     INPUT = "Input"
     NUCLEOTIDE = "DNABERT-S"
@@ -68,23 +68,13 @@ class Stage(StrEnum):
 
 
 class VirnucError(Exception):
-    """The root of the tree; *exit_code* is what the command line ends with."""
+    """The base of all errors of this package; *exit_code* is that of the command."""
 
     exit_code = 1
 
 
-class UsageError(VirnucError):
-    """A setting or an argument that makes no sense; *reason* says which and what would."""
-
-    exit_code = 64
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class InputError(VirnucError):
-    """One input cannot be used, wholly or from some line on; the others can."""
+class _PathError(VirnucError):
+    """An error about the file or directory at *path*."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -94,12 +84,34 @@ class InputError(VirnucError):
         return f"{self.path}: {self.reason}"
 
 
+class _UrlError(VirnucError):
+    """An error about the file at *url*."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url, self.reason = url, reason
+
+
+class UsageError(VirnucError):
+    """A setting or an argument makes no sense; *reason* says which, and what would."""
+
+    exit_code = 64
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InputError(_PathError):
+    """An input cannot be read, completely or from some line on; the other inputs can."""
+
+
 class UnreadableInput(InputError):
     """The file is missing, may not be read, or is a directory without sequence files."""
 
 
 class NotSequences(InputError):
-    """The content is not DNA in FASTA or FASTQ; *line* counts from 1."""
+    """The content is not DNA in FASTA or FASTQ; lines are counted from 1."""
 
     def __init__(self, path: str, line: int, reason: str) -> None:
         super().__init__(path, f"line {line:,}: {reason}")
@@ -107,7 +119,7 @@ class NotSequences(InputError):
 
 
 class TooLarge(InputError):
-    """A record of the file, from *line* on, is larger than what is read as one; those before it count."""
+    """The record at *line* is above the limit; those before it count."""
 
     def __init__(self, path: str, line: int, reason: str) -> None:
         super().__init__(path, f"line {line:,}: {reason}")
@@ -115,7 +127,7 @@ class TooLarge(InputError):
 
 
 class BrokenInput(InputError):
-    """The file ends or breaks half way: *records* whole records came before."""
+    """The file is truncated or damaged after *records* complete records."""
 
     def __init__(self, path: str, records: int, reason: str) -> None:
         super().__init__(path, f"breaks after {plural(records, 'record')}: {reason}")
@@ -123,7 +135,7 @@ class BrokenInput(InputError):
 
 
 class NoRecords(VirnucError):
-    """There is nothing to do: none of *paths* holds a record; *failures* say why, where one does."""
+    """None of *paths* has a record; *failures* has the reasons of those that could not be read."""
 
     def __init__(self, paths: Sequence[str], failures: Sequence[InputError] = ()) -> None:
         super().__init__(tuple(paths), tuple(failures))
@@ -135,11 +147,11 @@ class NoRecords(VirnucError):
 
 
 class BundleError(VirnucError):
-    """A set of models cannot be used."""
+    """A model bundle cannot be used."""
 
 
 class UnknownBundle(BundleError):
-    """Neither a bundle that is installed here nor a directory with one."""
+    """*name* is neither an installed bundle nor a directory with one."""
 
     def __init__(self, name: str, known: Iterable[str], published: Iterable[str] = ()) -> None:
         super().__init__(name)
@@ -155,30 +167,22 @@ class UnknownBundle(BundleError):
         return f"no model {self.name!r} here.{hint} {installed}{download}"
 
 
-class BadBundle(BundleError):
-    """The bundle at *path* is incomplete, damaged, or of another shape than it says."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+class BadBundle(BundleError, _PathError):
+    """The bundle at *path* is incomplete, damaged, or of another shape than its manifest says."""
 
     def __str__(self) -> str:
         return f"{self.path} is not a usable bundle: {self.reason}"
 
 
-class BadCheckpoint(BundleError):
-    """The checkpoint at *path* was not taken: it is damaged, hostile, or another network's."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+class BadCheckpoint(BundleError, _PathError):
+    """The checkpoint at *path* is damaged, hostile, or of a different network."""
 
     def __str__(self) -> str:
         return f"{self.path} cannot be imported: {self.reason}"
 
 
 class NoReference(BundleError):
-    """The bundle *name* has no figures to be verified by."""
+    """The bundle *name* has no reference to verify it against."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -186,70 +190,58 @@ class NoReference(BundleError):
 
     def __str__(self) -> str:
         return (
-            f"the model {self.name!r} has no reference to be verified by. Where it is known to be right, "
-            "'models verify --record' makes one of what a CPU gives in FP32"
+            f"the model {self.name!r} has no reference to verify it against. If it is known to be correct, "
+            "'models verify --record' records one: its outputs on a CPU in FP32"
         )
 
 
-class BadReference(BundleError):
-    """The file at *path* holds no figures that a model can be verified by."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+class BadReference(BundleError, _PathError):
+    """The file at *path* is not a reference that a model can be verified against."""
 
     def __str__(self) -> str:
-        return f"{self.path} is not a reference to verify a model by: {self.reason}"
+        return f"{self.path} is not a usable reference: {self.reason}"
 
 
 class DownloadError(VirnucError):
-    """A file could not be had."""
+    """A file could not be downloaded."""
 
 
-class DownloadRefused(DownloadError):
-    """The server does not give *url*, and will not if it is asked again."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
-        self.url, self.reason = url, reason
+class DownloadRefused(DownloadError, _UrlError):
+    """The server refuses *url*, and would refuse it again."""
 
     def __str__(self) -> str:
         return (
-            f"{self.url} cannot be had: {self.reason}. Behind a proxy, set HTTPS_PROXY; else name a "
-            "--mirror, or get the files elsewhere and use 'models import' (docs/models.md)"
+            f"{self.url} cannot be downloaded: {self.reason}. Behind a proxy, set HTTPS_PROXY; otherwise use "
+            "a --mirror, or get the files elsewhere and use 'models import' (docs/how-to/models.md)"
         )
 
 
-class DownloadInterrupted(DownloadError):
-    """The connection for *url* failed too often in a row to go on."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
-        self.url, self.reason = url, reason
+class DownloadInterrupted(DownloadError, _UrlError):
+    """The connection for *url* failed too many times in a row."""
 
     def __str__(self) -> str:
         return (
-            f"{self.url} could not be had to the end: {self.reason}. "
-            "What has come is kept: the same command goes on"
+            f"{self.url} was not downloaded completely: {self.reason}. "
+            "Received data is kept: rerun the same command to resume"
         )
 
 
-class ChecksumMismatch(DownloadError):
-    """What the server gave for *url* is not the file that was published."""
+class ChecksumMismatch(DownloadError, _UrlError):
+    """The file that the server sent for *url* is not the published one."""
 
     def __init__(self, url: str, reason: str, is_deleted: bool = False) -> None:
-        super().__init__(url, reason, is_deleted)
-        self.url, self.reason, self.is_deleted = url, reason, is_deleted
+        super().__init__(url, reason)
+        self.is_deleted = is_deleted
 
     def __str__(self) -> str:
-        what = (
-            "It was deleted: the same command gets it again. If that does not help"
+        what_now = (
+            "It was deleted: rerun the same command to download it again. If that does not help"
             if self.is_deleted
-            else "Nothing of it was used. If it stays so"
+            else "Nothing of it was used. If this happens again"
         )
         return (
-            f"{self.url} is not the file that it should be: {self.reason}. {what}, name a --mirror that has "
-            "the published one, or get the files elsewhere and use 'models import' (docs/models.md)"
+            f"{self.url} is not the published file: {self.reason}. {what_now}, use a --mirror that has the "
+            "published one, or get the files elsewhere and use 'models import' (docs/how-to/models.md)"
         )
 
 
@@ -263,16 +255,16 @@ class DownloadBusy(DownloadError):
     def __str__(self) -> str:
         return (
             f"another process is downloading into {self.directory}. "
-            "Wait for it: the same command then finds what it got"
+            "Wait for it to end, then rerun the same command: it uses what was downloaded"
         )
 
 
 class FeatureError(VirnucError):
-    """Embeddings of earlier work cannot be reused."""
+    """Precomputed embeddings cannot be reused."""
 
 
 class NoFeatures(FeatureError):
-    """The *directory* cannot be searched, or nothing in it is named as feature files are."""
+    """The *directory* cannot be searched, or no file in it has the name of a feature file."""
 
     def __init__(self, directory: str, reason: str) -> None:
         super().__init__(directory, reason)
@@ -282,22 +274,17 @@ class NoFeatures(FeatureError):
         return f"no features to reuse in {self.directory}: {self.reason}"
 
 
-class BadFeatures(FeatureError):
-    """The file at *path* was not taken: it is damaged, hostile, or does not fit the model."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+class BadFeatures(FeatureError, _PathError):
+    """The file of features at *path* is damaged, hostile, or does not fit the model."""
 
     def __str__(self) -> str:
         return (
-            f"{self.path} cannot be reused: {self.reason}. "
-            "Move it elsewhere to have what it holds computed anew"
+            f"{self.path} cannot be reused: {self.reason}. Move it elsewhere to compute its embeddings again"
         )
 
 
 class AmbiguousFeatures(FeatureError):
-    """Features are told by the *id* of their ORF, which does not say whose they are here."""
+    """Features are identified by the *id* of their ORF, which is not unique here."""
 
     def __init__(self, id: str, reason: str) -> None:
         super().__init__(id, reason)
@@ -305,33 +292,33 @@ class AmbiguousFeatures(FeatureError):
 
     def __str__(self) -> str:
         return (
-            f"nobody can tell whose features those of {self.id} are: {self.reason}. "
-            "Ids must be unique where features are reused"
+            f"ambiguous features for {self.id}: {self.reason}. "
+            "Ids must be unique when --reuse-features is given"
         )
 
 
 class FeatureMismatchError(FeatureError):
-    """The model gives other numbers for the ORF *id* than the files *paths* hold: less than *least* alike."""
+    """What the model computes for the ORF *id* is less similar than *minimum* to what is in *paths*."""
 
-    def __init__(self, id: str, paths: Sequence[str], similarity: float, least: float) -> None:
-        super().__init__(id, tuple(paths), similarity, least)
-        self.id, self.paths, self.similarity, self.least = id, tuple(paths), similarity, least
+    def __init__(self, id: str, paths: Sequence[str], similarity: float, minimum: float) -> None:
+        super().__init__(id, tuple(paths), similarity, minimum)
+        self.id, self.paths, self.similarity, self.minimum = id, tuple(paths), similarity, minimum
 
     def __str__(self) -> str:
         return (
-            f"the features of {self.id} in {' and '.join(self.paths)} are of another sequence or of another "
-            f"model: the cosine to what this model gives (less where lengths differ) is "
-            f"{self.similarity:.5f}, not {self.least} or more. "
-            "Start anew without them: with another --reuse-features or none, and --overwrite"
+            f"the features of {self.id} in {' and '.join(self.paths)} are of a different sequence or a "
+            f"different model: their cosine similarity to what this model computes (lower if lengths differ) "
+            f"is {self.similarity:.5f}, below {self.minimum}. "
+            "Use another --reuse-features or none, and --overwrite to start over"
         )
 
 
 class LabelError(VirnucError):
-    """Nothing can be learnt from these labelled sequences, or nothing honest be said of them."""
+    """The labelled sequences cannot be used for training or evaluation."""
 
 
 class MissingClassError(LabelError):
-    """There is nothing of the class *missing* in *where*."""
+    """There are no sequences of the class *missing* in *where*."""
 
     def __init__(self, missing: str, where: str) -> None:
         super().__init__(missing, where)
@@ -342,28 +329,21 @@ class MissingClassError(LabelError):
 
 
 class TooFewClusters(LabelError):
-    """The *found* clusters of the class *kind* cannot stand on *sides* sides."""
+    """The *found* clusters of the class *kind* are too few for *splits* splits."""
 
-    def __init__(self, kind: str, found: int, sides: int) -> None:
-        super().__init__(kind, found, sides)
-        self.kind, self.found, self.sides = kind, found, sides
+    def __init__(self, kind: str, found: int, splits: int) -> None:
+        super().__init__(kind, found, splits)
+        self.kind, self.found, self.splits = kind, found, splits
 
     def __str__(self) -> str:
         return (
-            f"{plural(self.found, 'cluster')} of {self.kind} records cannot be split into {self.sides} "
-            "sides. A cluster is what --clusters says, else a genome= of the headers, else a record"
+            f"{plural(self.found, 'cluster')} of {self.kind} records cannot be divided into {self.splits} "
+            "splits. Clusters are those of --clusters, else of genome= in the headers, else single records"
         )
 
 
-class BadTable(LabelError):
-    """The table at *path* cannot be used."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class BadTable(LabelError, _PathError):
+    """The table of clusters or groups at *path* cannot be used."""
 
 
 class SharedSequences(LabelError):
@@ -382,18 +362,21 @@ class SharedSequences(LabelError):
 
 
 class TrainingDiverged(LabelError):
-    """The loss is no number after *epoch*, at this learning *rate*."""
+    """The loss is NaN or infinite after *epoch*, at the learning *rate*."""
 
     def __init__(self, epoch: int, rate: float) -> None:
         super().__init__(epoch, rate)
         self.epoch, self.rate = epoch, rate
 
     def __str__(self) -> str:
-        return f"the loss is no number after epoch {self.epoch:,}: choose a lower --rate than {self.rate:g}"
+        return (
+            f"the loss is NaN or infinite after epoch {self.epoch:,}: "
+            f"choose a lower --rate than {self.rate:g}"
+        )
 
 
 class DeviceError(VirnucError):
-    """One device cannot do what was asked of it."""
+    """One device failed, or does not exist."""
 
 
 class UnknownDevice(DeviceError):
@@ -412,7 +395,7 @@ class UnknownDevice(DeviceError):
 
 
 class DeviceOutOfMemory(DeviceError):
-    """A batch of *tokens* tokens did not fit, at *stage*; half of it may."""
+    """A batch of *tokens* tokens did not fit, at *stage*; half of it may fit."""
 
     def __init__(self, device: str, tokens: int, stage: Stage = Stage.PROTEIN) -> None:
         super().__init__(device, tokens, stage)
@@ -423,7 +406,7 @@ class DeviceOutOfMemory(DeviceError):
 
 
 class DeviceLost(DeviceError):
-    """The device failed in a way that it does not recover from within this process."""
+    """The device failed, and cannot be used again in this process."""
 
     def __init__(self, device: str, reason: str) -> None:
         super().__init__(device, reason)
@@ -434,19 +417,19 @@ class DeviceLost(DeviceError):
 
 
 class NoDevicesLeft(VirnucError):
-    """The run cannot go on; what was finished is kept."""
+    """Too many devices failed to continue; finished work is kept."""
 
     def __init__(self, lost: Sequence[DeviceLost]) -> None:
         super().__init__(tuple(lost))
         self.lost = tuple(lost)
 
     def __str__(self) -> str:
-        each = "; ".join(map(str, self.lost))
-        return f"too many devices failed to go on ({each}). Finished work is kept: the same command resumes"
+        reasons = "; ".join(map(str, self.lost))
+        return f"too many devices failed ({reasons}). Finished work is kept: rerun the same command to resume"
 
 
 class MixedDevices(VirnucError):
-    """The devices differ in how they compute, and nobody said which precision to use."""
+    """The devices compute differently, and no precision was chosen."""
 
     def __init__(self, kinds: Sequence[str]) -> None:
         super().__init__(tuple(kinds))
@@ -459,23 +442,16 @@ class MixedDevices(VirnucError):
         )
 
 
-class OutputError(VirnucError):
-    """The output directory *path* cannot take this run."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+class OutputError(_PathError):
+    """The output directory at *path* cannot be used for this run."""
 
 
 class ForeignDirectoryError(OutputError):
-    """The directory holds files of somebody else's, or is not a directory."""
+    """The directory contains third-party files, or is not a directory."""
 
 
 class RunMismatchError(OutputError):
-    """The directory holds a run that differs from the one asked for."""
+    """The directory contains a run with other inputs, models or settings: *differences*."""
 
     def __init__(self, path: str, differences: Sequence[str]) -> None:
         reason = f"contains a different run: {'; '.join(differences)}. Use another directory, or --overwrite"
@@ -484,19 +460,19 @@ class RunMismatchError(OutputError):
 
 
 class DirectoryLockedError(OutputError):
-    """Another process holds the store of this directory."""
+    """Another process is using the directory."""
 
 
 class LockHeldRemotely(DirectoryLockedError):
-    """A process holds the directory of which only time will tell whether it lives: *owner*."""
+    """The *owner* of the lock is on another machine or in another container, and may be dead."""
 
     def __init__(self, path: str, owner: object) -> None:
-        super().__init__(path, f"{owner} holds it, which cannot be seen from this machine")
+        super().__init__(path, f"is locked by {owner}, which cannot be checked from this machine")
         self.owner = owner
 
 
 class DamagedStore(OutputError):
-    """The store of this directory is damaged; *reason* says what can be saved, and how."""
+    """The store of the directory is damaged; *reason* says what can be recovered, and how."""
 
 
 class CannotWrite(OutputError):

@@ -43,7 +43,8 @@ from virnuc_async.models.import_checkpoint import (
     read_protein,
 )
 from virnuc_async.models.reference import Reference, compare, read_reference, write_reference
-from virnuc_async.runs.reuse_embeddings import Features, find_features
+from virnuc_async.runs.feature_files import find_features
+from virnuc_async.runs.reuse_embeddings import FeatureIndex
 from virnuc_async.sequences.fastx import Contig, Limits
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
@@ -439,7 +440,7 @@ def features(data: bytes) -> None:
     (directory / name).write_bytes(data[1:] if use == 0 else _repacked(seed, program))
     message = ""
     with warnings.catch_warnings(action="error"):
-        known = Features(list(find_features(directory, _scratch())), _WIDTHS)
+        known = FeatureIndex(list(find_features(directory, _scratch())), _WIDTHS)
         try:
             for _ in known.read(_scratch()):
                 assert known.found_text().startswith("found 1 file of features")

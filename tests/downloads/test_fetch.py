@@ -238,7 +238,7 @@ def test_who_brings_nothing_is_given_up(
     failed = failure(tmp_path, source(server), patience=Patience(stall, tries=3, pause=0.001))
     assert isinstance(failed, DownloadInterrupted)
     assert failed.reason == reason
-    assert str(failed).endswith("What has come is kept: the same command goes on")
+    assert str(failed).endswith("Received data is kept: rerun the same command to resume")
     assert len(server.asked) == 3
     server.faults.clear()
     fetch(tmp_path, source(server))
@@ -332,7 +332,7 @@ def test_what_is_not_given_is_not_asked_for_again(code: int, server: Server, tmp
     server.faults["/x.bin"] = [status(code)] * 9
     failed = failure(tmp_path, source(server))
     assert isinstance(failed, DownloadRefused)
-    assert str(failed).startswith(f"{server.url}/x.bin cannot be had: the server answers {code} ")
+    assert str(failed).startswith(f"{server.url}/x.bin cannot be downloaded: the server answers {code} ")
     assert "--mirror" in str(failed)
     assert "models import" in str(failed)
     assert len(server.asked) == 1

@@ -195,7 +195,7 @@ def test_an_imported_model_has_the_reference_that_was_named(
         assert not (directory / "reference.json").exists()
     ended = imported(golden_parts, tmp_path / "b", "--reference", tmp_path / "missing.json")
     assert ended.code == 1
-    assert "is not a reference to verify a model by: No such file" in ended.err
+    assert "is not a usable reference: No such file" in ended.err
     assert not (tmp_path / "b").exists()
 
 

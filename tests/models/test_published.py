@@ -363,7 +363,9 @@ def test_a_file_that_is_not_given(server: Server, cache: Path) -> None:
     del server.files["/github.com/500.pth"]
     ended = download(server, "virnucpro-500")
     assert (ended.code, ended.out) == (1, "")
-    assert f"{server.url}/github.com/500.pth cannot be had: the server answers 404 Not Found" in ended.err
+    assert (
+        f"{server.url}/github.com/500.pth cannot be downloaded: the server answers 404 Not Found" in ended.err
+    )
     assert "Traceback" not in ended.err
     assert not (cache / "virnucpro-500").exists()
 
@@ -380,7 +382,7 @@ def test_a_page_in_the_place_of_a_file(path: str, name: str, server: Server, cac
     server.faults[path] = [instead(b"<html>please log in</html>")]
     ended = download(server, "virnucpro-500")
     assert ended.code == 1
-    assert f"{server.url}{path} is not the file that it should be: " in ended.err
+    assert f"{server.url}{path} is not the published file: " in ended.err
     assert not (cache / "virnucpro-500").exists()
     assert not list((cache / ".download").rglob(f"{name}*"))
     assert download(server, "virnucpro-500").code == 0

@@ -16,7 +16,7 @@ def score_texts(numbers: np.ndarray, directory: Path) -> list[str]:
     """Return the text of *numbers* as scores in prediction_results.txt."""
     pairs = enumerate(zip(numbers[::2].tolist(), numbers[1::2].tolist(), strict=True), start=1)
     store = store_run(directory, [Record(b"c", tuple(ScoredOrf(n, 0, *pair) for n, pair in pairs))])
-    rows = [row.decode().rstrip("\n").split("\t") for row in table_lines(prediction_chunks(store))[1:]]
+    rows = [row.decode().rstrip("\n").split("\t") for row in table_lines(prediction_chunks(store.reader))[1:]]
     store.close()
     return [text for row in rows for text in row[2:]]
 
@@ -55,6 +55,6 @@ def test_decimals_are_the_shortest_that_are_read_back_as_the_number(
     number: float, text: str, tmp_path: Path
 ) -> None:
     store = store_run(tmp_path, [Record(b"c", (ScoredOrf(1, 0, number, 1.0),))])
-    _, row = table_lines(prediction_chunks(store))
+    _, row = table_lines(prediction_chunks(store.reader))
     assert row.decode("latin-1").split("\t")[2] == text == str(np.float32(number))
     store.close()

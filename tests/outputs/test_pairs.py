@@ -283,7 +283,6 @@ def slowly(first: Record, second: Record, paths: tuple[str, str], threshold: flo
 def table(store: Store, mates: Sequence[Mates], threshold: float = 0.5) -> tuple[list[str], Counter[str]]:
     tally: Counter[str] = Counter()
     text = b"".join(pair_chunks(store.reader, mates, threshold, tally)).decode("latin-1")
-    text = b"".join(pair_chunks(store, mates, threshold, tally)).decode("latin-1")
     assert text.endswith("\n")
     return text[:-1].split("\n"), tally
 
@@ -372,7 +371,7 @@ def test_a_calibration_is_of_a_pairs_mean(tmp_path: Path) -> None:
     both = [Record(b"a/1", b"GCA" * 9), Record(b"a/2", b"ACG" * 9)], [Record(b"s", b""), Record(b"s", b"")]
     files = [[both[0][0], both[1][0]], [both[0][1], both[1][1]]]
     with closing(stored(tmp_path, files, 3)) as store:
-        text = b"".join(pair_chunks(store, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
+        text = b"".join(pair_chunks(store.reader, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
     header, *lines = (line.split("\t") for line in text.splitlines())
     assert header[-2:] == ["verdict", "p_virus_calibrated"]
     scored, none = (dict(zip(header, line, strict=True)) for line in lines)

@@ -79,14 +79,14 @@ def test_tables_are_those_of_the_simple_implementation(
     with tempfile.TemporaryDirectory() as directory:
         store = store_run(Path(directory), run, size=window)
         orf_rows, fragment_rows, contig_rows = expected_rows(run, threshold)
-        header, *found = table_lines(prediction_chunks(store, rows=window))
+        header, *found = table_lines(prediction_chunks(store.reader, rows=window))
         assert header == b"Sequence_ID\tPrediction\tscore1\tscore2\n"
         assert found == orf_rows
-        header, *found = table_lines(fragment_chunks(store, run_bytes, pieces))
+        header, *found = table_lines(fragment_chunks(store.reader, run_bytes, pieces))
         assert header == b"Modified_ID\tIs_Virus\n"
         assert found == fragment_rows
         tally: Counter[str] = Counter()
-        header, *found = table_lines(contig_chunks(store, threshold, tally))
+        header, *found = table_lines(contig_chunks(store.reader, threshold, tally))
         assert found == contig_rows
         assert header == (
             b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
@@ -103,7 +103,7 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay_in_order(tmp_path
         for n, name in enumerate(names)
     ]
     store = store_run(tmp_path, run)
-    _, *found = [line.decode().split("\t") for line in table_lines(fragment_chunks(store))]
+    _, *found = [line.decode().split("\t") for line in table_lines(fragment_chunks(store.reader))]
     ids = [row[0] for row in found]
     assert ids == sorted(ids)
     assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, like the published table
@@ -119,8 +119,8 @@ def test_sorting_on_a_full_disk(tmp_path: Path) -> None:
     store = store_run(tmp_path, run, size=1)
     before = set(tmp_path.iterdir())
     with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        list(fragment_chunks(store, run_bytes=1))
-    assert len(table_lines(fragment_chunks(store, run_bytes=1))) == 6
+        list(fragment_chunks(store.reader, run_bytes=1))
+    assert len(table_lines(fragment_chunks(store.reader, run_bytes=1))) == 6
     assert set(tmp_path.iterdir()) == before
     store.close()
 
@@ -130,7 +130,11 @@ def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
     ids = [long, *(b"c%d" % number for number in range(1000))]
     store = store_run(tmp_path, [Record(name, (ScoredOrf(1, 0, 0.5, 0.5),)) for name in ids])
     tracemalloc.start()
-    for table in (prediction_chunks(store), fragment_chunks(store), contig_chunks(store, 0.5, Counter())):
+    for table in (
+        prediction_chunks(store.reader),
+        fragment_chunks(store.reader),
+        contig_chunks(store.reader, 0.5, Counter()),
+    ):
         assert len(table_lines(table)) == 1002
     assert tracemalloc.get_traced_memory()[1] < 30 * len(long)
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Who has a directory: told to whoever comes second, and taken from the dead alone."""
+"""The lock of a directory: a second process is refused, and only a dead owner is followed."""
 
 import fcntl
 import json
@@ -22,13 +22,13 @@ from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that holds *tmp_path* until it is killed."""
+    """A process that has locked *tmp_path* until it is killed."""
     script = """
 import sys
 from pathlib import Path
 from virnuc_async.runs.lock import Lock
 lock = Lock(Path(sys.argv[1]))
-print("held", flush=True)
+print("locked", flush=True)
 sys.stdin.read()
 lock.release()
 """
@@ -36,7 +36,7 @@ lock.release()
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    assert process.stdout.readline() == b"locked\n"
     yield process
     process.kill()
     process.communicate()
@@ -46,10 +46,11 @@ def write(directory: Path, owner: Owner) -> None:
     (directory / LOCK).write_text(json.dumps(asdict(owner)))
 
 
-def me(directory: Path) -> Owner:
-    held = Lock(directory)
+def own_owner(directory: Path) -> Owner:
+    """Return this process as the owner of *directory*."""
+    lock = Lock(directory)
     owner = owner_of(directory)
-    held.release()
+    lock.release()
     assert owner is not None
     return owner
 
@@ -67,13 +68,13 @@ def test_a_living_process_is_named(tmp_path: Path, holder: "subprocess.Popen[byt
 
 def test_a_killed_process_is_followed_at_once(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
     holder.send_signal(signal.SIGKILL)
-    # Not waited for: it is a zombie now, which still has its pid.
+    # Not reaped: it is a zombie now, which still has its pid.
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
-    followed = Lock(tmp_path)
-    assert followed.previous_owner is not None
-    assert followed.previous_owner.pid == holder.pid
-    followed.check()
-    followed.release()
+    lock = Lock(tmp_path)
+    assert lock.previous_owner is not None
+    assert lock.previous_owner.pid == holder.pid
+    lock.check()
+    lock.release()
 
 
 def test_a_stopped_process_is_alive(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
@@ -83,17 +84,17 @@ def test_a_stopped_process_is_alive(tmp_path: Path, holder: "subprocess.Popen[by
 
 
 def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
-    write(tmp_path, replace(me(tmp_path), started="1"))
-    followed = Lock(tmp_path)
-    assert followed.previous_owner is not None
-    followed.release()
+    write(tmp_path, replace(own_owner(tmp_path), started="1"))
+    lock = Lock(tmp_path)
+    assert lock.previous_owner is not None
+    lock.release()
 
 
 @pytest.mark.parametrize("fact", ["host", "boot", "namespace"])
-def test_what_cannot_be_seen_is_not_judged(fact: str, tmp_path: Path) -> None:
-    owner = replace(me(tmp_path), **{fact: "another"})
+def test_an_owner_elsewhere_is_not_called_dead(fact: str, tmp_path: Path) -> None:
+    owner = replace(own_owner(tmp_path), **{fact: "another"})
     write(tmp_path, owner)
-    with pytest.raises(LockHeldRemotely, match="cannot be seen from this machine") as caught:
+    with pytest.raises(LockHeldRemotely, match="cannot be checked from this machine") as caught:
         Lock(tmp_path)
     assert caught.value.owner == owner
     take_over(tmp_path, owner)
@@ -101,7 +102,7 @@ def test_what_cannot_be_seen_is_not_judged(fact: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"pid": 3}'])
-def test_a_lock_that_says_nothing_is_somebodys(content: bytes, tmp_path: Path) -> None:
+def test_an_unreadable_lock_has_an_unknown_owner(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(content)
     with pytest.raises(LockHeldRemotely, match="process 0 on an unknown machine") as caught:
         Lock(tmp_path)
@@ -110,59 +111,59 @@ def test_a_lock_that_says_nothing_is_somebodys(content: bytes, tmp_path: Path) -
     assert owner_of(tmp_path) is None
 
 
-def test_only_the_one_that_was_judged_is_evicted(tmp_path: Path) -> None:
-    owner = me(tmp_path)
-    held = Lock(tmp_path)
+def test_only_the_named_owner_is_followed(tmp_path: Path) -> None:
+    owner = own_owner(tmp_path)
+    lock = Lock(tmp_path)
     with pytest.raises(DirectoryLockedError, match=f"process {os.getpid()} "):
         take_over(tmp_path, owner)
-    held.check()
+    lock.check()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
-    held.release()
-    take_over(tmp_path, owner)  # nobody has it: nothing to do
+    lock.release()
+    take_over(tmp_path, owner)  # it has no owner: nothing to do
 
 
-def test_who_lost_it_learns_it_at_the_next_look(tmp_path: Path) -> None:
-    held = Lock(tmp_path)
+def test_a_lost_lock_is_noticed_at_the_next_check(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
     owner = owner_of(tmp_path)
     assert owner is not None
-    held.heartbeat()
+    lock.heartbeat()
     take_over(tmp_path, owner)
     with pytest.raises(DirectoryLockedError, match=r"its run\.lock is gone"):
-        held.check()
+        lock.check()
     other = Lock(tmp_path)
-    for ask in (held.check, held.heartbeat):
+    for method in (lock.check, lock.heartbeat):
         with pytest.raises(DirectoryLockedError, match="is writing there"):
-            ask()
-    held.release()
-    other.check()  # what is another's is not let go
+            method()
+    lock.release()
+    other.check()  # a lock of another process is not released
     other.release()
 
 
-def test_signs_of_life_count_up_and_change_nothing_else(tmp_path: Path) -> None:
-    held = Lock(tmp_path)
+def test_heartbeats_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
     first = owner_of(tmp_path)
     assert first is not None
     for count in (1, 2, 3):
-        held.heartbeat()
+        lock.heartbeat()
         assert owner_of(tmp_path) == replace(first, heartbeats=count)
-    held.release()
-    held.release()
+    lock.release()
+    lock.release()
 
 
 def test_a_full_disk_does_not_end_a_run_by_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Lock(tmp_path)
+    lock = Lock(tmp_path)
 
     def fails(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", fails)
-    held.heartbeat()
-    held.release()
+    lock.heartbeat()
+    lock.release()
 
 
-def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
+def test_one_of_many_simultaneous_processes_gets_it(tmp_path: Path) -> None:
     for _ in range(30):
-        write(tmp_path, replace(me(tmp_path), started="1"))
+        write(tmp_path, replace(own_owner(tmp_path), started="1"))
         together = threading.Barrier(4)
         got: list[Lock] = []
 
@@ -176,13 +177,12 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        holding = [lock for lock in got if holds(lock)]
-        assert len(holding) == 1
+        assert len([lock for lock in got if is_owner(lock)]) == 1
         for lock in got:
             lock.release()
 
 
-def holds(lock: Lock) -> bool:
+def is_owner(lock: Lock) -> bool:
     try:
         lock.check()
     except DirectoryLockedError:
@@ -200,21 +200,21 @@ def raising(number: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("error", "has"), [("ENOLCK", False), ("EOPNOTSUPP", False), ("ENOSYS", False), ("EAGAIN", True)]
 )
-def test_file_systems_without_locks_are_told(
+def test_file_systems_without_locks_are_detected(
     error: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Lock(tmp_path)
-    assert held.has_kernel_locks
+    lock = Lock(tmp_path)
+    assert lock.has_kernel_locks
     monkeypatch.setattr(fcntl, "lockf", raising(getattr(module.errno, error)))
-    assert held.has_kernel_locks is has
-    held.release()
+    assert lock.has_kernel_locks is has
+    lock.release()
 
 
-def test_where_the_kernel_tells_no_start_a_pid_is_asked_for(
+def test_without_start_times_the_pid_alone_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: "subprocess.Popen[bytes]"
 ) -> None:
     real = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path != Path("/proc/self/stat") and real(path))
-    assert module._start_of(holder.pid) == ""
+    assert module._start_time(holder.pid) == ""
     holder.communicate(b"")
-    assert module._start_of(holder.pid) == "gone"
+    assert module._start_time(holder.pid) == "gone"

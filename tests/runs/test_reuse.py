@@ -1,4 +1,4 @@
-"""Runs that reuse features of earlier work: the same answer for less work, or a refusal."""
+"""Runs that reuse embeddings of earlier runs: the same results with less work, or a refusal."""
 
 import asyncio
 import json
@@ -49,14 +49,6 @@ def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFacto
     return import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "golden", 500)
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """Where earlier work left its files."""
-    directory = tmp_path / "old"
-    directory.mkdir()
-    return directory
-
-
 def ids_of(expected: Path) -> list[str]:
     return list(torch.load(expected / "merged.pt", weights_only=True)["ids"])
 
@@ -79,7 +71,7 @@ def leave_residues(expected: Path, path: Path, keeps: Keeps = lambda _: True) ->
 def leave_merged(
     expected: Path, path: Path, change: Callable[[list[str], torch.Tensor], Any] | None = None
 ) -> None:
-    """Leave both embeddings, as *change* makes them."""
+    """Write both embeddings after *change*."""
     found = torch.load(expected / "merged.pt", weights_only=True)
     ids, data = found["ids"], found["data"]
     if change:
@@ -110,7 +102,7 @@ def leave(expected: Path, directory: Path, left: str) -> None:
 
 
 class Ran:
-    """What each encoder computed, sequence by sequence."""
+    """The sequences that each encoder computed."""
 
     def __init__(self) -> None:
         self.bases: list[tuple[int, ...]] = []
@@ -141,7 +133,7 @@ def settings(bundle: Bundle, old: Path | None, **others: Any) -> Settings:
     return Settings(bundle.directory, **{"devices": ("cpu",), "reuse_features": old} | others)
 
 
-# The same answer
+# The same results
 
 
 @pytest.mark.parametrize("left", LEFT)
@@ -208,7 +200,7 @@ async def test_bf16_takes_features_of_fp32(
 async def test_only_what_is_missing_is_computed(
     left: str, source: Path, golden: Path, bundle: Bundle, old: Path, ran: Ran
 ) -> None:
-    """And a few ORFs that are compared: eight, and the first one of each file."""
+    """In addition to the spot checks: eight ORFs and the first one of each file."""
     leave(golden / "upstream/expected_500", old, left)
     await run_pipeline([source], old.with_name("out"), settings(bundle, old))
     for keeps, seen, every in zip(
@@ -224,7 +216,7 @@ async def test_only_what_is_missing_is_computed(
 
 
 def tokens_of_orfs(bundle: Bundle, source: Path) -> list[list[tuple[int, ...]]]:
-    """Give what each encoder is to see of each ORF, in the order of the input."""
+    """Return the tokens of each ORF for each encoder, in input order."""
     tokenizer = OrfTokenizer(bundle.tokenizer())
     (window,) = form_windows([str(source)], read_contigs, bundle.length, tokenizer, 10**6)
     return [
@@ -273,7 +265,7 @@ async def test_features_of_something_else_are_refused(
         assert caught.value.paths == (str(old / "chunk_merged.pt"),)
         assert not caught.value.similarity >= 0.999
         assert not [name for name in TABLES if (out / name).exists()]
-    assert "another sequence or of another model" in str(caught.value)
+    assert "a different sequence or a different model" in str(caught.value)
     summary = await run_pipeline([source], out, settings(golden_bundle, None, overwrite=True))
     assert summary.finished
     assert "orfs_reused" not in summary.counts
@@ -296,7 +288,7 @@ async def test_features_that_are_wrong_from_some_orf_on_are_refused(
 
 
 async def test_what_a_device_says_of_the_features_counts(bench: "PipelineHarness") -> None:
-    with pytest.raises(FeatureMismatchError, match=r"is 0\.99800, not 0\.999 or more"):
+    with pytest.raises(FeatureMismatchError, match=r"is 0\.99800, below 0\.999"):
         await bench.run(Rules(similarity=0.998))
     assert (await bench.run(Rules(similarity=0.9991))).finished
 
@@ -480,7 +472,7 @@ async def test_the_same_features_elsewhere_are_the_same_run(bench: PipelineHarne
 async def test_features_of_the_published_models(
     name: str, files: tuple[str, ...], bundle: Bundle, old: Path, tmp_path: Path
 ) -> None:
-    """Read, joined and handed out at the published widths; no network of that size is at hand."""
+    """Read, joined and looked up at the published widths; there is no network of that size here."""
     real = beside("real") / name
     for file in files:
         ours = {"dnabert.pt": "x_DNABERT_S.pt", "esm.pt": "x_ESM.pt", "merged.pt": "x_merged.pt"}[file]
@@ -548,4 +540,4 @@ def test_the_command_says_what_to_do_about_features(
     leave_merged(golden / "upstream/expected_500", old / "x_merged.pt", others_ids)
     ended = predict(*words)
     assert ended.code == 1
-    assert f"in {old / 'x_merged.pt'} are of another sequence or of another model" in ended.err
+    assert f"in {old / 'x_merged.pt'} are of a different sequence or a different model" in ended.err

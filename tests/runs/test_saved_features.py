@@ -9,7 +9,7 @@ import torch
 from running import files_no_larger_than
 from stored_runs import WIDTH, Record, ScoredOrf, store_run
 
-from virnuc_async.runs.reuse_embeddings import save_features
+from virnuc_async.outputs.embeddings import save_features
 
 
 def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
@@ -17,10 +17,7 @@ def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
 
 
 @pytest.mark.parametrize("block", [1, 2, 1 << 20])
-def test_features_are_those_of_scored_orfs(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("virnuc_async.runs.reuse_embeddings._BLOCK_BYTES", block * 4 * WIDTH)
+def test_features_are_those_of_scored_orfs(block: int, tmp_path: Path) -> None:
     run = [
         Record(b"x", (orf(1, 0), orf(1, 3, failed=True), orf(2, 5))),
         Record(b"none", ()),
@@ -28,7 +25,7 @@ def test_features_are_those_of_scored_orfs(
     ]
     store = store_run(tmp_path / "out", run, embeddings=True)
     path = tmp_path / "out" / ".features"
-    save_features(store, WIDTH, path)
+    save_features(store.reader, WIDTH, path, block_bytes=block * 4 * WIDTH)
     found = torch.load(path, weights_only=True)
     assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
     assert found["data"].dtype == torch.float32
@@ -40,7 +37,7 @@ def test_features_are_those_of_scored_orfs(
 @pytest.mark.parametrize("run", [[], [Record(b"x", (orf(1, 0, failed=True),))], [Record(b"x", ())]])
 def test_features_of_nothing(run: list[Record], tmp_path: Path) -> None:
     store = store_run(tmp_path, run, embeddings=True)
-    save_features(store, WIDTH, tmp_path / "features.pt")
+    save_features(store.reader, WIDTH, tmp_path / "features.pt")
     found = torch.load(tmp_path / "features.pt", weights_only=True)
     assert found["ids"] == []
     assert found["data"].shape == (0, WIDTH)
@@ -54,7 +51,7 @@ def test_features_on_a_full_disk(tmp_path: Path) -> None:
     rows = 4 * WIDTH * 4999
     for room in (rows // 2, rows):  # for the rows, and for the file that is made of them
         with files_no_larger_than(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            save_features(store, WIDTH, path)
-    save_features(store, WIDTH, path)
+            save_features(store.reader, WIDTH, path)
+    save_features(store.reader, WIDTH, path)
     assert len(torch.load(path, weights_only=True)["ids"]) == 4999
     store.close()

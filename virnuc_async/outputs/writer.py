@@ -9,13 +9,13 @@ from typing import Any
 from anyio import from_thread
 
 from virnuc_async.errors import CannotWrite
-from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory
+from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory, writing_to
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
-from virnuc_async.runs.reuse_embeddings import save_features
 from virnuc_async.runs.session import RunSession
 
 from .columns import Chunks
 from .contigs import contig_chunks
+from .embeddings import save_features
 from .failures import failure_chunks
 from .fragments import fragment_chunks
 from .pair_table import pair_chunks
@@ -137,14 +137,11 @@ class OutputWriter:
 
     def _write_now(self, name: str, chunks: Chunks) -> None:
         """Write a temporary file next to *name*, and rename it when it is complete and on disk."""
-        try:
-            # Closed whatever happens: a query that is open keeps the store's lock.
-            with closing(chunks), atomic_write(self._out_dir / name) as file:
-                for chunk in chunks:
-                    from_thread.check_cancelled()
-                    file.write(chunk)
-        except OSError as error:
-            raise CannotWrite(str(self._out_dir), f"{name}: {error.strerror}") from error
+        # The generator is closed whatever happens: a query that is open keeps the store's lock.
+        with writing_to(self._out_dir, name), closing(chunks), atomic_write(self._out_dir / name) as file:
+            for chunk in chunks:
+                from_thread.check_cancelled()
+                file.write(chunk)
 
     def _remove(self, name: str) -> None:
         (self._out_dir / name).unlink(missing_ok=True)
@@ -152,12 +149,10 @@ class OutputWriter:
 
     def _write_embeddings(self) -> None:
         path = self._out_dir / ".merged_features.pt.partial"
-        try:
+        with writing_to(self._out_dir, "merged_features.pt"):
             save_features(self._store.reader, self._session.plan.bundle.shapes.classifier.inputs, path)
             fsync_and_rename(path, self._out_dir / "merged_features.pt")
             (self._out_dir / FEATURES).unlink(missing_ok=True)
-        except OSError as error:
-            raise CannotWrite(str(self._out_dir), f"merged_features.pt: {error.strerror}") from error
 
 
 def _file_stats(directory: Path) -> dict[str, Any]:

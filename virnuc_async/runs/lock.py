@@ -1,10 +1,11 @@
 """
-Who has an output directory: a file that names its owner, with a sign of life every few seconds.
+The lock of an output directory: a file that names its owner and has a heartbeat.
 
-SQLite's own lock ends with the process that holds it, but does not say who that is, and some
-network file systems have none. So the owner is written down, and whoever comes second is told. An
-owner on this machine is dead or alive: the kernel knows. One on another machine is watched: it
-counts up in its file for as long as it lives, by no clock that two machines would have to agree on.
+SQLite's own lock ends with its process, but does not say which process that is, and some network
+file systems have no locks. So the owner is written to a file, and a second process is refused with
+its name. The kernel knows whether an owner on this machine is alive. An owner on another machine is
+observed: it increases a counter in its file for as long as it lives, so that no clocks of two
+machines have to agree.
 """
 
 import errno
@@ -21,47 +22,49 @@ from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
 from virnuc_async.fileio import read_bounded
 
 LOCK = "run.lock"
-HEARTBEAT_INTERVAL = 10.0  # between two signs of life
-LEASE_DURATION = 60.0  # without one, and an owner elsewhere is taken for dead: a slow disk is not
+HEARTBEAT_INTERVAL = 10.0  # seconds between two heartbeats
+LEASE_DURATION = 60.0  # seconds without a heartbeat until a remote owner counts as dead; disks may be slow
 
-_RELEASED = -1  # no file
-_GONE = "gone"  # instead of a start: there is no such process
-_SIZE = 1024  # bytes: always the same, so that a sign is one write in place
+_RELEASED = -1  # instead of a file descriptor
+_NO_SUCH_PROCESS = "gone"  # instead of a start time
+_SIZE = 1024  # bytes: always the same, so that a heartbeat is one write in place
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process that has a directory, so that it can be told from any other, there or then."""
+    """A process that has locked a directory, distinguishable from all others on any machine."""
 
     host: str
-    boot: str  # of the machine: another one after each start
-    namespace: str  # that the pid counts in: a container's, or the machine's
+    boot: str  # id of the machine's current boot
+    namespace: str  # of the pid: a container's, or the machine's
     pid: int
-    started: str  # in the kernel's ticks: pids are used again
-    since: str  # when it took the directory, for people
+    started: str  # in ticks of the kernel, since pids are reused
+    since: str  # when it locked the directory, for messages
     token: str
-    heartbeats: int = 0  # of life
+    heartbeats: int = 0  # how many so far
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether its process is; None where that cannot be seen from here."""
-        me = _me()
-        if (self.host, self.boot, self.namespace) != (me.host, me.boot, me.namespace):
+        """Whether its process is alive; None if that cannot be checked from this machine or container."""
+        current = _current_owner()
+        if (self.host, self.boot, self.namespace) != (current.host, current.boot, current.namespace):
             return None
-        return self.started == _start_of(self.pid)
+        return self.started == _start_time(self.pid)
 
 
 class Lock:
     """
-    The lock of *directory*, held until it is let go; ``previous_owner`` held it before, and has died.
+    The lock of *directory*, until it is released.
 
-    Raises, when it is made:
-        DirectoryLockedError: a living process has it
-        LockHeldRemotely: a process elsewhere has it, which may be dead: see :func:`take_over`
+    ``previous_owner`` is a process that died without releasing it, or None.
+
+    Raises, from the constructor:
+        DirectoryLockedError: a living process has locked it
+        LockHeldRemotely: a process elsewhere has locked it and may be dead: see :func:`take_over`
         OSError: the directory cannot be written
     """
 
@@ -71,20 +74,20 @@ class Lock:
         if owner is not None:
             _check_owner(directory, owner)
         self._path = directory / LOCK
-        self._owner = _me()
+        self._owner = _current_owner()
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            raise _busy(directory, owner_of(directory)) from None
+            raise _locked_error(directory, owner_of(directory)) from None
         with ExitStack() as undo:
-            # A disk that has room for a name may have none for what is behind it.
+            # A full disk may take a name, but no content.
             undo.callback(self.release)
             self._write()
             undo.pop_all()
 
     @property
     def has_kernel_locks(self) -> bool:
-        """Whether the file system knows the locks that SQLite asks for."""
+        """Whether the file system has the locks that SQLite uses."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -93,33 +96,33 @@ class Lock:
 
     def check(self) -> None:
         """
-        See that it is still ours: a process that slept too long may have been taken for dead.
+        Check that it is still ours: a process that was suspended too long may have lost it.
 
         Raises:
-            DirectoryLockedError: another process has it now
+            DirectoryLockedError: another process has taken it over
         """
         try:
             is_ours = os.path.samestat(os.stat(self._path), os.fstat(self._file))
         except FileNotFoundError:
             is_ours = False
         if not is_ours:
-            raise _busy(self.directory, owner_of(self.directory))
+            raise _locked_error(self.directory, owner_of(self.directory))
 
     def heartbeat(self) -> None:
         """
-        Say that this process lives.
+        Write that this process is alive.
 
         Raises:
-            DirectoryLockedError: another process has the directory now
+            DirectoryLockedError: another process has taken the directory over
         """
         self.check()
         self._owner = replace(self._owner, heartbeats=self._owner.heartbeats + 1)
-        # A disk that takes no sign takes no batch either, and that is where it is said.
+        # On a full disk, storing the next batch fails as well, and reports it.
         with suppress(OSError):
             self._write()
 
     def release(self) -> None:
-        """Let the directory go; once more does nothing."""
+        """Release the directory; does nothing the second time."""
         if self._file == _RELEASED:
             return
         with suppress(DirectoryLockedError, OSError):
@@ -134,29 +137,29 @@ class Lock:
 
 
 def owner_of(directory: Path) -> Owner | None:
-    """Give who has *directory*; one that nothing is known of where the file does not say it."""
-    return _read(directory / LOCK)
+    """Return the owner of *directory*, if any; all of its fields are unknown if its file is unreadable."""
+    return _read_owner(directory / LOCK)
 
 
 def take_over(directory: Path, owner: Owner) -> None:
     """
-    Take the lock of *owner* away, who is dead.
+    Break the lock of *owner*, which is dead.
 
     Raises:
-        DirectoryLockedError: somebody else has it by now
+        DirectoryLockedError: a different process has locked it by now
     """
-    # Of several that come to this at once, one moves the file away, and sees whose it was.
+    # If several processes do this at once, one moves the file away and checks whose it was.
     aside = directory / f"{LOCK}.{uuid4().hex}"
     with suppress(FileNotFoundError):
         (directory / LOCK).rename(aside)
-        found = _read(aside)
+        found = _read_owner(aside)
         is_owners = found is None or found.token == owner.token
         if not is_owners:
             with suppress(FileExistsError):
                 os.link(aside, directory / LOCK)
         aside.unlink()
         if not is_owners:
-            raise _busy(directory, found)
+            raise _locked_error(directory, found)
 
 
 def _check_owner(directory: Path, owner: Owner) -> None:
@@ -164,64 +167,64 @@ def _check_owner(directory: Path, owner: Owner) -> None:
     if alive is None:
         raise LockHeldRemotely(str(directory), owner)
     if alive:
-        raise _busy(directory, owner)
+        raise _locked_error(directory, owner)
     take_over(directory, owner)
 
 
-def _busy(directory: Path, owner: Owner | None) -> DirectoryLockedError:
+def _locked_error(directory: Path, owner: Owner | None) -> DirectoryLockedError:
     if owner is None:
         return DirectoryLockedError(
-            str(directory), f"its {LOCK} is gone: somebody has removed it, or the directory"
+            str(directory), f"its {LOCK} is gone: it or the directory was removed during the run"
         )
     reason = f"{owner} is writing there. Wait for it to end, or choose another directory"
     return DirectoryLockedError(str(directory), reason)
 
 
-def _read(path: Path) -> Owner | None:
+def _read_owner(path: Path) -> Owner | None:
     try:
         return Owner(**json.loads(read_bounded(path, 16 * _SIZE)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        # Whoever made it has not written into it yet, or never will.
+        # Its owner has not written into it yet, or died before.
         return Owner("an unknown machine", "", "", 0, "", "an unknown time", "")
 
 
-def _me() -> Owner:
+def _current_owner() -> Owner:
     return Owner(
         host=os.uname().nodename,
-        boot=_text("/proc/sys/kernel/random/boot_id"),
-        namespace=_link("/proc/self/ns/pid"),
+        boot=_read_text("/proc/sys/kernel/random/boot_id"),
+        namespace=_read_link("/proc/self/ns/pid"),
         pid=os.getpid(),
-        started=_start_of(os.getpid()),
+        started=_start_time(os.getpid()),
         since=time.strftime("%Y-%m-%d %H:%M:%S"),
         token=uuid4().hex,
     )
 
 
-def _start_of(pid: int) -> str:
-    """Give when the process began, in ticks of the kernel, where it tells; _GONE if there is none."""
+def _start_time(pid: int) -> str:
+    """Return when a process started, in ticks of the kernel, or "" if the kernel does not say."""
     if Path("/proc/self/stat").exists():
-        # The name, which may hold anything, ends at the last parenthesis; the state is next.
-        fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[19] if fields and fields[0] not in "ZX" else _GONE
+        # The name may contain anything and ends at the last parenthesis; the state follows.
+        fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return fields[19] if fields and fields[0] not in "ZX" else _NO_SUCH_PROCESS
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return _GONE
+        return _NO_SUCH_PROCESS
     except PermissionError:
         pass
     return ""
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text("latin-1").strip()
     except OSError:
         return ""
 
 
-def _link(path: str) -> str:
+def _read_link(path: str) -> str:
     try:
         return os.readlink(path)
     except OSError:

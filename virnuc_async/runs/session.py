@@ -22,13 +22,13 @@ from anyio.streams.memory import MemoryObjectSendStream
 from virnuc_async.engine.devices import decide_budget, decide_precision
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
-    CannotWrite,
     DirectoryLockedError,
     LockHeldRemotely,
     NoRecords,
     RunMismatchError,
     Stage,
 )
+from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import STDIN, Reader, fingerprint
@@ -37,12 +37,13 @@ from virnuc_async.sequences.windows import Window, form_windows
 from virnuc_async.settings import Precision
 
 from .failure import Failure
+from .feature_files import FeatureFile, find_features
 from .lock import Owner, owner_of, take_over
 from .mate_check import MateCheck
 from .messages import RunMessages
 from .output_directory import FEATURES, STORE
 from .plan import Plan
-from .reuse_embeddings import FeatureFile, Features, check_similarity, find_features
+from .reuse_embeddings import FeatureIndex, check_similarity
 from .store import Store
 
 _DEVICE_KEYS = ("devices", "compiled kernels")  # of a run's identity
@@ -58,7 +59,7 @@ class RunSession:
     """
 
     store: Store
-    features: Features  # embeddings that need not be computed
+    features: FeatureIndex  # embeddings that need not be computed
     precision: Precision  # these two as the store has them, if it has
     budget: int  # residue tokens per batch
     _tasks: TaskGroup
@@ -161,7 +162,7 @@ class RunSession:
         Raises:
             DamagedStore: not every batch is there
         """
-        if self.features.found:
+        if self.features.files:
             level = "INFO" if self.features.reused else "WARNING"
             self.log.log(level, "{}", self.features.used_text())
             await self.on_disk(self.store.set_meta, "orfs reused", self.features.reused)
@@ -185,7 +186,7 @@ class RunSession:
             raise NoRecords(self.plan.paths, failures)
         return first
 
-    async def _find_features(self) -> Features:
+    async def _find_features(self) -> FeatureIndex:
         shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
@@ -194,7 +195,7 @@ class RunSession:
             # Checksums of large files take a while.
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
                 found.append(file)
-        return Features(found, (shapes.nucleotide.width, shapes.protein.width))
+        return FeatureIndex(found, (shapes.nucleotide.width, shapes.protein.width))
 
     async def _open_store(self) -> Store:
         """Open the store; take over the lock of a process on another machine that has died."""
@@ -243,15 +244,12 @@ class RunSession:
             await self.on_disk(step)
 
     def _read_features(self) -> None:
-        if not self.features.found or self.store.is_finished:
+        if not self.features.files or self.store.is_finished:
             return
         self.counts.status = "reading embeddings to reuse"
-        try:
+        with writing_to(self.out_dir, "embeddings to reuse"):
             for _ in self.features.read(self.out_dir):
                 from_thread.check_cancelled()
-        except OSError as error:
-            reason = f"embeddings to reuse: {error.strerror or error}"
-            raise CannotWrite(str(self.out_dir), reason) from error
 
     def _identify(self) -> None:
         """Decide precision and budget, or take those of the store, and check that the run is the same."""
@@ -290,14 +288,14 @@ class RunSession:
             "compiled kernels": self.plan.compiled,
             "threshold": self.settings.threshold,
             "embeddings": self.settings.embeddings,
-            "reused features": [[file.name, file.sha256] for file in self.features.found],
+            "reused features": [[file.name, file.sha256] for file in self.features.files],
         }
 
     def _log_header(self) -> None:
         self.messages.log_header(self.store, self.precision, self.budget)
         if self.store.is_finished:
             return
-        if self.features.found:
+        if self.features.files:
             self.log.info("{}", self.features.found_text())
         self.mates.log_pairing(self._read)
         if self.store.reader.count("batches"):

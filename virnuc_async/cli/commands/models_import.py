@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.parser import add_command
-from virnuc_async.errors import CannotWrite, UsageError
+from virnuc_async.errors import UsageError
+from virnuc_async.fileio import writing_to
 
 from .models_verify import with_recorded_reference
 
@@ -70,10 +71,8 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--length must be a number of bases, such as 300 or 500, not {options.length}")
     parts = CheckpointPaths(options.protein, options.nucleotide, options.classifier)
     reference = _reference(options.reference, parts)
-    try:
+    with writing_to(options.output):
         bundle = import_bundle(parts, options.output, options.name, options.length, reference)
-    except OSError as error:
-        raise CannotWrite(str(options.output), error.strerror or str(error)) from error
     if options.reference == "record":
         bundle = with_recorded_reference(bundle)
     print(f"{bundle.name} is in {bundle.directory}. Use it with --model {bundle.directory}")

@@ -9,7 +9,7 @@ from virnuc_async.cli.environment import cache_from, hide_other_gpus
 from virnuc_async.cli.exit_codes import DONE, FAILED
 from virnuc_async.cli.options import add_cache_option, add_device_choice
 from virnuc_async.cli.parser import PROGRAM, add_command
-from virnuc_async.errors import CannotWrite
+from virnuc_async.fileio import writing_to
 from virnuc_async.settings import Precision, Settings
 
 if TYPE_CHECKING:
@@ -93,10 +93,8 @@ def with_recorded_reference(bundle: "Bundle") -> "Bundle":
 
     from virnuc_async.engine.verification import record
 
-    try:
+    with writing_to(bundle.directory):
         return anyio.run(record, bundle)
-    except OSError as error:
-        raise CannotWrite(str(bundle.directory), error.strerror or str(error)) from error
 
 
 def _format_error(result: "VerificationResult") -> str:

@@ -1,0 +1,140 @@
+"""The repair of a damaged store: intact rows are kept, all others are dropped."""
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_runs import (
+    IDENTITY,
+    batches,
+    contigs,
+    make_window,
+    orfs,
+    score,
+    scores,
+)
+
+from virnuc_async.errors import (
+    BrokenInput,
+    DamagedStore,
+    ForeignDirectoryError,
+    Stage,
+)
+from virnuc_async.runs.blocks import SCORE
+from virnuc_async.runs.output_directory import DAMAGED, STORE
+from virnuc_async.runs.reader import FileLine
+from virnuc_async.runs.store import Store
+from virnuc_async.sequences.windows import FileRow
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """Three windows of two batches each, a failed ORF, and a file that broke in the second window."""
+    broken = BrokenInput("/data/a.fa", 4, "snap")
+    for number in range(3):
+        files = [FileRow(0, "/data/a.fa", 4, broken)] if number == 1 else []
+        window = make_window(number, [b"c%d" % (2 * number), b"c%d" % (2 * number + 1)], files)
+        store.add_window(window)
+        for batch in batches(window):
+            failed = {"row1": (Stage.PROTEIN, "no")} if batch.name == "2.1" else {}
+            store.add_batch(score(batch, **failed))
+    store.set_meta("finished", True)
+    store.close()
+    return store
+
+
+def state(store: Store) -> tuple[object, ...]:
+    return (
+        contigs(store),
+        scores(store),
+        list(store.reader.failures()),
+        list(store.reader.files()),
+        [store.finished_parts(number) for number in range(3)],
+        store.get_meta("identity"),
+    )
+
+
+def test_repair_of_an_intact_store_keeps_everything_but_that_it_is_finished(filled: Store) -> None:
+    before = Store(filled.directory)
+    expected = state(before)
+    before.close()
+    store = Store(filled.directory, repair=True)
+    assert store.recovered == (3, 6)
+    assert state(store) == expected
+    assert not store.is_finished
+    assert (store.directory / DAMAGED).exists()
+    store.finish()  # nothing is missing
+    store.close()
+
+
+def test_repair_drops_damaged_rows(filled: Store) -> None:
+    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+        db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE window = 0 AND number = 1")
+        db.execute("UPDATE windows SET ids = x'00' WHERE number = 1")
+        db.execute("DELETE FROM failures WHERE window = 2")
+    store = Store(filled.directory, repair=True)
+    assert store.recovered == (2, 2)
+    assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
+    assert (store.window(0), store.window(1), store.window(2)) == (b"digest 0", None, b"digest 2")
+    assert list(store.reader.failures()) == []  # those of dropped rows are found again
+    assert list(store.reader.files()) == [
+        FileLine("/data/a.fa", None, False),
+        FileLine("/data/b.fa", None, False),
+    ]
+    assert store.get_meta("identity") == IDENTITY
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, store: Store) -> None:
+    window = make_window(ids=[b"c%d" % number for number in range(3000)])
+    store.add_window(window)
+    for batch in batches(window, 600):
+        store.add_batch(score(batch))
+    expected = dict(zip(orfs(store), scores(store), strict=True))
+    store.close()
+    pages = (store.directory / STORE).stat().st_size // 4096
+    rng = np.random.default_rng(seed)
+    with open(store.directory / STORE, "r+b") as file:
+        for page in rng.integers(1, pages, 3).tolist():
+            file.seek(4096 * page + 512 * int(rng.integers(8)))
+            file.write(rng.bytes(512))
+    with suppress(DamagedStore):  # if the tables themselves are gone, nothing can be recovered
+        store = Store(store.directory, repair=True)
+    if store.recovered is None:
+        return
+    kept = b"".join(blob for (blob,) in store._database.rows("SELECT scores FROM batches"))
+    found = np.frombuffer(kept, SCORE).tolist()
+    assert all(row == expected[row[0]] for row in found)
+    assert len(found) < len(expected) or store.recovered == (1, 30)
+    # What is missing can be added again, and then the store is complete.
+    if store.window(0) is None:
+        store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+        store.add_window(window)
+    for batch in batches(window, 600):
+        if (batch.number, "") not in store.finished_parts(0):
+            store.add_batch(score(batch))
+    assert scores(store) == list(expected.values())
+    store.finish()
+    store.close()
+
+
+def test_nothing_can_be_recovered_without_the_identity(filled: Store) -> None:
+    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+        db.execute("DELETE FROM run")
+    before = (filled.directory / STORE).read_bytes()
+    with pytest.raises(DamagedStore, match=r"nothing in its run\.sqlite3 can be recovered"):
+        Store(filled.directory, repair=True)
+    assert (filled.directory / STORE).read_bytes() == before
+    assert [path.name for path in filled.directory.iterdir()] == [STORE]
+
+
+def test_repair_does_not_touch_a_foreign_store(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / STORE)) as db, db:
+        db.execute("CREATE TABLE mine (a)")
+    with pytest.raises(ForeignDirectoryError, match="is not a run of this program"):
+        Store(tmp_path, repair=True)
+    (tmp_path / "new").mkdir()
+    Store(tmp_path / "new", repair=True).close()  # without a store, there is nothing to repair
