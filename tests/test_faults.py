@@ -44,7 +44,7 @@ def a_batch() -> Batch:
 class Silent(Replica):
     """A device that does not answer any more once something has gone wrong."""
 
-    def _answers(self) -> bool:
+    def _is_responsive(self) -> bool:
         return False
 
 
@@ -95,10 +95,10 @@ async def test_loading_is_given_up_when_nobody_waits_for_it(bundle: Bundle) -> N
     began, go_on = threading.Event(), threading.Event()
 
     class Slow(Replica):
-        def _enter(self) -> None:
+        def _init_thread(self) -> None:
             began.set()
             go_on.wait()
-            super()._enter()
+            super()._init_thread()
 
     replica = Slow(CPU, bundle, Precision.FP32)
     async with anyio.create_task_group() as tasks:
@@ -109,7 +109,7 @@ async def test_loading_is_given_up_when_nobody_waits_for_it(bundle: Bundle) -> N
     await asyncio.sleep(0)
     go_on.set()
     await closing
-    assert not hasattr(replica, "_networks")
+    assert replica._model is None
 
 
 # Threads

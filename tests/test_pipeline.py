@@ -23,7 +23,8 @@ from fakes import Rules, fake_devices, p_virus
 from support import DATA, TABLES, assert_published_scores, read_table
 
 from virnuc_async import pipeline
-from virnuc_async.engine.devices import Device, MemoryUse
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.gpu_memory import MemoryUse
 from virnuc_async.engine.replica import Replica, Scores
 from virnuc_async.errors import (
     BadBundle,
@@ -935,14 +936,14 @@ async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
     rules = Rules()
     await bench.run(rules)
     (_, first), (_, second), *_ = rules.seen
-    begun, go_on, launched = threading.Event(), threading.Event(), []
+    begun, go_on, submitted = threading.Event(), threading.Event(), []
 
     class Slow(Replica):
-        def _launch(self, batch: Batch) -> Any:
-            launched.append(batch)
+        def _submit(self, batch: Batch) -> Any:
+            submitted.append(batch)
             begun.set()
             go_on.wait()
-            return super()._launch(batch)
+            return super()._submit(batch)
 
     done: list[Scores] = []
     replica = Slow(Device("cpu:0", "CPU", 1 << 30, threads=1), bundle, Precision.FP32)
@@ -960,7 +961,7 @@ async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
             go_on.set()
     finally:
         await replica.close()
-    assert launched == [first]
+    assert submitted == [first]
     assert [scores.batch for scores in done] == [first]
     assert np.isfinite(done[0].probabilities).all()
 

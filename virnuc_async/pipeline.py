@@ -28,12 +28,11 @@ from virnuc_async._version import __version__
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
-    MemoryUse,
     choose,
     decide_budget,
     decide_precision,
-    memory_use,
 )
+from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
 from virnuc_async.engine.replica import STAGE_CODES, Replica, Scores
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (

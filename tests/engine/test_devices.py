@@ -12,13 +12,12 @@ from virnuc_async.engine import devices
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
-    MemoryUse,
     available,
     choose,
     decide_budget,
     decide_precision,
-    memory_use,
 )
+from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
 from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Precision, Settings
 
@@ -176,7 +175,7 @@ def test_machine_without_a_driver_has_no_numbers(monkeypatch: pytest.MonkeyPatch
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert devices._uuids() == []
+    assert devices._gpu_uuids() == []
 
 
 # How

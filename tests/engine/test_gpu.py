@@ -204,7 +204,7 @@ async def test_memory_that_runs_out_is_said_and_the_device_goes_on(
     huge = replace(
         batch,
         orfs=rows,
-        places=np.zeros((len(rows), 3), dtype=np.int64),
+        origins=np.zeros((len(rows), 3), dtype=np.int64),
         nucleotides=_repeated(batch.nucleotides, len(rows)),
         residues=_repeated(batch.residues, len(rows)),
     )

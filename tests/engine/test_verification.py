@@ -152,11 +152,11 @@ def test_quiet_says_only_what_is_wrong(model: Path) -> None:
 
 def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Replica):
-        def _launch(self, batch):
+        def _submit(self, batch):
             if self.name == "cpu:1":
-                with self._failures(batch.tokens, Stage.PROTEIN):
+                with self._translated_errors(batch.tokens, Stage.PROTEIN):
                     raise torch.OutOfMemoryError("no room")
-            return super()._launch(batch)
+            return super()._submit(batch)
 
     monkeypatch.setattr(verification, "Replica", Full)
     ended = verify(model, "--devices", "cpu,cpu")

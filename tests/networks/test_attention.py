@@ -119,12 +119,10 @@ def test_varlen(bias: Tensor | None, kernel: Kernel) -> None:
 @given(lengths=LENGTHS, cells=st.integers(1, 4000))
 def test_blocks_hold_every_sequence_once_and_few_cells(lengths: list[int], cells: int) -> None:
     runs = sample(lengths)[0].runs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_MOST_CELLS", cells)
-        cuts = list(attention._cuts(runs))
+    ranges = list(attention._block_ranges(runs, cells))
     ordered = sorted(lengths, reverse=True)
-    assert [at for first, end, _, _ in cuts for at in range(first, end)] == list(range(len(lengths)))
-    for first, end, longest, is_ragged in cuts:
+    assert [at for first, end, _, _ in ranges for at in range(first, end)] == list(range(len(lengths)))
+    for first, end, longest, is_ragged in ranges:
         assert longest == ordered[first]
         assert is_ragged == (len(set(ordered[first:end])) > 1)
         assert ordered[end - 1] >= 0.75 * longest
