@@ -17,6 +17,7 @@ Every failure that this package raises on purpose.
     │   ├── BadCheckpoint       a file of somebody else's that cannot be imported
     │   ├── NoReference         there is nothing to verify it by; says how there will be
     │   └── BadReference        a file that should hold figures to verify by, and does not
+    ├── PeerUnavailable         fair-esm or transformers cannot be compared with
     ├── DownloadError           a file of the published models
     │   ├── DownloadRefused           the server does not give it; says what else can be done
     │   ├── DownloadInterrupted      the connection failed too often; what came is kept
@@ -195,6 +196,21 @@ class BadReference(BundleError):
 
     def __str__(self) -> str:
         return f"{self.path} is not a reference to verify a model by: {self.reason}"
+
+
+class PeerUnavailable(VirnucError):
+    """The ESM-2 of the package *peer* cannot be used to compare with."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the ESM-2 of {self.peer} cannot be used: {self.reason}. The installation is broken; repair it "
+            "with: pip install --force-reinstall fair-esm==2.0.0 'transformers>=4.50' (and without the "
+            "package 'esm', which hides fair-esm)"
+        )
 
 
 class DownloadError(VirnucError):

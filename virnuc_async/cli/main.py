@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from loguru import Record
 
     from virnuc_async.downloads.fetch import ProgressCallback
+    from virnuc_async.engine.devices import Device
     from virnuc_async.engine.verification import VerificationResult
     from virnuc_async.models.bundle import Bundle
     from virnuc_async.models.import_checkpoint import CheckpointPaths
+    from virnuc_async.models.peers import PeerResult
     from virnuc_async.models.published import Mirrors, ModelFiles
     from virnuc_async.models.reference import Reference
     from virnuc_async.outputs.summary import Summary
@@ -132,6 +134,7 @@ examples:
   python -m virnuc_async models verify virnucpro-500
   python -m virnuc_async models verify virnucpro-500 --gpus 0,1 --precision bf16
   python -m virnuc_async models verify my_model/ --record --devices cpu
+  python -m virnuc_async models verify virnucpro-500 --peers
 
 Computes the few ORFs of the model's reference on every device, in every precision that it has, and
 compares. exit codes: 0 right everywhere; 1 not.
@@ -548,7 +551,13 @@ def _add_verify(actions: Any) -> None:
     verify.add_argument("name", metavar="NAME|DIR")
     _add_cache_option(verify)
     _add_device_choice(verify, auto="auto: every one that the device has (default: auto)")
-    verify.add_argument(
+    instead = verify.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--peers",
+        action="store_true",
+        help="compare ESM-2 with the networks of fair-esm and transformers, and not with the reference",
+    )
+    instead.add_argument(
         "--record",
         action="store_true",
         help="make the model's reference anew, of what a CPU gives here in FP32",
@@ -1016,11 +1025,16 @@ def _verify_model(options: Namespace) -> int:
     from virnuc_async.models.bundle import find
     from virnuc_async.models.reference import reference_of
 
+    from .peers_table import compare_on_devices
+
     bundle = find(options.name, _cache(options))
     wanted, found = Precision(options.precision), []
     with _telling(options.quiet) as tell:
         tell(f"{bundle.name}: checking its files")
         bundle.check()
+        if options.peers:
+            devices = choose(Settings(devices=options.devices, gpus=options.gpus))
+            return _print_peers(bundle.name, compare_on_devices(bundle, devices, wanted, tell), options.quiet)
         if options.record:
             tell(f"{bundle.name}: computing its reference on a CPU in FP32")
             bundle = _recorded(bundle)
@@ -1036,6 +1050,17 @@ def _verify_model(options: Namespace) -> int:
         if not finding.is_right:
             print(f"{PROGRAM}: {bundle.name} {_what_is_wrong(finding)}", file=sys.stderr)
     return DONE if all(finding.is_right for finding in found) else FAILED
+
+
+def _print_peers(name: str, results: "Sequence[tuple[Device, PeerResult]]", quiet: bool) -> int:
+    from .peers_table import format_disagreements, format_rows
+
+    if not quiet:
+        _print_table(format_rows(results))
+    messages = list(format_disagreements(name, results))
+    for message in messages:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return FAILED if messages else DONE
 
 
 def _recorded(bundle: "Bundle") -> "Bundle":
