@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from esm.data import Alphabet
 from esm.model.esm2 import ESM2
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EsmConfig, EsmModel
@@ -37,10 +38,10 @@ MAX_DEVIATION = 1e-4  # of one number; times the embedding's largest number wher
 _BATCH_TOKENS = 2048  # of a padded batch, padding included, as in the published program
 _MAX_RESIDUES = 1024  # the published embedding is the mean of at most this many
 _PAD = 1
-# Networks on small bundles take milliseconds: they are timed several times, large ones once.
-_MAX_ROUNDS, _MAX_SECONDS = 5, 2.0
+_MAX_ROUNDS = 5  # small networks take milliseconds, of which the first call is not representative
 
-Weights = Mapping[str, Tensor]
+_Numbers = NDArray[np.float64]
+Weights = Mapping[str, Tensor]  # under our names
 States = Callable[[Tensor], Tensor]  # padded ids (B, T) to the last hidden states (B, T, C)
 
 # Our names of modules to those of each package; q, k and v are one module of ours.
@@ -90,13 +91,17 @@ class PeerResult:
 
 
 def compare_with_peers(
-    bundle: Bundle, proteins: Sequence[bytes], device: torch.device, on_peer: Callable[[str], object]
+    bundle: Bundle,
+    proteins: Sequence[bytes],
+    device: torch.device,
+    on_peer: Callable[[str], object] = lambda _: None,
+    max_seconds: float = 2.0,
 ) -> list[PeerResult]:
     """
     Return how each peer agrees with our ESM-2 on the embeddings of *proteins*, in FP32 on *device*.
 
     *on_peer* is called with the name of each network before it is built. One network at a time is
-    in memory.
+    in memory. Each is timed in several calls until they have taken *max_seconds*.
 
     Raises:
         BadBundle: the weights do not match the bundle's description
@@ -105,7 +110,8 @@ def compare_with_peers(
     shape, path = bundle.shapes.protein, bundle.directory / "protein.safetensors"
     on_peer("virnuc-async")
     with torch.inference_mode():
-        ours, our_rate = _measure(_our_embedder(bundle, proteins, device), proteins, device)
+        ours, our_seconds = _measure(_our_embedder(bundle, proteins, device), device, max_seconds)
+    tokens = sum(len(protein) + 2 for protein in proteins)
     results = []
     for peer, build, states_of in (
         ("fair-esm", fair_esm, fair_esm_states),
@@ -115,7 +121,7 @@ def compare_with_peers(
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
         states = states_of(build(shape, weights).to(device))
         with torch.inference_mode():
-            theirs, rate = _measure(_peer_embedder(states, proteins, device), proteins, device)
+            theirs, seconds = _measure(_peer_embedder(states, proteins, device), device, max_seconds)
         largest = max(1.0, float(np.abs(theirs).max()))
         results.append(
             PeerResult(
@@ -123,8 +129,8 @@ def compare_with_peers(
                 deviation=float(np.abs(ours - theirs).max()),
                 max_deviation=MAX_DEVIATION * largest,
                 cosine=_lowest_cosine(ours, theirs),
-                tokens_per_second=rate,
-                our_tokens_per_second=our_rate,
+                tokens_per_second=tokens / seconds,
+                our_tokens_per_second=tokens / our_seconds,
             )
         )
     return results
@@ -132,7 +138,7 @@ def compare_with_peers(
 
 def fair_esm(shape: ProteinShape, weights: Weights) -> ESM2:
     """
-    Return fair-esm's ESM-2 with *weights*, which are named as ours; its language head is random.
+    Return fair-esm's ESM-2 with *weights*; its language head is random.
 
     Raises:
         PeerUnavailable: fair-esm's network has other tensors
@@ -147,7 +153,7 @@ def fair_esm(shape: ProteinShape, weights: Weights) -> ESM2:
 
 def hugging_face(shape: ProteinShape, weights: Weights) -> EsmModel:
     """
-    Return transformers' ESM-2 with *weights*, which are named as ours.
+    Return transformers' ESM-2 with *weights*.
 
     Raises:
         PeerUnavailable: transformers' network has other tensors
@@ -255,24 +261,19 @@ def _peer_embedder(states: States, proteins: Sequence[bytes], device: torch.devi
     return lambda: embed_padded(states, rows, device)
 
 
-def _measure(
-    embed: Callable[[], Tensor], proteins: Sequence[bytes], device: torch.device
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Return the embeddings of *proteins*, and tokens/s: of the fastest of a few calls."""
+def _measure(embed: Callable[[], Tensor], device: torch.device, max_seconds: float) -> tuple[_Numbers, float]:
+    """Return what *embed* returns, and the seconds of the fastest of a few calls."""
     seconds: list[float] = []
-    while not seconds or (len(seconds) < _MAX_ROUNDS and sum(seconds) < _MAX_SECONDS):
+    while not seconds or (len(seconds) < _MAX_ROUNDS and sum(seconds) < max_seconds):
         started = time.perf_counter()
         embeddings = embed()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-    tokens = sum(len(protein) + 2 for protein in proteins)
-    return embeddings.double().cpu().numpy(), tokens / min(seconds)
+    return embeddings.double().cpu().numpy(), min(seconds)
 
 
-def _lowest_cosine(
-    some: np.ndarray[Any, np.dtype[np.float64]], others: np.ndarray[Any, np.dtype[np.float64]]
-) -> float:
+def _lowest_cosine(some: _Numbers, others: _Numbers) -> float:
     # Zeros and numbers that are not finite make NaN, which is never within the tolerance.
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
