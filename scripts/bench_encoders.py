@@ -261,10 +261,10 @@ def _ratio(theirs: Sequence[float], spent: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, spent, strict=True)), 2)
 
 
-def _differences(found: Tensor | None, wanted: Tensor | None) -> _Row:
-    if found is None or wanted is None:
+def _differences(found: Tensor | None, expected: Tensor | None) -> _Row:
+    if found is None or expected is None:
         return {"deviation": "", "cosine": "", "same labels": ""}
-    a, b = found.double().cpu(), wanted.double().cpu()
+    a, b = found.double().cpu(), expected.double().cpu()
     cosine = nn.functional.cosine_similarity(a, b, dim=-1).min()
     same = (_labels(a, b) == _labels(b, b)).double().mean()
     return {

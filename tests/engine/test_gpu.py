@@ -94,14 +94,14 @@ def test_every_attention_kernel(gpu: Device, kernel: Attention, dtype: torch.dty
     packed, random = pack(rows), torch.Generator().manual_seed(7)
     numbers = torch.randn(3, len(rows.ids), 12, 64, generator=random).to(dtype)
     steps = torch.tensor(slopes(12)) if bias else None
-    wanted = sdpa_by_length(packed, steps)(*numbers.float())
+    expected = sdpa_by_length(packed, steps)(*numbers.float())
     try:
         steps = None if steps is None else steps.to(gpu.torch_device)
         found = kernel(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
     except RuntimeError as error:
         assert kernel is varlen
         pytest.skip(f"no such kernel here: {error}")
-    error = (found.float().cpu() - wanted).abs().max()
+    error = (found.float().cpu() - expected).abs().max()
     assert error < (1e-5 if dtype is torch.float32 else 2e-2)
 
 
@@ -240,9 +240,9 @@ async def test_a_budget_that_is_too_large_is_halved_and_the_run_continues(
     assert tight.counts["failures"] == 0
     said = (tmp_path / "tight" / "run.log").read_text()
     assert "has no room for batches of" in said or "ran out of memory on a batch of" in said
-    wanted, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
-    assert [row[0] for row in found] == [row[0] for row in wanted]
-    scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (wanted, found)]
+    expected, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (expected, found)]
     np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
 
 
