@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -107,27 +108,23 @@ def compare_with_peers(
         BadBundle: the weights do not match the bundle's description
         PeerUnavailable: a package has another ESM-2 than the one known here
     """
-    shape, path = bundle.shapes.protein, bundle.directory / "protein.safetensors"
     on_peer("virnuc-async")
-    with torch.inference_mode():
-        ours, our_seconds = _measure(_our_embedder(bundle, proteins, device), device, max_seconds)
+    ours, our_seconds = _measure(lambda: _our_embedder(bundle, proteins, device), device, max_seconds)
     tokens = sum(len(protein) + 2 for protein in proteins)
     results = []
-    for peer, build, states_of in (
-        ("fair-esm", fair_esm, fair_esm_states),
-        ("transformers", hugging_face, hugging_face_states),
-    ):
+    builders: dict[str, Callable[[ProteinShape, Weights], States]] = {
+        "fair-esm": lambda shape, weights: fair_esm_states(fair_esm(shape, weights).to(device)),
+        "transformers": lambda shape, weights: hugging_face_states(hugging_face(shape, weights).to(device)),
+    }
+    for peer, build in builders.items():
         on_peer(peer)
-        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-        states = states_of(build(shape, weights).to(device))
-        with torch.inference_mode():
-            theirs, seconds = _measure(_peer_embedder(states, proteins, device), device, max_seconds)
-        largest = max(1.0, float(np.abs(theirs).max()))
+        make = partial(_peer_embedder, build, bundle, proteins, device)
+        theirs, seconds = _measure(make, device, max_seconds)
         results.append(
             PeerResult(
                 peer=f"{peer} {version(peer)}",
                 deviation=float(np.abs(ours - theirs).max()),
-                max_deviation=MAX_DEVIATION * largest,
+                max_deviation=MAX_DEVIATION * max(1.0, float(np.abs(theirs).max())),
                 cosine=_lowest_cosine(ours, theirs),
                 tokens_per_second=tokens / seconds,
                 our_tokens_per_second=tokens / our_seconds,
@@ -251,7 +248,14 @@ def _our_embedder(bundle: Bundle, proteins: Sequence[bytes], device: torch.devic
     return lambda: network.embeddings(pack(rows).to(device))
 
 
-def _peer_embedder(states: States, proteins: Sequence[bytes], device: torch.device) -> Callable[[], Tensor]:
+def _peer_embedder(
+    build: Callable[[ProteinShape, Weights], States],
+    bundle: Bundle,
+    proteins: Sequence[bytes],
+    device: torch.device,
+) -> Callable[[], Tensor]:
+    weights = load_file(bundle.directory / "protein.safetensors")
+    states = build(bundle.shapes.protein, {name: tensor.float() for name, tensor in weights.items()})
     # By fair-esm's own alphabet: the tokens are compared, too.
     alphabet = Alphabet.from_architecture("ESM-1b")
     rows = [
@@ -261,8 +265,13 @@ def _peer_embedder(states: States, proteins: Sequence[bytes], device: torch.devi
     return lambda: embed_padded(states, rows, device)
 
 
-def _measure(embed: Callable[[], Tensor], device: torch.device, max_seconds: float) -> tuple[_Numbers, float]:
-    """Return what *embed* returns, and the seconds of the fastest of a few calls."""
+@torch.inference_mode()
+def _measure(
+    make: Callable[[], Callable[[], Tensor]], device: torch.device, max_seconds: float
+) -> tuple[_Numbers, float]:
+    """Return the embeddings by the embedder that *make* returns, and the seconds of its fastest call."""
+    # Made here, so that its network is freed before the next one is built.
+    embed = make()
     seconds: list[float] = []
     while not seconds or (len(seconds) < _MAX_ROUNDS and sum(seconds) < max_seconds):
         started = time.perf_counter()
