@@ -1,10 +1,10 @@
 """
-The encoders beside others', paired: every engine computes the same rows, one after another, in each round.
+Compare the encoders with other programs' in rounds: in each round, every engine computes the same rows.
 
-Random weights of a trained network's scale, the same in all engines. A ratio is the median over
-the rounds of times taken within one round, and so is the fraction of the machine's matrix rate,
-which is measured in every round too: what else the machine does slows all of them. Threads that
-spin while they wait distort figures on a busy machine: set OMP_WAIT_POLICY=PASSIVE, as predict does.
+Weights are random, as large as a trained network's, and the same in all engines. A ratio is the median
+over the rounds of the times within one round, and so is the fraction of the machine's matrix rate, which
+is measured in every round too: other load on the machine slows all of them. Threads that spin while they
+wait distort the results on a busy machine: set OMP_WAIT_POLICY=PASSIVE, as predict does.
 """
 
 import argparse
@@ -21,16 +21,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import esm
 import numpy as np
 import torch
+from esm.model.esm2 import ESM2
 from esm_cpp_peer import EsmCpp, installed_version
 from measured import facts, save, table
 from random_bundle import DNABERT_S, SHAPES, byte_pairs, scaled
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import EsmConfig, EsmForMaskedLM
+from transformers import EsmForMaskedLM, EsmModel
 
+from virnuc_async.models.peers import (
+    States,
+    embed_padded,
+    fair_esm,
+    fair_esm_states,
+    hugging_face,
+    hugging_face_states,
+)
 from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -45,10 +53,9 @@ from virnuc_async.sequences.windows import form_windows
 OURS = ("plain", "packed", "eager", "compiled")
 WORKS = ("168", "52", "mix")
 REFERENCE = "fair-esm FP32"
-PADDED = 2048  # tokens of a published batch, padding included
 FP32, BF16 = torch.float32, torch.bfloat16
 _NAMES = {FP32: "FP32", BF16: "BF16"}
-_BOS, _PAD, _EOS = 0, 1, 2
+_BOS, _EOS = 0, 2
 _Row = dict[str, Any]
 
 
@@ -65,15 +72,15 @@ class Work:
         return len(self.rows.ids)
 
     def lists(self) -> list[list[int]]:
-        """Give the rows one by one."""
+        """Return the rows one by one."""
         return [row.tolist() for row in np.split(self.rows.ids, np.cumsum(self.rows.lengths)[:-1])]
 
     def batches(self) -> Iterator[Ragged]:
-        """Cut the rows as the pipeline does."""
+        """Return the batches that the pipeline would form."""
         return (self.rows.take(some) for some in longest_first(self.rows.lengths, self.batch))
 
     def flop(self, shape: ProteinShape | NucleotideShape) -> float:
-        """Count the products of the linear layers and of attention."""
+        """Return the floating-point operations of the linear layers and of attention."""
         inner = 2 * shape.intermediate / shape.width if isinstance(shape, NucleotideShape) else 4
         down = inner / 2 if isinstance(shape, NucleotideShape) else inner
         linear = 2 * shape.width**2 * (4 + inner + down) * self.tokens
@@ -83,7 +90,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Something that embeds the rows of a work: *run* gives their means, if it can."""
+    """Something that embeds the rows of a work; *run* returns their means, or None."""
 
     name: str
     run: Callable[[Work], Tensor | None]
@@ -93,7 +100,7 @@ class Engine:
 
 
 def ours(network: Esm2 | DnabertS, way: str) -> Engine:
-    """Make *network*, which stays as it is, an engine with the same weights: one of the ways."""
+    """Make an engine of *network*, which stays unchanged, prepared in one *way*."""
     weights = {id(tensor): tensor for tensor in network.parameters()}
     ready = copy.deepcopy(network, weights)
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
@@ -111,7 +118,7 @@ def ours(network: Esm2 | DnabertS, way: str) -> Engine:
 
 
 def one_by_one(network: DnabertS, device: torch.device) -> Engine:
-    """Make *network* an engine that takes single rows, as published."""
+    """Make an engine of *network* that takes single rows, as published."""
     ready = copy.deepcopy(network).to(device)
 
     def run(work: Work) -> Tensor:
@@ -121,130 +128,41 @@ def one_by_one(network: DnabertS, device: torch.device) -> Engine:
     return Engine("plain FP32, batch 1", run)
 
 
-def from_fair_esm(theirs: nn.Module, shape: ProteinShape) -> Esm2:
-    """Give our network with fair-esm's weights."""
-    state, given = dict(theirs.state_dict()), {}
-    given["embed.weight"] = state["embed_tokens.weight"]
-    for kind in ("weight", "bias"):
-        given[f"norm.{kind}"] = state[f"emb_layer_norm_after.{kind}"]
-        for number in range(shape.layers):
-            at, layer = f"layers.{number}", f"layers.{number}.self_attn"
-            qkv = [state[f"{layer}.{part}_proj.{kind}"] for part in "qkv"]
-            given[f"{at}.qkv.{kind}"] = torch.cat(qkv)
-            given[f"{at}.out.{kind}"] = state[f"{layer}.out_proj.{kind}"]
-            given[f"{at}.attention_norm.{kind}"] = state[f"{layer}_layer_norm.{kind}"]
-            given[f"{at}.mlp_norm.{kind}"] = state[f"{at}.final_layer_norm.{kind}"]
-            given[f"{at}.up.{kind}"] = state[f"{at}.fc1.{kind}"]
-            given[f"{at}.down.{kind}"] = state[f"{at}.fc2.{kind}"]
-    with torch.device("meta"):
-        network = Esm2(shape)
-    network.load_state_dict(given, assign=True)
-    return network.requires_grad_(False).eval()
+# Other programs
 
 
-# Others'
+def padded(name: str, states: States, device: torch.device) -> Engine:
+    """Make an engine of a network that computes *states* (B, T, C) of padded ids (B, T)."""
+
+    return Engine(name, lambda work: embed_padded(states, work.lists(), device))
 
 
-def padded_batches(work: Work) -> Iterator[tuple[list[int], Tensor]]:
-    """Cut as fair-esm does, shortest first, at 2,048 tokens with the padding; give rows' numbers, ids."""
-    rows, some = work.lists(), []
-    for at in [*reversed(range(len(rows))), None]:
-        if some and (at is None or len(rows[at]) * (len(some) + 1) > PADDED):
-            ids = torch.full((len(some), max(len(rows[i]) for i in some)), _PAD)
-            for line, number in enumerate(some):
-                ids[line, : len(rows[number])] = torch.tensor(rows[number])
-            yield some, ids
-            some = []
-        if at is not None:
-            some.append(at)
-
-
-def padded(name: str, states: Callable[[Tensor], Tensor], device: torch.device) -> Engine:
-    """Make an engine of a network that takes padded ids (B, T) and gives *states* (B, T, C)."""
-
-    def run(work: Work) -> Tensor:
-        means: list[Tensor] = [torch.empty(0)] * len(work.rows.lengths)
-        for some, ids in padded_batches(work):
-            hidden = states(ids.to(device))
-            for line, number in enumerate(some):
-                means[number] = hidden[line, 1 : work.rows.lengths[number] - 1].float().mean(0)
-        return torch.stack(means)
-
-    return Engine(name, run)
-
-
-def fair_esm(theirs: esm.ESM2, dtype: torch.dtype, device: torch.device) -> Engine:
-    """Make fair-esm's network an engine: as published, or under autocast."""
-    network, last = theirs.to(device), theirs.num_layers
+def fair_esm_engine(network: ESM2, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Make an engine of fair-esm's *network*: as published, or under autocast."""
+    exact = fair_esm_states(network.to(device))
     context = nullcontext() if dtype is FP32 else torch.autocast(device.type, dtype)
 
     def states(ids: Tensor) -> Tensor:
         with context:
-            return network(ids, repr_layers=[last])["representations"][last]  # type: ignore[no-any-return]
+            return exact(ids)
 
     return padded(REFERENCE if dtype is FP32 else "fair-esm autocast BF16", states, device)
 
 
-def hugging_face(theirs: esm.ESM2, shape: ProteinShape) -> EsmForMaskedLM:
-    """Give transformers' network with fair-esm's weights."""
-    config = EsmConfig(
-        vocab_size=33,
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        emb_layer_norm_before=False,
-        layer_norm_eps=1e-5,
-        pad_token_id=_PAD,
-        mask_token_id=32,
-        attn_implementation="sdpa",
-    )
-    network = EsmForMaskedLM(config)
-    state = network.state_dict()
-    state.update({_name_in_hugging_face(name): tensor for name, tensor in theirs.state_dict().items()})
-    network.load_state_dict({name: state[name] for name in network.state_dict()})
-    return network.requires_grad_(False).eval()
-
-
-def _as_first_published(theirs: esm.ESM2, hub: EsmForMaskedLM) -> dict[str, Tensor]:
-    """Give transformers' tensors with the rotary frequencies, which today's version leaves out."""
-    state = {_name_in_hugging_face(name): tensor for name, tensor in theirs.state_dict().items()}
-    state = {name: tensor for name, tensor in state.items() if "inv_freq" in name} | hub.state_dict()
+def _as_first_published(network: EsmModel, frequencies: Tensor) -> dict[str, Tensor]:
+    """Return transformers' tensors with the rotary *frequencies*, which today's version leaves out."""
+    whole = EsmForMaskedLM(network.config)  # its language head is random: it decides no embedding
+    state = whole.state_dict() | {f"esm.{name}": tensor for name, tensor in network.state_dict().items()}
+    for number in range(network.config.num_hidden_layers):
+        name = f"esm.encoder.layer.{number}.attention.self.rotary_embeddings.inv_freq"
+        state[name] = frequencies
     return {name: tensor.contiguous().clone() for name, tensor in state.items()}
 
 
-def _name_in_hugging_face(name: str) -> str:
-    changes = {
-        "embed_tokens": "esm.embeddings.word_embeddings",
-        "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
-        "lm_head.weight": "lm_head.decoder.weight",
-        "layers.": "esm.encoder.layer.",
-        "self_attn_layer_norm": "attention.LayerNorm",
-        "final_layer_norm": "LayerNorm",
-        "self_attn.q_proj": "attention.self.query",
-        "self_attn.k_proj": "attention.self.key",
-        "self_attn.v_proj": "attention.self.value",
-        "self_attn.rot_emb": "attention.self.rotary_embeddings",
-        "self_attn.out_proj": "attention.output.dense",
-        "fc1": "intermediate.dense",
-        "fc2": "output.dense",
-    }
-    for theirs, here in changes.items():
-        name = name.replace(theirs, here)
-    return name
-
-
-def transformers_esm(network: EsmForMaskedLM, dtype: torch.dtype, device: torch.device) -> Engine:
-    """Make transformers' EsmModel an engine, with its SDPA attention."""
-    encoder = copy.deepcopy(network.esm).to(device, dtype)
-
-    def states(ids: Tensor) -> Tensor:
-        return encoder(ids, attention_mask=ids.ne(_PAD)).last_hidden_state  # type: ignore[no-any-return]
-
-    return padded(f"transformers {_NAMES[dtype]}", states, device)
+def transformers_engine(network: EsmModel, dtype: torch.dtype, device: torch.device) -> Engine:
+    """Make an engine of transformers' *network*, with its SDPA attention."""
+    encoder = copy.deepcopy(network).to(device, dtype)
+    return padded(f"transformers {_NAMES[dtype]}", hugging_face_states(encoder), device)
 
 
 # Work
@@ -259,7 +177,7 @@ def uniform(length: int, tokens: int, batch: int) -> Work:
 
 
 def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
-    """Take ORFs of the fragments of a FASTA file, from all over it: their residues, and their bases."""
+    """Return the residues and the bases of ORFs from all parts of a FASTA file."""
     tokenizer = OrfTokenizer(byte_pairs(DNABERT_S.vocabulary))
     window = next(form_windows([str(path)], read_contigs, 500, tokenizer, 1 << 20))
     count = max(1, round(tokens / window.residues.lengths.mean()))
@@ -270,11 +188,11 @@ def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
     return some, Work("bases", window.nucleotides.take(rows), batch)
 
 
-# EvaluationOptions
+# Measuring
 
 
 def matrix_rate(shape: ProteinShape | NucleotideShape, dtype: torch.dtype, device: torch.device) -> float:
-    """Measure the FLOP/s of this network's own products alone, the better of torch's and oneDNN's way."""
+    """Return the FLOP/s of the matrix products of this network alone, the better of torch and oneDNN."""
     width, tokens = shape.width, 2016 if device.type == "cpu" else 16384
     wide = shape.intermediate if isinstance(shape, NucleotideShape) else 4 * width
     flop, seconds = 0.0, 0.0
@@ -291,7 +209,7 @@ def matrix_rate(shape: ProteinShape | NucleotideShape, dtype: torch.dtype, devic
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Give the seconds that *work* takes, and its result."""
+    """Return the seconds that *work* takes, and its result."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -303,7 +221,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is the same for all measurements."""
+    """The settings that all measurements share."""
 
     device: torch.device
     repeats: int
@@ -313,7 +231,7 @@ class Setting:
 def measure(
     model: str, shape: ProteinShape | NucleotideShape, engines: Sequence[Engine], work: Work, setting: Setting
 ) -> list[_Row]:
-    """Run all *engines* on *work*, round by round; give a row for each."""
+    """Return a row for each of *engines*, which are run on *work* round by round."""
     means = {engine.name: engine.run(work) for engine in engines}  # warm
     rates: dict[torch.dtype, list[float]] = {FP32: [], BF16: []}
     times: dict[str, list[float]] = {engine.name: [] for engine in engines}
@@ -344,10 +262,10 @@ def _ratio(theirs: Sequence[float], spent: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, spent, strict=True)), 2)
 
 
-def _differences(found: Tensor | None, wanted: Tensor | None) -> _Row:
-    if found is None or wanted is None:
+def _differences(found: Tensor | None, expected: Tensor | None) -> _Row:
+    if found is None or expected is None:
         return {"deviation": "", "cosine": "", "same labels": ""}
-    a, b = found.double().cpu(), wanted.double().cpu()
+    a, b = found.double().cpu(), expected.double().cpu()
     cosine = nn.functional.cosine_similarity(a, b, dim=-1).min()
     same = (_labels(a, b) == _labels(b, b)).double().mean()
     return {
@@ -358,7 +276,7 @@ def _differences(found: Tensor | None, wanted: Tensor | None) -> _Row:
 
 
 def _labels(means: Tensor, like: Tensor) -> Tensor:
-    """Classify *means* by a random network of the published depth, split at *like*'s average."""
+    """Classify *means* by a random network of the published depth, split at the mean score of *like*."""
     random = torch.Generator().manual_seed(2)
     inner = torch.randn(means.shape[1], 512, generator=random, dtype=torch.double)
     outer = torch.randn(512, generator=random, dtype=torch.double)
@@ -371,33 +289,34 @@ def _labels(means: Tensor, like: Tensor) -> Tensor:
 
 
 def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: ExitStack) -> list[Engine]:
-    """Make every engine that was asked for."""
+    """Return every engine that *options* ask for."""
     device = torch.device(options.device)
-    theirs = scaled(esm.ESM2(shape.layers, shape.width, shape.heads))
-    network, hub = from_fair_esm(theirs, shape), hugging_face(theirs, shape)
-    found = every_way(network, options)
-    found += [fair_esm(theirs, dtype, device) for dtype in (FP32, BF16)]
-    found += [transformers_esm(hub, dtype, device) for dtype in (FP32, BF16)]
+    network = scaled(Esm2(shape))
+    published, hub = fair_esm(shape, network.state_dict()), hugging_face(shape, network.state_dict())
+    frequencies = published.layers[0].self_attn.rot_emb.inv_freq.clone()
+    engines = every_way(network, options)
+    engines += [fair_esm_engine(published, dtype, device) for dtype in (FP32, BF16)]
+    engines += [transformers_engine(hub, dtype, device) for dtype in (FP32, BF16)]
     if options.esm_cpp_python and device.type == "cpu":
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        save_file(_as_first_published(theirs, hub), place / "model.safetensors")
+        save_file(_as_first_published(hub, frequencies), place / "model.safetensors")
         for kind in ("FP32", "INT8"):
             peer = stack.enter_context(EsmCpp(options.esm_cpp_python, place / "model.safetensors", kind))
-            found.append(Engine(f"esm-cpp {kind}", lambda work, peer=peer: peer.run(work.lists())))
-    return found
+            engines.append(Engine(f"esm-cpp {kind}", lambda work, peer=peer: peer.run(work.lists())))
+    return engines
 
 
 def every_way(network: Esm2 | DnabertS, options: argparse.Namespace) -> list[Engine]:
-    """Make *network* an engine in each of our ways, in both precisions; the weights are held once."""
+    """Return an engine for each of our ways and both precisions; the weights are in memory once each."""
     ways = ["plain", "packed"] if options.device == "cpu" else ["plain", "eager", "compiled"]
     if options.compiled and "compiled" not in ways:
         ways.append("compiled")
-    held = [copy.deepcopy(network).to(options.device, dtype) for dtype in (FP32, BF16)]
-    return [ours(copied, way) for way in ways for copied in held]
+    copies = [copy.deepcopy(network).to(options.device, dtype) for dtype in (FP32, BF16)]
+    return [ours(copied, way) for way in ways for copied in copies]
 
 
 def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
-    """Measure the ESM-2 shapes that were asked for."""
+    """Yield the rows of the ESM-2 shapes that *options* name."""
     setting = Setting(torch.device(options.device), options.repeats)
     works = {
         "168": uniform(168, options.tokens, options.batch),
@@ -412,7 +331,7 @@ def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
 
 
 def bench_bases(options: argparse.Namespace) -> list[_Row]:
-    """Measure DNABERT-S at its real shape beside calls with one row each."""
+    """Return the rows of DNABERT-S in its real shape, compared with calls of one row each."""
     device = torch.device(options.device)
     network = scaled(DnabertS(DNABERT_S))
     engines = [*every_way(network, options), one_by_one(network, device)]
@@ -421,8 +340,8 @@ def bench_bases(options: argparse.Namespace) -> list[_Row]:
     return measure("DNABERT-S", DNABERT_S, engines, work, setting)
 
 
-def beside(proteins: Sequence[_Row], bases: Sequence[_Row]) -> Iterator[_Row]:
-    """Say what DNABERT-S takes of the time of each ESM-2, for the same ORFs by the same engine."""
+def nucleotide_shares(proteins: Sequence[_Row], bases: Sequence[_Row]) -> Iterator[_Row]:
+    """Yield DNABERT-S's time relative to that of each ESM-2, for the same ORFs and the same engine."""
     for protein, base in ((p, b) for b in bases for p in proteins):
         if protein["tokens"] == "mix" and protein["engine"] == base["engine"]:
             share = base["seconds"] / protein["seconds"]
@@ -468,7 +387,7 @@ def main() -> None:
             rows.append(row)
             print(row["model"], row["tokens"], row["engine"], f"{row['tokens/s']:,.0f} tokens/s", flush=True)
         bases = [] if options.no_bases else bench_bases(options)
-    shares = list(beside(rows, bases))
+    shares = list(nucleotide_shares(rows, bases))
     for part in filter(None, (rows, bases, shares)):
         print(f"\n{table(part)}")
     if options.output:

@@ -15,11 +15,11 @@ from special_tokens import SPECIAL, UNKNOWN, finish_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from virnuc_async.models.bundle import Shapes, write_manifest
+from virnuc_async.models.bundle import write_manifest
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
-from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.inputs import read_contigs
 
 SHAPES = {

@@ -27,13 +27,13 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from virnuc_async.fileio import atomic_directory
-from virnuc_async.models.bundle import Bundle, Shapes, find, write_manifest
+from virnuc_async.models.bundle import Bundle, find, write_manifest
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.esm2 import Layer as ProteinLayer
 from virnuc_async.networks.packing import Packed, pack
-from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.orfs import Orf
 from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
 

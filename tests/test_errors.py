@@ -40,6 +40,7 @@ from virnuc_async.errors import (
     NoReference,
     NotSequences,
     OutputError,
+    PeerUnavailable,
     RunMismatchError,
     SharedSequences,
     Stage,
@@ -92,6 +93,12 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (
         BadReference("/m/reference.json", "gone"),
         "/m/reference.json is not a usable reference: gone",
+    ),
+    (
+        PeerUnavailable("fair-esm", "No module named 'esm'"),
+        "the ESM-2 of fair-esm cannot be used: No module named 'esm'. The installation is broken; repair it "
+        "with: pip install --force-reinstall fair-esm==2.0.0 'transformers>=4.50' (and without the "
+        "package 'esm', which hides fair-esm)",
     ),
     (DownloadError("text"), "text"),
     (

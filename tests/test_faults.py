@@ -46,7 +46,7 @@ def make_batch() -> Batch:
 class Unresponsive(Replica):
     """A device that does not respond any more after an error."""
 
-    def _answers(self) -> bool:
+    def _is_responsive(self) -> bool:
         return False
 
 
@@ -97,10 +97,10 @@ async def test_loading_is_abandoned_when_it_is_cancelled(bundle: Bundle) -> None
     began, go_on = threading.Event(), threading.Event()
 
     class Slow(Replica):
-        def _enter(self) -> None:
+        def _init_thread(self) -> None:
             began.set()
             go_on.wait()
-            super()._enter()
+            super()._init_thread()
 
     replica = Slow(CPU, bundle, Precision.FP32)
     async with anyio.create_task_group() as tasks:
@@ -111,7 +111,7 @@ async def test_loading_is_abandoned_when_it_is_cancelled(bundle: Bundle) -> None
     await asyncio.sleep(0)
     go_on.set()
     await closing
-    assert not hasattr(replica, "_networks")
+    assert replica._model is None
 
 
 # Threads

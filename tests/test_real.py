@@ -1,4 +1,4 @@
-"""The published program's own run of the published models, where the optional data are at hand."""
+"""A run of the published program with the published models; skipped without the optional data."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_orfs(real: Path, letters: str, name: str):
     assert fasta(found) == (real / name).read_text("ascii")
 
 
-def test_ids_are_those_of_the_scores(real: Path):
+def test_ids_equal_those_of_the_scores(real: Path):
     _, *rows = read_table(real / "prediction_results.txt")
     found = list(pieces(real / "input.fa", LENGTH))
     assert [f"{piece.id}{orf.frame.name}" for piece in found for orf in piece.orfs] == [
@@ -52,15 +52,15 @@ def test_ids_are_those_of_the_scores(real: Path):
     assert sorted(piece.id for piece in found if piece.orfs) == [row[0] for row in verdicts]
 
 
-def test_the_input_is_read_whole(real: Path):
+def test_the_whole_input_is_read(real: Path):
     letters = {piece.id: piece.bases for piece in pieces(real / "input.fa", 10**6)}
     records = (real / "input.fa").read_text("ascii").split(">")[1:]
-    wanted = {record.split()[0] + "_chunk_1": "".join(record.split("\n")[1:]) for record in records}
-    assert letters == wanted
+    expected = {record.split()[0] + "_chunk_1": "".join(record.split("\n")[1:]) for record in records}
+    assert letters == expected
 
 
 class Stored(Rules):
-    """A device that gives the stored scores and embeddings of the published models."""
+    """A device that returns the stored scores and embeddings of the published models."""
 
     def __init__(self, real: Path) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Stored(Rules):
 
 @pytest.fixture(scope="module")
 def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Of the published widths, as far as tables depend on them."""
+    """A bundle with the published widths, as far as tables depend on them."""
     made = import_bundle(golden_parts, tmp_path_factory.mktemp("bundle"), "stored", LENGTH)
     return replace(made, shapes=replace(made.shapes, classifier=ClassifierShape(3328, 512)))
 

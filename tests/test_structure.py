@@ -30,6 +30,8 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},
+    "esm": {"models"},
+    "transformers": {"models"},
     "anyio": {"engine", "runs", "outputs", "pipeline", "cli"},
     "asyncio": {"engine", "pipeline", "cli"},
     "sys": {"cli"},

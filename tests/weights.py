@@ -1,8 +1,8 @@
 """
-The weights of the golden DNABERT-S networks, made again of nothing but their names.
+The weights of the golden DNABERT-S networks, computed from the names of their tensors.
 
-Every number is a hash of its tensor's name and its index, so that 90 MB need not be kept, and no
-library's random numbers decide what a test sees.
+Every number is a hash of its tensor's name and its index: no 90 MB of weights are stored, and the tests
+do not depend on the random numbers of a library.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _WORD = (1 << 64) - 1
 
 
 def dnabert(config: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """Give the tensors of the network that *config* (Hugging Face's words) describes."""
+    """Return the tensors of the network that *config*, in Hugging Face's form, describes."""
     return {name: _tensor(name, shape) for name, shape in _shapes(config).items()}
 
 
@@ -51,7 +51,7 @@ def _tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Give the middle and the half width of a tensor's values, as large as in a trained network."""
+    """Return the centre and the half range of a tensor's values, as large as in a trained network."""
     if "layernorm" in name.lower():
         return (1.0, 0.3) if name.endswith("weight") else (0.0, 0.2)
     if "embeddings" in name:
@@ -63,7 +63,7 @@ def _range(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _uniform(name: str, count: int) -> NDArray[np.float64]:
-    """Give *count* numbers in [-1, 1): the top 24 bits of splitmix64, from a seed of the name."""
+    """Return *count* numbers in [-1, 1): the top 24 bits of splitmix64, seeded by the name."""
     seed = 0xCBF29CE484222325  # FNV-1a
     for byte in name.encode():
         seed = ((seed ^ byte) * 0x100000001B3) & _WORD

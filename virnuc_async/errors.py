@@ -17,6 +17,7 @@ Every error that this package raises on purpose.
     │   ├── BadCheckpoint           a third-party file that cannot be imported
     │   ├── NoReference             there is no reference to verify the model against
     │   └── BadReference            the file with the reference is damaged
+    ├── PeerUnavailable             fair-esm or transformers cannot be compared with
     ├── DownloadError               a file of the published models
     │   ├── DownloadRefused         permanent: the server does not have it; lists alternatives
     │   ├── DownloadInterrupted     retries are exhausted; what was received is kept
@@ -200,6 +201,21 @@ class BadReference(BundleError, _PathError):
 
     def __str__(self) -> str:
         return f"{self.path} is not a usable reference: {self.reason}"
+
+
+class PeerUnavailable(VirnucError):
+    """The ESM-2 of the package *peer* cannot be used to compare with."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the ESM-2 of {self.peer} cannot be used: {self.reason}. The installation is broken; repair it "
+            "with: pip install --force-reinstall fair-esm==2.0.0 'transformers>=4.50' (and without the "
+            "package 'esm', which hides fair-esm)"
+        )
 
 
 class DownloadError(VirnucError):

@@ -20,8 +20,8 @@ from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Scores
 from virnuc_async.errors import BadBundle, DeviceLost, DeviceOutOfMemory
 from virnuc_async.fileio import sha256
-from virnuc_async.models.bundle import Bundle, Shapes
-from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.settings import Precision
 

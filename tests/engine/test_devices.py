@@ -1,8 +1,7 @@
-"""Which devices a run uses and what it makes of them; the GPUs here are made up."""
+"""Which devices a run uses, in which precision and batch size; the GPUs are simulated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pynvml
 import pytest
@@ -12,12 +11,10 @@ from virnuc_async.engine import devices
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
-    MemoryUse,
     available,
     choose,
     decide_budget,
     decide_precision,
-    memory_use,
 )
 from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Precision, Settings
@@ -32,7 +29,7 @@ HOPPER = Device("cuda:3", "H100", 80 * GIB, (9, 0), index=3)
 
 @dataclass
 class Gpu:
-    """What CUDA and NVML tell of a GPU."""
+    """What CUDA and NVML report about a GPU."""
 
     uuid: str
     name: str = "H100"
@@ -45,9 +42,9 @@ class Gpu:
 @dataclass
 class Machine:
     """
-    A machine with the GPUs *all*, as nvidia-smi counts them.
+    A machine with the GPUs *all*, in nvidia-smi's order.
 
-    CUDA shows *visible* to this process, in an order of its own.
+    CUDA shows *visible* to this process, in another order.
     """
 
     all: Sequence[Gpu]
@@ -70,7 +67,7 @@ class Machine:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Three GPUs, of which this process sees the last and the first, in that order."""
+    """A machine with three GPUs, of which this process sees the last and the first, in that order."""
     gpus = [Gpu("aa", "A100", 8, 0), Gpu("bb"), Gpu("cc", "T4", 7, 5, 16 * GIB, 9 * GIB)]
     machine = Machine(gpus, [gpus[2], gpus[0]])
     machine.install(monkeypatch)
@@ -86,7 +83,7 @@ def names(settings: Settings) -> list[str]:
     return [device.name for device in choose(settings)]
 
 
-# Which
+# Selection
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -108,7 +105,7 @@ def test_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_every_gpu_that_is_seen_is_used() -> None:
+def test_every_visible_gpu_is_used() -> None:
     assert names(Settings()) == ["cuda:0", "cuda:1"]
     t4, a100 = choose(Settings())
     assert t4 == Device("cuda:0", "T4", 16 * GIB, (7, 5), index=0, uuid="GPU-cc")
@@ -149,7 +146,7 @@ def test_gpus_by_the_numbers_of_nvidia_smi() -> None:
 @pytest.mark.parametrize(
     ("settings", "name", "known"),
     [
-        (Settings(gpus=(1,)), "GPU 1", ("GPU 0", "GPU 2")),  # there, but not seen
+        (Settings(gpus=(1,)), "GPU 1", ("GPU 0", "GPU 2")),  # exists, but is not visible
         (Settings(gpus=(0, 9)), "GPU 9", ("GPU 0", "GPU 2")),
         (Settings(gpus=(-1,)), "GPU -1", ("GPU 0", "GPU 2")),
         (Settings(devices=("cuda:2",)), "cuda:2", ("cuda:0", "cuda:1", "cpu")),
@@ -157,7 +154,9 @@ def test_gpus_by_the_numbers_of_nvidia_smi() -> None:
         (Settings(devices=("",)), "", ("cuda:0", "cuda:1", "cpu")),
     ],
 )
-def test_unknown_device_says_which_there_are(settings: Settings, name: str, known: tuple[str, ...]) -> None:
+def test_unknown_device_is_reported_with_others(
+    settings: Settings, name: str, known: tuple[str, ...]
+) -> None:
     with pytest.raises(UnknownDevice) as caught:
         choose(settings)
     assert (caught.value.name, caught.value.known) == (name, known)
@@ -176,10 +175,10 @@ def test_machine_without_a_driver_has_no_numbers(monkeypatch: pytest.MonkeyPatch
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert devices._uuids() == []
+    assert devices._gpu_uuids() == []
 
 
-# How
+# Precision and batch size
 
 
 def test_kinds() -> None:
@@ -194,7 +193,7 @@ def test_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("some", "wanted", "used"),
+    ("some", "requested", "used"),
     [
         ([AMPERE], "auto", "bf16"),
         ([AMPERE, HOPPER], "auto", "bf16"),
@@ -207,8 +206,8 @@ def test_kinds() -> None:
         ([CPU, HOPPER, VOLTA], "bf16", "bf16"),
     ],
 )
-def test_precision(some: list[Device], wanted: str, used: str) -> None:
-    assert decide_precision(some, Precision(wanted)) is Precision(used)
+def test_precision(some: list[Device], requested: str, used: str) -> None:
+    assert decide_precision(some, Precision(requested)) is Precision(used)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_precision(some: list[Device], wanted: str, used: str) -> None:
         ([HOPPER, TURING, AMPERE], ("GPU with BF16", "GPU without BF16")),
     ],
 )
-def test_devices_that_compute_differently_are_not_mixed_unasked(
+def test_devices_of_different_kinds_are_not_mixed_by_default(
     some: list[Device], kinds: tuple[str, ...]
 ) -> None:
     with pytest.raises(MixedDevices) as caught:
@@ -249,38 +248,7 @@ def test_budget_is_that_of_the_smallest_device(monkeypatch: pytest.MonkeyPatch) 
     assert budget(monkeypatch, Precision.BF16, 80, 1, 16) == budget(monkeypatch, Precision.BF16, 1)
 
 
-def test_budget_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine([], [Gpu("aa", free_memory=0)]).install(monkeypatch)
     assert decide_budget(choose(Settings()), Precision.FP32, 100_000) == 100_000
     assert decide_budget([CPU], Precision.FP32, 1) == 1
-
-
-def test_memory_in_use_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: asked.append("init"))
-    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
-    monkeypatch.setattr(
-        pynvml,
-        "nvmlDeviceGetMemoryInfo",
-        lambda uuid: Memory(60 * GIB, 80 * GIB) if uuid == "GPU-aa" else None,
-    )
-    use = memory_use(Device("cuda:0", "A100", 80 * GIB, (8, 0), uuid="GPU-aa"))
-    assert use == MemoryUse(60 * GIB, 80 * GIB)
-    assert (str(use), use.share) == ("60.0 of 80.0 GiB in use (75%)", 0.75)
-    assert asked == ["init", "shutdown"]
-
-
-def test_memory_in_use_is_unknown_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert memory_use(Device("cuda:0", "A100", 80 * GIB, (8, 0), uuid="GPU-aa")) is None
-
-
-class Memory(NamedTuple):
-    """What the driver says of a GPU's memory."""
-
-    used: int
-    total: int

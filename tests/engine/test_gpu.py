@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers as the CPU's, streams under load, memory that runs out."""
+"""What needs a GPU: the CPU's results, streams under load, and running out of memory."""
 
 import asyncio
 import shutil
@@ -55,7 +55,7 @@ def batches(bundle: Bundle, source: str, budget: int) -> Iterator[Batch]:
 async def scored(
     device: Device, bundle: Bundle, source: str, precision: Precision, compiled: bool = False
 ) -> np.ndarray:
-    """Give embeddings and scores of every ORF, with two batches at once as the pipeline does."""
+    """Return embeddings and scores of every ORF, two batches at a time as in the pipeline."""
     replica = Replica(device, bundle, precision, embeddings=True, compiled=compiled)
     try:
         assert await replica.load() is None
@@ -68,19 +68,19 @@ async def scored(
     return rows[np.argsort(np.concatenate([scores.batch.orfs for scores in done]))]
 
 
-async def test_fp32_is_the_cpus_answer(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+async def test_fp32_matches_the_cpu(gpu: Device, golden_bundle: Bundle, source: str) -> None:
     cpu = await scored(choose(Settings(devices=("cpu",)))[0], golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.FP32)
     np.testing.assert_allclose(ours, cpu, rtol=0, atol=1e-5)
 
 
-async def test_compiled_kernels_give_the_same_answer(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+async def test_compiled_kernels_match_plain_ones(gpu: Device, golden_bundle: Bundle, source: str) -> None:
     plain = await scored(gpu, golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.FP32, compiled=True)
     np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
 
 
-async def test_bf16_is_near_it(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+async def test_bf16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source: str) -> None:
     exact = await scored(gpu, golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.BF16)
     cosine = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
@@ -89,34 +89,34 @@ async def test_bf16_is_near_it(gpu: Device, golden_bundle: Bundle, source: str) 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "ALiBi"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("way", [sdpa_by_length, sdpa_padded, varlen])
-def test_every_way_to_attend(gpu: Device, way: Attention, dtype: torch.dtype, bias: bool) -> None:
+@pytest.mark.parametrize("kernel", [sdpa_by_length, sdpa_padded, varlen])
+def test_every_attention_kernel(gpu: Device, kernel: Attention, dtype: torch.dtype, bias: bool) -> None:
     rows = dummy_batch(500, 168, 168, 168, 97, 52, 52, 3, 1)
     packed, random = pack(rows), torch.Generator().manual_seed(7)
     numbers = torch.randn(3, len(rows.ids), 12, 64, generator=random).to(dtype)
     steps = torch.tensor(slopes(12)) if bias else None
-    wanted = sdpa_by_length(packed, steps)(*numbers.float())
+    expected = sdpa_by_length(packed, steps)(*numbers.float())
     try:
         steps = None if steps is None else steps.to(gpu.torch_device)
-        found = way(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
+        found = kernel(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
     except RuntimeError as error:
-        assert way is varlen
+        assert kernel is varlen
         pytest.skip(f"no such kernel here: {error}")
-    error = (found.float().cpu() - wanted).abs().max()
+    error = (found.float().cpu() - expected).abs().max()
     assert error < (1e-5 if dtype is torch.float32 else 2e-2)
 
 
-def test_bf16_is_attended_without_padding(gpu: Device) -> None:
+def test_bf16_attention_has_no_padding(gpu: Device) -> None:
     if not gpu.has_bf16:
-        pytest.skip("FlashAttention's kernels want capability 8.0")
+        pytest.skip("FlashAttention's kernels need capability 8.0")
     assert select_kernel(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
     assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not sdpa_by_length
 
 
-async def test_batches_under_load_are_those_of_a_calm_device(
+async def test_batches_under_load_equal_those_one_at_a_time(
     gpu: Device, golden_bundle: Bundle, source: str
 ) -> None:
-    """Buffers and streams: fifty batches of all sizes at once, and one after another."""
+    """Buffers and streams: fifty batches of all sizes at the same time, and one after another."""
     replica = Replica(gpu, golden_bundle, Precision.FP32, embeddings=True)
     some = [batch for budget in (400, 900, 3000, 10**6) for batch in batches(golden_bundle, source, budget)]
     try:
@@ -196,16 +196,16 @@ async def test_reused_features_are_compared_and_scored(
         )
 
 
-async def test_memory_that_runs_out_is_said_and_the_device_goes_on(
+async def test_running_out_of_memory_is_raised_and_the_device_still_works(
     gpu: Device, golden_bundle: Bundle, source: str
 ) -> None:
     batch = next(batches(golden_bundle, source, 10**6))
     rows = np.zeros(400_000, dtype=np.int64)
-    # Hundreds of millions of tokens: more than any card of today has room for.
+    # Hundreds of millions of tokens: more than fit on any card of today.
     huge = replace(
         batch,
         orfs=rows,
-        places=np.zeros((len(rows), 3), dtype=np.int64),
+        origins=np.zeros((len(rows), 3), dtype=np.int64),
         nucleotides=_repeated(batch.nucleotides, len(rows)),
         residues=_repeated(batch.residues, len(rows)),
     )
@@ -219,7 +219,7 @@ async def test_memory_that_runs_out_is_said_and_the_device_goes_on(
         await replica.close()
 
 
-async def test_a_budget_that_is_too_large_is_halved_and_the_run_goes_on(
+async def test_a_budget_that_is_too_large_is_halved_and_the_run_continues(
     gpu: Device, golden_bundle: Bundle, source: str, tmp_path: Path
 ) -> None:
     many = tmp_path / "many.fa"
@@ -244,6 +244,10 @@ async def test_a_budget_that_is_too_large_is_halved_and_the_run_goes_on(
     wanted, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
     assert [row[0] for row in found] == [row[0] for row in wanted]
     scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (wanted, found)]
+    assert "has no room for batches of" in said or "ran out of memory on a batch of" in said
+    expected, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (expected, found)]
     np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-5)
 
 
@@ -268,7 +272,7 @@ async def test_cancelled_and_resumed_it_gives_the_same_bytes(
 
 
 def batched(rows: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
-    """Give *rows* two at a time."""
+    """Yield *rows* two at a time."""
     while pair := tuple(islice(rows, 2)):
         yield pair
 
@@ -278,7 +282,7 @@ def _repeated(rows: Ragged, times: int) -> Ragged:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-async def test_what_a_cpu_recorded_is_what_a_gpu_gives(
+async def test_a_gpu_matches_the_reference_of_a_cpu(
     golden_bundle: Bundle, precision: Precision, gpu: Device, tmp_path: Path
 ) -> None:
     directory = shutil.copytree(golden_bundle.directory, tmp_path / "model")

@@ -44,11 +44,11 @@ async def test_a_replica_ends_what_it_has_begun_and_gives_up_what_it_has_not(
     begun, go_on, launched = threading.Event(), threading.Event(), []
 
     class Slow(Replica):
-        def _launch(self, batch: Batch) -> Any:
+        def _submit(self, batch: Batch) -> Any:
             launched.append(batch)
             begun.set()
             go_on.wait()
-            return super()._launch(batch)
+            return super()._submit(batch)
 
     done: list[Scores] = []
     replica = Slow(Device("cpu:0", "CPU", 1 << 30, threads=1), bundle, Precision.FP32)

@@ -1,4 +1,4 @@
-"""``models verify``: what is right passes, what is not fails and says by how much."""
+"""``models verify``: a right model passes, a wrong one fails and its deviation is shown."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from virnuc_async.settings import Precision
 
 @pytest.fixture(scope="module")
 def recorded(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The golden networks, with a reference of their own."""
+    """The golden networks with a recorded reference."""
     directory = tmp_path_factory.mktemp("models") / "golden"
     words = ("--protein", golden_parts.protein, "--nucleotide", golden_parts.nucleotide)
     more = ("--classifier", golden_parts.classifier, "--length", "500", "--name", "golden")
@@ -48,7 +48,7 @@ def verify(model: Path | str, *more: str) -> Ran:
 
 
 def nudge(model: Path, part: str, name: str, by: float) -> None:
-    """Change one weight, and describe the bundle anew: its files are whole, and not what they were."""
+    """Change one weight and write the manifest again: the files are intact, but different."""
     path = model / f"{part}.safetensors"
     tensors = load_file(path)
     tensors[name].view(-1)[1] += by
@@ -58,7 +58,7 @@ def nudge(model: Path, part: str, name: str, by: float) -> None:
 
 
 def rows(ended: Ran) -> list[list[str]]:
-    """Give the table that was printed, without its head."""
+    """Return the rows of the printed table, without its header."""
     return [re.split(r"  +", line) for line in ended.out.splitlines()[1:]]
 
 
@@ -92,7 +92,7 @@ def test_bf16_passes_by_its_own_tolerance(model: Path) -> None:
         ("classifier", "output.weight"),
     ],
 )
-def test_a_nudged_weight_fails_and_says_by_how_much(part: str, name: str, model: Path) -> None:
+def test_a_changed_weight_fails_and_its_deviation_is_shown(part: str, name: str, model: Path) -> None:
     nudge(model, part, name, by=1.0)
     ended = verify(model)
     assert ended.code == 1
@@ -104,7 +104,7 @@ def test_a_nudged_weight_fails_and_says_by_how_much(part: str, name: str, model:
     assert "golden does not give the expected scores on cpu:0 in FP32. Its files are intact" in ended.err
 
 
-def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:
+def test_another_model_does_not_match_the_published_reference(model: Path) -> None:
     source = Path(find("tiny-500").directory).parent / "published-reference.json"
     shutil.copy(source, model / "reference.json")
     bundle = find(model)
@@ -115,7 +115,7 @@ def test_the_published_answer_is_not_that_of_another_model(model: Path) -> None:
     assert rows(ended)[0][-1] == "WRONG"
 
 
-def test_the_shipped_model_is_right_and_says_whose_figures_these_are() -> None:
+def test_the_shipped_model_is_right_and_has_a_reference_of_ours() -> None:
     ended = verify("tiny-500")
     assert ended.code == 0
     assert reference_of(find("tiny-500")).is_ours
@@ -134,7 +134,7 @@ def test_a_model_without_a_reference(model: Path) -> None:
     assert verify(model).code == 0
 
 
-def test_a_damaged_model_is_said_before_it_is_loaded(model: Path) -> None:
+def test_a_damaged_model_is_reported_before_it_is_loaded(model: Path) -> None:
     with open(model / "protein.safetensors", "ab") as file:
         file.write(b"!")
     ended = verify(model)
@@ -142,7 +142,7 @@ def test_a_damaged_model_is_said_before_it_is_loaded(model: Path) -> None:
     assert "protein.safetensors has changed or is damaged" in ended.err
 
 
-def test_quiet_says_only_what_is_wrong(model: Path) -> None:
+def test_quiet_prints_only_what_is_wrong(model: Path) -> None:
     assert verify(model, "--quiet") == (0, "", "")
     nudge(model, "classifier", "output.weight", by=1.0)
     ended = verify(model, "--quiet")
@@ -152,11 +152,11 @@ def test_quiet_says_only_what_is_wrong(model: Path) -> None:
 
 def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Replica):
-        def _launch(self, batch):
+        def _submit(self, batch):
             if self.name == "cpu:1":
-                with self._failures(batch.tokens, Stage.PROTEIN):
+                with self._translated_errors(batch.tokens, Stage.PROTEIN):
                     raise torch.OutOfMemoryError("no room")
-            return super()._launch(batch)
+            return super()._submit(batch)
 
     monkeypatch.setattr(verification, "Replica", Full)
     ended = verify(model, "--devices", "cpu,cpu")
@@ -165,7 +165,7 @@ def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPat
     assert "golden could not be verified on cpu:1 in FP32: cpu:1 ran out of memory" in ended.err
 
 
-def test_every_precision_that_a_device_has() -> None:
+def test_every_precision_that_a_device_supports() -> None:
     cpu = Device("cpu:0", "CPU", 1)
     old, new = (Device("cuda:0", "GPU", 1, capability=version) for version in ((7, 5), (8, 0)))
     found = [precisions_of(device, Precision.AUTO) for device in (cpu, old, new)]
@@ -210,7 +210,7 @@ def test_a_published_classifier_brings_its_reference(
     assert verify(tmp_path / "a").code == 1  # these are not the published encoders
 
 
-def test_info_says_whose_figures_a_model_is_verified_by(model: Path) -> None:
+def test_info_shows_the_source_of_the_reference(model: Path) -> None:
     assert re.search(r"^reference +virnuc-async .* in FP32$", run("models", "info", model).out, re.MULTILINE)
     (model / "reference.json").unlink()
     bundle = find(model)

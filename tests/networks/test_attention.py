@@ -1,4 +1,4 @@
-"""Every way to attend against the formula; FlashAttention's operator has a kernel for the CPU here."""
+"""Every attention kernel compared with the formula; FlashAttention's operator is simulated on the CPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ BIASES = pytest.mark.parametrize("bias", [None, SLOPES], ids=["no bias", "ALiBi"
 
 
 def one_by_one(q: Tensor, k: Tensor, v: Tensor, batch: Packed, bias: Tensor | None) -> Tensor:
-    """Attend by the formula, a sequence and a head at a time."""
+    """Attend by the formula, one sequence and one head at a time."""
     out, cu_seqlens = torch.empty_like(q), batch.cu_seqlens.tolist()
     for first, end in zip(cu_seqlens, cu_seqlens[1:], strict=False):
         for head in range(q.shape[1]):
@@ -45,16 +45,16 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, batch: Packed, bias: Tensor | No
 
 
 def sample(lengths: list[int]) -> tuple[Packed, Tensor]:
-    """Give a batch with queries, keys and values, views of one tensor as in the networks."""
+    """Return a batch with queries, keys and values, views of one tensor as in the networks."""
     numbers = torch.randn(sum(lengths), 3, HEADS, WIDTH, generator=torch.Generator().manual_seed(3))
     return packed([[4] * length for length in lengths]), numbers.unbind(1)
 
 
 class Kernel:
-    """The operator's rule on a CPU; it may lack the bias, or be wrong."""
+    """FlashAttention's operator on a CPU; it may not support a bias, or be wrong."""
 
     def __init__(self) -> None:
-        self.knows_slopes, self.error = True, 0.0
+        self.supports_slopes, self.error = True, 0.0
         self.calls: list[tuple[int, bool]] = []
 
     def __call__(
@@ -62,21 +62,21 @@ class Kernel:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        borders: Tensor,
-        same: Tensor,
+        cu_seqlens: Tensor,
+        cu_seqlens_k: Tensor,
         longest: int,
         *rest: Any,
         **named: Any,
     ) -> tuple[Tensor, ...]:
-        assert borders.dtype == torch.int32
-        assert torch.equal(borders, same)
+        assert cu_seqlens.dtype == torch.int32
+        assert torch.equal(cu_seqlens, cu_seqlens_k)
         assert rest[:3] == (longest, 0.0, False)
-        assert longest == borders.diff().max()
+        assert longest == cu_seqlens.diff().max()
         bias = named["alibi_slopes"]
-        if bias is not None and not self.knows_slopes:
+        if bias is not None and not self.supports_slopes:
             raise RuntimeError("This flash attention build does not support alibi.")
         self.calls.append((len(q), bias is not None))
-        batch = Packed(borders, borders, borders, ())
+        batch = Packed(cu_seqlens, cu_seqlens, cu_seqlens, ())
         out = one_by_one(q.float(), k.float(), v.float(), batch, bias).to(q.dtype) + self.error
         return out, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
 
@@ -84,26 +84,26 @@ class Kernel:
 @pytest.fixture
 def kernel() -> Iterator[Kernel]:
     rule, library = Kernel(), torch.library.Library("aten", "IMPL")
-    # No public way names the operator's own arguments; a dispatcher without a CPU kernel raises.
-    library.impl("_flash_attention_forward", lambda *args, **named: rule(*args, **_given(named)), "CPU")
+    # Without a kernel for the CPU, the operator raises.
+    library.impl("_flash_attention_forward", lambda *args, **named: rule(*args, **_with_slopes(named)), "CPU")
     yield rule
     library._destroy()
 
 
-def _given(named: dict[str, Any]) -> dict[str, Any]:
+def _with_slopes(named: dict[str, Any]) -> dict[str, Any]:
     return {"alibi_slopes": None} | named
 
 
 @BIASES
 @given(lengths=LENGTHS)
-def test_on_runs(lengths: list[int], bias: Tensor | None) -> None:
+def test_sdpa_by_length(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
     assert_close(sdpa_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
 
 
 @BIASES
 @given(lengths=LENGTHS)
-def test_padded(lengths: list[int], bias: Tensor | None) -> None:
+def test_sdpa_padded(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
     assert_close(sdpa_padded(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
 
@@ -116,19 +116,17 @@ def test_varlen(bias: Tensor | None, kernel: Kernel) -> None:
 
 
 @settings(max_examples=50)
-@given(lengths=LENGTHS, cells=st.integers(1, 4000))
-def test_blocks_hold_every_sequence_once_and_few_cells(lengths: list[int], cells: int) -> None:
+@given(lengths=LENGTHS, max_scores=st.integers(1, 4000))
+def test_blocks_contain_every_sequence_once_and_have_few_scores(lengths: list[int], max_scores: int) -> None:
     runs = sample(lengths)[0].runs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_MOST_CELLS", cells)
-        cuts = list(attention._cuts(runs))
+    ranges = list(attention._block_ranges(runs, max_scores))
     ordered = sorted(lengths, reverse=True)
-    assert [at for first, end, _, _ in cuts for at in range(first, end)] == list(range(len(lengths)))
-    for first, end, longest, is_ragged in cuts:
+    assert [at for first, end, _, _ in ranges for at in range(first, end)] == list(range(len(lengths)))
+    for first, end, longest, is_ragged in ranges:
         assert longest == ordered[first]
         assert is_ragged == (len(set(ordered[first:end])) > 1)
         assert ordered[end - 1] >= 0.75 * longest
-        assert end - first == 1 or (end - first) * longest**2 <= cells
+        assert end - first == 1 or (end - first) * longest**2 <= max_scores
 
 
 def test_equal_lengths_without_a_bias_need_no_mask() -> None:
@@ -145,43 +143,43 @@ def test_the_bias_is_the_distance_times_the_slope() -> None:
     ]
 
 
-def chosen(dtype: torch.dtype = torch.bfloat16, *, biased: bool) -> Attention:
+def selected(dtype: torch.dtype = torch.bfloat16, *, biased: bool) -> Attention:
     return select_kernel(CPU, dtype, HEADS, WIDTH, biased)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_kernel_is_taken_where_it_proves_right(kernel: Kernel, dtype: torch.dtype, biased: bool) -> None:
-    assert chosen(dtype, biased=biased) is varlen
+def test_a_kernel_that_matches_is_selected(kernel: Kernel, dtype: torch.dtype, biased: bool) -> None:
+    assert selected(dtype, biased=biased) is varlen
 
 
-def test_a_kernel_that_is_not_there_is_not_taken() -> None:
-    assert chosen(biased=False) is sdpa_padded
-    assert chosen(biased=True) is sdpa_padded
+def test_a_kernel_that_is_not_available_is_not_selected() -> None:
+    assert selected(biased=False) is sdpa_padded
+    assert selected(biased=True) is sdpa_padded
 
 
-def test_a_kernel_without_slopes_is_taken_where_there_is_no_bias(kernel: Kernel) -> None:
-    kernel.knows_slopes = False
-    assert chosen(biased=False) is varlen
-    assert chosen(biased=True) is sdpa_padded
+def test_a_kernel_without_slopes_is_selected_only_without_a_bias(kernel: Kernel) -> None:
+    kernel.supports_slopes = False
+    assert selected(biased=False) is varlen
+    assert selected(biased=True) is sdpa_padded
 
 
 @pytest.mark.parametrize("error", [0.1, float("nan")])
-def test_a_wrong_kernel_is_not_taken(kernel: Kernel, error: float) -> None:
+def test_a_wrong_kernel_is_not_selected(kernel: Kernel, error: float) -> None:
     kernel.error = error
-    assert chosen(biased=False) is sdpa_padded
+    assert selected(biased=False) is sdpa_padded
 
 
-def test_where_nothing_else_is_right_the_plain_way_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_is_selected_if_all_other_kernels_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(packed: Packed, bias: Tensor | None) -> attention.Attend:
         return lambda q, k, v: q
 
     monkeypatch.setattr(attention, "sdpa_padded", wrong)
-    assert chosen(biased=False) is sdpa_by_length
+    assert selected(biased=False) is sdpa_by_length
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("lost")])
-def test_a_device_that_fails_is_not_taken_for_a_kernel_that_is_not_there(
+def test_a_failing_device_is_not_mistaken_for_an_unavailable_kernel(
     error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(packed: Packed, bias: Tensor | None) -> attention.Attend:
@@ -189,13 +187,13 @@ def test_a_device_that_fails_is_not_taken_for_a_kernel_that_is_not_there(
 
     monkeypatch.setattr(attention, "varlen", failing)
     with pytest.raises(type(error)):
-        chosen(biased=False)
+        selected(biased=False)
 
 
-@pytest.mark.parametrize("way", ["kernel", "blocks"])
+@pytest.mark.parametrize("name", ["kernel", "blocks"])
 @pytest.mark.parametrize("kind", [Esm2, DnabertS])
-def test_networks_give_the_plain_answer_by_the_fastest_way(
-    kind: type[Esm2 | DnabertS], way: str, request: pytest.FixtureRequest
+def test_networks_with_the_fastest_attention_match_the_plain_ones(
+    kind: type[Esm2 | DnabertS], name: str, request: pytest.FixtureRequest
 ) -> None:
     shapes = {Esm2: ProteinShape(2, 32, 4), DnabertS: NucleotideShape(2, 32, 4, 64, 40)}
     torch.manual_seed(4)
@@ -204,9 +202,9 @@ def test_networks_give_the_plain_answer_by_the_fastest_way(
     for tensor in network.parameters():
         tensor.normal_(0, 0.3)
     plain = network.embeddings(batch)
-    rule = request.getfixturevalue("kernel") if way == "kernel" else None
+    rule = request.getfixturevalue("kernel") if name == "kernel" else None
     network.use_fastest_attention()
     assert network.attention is (varlen if rule else sdpa_padded)
     assert_close(network.embeddings(batch), plain, rtol=0, atol=1e-5)
     if rule:
-        assert rule.calls[1:] == [(len(batch.ids), kind is DnabertS)] * 2  # one a layer, after the proof
+        assert rule.calls[1:] == [(len(batch.ids), kind is DnabertS)] * 2  # one a layer, after the check

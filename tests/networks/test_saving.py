@@ -1,4 +1,4 @@
-"""Our writer of safetensors files beside theirs, and what it needs of memory."""
+"""Our writer of safetensors files: the bytes of safetensors' own, with little memory."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ def some_tensors() -> dict[str, Tensor]:
     }
 
 
-def test_the_file_is_safetensors_own_to_the_byte(tmp_path: Path) -> None:
+def test_the_file_equals_safetensors_own_to_the_byte(tmp_path: Path) -> None:
     tensors = some_tensors()
     save(tensors, tmp_path / "ours")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         assert torch.equal(found[name], tensor)
 
 
-def test_a_file_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(FileExistsError):
         save(some_tensors(), tmp_path / "x")
@@ -58,14 +58,14 @@ def test_a_tensor_in_parts_is_written_as_one(tmp_path: Path) -> None:
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
-class Made(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, counting those that are alive."""
+class CreatedOnRequest(Mapping[str, Tensor]):
+    """Tensors that are created when they are requested, and counted."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.made = count, 0
+        self.count, self.created = count, 0
 
     def __getitem__(self, name: str) -> Tensor:
-        self.made += 1
+        self.created += 1
         return torch.full((8,), float(name))
 
     def __iter__(self) -> Iterator[str]:
@@ -75,10 +75,10 @@ class Made(Mapping[str, Tensor]):
         return self.count
 
 
-def test_each_tensor_is_made_to_be_described_and_to_be_written(tmp_path: Path) -> None:
-    made = Made(20)
-    save(made, tmp_path / "x")
-    assert made.made == 40
+def test_each_tensor_is_requested_for_the_header_and_for_its_bytes(tmp_path: Path) -> None:
+    tensors = CreatedOnRequest(20)
+    save(tensors, tmp_path / "x")
+    assert tensors.created == 40
     assert load_file(tmp_path / "x")["13"].tolist() == [13.0] * 8
 
 
@@ -99,7 +99,7 @@ def watch():
         most[0] = max(most[0], anonymous())
 
 source, target = Path({source!r}), Path({target!r})
-read_protein(Path({small!r}))  # what is imported and kept for good is not counted
+read_protein(Path({small!r}))  # imports and permanent caches are not counted
 before, most, done = anonymous(), [0], threading.Event()
 watching = threading.Thread(target=watch)
 watching.start()

@@ -7,7 +7,8 @@ from dataclasses import replace
 from fakes import Rules
 from harness import PipelineHarness
 
-from virnuc_async.engine.devices import Device, MemoryUse
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.gpu_memory import MemoryUse
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Intervals, Plan
 

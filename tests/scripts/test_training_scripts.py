@@ -18,7 +18,7 @@ from subsequences import Sampler, _draw_probabilities, diverge, hide
 from support import ROOT, read_table
 
 from virnuc_async.models.bundle import find
-from virnuc_async.networks.esm2 import _turns
+from virnuc_async.networks.rotary import rotary_angles
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
 
@@ -160,7 +160,7 @@ def test_heads_attend_to_their_neighbours_initially() -> None:
     options = train_tiny._arguments(["--genomes", "."])
     network = train_tiny.Tiny(train_tiny._shapes(options, 4185))
     layer = network.protein.layers[0]
-    q, k, _ = layer.before(torch.zeros(30, 64), _turns(torch.arange(30), 16))
+    q, k, _ = layer.pre_attention(torch.zeros(30, 64), rotary_angles(torch.arange(30), 16))
     nearest = torch.einsum("thd,shd->hts", q, k)[:, 15].argmax(1)
     assert (nearest[:3] - 15).tolist() == [1, -1, 2]
 

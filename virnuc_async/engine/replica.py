@@ -1,8 +1,4 @@
-"""
-A bundle on one device, and the one thread that ever touches it there.
-
-What torch raises becomes our own failures here and nowhere else.
-"""
+"""A model on one device, with the permanent threads that alone use it there."""
 
 import asyncio
 import resource
@@ -20,64 +16,61 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import DeviceLost, DeviceOutOfMemory, Stage
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.networks.classifier import Classifier
-from virnuc_async.networks.compiling import compile_layers
-from virnuc_async.networks.dnabert_s import DnabertS
-from virnuc_async.networks.esm2 import Esm2
-from virnuc_async.networks.loading import load
+from virnuc_async.networks.model import Encoder, Model, similarity
 from virnuc_async.networks.packing import Packed, dummy_batch, pack
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
 
 from .devices import Device
+from .torch_errors import is_responsive, translate_torch_errors
 
-# What a fault number stands for; the first network whose numbers are not finite is at fault.
+# The networks in the order of the stage codes: code 1 is the first of them.
 STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
-_SAMPLE = (7, 5)  # tokens of two sequences, to compile for
+_COMPILE_LENGTHS = (7, 5)  # tokens of the two sequences that kernels are compiled with
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a device made of a batch; row i is the batch's ORF i."""
+    """The results of a batch; row i is the batch's ORF i."""
 
     batch: Batch
     probabilities: NDArray[np.float32]  # (B, 2): others, virus
-    stage_codes: NDArray[np.int64]  # (B,): 0, or 1 + the number of the network at fault
-    embeddings: NDArray[np.float32] | None  # (B, C): bases' first, then residues'; if asked for
+    stage_codes: NDArray[np.int64]  # (B,): 0, or 1 + the index of the first network without finite output
+    embeddings: NDArray[np.float32] | None  # (B, C): the bases', then the residues'; if requested
     seconds: float  # that the device was busy with it
-    similarity: NDArray[np.float32]  # (S, 2): of the known embeddings that were compared, to those computed
+    similarity: NDArray[np.float32]  # (S, 2): of the spot-checked embeddings to the computed ones
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A batch whose work is queued on the device; *host* is whole once that has ended."""
+class _InFlight:
+    """A batch whose work is queued on the device; *host* is valid once that work has finished."""
 
     batch: Batch
-    began: float | torch.cuda.Event
-    ended: float | torch.cuda.Event = 0.0
+    started: float | torch.cuda.Event
+    finished: float | torch.cuda.Event = 0.0
     host: list[torch.Tensor] = field(default_factory=list)
 
-    def seconds(self) -> float:
-        """Wait for the end, and give the time that it took."""
-        if isinstance(self.began, torch.cuda.Event) and isinstance(self.ended, torch.cuda.Event):
-            self.ended.synchronize()
-            return float(self.began.elapsed_time(self.ended)) / 1000
-        return cast(float, self.ended) - cast(float, self.began)
+    def wait(self) -> float:
+        """Wait until the work has finished; return the seconds that it took."""
+        if isinstance(self.started, torch.cuda.Event) and isinstance(self.finished, torch.cuda.Event):
+            self.finished.synchronize()
+            return float(self.started.elapsed_time(self.finished)) / 1000
+        return cast(float, self.finished) - cast(float, self.started)
 
 
 class Replica:
     """
-    The three networks on *device*, in *precision*.
+    The networks of *bundle* on *device*, in *precision*.
 
-    All work happens on one permanent thread: its current device and stream are set once, and
-    batches run in the order of the calls.
+    All work is done on one permanent thread, whose current device and stream are set once: batches
+    run in the order of the calls.
     """
 
-    depth = 2  # batches that it takes at once: when one is done, the next is there already
+    depth = 2  # batches to keep queued: when one is finished, the next has already been submitted
 
     def __init__(
         self,
@@ -93,10 +86,11 @@ class Replica:
         self._dtype = _DTYPES[precision]
         self._embeddings = embeddings
         self._compiled = compiled
+        self._model: Model | None = None
         self._thread = ThreadPoolExecutor(1, f"replica {device.name}")
-        # A GPU's batch is waited for on a second thread, while the first launches the next one.
+        # A second thread waits for a GPU's batch, while the first one submits the next.
         is_cpu = device.capability is None
-        self._waiting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
+        self._collecting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
         self._batches = 0
         self._is_closed = False
 
@@ -105,11 +99,11 @@ class Replica:
 
     async def load(self) -> str | None:
         """
-        Bring the weights onto the device and make them ready; say what could not be done as wanted.
+        Load the weights onto the device and prepare them; return a warning if not all could be done.
 
         Raises:
-            BadBundle: the files are not what the bundle says
-            DeviceLost: the device cannot hold them, or failed
+            BadBundle: the files do not match the bundle's description
+            DeviceLost: the device has not enough memory for them, or failed
         """
         try:
             return await asyncio.wrap_future(self._thread.submit(self._load))
@@ -118,13 +112,13 @@ class Replica:
 
     async def warm_up(self, tokens: int) -> None:
         """
-        See that a GPU has the memory for a batch of *tokens* residue tokens, and leave it reserved.
+        Check that a GPU has the memory for a batch of *tokens* residue tokens, and keep it reserved.
 
         Raises:
-            DeviceOutOfMemory: it has not
-            DeviceLost: the device will not score anything any more
+            DeviceOutOfMemory: the GPU does not have it
+            DeviceLost: the device failed and cannot be used any more
         """
-        if self._waiting is not None:
+        if self._collecting is not None:
             length = self._bundle.length // 3 + 2
             count = max(1, tokens // length)
             rows = dummy_batch(*[length] * count)
@@ -133,36 +127,38 @@ class Replica:
 
     async def score(self, batch: Batch) -> Scores:
         """
-        Score every ORF of *batch*. What is cancelled before it has begun is not done, and no later.
+        Score every ORF of *batch*. A call that is cancelled before the work has begun does no work.
 
         Raises:
-            DeviceOutOfMemory: it did not fit; halve it and try again
-            DeviceLost: the device will not score anything any more
+            DeviceOutOfMemory: the batch did not fit; split it and try again
+            DeviceLost: the device failed and cannot be used any more
         """
-        flight = await _outcome(self._thread.submit(self._launch, batch))
+        in_flight = await _result_or_cancel(self._thread.submit(self._submit, batch))
         self._batches += 1
-        if self._waiting is None:
-            return self._land(flight)
-        landing = asyncio.wrap_future(self._waiting.submit(self._land, flight))
+        if self._collecting is None:
+            return self._collect(in_flight)
+        collected = asyncio.wrap_future(self._collecting.submit(self._collect, in_flight))
         with CancelScope(shield=True):
-            await asyncio.wait([landing])
-        return landing.result()
+            await asyncio.wait([collected])
+        return collected.result()
 
     def peak_memory(self) -> int:
-        """Give the most bytes in use at once: of the GPU, or of the whole process on the CPU."""
+        """Return the most bytes in use at the same time: of the GPU, or of this process on the CPU."""
         if self.device.capability is None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return torch.cuda.max_memory_allocated(self.device.torch_device)
 
     async def close(self) -> None:
-        """Wait for the batch that is running, and free the device; loading is given up."""
+        """Wait for the running batch and free the device; a model that is being loaded is dropped."""
         self._is_closed = True
-        for thread in (self._thread, self._waiting):
+        for thread in (self._thread, self._collecting):
             if thread is not None:
                 await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=True)
-        self.__dict__.pop("_networks", None)
+        self._model = None
 
-    def _enter(self) -> None:
+    # On the replica's own thread
+
+    def _init_thread(self) -> None:
         """Set what belongs to the thread, once."""
         if self.device.capability is None:
             torch.set_num_threads(self.device.threads)
@@ -172,147 +168,114 @@ class Replica:
             self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def _load(self) -> str | None:
-        shapes, place, files = self._bundle.shapes, self.device.torch_device, self._bundle.directory
-        with self._failures(0, Stage.PROTEIN):
-            self._enter()
-        with torch.device("meta"):
-            nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
-            classifier = Classifier(shapes.classifier)
-        with self._failures(0, Stage.PROTEIN):
-            self._networks = (
-                load(nucleotide, files / "nucleotide.safetensors", place, self._dtype, self._go_on),
-                load(protein, files / "protein.safetensors", place, self._dtype, self._go_on),
-                load(classifier, files / "classifier.safetensors", place, torch.float32, self._go_on),
+        bundle, device = self._bundle, self.device.torch_device
+        with self._translated_errors(0, Stage.PROTEIN):
+            self._init_thread()
+            self._model = Model.load(
+                bundle.directory, bundle.shapes, device, self._dtype, self._check_not_closed
             )
-            return self._speed_up(nucleotide, protein)
+            if self.device.capability is None:
+                self._model.prepack()
+                return None
+            sample = self._to_gpu(pack(dummy_batch(*_COMPILE_LENGTHS))) if self._compiled else None
+            return self._model.use_gpu_kernels(sample)
 
-    def _go_on(self) -> None:
-        """Give up what takes minutes when nobody waits for it any more."""
+    def _check_not_closed(self) -> None:
+        """Raise DeviceLost if the replica was closed: loading takes minutes, and nobody waits for it."""
         if self._is_closed:
-            raise DeviceLost(self.name, "it was given up while it was loading")
-
-    def _speed_up(self, *encoders: DnabertS | Esm2) -> str | None:
-        """Prepare for this device; say what could not be compiled, and then try no further."""
-        if self.device.capability is None:
-            for network in self._networks:
-                network.prepack()
-            return None
-        for encoder in encoders:
-            encoder.use_fastest_attention()
-        if not self._compiled:
-            return None
-        rows = self._packed(dummy_batch(*_SAMPLE))
-        return next(filter(None, (compile_layers(encoder, rows) for encoder in encoders)), None)
+            raise DeviceLost(self.name, "it was closed while it was loading")
 
     @torch.inference_mode()
-    def _launch(self, batch: Batch) -> _Flight:
-        """Queue all work of *batch* on the device; on the CPU that is to do it."""
-        flight = _Flight(batch, self._mark())
-        nucleotide, protein, classifier = self._networks
-        with self._failures(batch.tokens, Stage.NUCLEOTIDE):
-            bases, bases_alike = self._embedded(nucleotide, batch, batch.nucleotides, batch.known.bases)
-        with self._failures(batch.tokens, Stage.PROTEIN):
-            residues, residues_alike = self._embedded(protein, batch, batch.residues, batch.known.residues)
-        with self._failures(batch.tokens, Stage.CLASSIFIER):
-            features = torch.cat((bases, residues), 1)
-            scores = classifier(features)
-            sound = torch.stack([part.isfinite().all(1) for part in (bases, residues, scores)])
-            wanted = [scores, sound, torch.stack((bases_alike, residues_alike), 1)]
+    def _submit(self, batch: Batch) -> _InFlight:
+        """Queue the work of *batch* on the device; on the CPU, do it."""
+        in_flight = _InFlight(batch, self._timestamp())
+        model, known = self._model, batch.known
+        assert model is not None, "not loaded"
+        with self._translated_errors(batch.tokens, Stage.NUCLEOTIDE):
+            bases, bases_similarity = self._embed(model.nucleotide, batch, batch.nucleotides, known.bases)
+        with self._translated_errors(batch.tokens, Stage.PROTEIN):
+            residues, residues_similarity = self._embed(model.protein, batch, batch.residues, known.residues)
+        with self._translated_errors(batch.tokens, Stage.CLASSIFIER):
+            outputs = model.classify(bases, residues)
+            results = [outputs.probabilities, outputs.is_finite]
+            results.append(torch.stack((bases_similarity, residues_similarity), 1))
             if self._embeddings:
-                wanted.append(features)
-            # Into pinned memory, which torch gives to nobody else before the copy is done.
-            flight.host = [part.to("cpu", non_blocking=True) for part in wanted]
-        flight.ended = self._mark()
-        return flight
+                results.append(outputs.features)
+            # To pinned memory, which torch does not reuse before the copy has finished.
+            in_flight.host = [tensor.to("cpu", non_blocking=True) for tensor in results]
+        in_flight.finished = self._timestamp()
+        return in_flight
 
-    def _mark(self) -> float | torch.cuda.Event:
-        """Take the time: on the host, or of the device's stream when it gets there."""
+    def _timestamp(self) -> float | torch.cuda.Event:
+        """Return the time now, or an event that gets its time when the GPU's stream reaches it."""
         if self.device.capability is None:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
-    def _land(self, flight: _Flight) -> Scores:
-        """Wait until *flight* has been done, which leaves the device's own thread free to launch."""
-        with self._failures(flight.batch.tokens, Stage.CLASSIFIER):
-            seconds = flight.seconds()
-        scores, sound, similarity, *features = (part.numpy() for part in flight.host)
-        return Scores(
-            batch=flight.batch,
-            probabilities=scores,
-            stage_codes=np.where(sound.all(0), 0, 1 + sound.argmin(0)),
-            embeddings=features[0] if features else None,
-            seconds=seconds,
-            similarity=similarity,
-        )
-
-    def _embedded(
-        self, encoder: DnabertS | Esm2, batch: Batch, rows: Ragged, known: NDArray[np.float32] | None
+    def _embed(
+        self, encoder: Encoder, batch: Batch, rows: Ragged, known: NDArray[np.float32] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give what is *known* of *rows*, or compute it; and how alike both are where they are compared."""
-        compared = [one.row for one in batch.known.compared]
+        """Return the embeddings of *rows*, *known* or computed, and the similarity of the spot checks."""
+        checked = [check.row for check in batch.known.compared]
         if known is None:
             embeddings = encoder.embeddings(self._packed(rows))
-            return embeddings, embeddings.new_ones(len(compared))
-        embeddings, reused = (self._there(torch.from_numpy(part)) for part in (known, known[compared]))
-        if not compared:
+            return embeddings, embeddings.new_ones(len(checked))
+        embeddings, reused = (self._to_device(torch.from_numpy(part)) for part in (known, known[checked]))
+        if not checked:
             return embeddings, embeddings.new_ones(0)
-        return embeddings, _similarity(
-            reused, encoder.embeddings(self._packed(rows.take(np.array(compared))))
-        )
+        computed = encoder.embeddings(self._packed(rows.take(np.array(checked))))
+        return embeddings, similarity(reused, computed)
 
-    def _there(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Bring *tensor* onto the device."""
+    def _packed(self, rows: Ragged) -> Packed:
+        """Return *rows* packed on the device."""
+        packed = pack(rows)
+        return packed if self.device.capability is None else self._to_gpu(packed)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return *tensor* on the device."""
         if self.device.capability is None:
             return tensor
         return tensor.pin_memory().to(self.device.torch_device, non_blocking=True)
 
-    def _packed(self, rows: Ragged) -> Packed:
-        """Bring *rows* onto the device, on a GPU while it still computes the batch before."""
-        packed = pack(rows)
-        if self.device.capability is None:
-            return packed
+    def _to_gpu(self, packed: Packed) -> Packed:
+        """Copy *packed* to the GPU while it still computes the previous batch."""
         with torch.cuda.stream(self._copies):
-            there = packed.pinned().to(self.device.torch_device)
+            copied = packed.pinned().to(self.device.torch_device)
         computing = torch.cuda.current_stream()
         computing.wait_stream(self._copies)
-        for tensor in there.tensors:
+        for tensor in copied.tensors:
             tensor.record_stream(computing)
-        return there
+        return copied
+
+    # On either thread
+
+    def _collect(self, in_flight: _InFlight) -> Scores:
+        """Wait until *in_flight* has finished, so that the device's own thread is free to submit more."""
+        with self._translated_errors(in_flight.batch.tokens, Stage.CLASSIFIER):
+            seconds = in_flight.wait()
+        probabilities, is_finite, compared, *features = (part.numpy() for part in in_flight.host)
+        return Scores(
+            batch=in_flight.batch,
+            probabilities=probabilities,
+            stage_codes=np.where(is_finite.all(0), 0, 1 + is_finite.argmin(0)),
+            embeddings=features[0] if features else None,
+            seconds=seconds,
+            similarity=compared,
+        )
 
     @contextmanager
-    def _failures(self, tokens: int, stage: Stage) -> Iterator[None]:
-        try:
+    def _translated_errors(self, tokens: int, stage: Stage) -> Iterator[None]:
+        with translate_torch_errors(self.name, tokens, stage, self._is_responsive):
             yield
-        except torch.OutOfMemoryError as error:
-            raise DeviceOutOfMemory(self.name, tokens, stage) from error
-        except torch.AcceleratorError as error:
-            raise DeviceLost(self.name, str(error).splitlines()[0]) from error
-        except RuntimeError as error:
-            # cuBLAS and others raise no type of their own: whether it is a bug of ours or the
-            # device's death is for the device to say.
-            if self._answers():
-                raise
-            raise DeviceLost(self.name, str(error).splitlines()[0]) from error
 
-    def _answers(self) -> bool:
-        """Whether the device still does what it is asked."""
-        try:
-            if self.device.capability is not None:
-                torch.cuda.synchronize(self.device.torch_device)
-            return bool(torch.ones(1, device=self.device.torch_device).sum().item() == 1)
-        except RuntimeError:
-            return False
+    def _is_responsive(self) -> bool:
+        return is_responsive(self.device.torch_device)
 
 
-def _similarity(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Give the cosine of each pair of rows, or less where one is longer than the other."""
-    return 2 * (some * others).sum(1) / (some * some + others * others).sum(1)
-
-
-async def _outcome(work: Future[_Result]) -> _Result:
-    """Wait for *work*. Where that is cancelled: take it back, or wait on if it has begun."""
+async def _result_or_cancel(work: Future[_Result]) -> _Result:
+    """Wait for *work*. If this is cancelled: cancel the work too, or wait on if it has begun."""
     waiting = asyncio.wrap_future(work)
     try:
         await asyncio.wait([waiting])

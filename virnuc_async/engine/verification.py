@@ -1,4 +1,4 @@
-"""A model on one device, held against its reference."""
+"""Compare what a model computes on a device with its reference."""
 
 from dataclasses import dataclass, replace
 
@@ -26,7 +26,7 @@ from .replica import Replica
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult:
-    """How a device did in one precision; *failure* says why there is no deviation."""
+    """The result of a device in one precision; if there is no deviation, *failure* is the reason."""
 
     device: Device
     precision: Precision
@@ -36,14 +36,14 @@ class VerificationResult:
 
     @property
     def is_right(self) -> bool:
-        """Whether everything is within the tolerance."""
+        """Whether the whole deviation is within the tolerance."""
         return self.deviation is not None and self.deviation.is_within(self.tolerance)
 
 
-def precisions_of(device: Device, wanted: Precision) -> tuple[Precision, ...]:
-    """Give the precisions to verify *device* in: the one that is *wanted*, or all that it has."""
-    if wanted is not Precision.AUTO:
-        return (wanted,)
+def precisions_of(device: Device, requested: Precision) -> tuple[Precision, ...]:
+    """Return the precisions to verify *device* in: the *requested* one, or all that it supports."""
+    if requested is not Precision.AUTO:
+        return (requested,)
     return (Precision.FP32, Precision.BF16) if device.has_bf16 else (Precision.FP32,)
 
 
@@ -51,10 +51,10 @@ async def verify(
     bundle: Bundle, reference: Reference, device: Device, precision: Precision
 ) -> VerificationResult:
     """
-    Have *device* compute the ORFs of *reference* in *precision*, and compare.
+    Return how far the results of *device* in *precision* are from *reference*.
 
     Raises:
-        BadBundle: the files are not what the bundle says
+        BadBundle: the files do not match the bundle's description
     """
     tolerance = reference.tolerance(precision)
     try:
@@ -66,11 +66,11 @@ async def verify(
 
 async def record(bundle: Bundle) -> Bundle:
     """
-    Give *bundle* a reference of what it gives here, on a CPU in FP32, for the published ORFs.
+    Compute the published ORFs here, on a CPU in FP32, and write the results into *bundle* as its reference.
 
     Raises:
-        BadBundle: the files are not what the bundle says
-        DeviceOutOfMemory, DeviceLost: there is not the memory for it
+        BadBundle: the files do not match the bundle's description
+        DeviceOutOfMemory, DeviceLost: there is not enough memory
     """
     (cpu,) = choose(Settings(devices=("cpu",)))
     return set_reference(
@@ -80,11 +80,11 @@ async def record(bundle: Bundle) -> Bundle:
 
 async def compute(bundle: Bundle, reference: Reference, device: Device, precision: Precision) -> Reference:
     """
-    Give what *bundle* says on *device* of the ORFs of *reference*: a reference itself.
+    Return what *bundle* computes on *device* for the ORFs of *reference*, as a reference.
 
     Raises:
-        BadBundle: the files are not what the bundle says
-        DeviceOutOfMemory, DeviceLost: the device cannot
+        BadBundle: the files do not match the bundle's description
+        DeviceOutOfMemory, DeviceLost: the device has not enough memory, or failed
     """
     replica = Replica(device, bundle, precision, embeddings=True)
     try:
@@ -105,7 +105,7 @@ async def compute(bundle: Bundle, reference: Reference, device: Device, precisio
 
 
 def batch_of(bundle: Bundle, reference: Reference) -> Batch:
-    """Give the ORFs of *reference* as a batch for *bundle*."""
+    """Return the ORFs of *reference* as a batch for *bundle*."""
     tokenizer, count = OrfTokenizer(bundle.tokenizer()), len(reference)
     return Batch(
         window=0,

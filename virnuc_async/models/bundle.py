@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 
 from virnuc_async.errors import BadBundle, UnknownBundle
 from virnuc_async.fileio import atomic_write, read_bounded, sha256
-from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.text import is_printable
 
@@ -35,15 +35,6 @@ _LARGEST = 1 << 20  # bytes of a bundle.json
 LARGEST_TOKENIZER = 1 << 24  # bytes; the published one has 170,000
 _MOST = {"layers": 1_000}
 _SHIPPED = Path(__file__).parent
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """The dimensions of the three networks of a bundle."""
-
-    protein: ProteinShape
-    nucleotide: NucleotideShape
-    classifier: ClassifierShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,10 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.saving import DTYPES, Stacked, save
-from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
 
-from .bundle import ENCODERS, LARGEST_TOKENIZER, Bundle, Shapes, find, write_manifest
+from .bundle import ENCODERS, LARGEST_TOKENIZER, Bundle, find, write_manifest
 from .reference import Reference, write_reference
 
 Tensors = Mapping[str, Tensor]

@@ -18,14 +18,14 @@ class Classifier(nn.Module):
         self.output = Linear(shape.hidden, 2)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Map *features* (B, inputs), bases' embedding first, to (B, 2): others, virus."""
+        """Return the logits (B, 2), others and virus, of *features* (B, inputs), the bases' first."""
         return self.output(self.dropout(self.norm(self.hidden(features)).relu()))  # type: ignore[no-any-return]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give P(others) and P(virus) of each row, (B, 2)."""
+        """Return P(others) and P(virus) of each row, (B, 2)."""
         return self.logits(features).softmax(1)
 
     def prepack(self) -> None:
-        """Prepare for inference on the CPU: the same bits for any number of threads."""
+        """Pack the weights for inference on the CPU: identical to the bit for any number of threads."""
         if can_prepack(torch.float32):
             prepack(self)

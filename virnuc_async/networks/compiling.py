@@ -1,8 +1,8 @@
 """
-The two regions of a layer, before and after attention, compiled for a GPU.
+Compile the two regions of a layer, before and after attention, for a GPU.
 
-All layers are alike, so that one compilation a region serves all of them, and batches of any
-number of tokens. The CPU has weights packed for it instead (see ``linear.py``).
+All layers have the same shape, so one compilation of a region serves all layers and batches of any
+number of tokens. On the CPU the weights are packed instead (see ``linear.py``).
 """
 
 from collections.abc import Iterable
@@ -16,28 +16,28 @@ from virnuc_async.settings import Compile
 
 from .packing import Packed
 
-# A run must be long enough to win back some ten seconds of compiling on each device. Plain
-# FASTA of this size is about 60,000 fragments of 500 bases.
-_WORTH_BYTES = 32 << 20
+# Compiling takes about ten seconds on each device, which a long run saves again. Plain FASTA of this
+# size is about 60,000 fragments of 500 bases.
+_MIN_INPUT_BYTES = 32 << 20
 
-# torch.compile is not safe in several threads at once.
+# torch.compile is not safe in several threads at the same time.
 _LOCK = Lock()
 
-_REGIONS = ("before", "after")
+_REGIONS = ("pre_attention", "post_attention")
 
 
-def decide_compile(wanted: Compile, on_gpu: bool, input_bytes: int | None) -> bool:
-    """Say whether to compile: on a GPU, as wanted, else where *input_bytes* (None: unknown) are many."""
-    if not on_gpu or wanted is Compile.OFF:
+def decide_compile(choice: Compile, on_gpu: bool, input_bytes: int | None) -> bool:
+    """Return whether to compile: on a GPU, by *choice*; auto compiles if *input_bytes* are many."""
+    if not on_gpu or choice is Compile.OFF:
         return False
-    return wanted is Compile.ON or (input_bytes is not None and input_bytes >= _WORTH_BYTES)
+    return choice is Compile.ON or (input_bytes is not None and input_bytes >= _MIN_INPUT_BYTES)
 
 
 def compile_layers(network: nn.Module, sample: Packed) -> str | None:
     """
-    Compile the layers' regions and run *sample*, two sequences or more; no later batch compiles anything.
+    Compile the layers' regions with *sample*, two sequences or more, so that no later batch has to.
 
-    Gives a warning where this machine cannot compile; *network* then stays as it was.
+    Return a warning if this machine cannot compile; *network* is then unchanged.
     """
     layers = list(cast(Iterable[nn.Module], network.layers))
     with _LOCK, torch.inference_mode():
@@ -51,5 +51,5 @@ def compile_layers(network: nn.Module, sample: Packed) -> str | None:
                 for region in _REGIONS:
                     delattr(layer, region)
             reason = " ".join(str(error).split("\n\n")[0].split())
-            return f"the kernels could not be compiled, so the run goes on without: {reason}"
+            return f"the kernels could not be compiled, so the run continues without them: {reason}"
     return None

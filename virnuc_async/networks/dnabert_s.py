@@ -33,13 +33,13 @@ class Layer(nn.Module):
         self.down = Linear(shape.intermediate, width)
         self.mlp_norm = nn.LayerNorm(width, shape.eps)
 
-    def before(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give queries, keys and values of *x* (T, C), each (T, H, D)."""
+    def pre_attention(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of *x* (T, C), each (T, H, D)."""
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         return q, k, v
 
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add what attention (T, H, D) and then the MLP make of *x* (T, C), normed each time."""
+    def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the projected attention output (T, H, D), then the MLP's, to *x* (T, C); normalize each sum."""
         x = self.attention_norm(self.out.linear_add(attended.flatten(1), x))
         return self.mlp_norm(self.down.linear_add(self.gate_up(x), x))  # type: ignore[no-any-return]
 
@@ -57,38 +57,38 @@ class DnabertS(nn.Module):
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
 
     def forward(self, packed: Packed) -> Tensor:
-        """Give the last hidden state of every token, (T, C)."""
+        """Return the last hidden state of every token, (T, C)."""
         attend = self.attention(packed, _slopes_on(packed.ids.device, self.heads))
         x = self.norm(self.embed(packed.ids) + self.token_type)
         for layer in cast(Iterable[Layer], self.layers):
-            q, k, v = layer.before(x)
-            x = layer.after(x, attend(q, k, v))
+            q, k, v = layer.pre_attention(x)
+            x = layer.post_attention(x, attend(q, k, v))
         return x  # type: ignore[no-any-return]
 
     def prepack(self) -> None:
-        """Prepare for inference on the CPU, where it can be done faster than the plain way."""
+        """Pack the weights for inference on the CPU, if this torch and this processor can."""
         if can_prepack(self.token_type.dtype):
             prepack(self)
 
     def use_fastest_attention(self) -> None:
-        """Prepare for inference on a GPU, on which the weights are."""
+        """Select the fastest correct attention kernel of the GPU that the weights are on."""
         like = self.token_type
         self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=True)
 
     def embeddings(self, packed: Packed) -> Tensor:
-        """Average over all tokens of each row, [CLS] and [SEP] too: (B, C) in FP32."""
+        """Return the mean over all tokens of each row, [CLS] and [SEP] included: (B, C) in FP32."""
         return mean_pool(self(packed), packed)
 
 
 def slopes(heads: int) -> list[float]:
-    """Give ALiBi's slope of each head; heads beyond a power of two lie between the others."""
-    whole = 1 << (heads.bit_length() - 1)
-    rates = [2 ** (-8 * (head + 1) / whole) for head in range(whole)]
-    return rates if whole == heads else rates + slopes(2 * whole)[0::2][: heads - whole]
+    """Return ALiBi's slope of each head; those of heads beyond a power of two lie between the others."""
+    power = 1 << (heads.bit_length() - 1)  # the largest power of two up to *heads*
+    rates = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    return rates if power == heads else rates + slopes(2 * power)[0::2][: heads - power]
 
 
 @cache
 def _slopes_on(device: torch.device, heads: int) -> Tensor:
-    # Kept: to copy it for every batch would make the host wait for the batch before.
+    # Cached: a copy to the device for every batch would make the host wait for the previous batch.
     with torch.inference_mode(False):
         return torch.tensor(slopes(heads), device=device)

@@ -1,4 +1,4 @@
-"""Weights from a safetensors file straight into a network, one tensor at a time."""
+"""Load weights from a safetensors file directly into a network, one tensor at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """Give a table of *count* rows of zeros, to be filled."""
-    # torch's own would draw random numbers, for which the meta device imports the compiler: a second.
+    """Return an embedding table of *count* rows of zeros, to be filled by :func:`load`."""
+    # torch's own constructor draws random numbers, for which the meta device imports the compiler: 1 s.
     return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=False)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -27,21 +27,21 @@ def load(
     before_each: Callable[[], None] = lambda: None,
 ) -> Network:
     """
-    Fill *network*, built on the meta device, with the tensors of *path*; ready for inference.
+    Return *network*, built on the meta device, with the tensors of *path*, ready for inference.
 
-    *before_each* is called before each tensor, and ends the loading by what it raises.
+    *before_each* is called before each tensor; an error that it raises ends the loading.
 
-    The file is mapped, not read: on the CPU in its own dtype the weights are the file's pages.
+    The file is memory-mapped: on the CPU and in the file's own dtype the weights are its pages.
 
     Raises:
-        BadBundle: a tensor is missing, unknown, or of another shape; or no safetensors file
+        BadBundle: *path* is not a safetensors file, or a tensor is missing, unknown or of another shape
     """
-    wanted = network.state_dict()
+    expected = network.state_dict()
     weights = {}
     try:
         with safe_open(path, framework="pt") as file:
-            _check_names(path, set(file.keys()), set(wanted))
-            for name, like in wanted.items():
+            _check_names(path, set(file.keys()), set(expected))
+            for name, like in expected.items():
                 before_each()
                 tensor = file.get_tensor(name)
                 if tensor.shape != like.shape:
@@ -56,8 +56,8 @@ def load(
     return network.requires_grad_(False).eval()
 
 
-def _check_names(path: Path, found: set[str], wanted: set[str]) -> None:
-    for names, word in ((wanted - found, "missing"), (found - wanted, "unknown")):
+def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
+    for names, word in ((expected - found, "missing"), (found - expected, "unknown")):
         if names:
-            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise BadBundle(str(path), f"{len(names)} tensors are {word}: {shown}")
+            some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise BadBundle(str(path), f"{len(names)} tensors are {word}: {some}")

@@ -1,4 +1,4 @@
-"""Tensors into a safetensors file, one at a time."""
+"""Write tensors to a safetensors file, one at a time."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# As the format names them, in the order in which its writer puts them: wide ones first, so that all
-# are aligned. There are more, which no checkpoint of these networks was seen to have.
+# The format's names, in the order of safetensors' own writer: wide types first, so that all are
+# aligned. Other types of the format are left out: no checkpoint of these networks uses them.
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -24,27 +24,27 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
-    """A tensor of which there are *parts*, one behind the other in its first dimension."""
+    """A tensor in *parts*, to be concatenated along the first dimension."""
 
     parts: tuple[Tensor, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the whole."""
+        """The shape of the concatenated tensor."""
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     @property
     def dtype(self) -> torch.dtype:
-        """The numbers of all parts."""
+        """The type of all parts."""
         return self.parts[0].dtype
 
 
 def save(tensors: Mapping[str, Tensor | Stacked], path: Path) -> None:
     """
-    Write *tensors* to *path*, byte for byte as safetensors' own writer does.
+    Write *tensors* to the new file *path*, byte for byte as safetensors' own writer does.
 
-    That one wants all of them in memory, and a second time as bytes. Here each is asked for when it
-    is written and forgotten afterwards; of tensors of a mapped file nothing is copied.
+    That writer needs all tensors in memory, and a second time as bytes. Here each tensor is requested
+    when it is written and released afterwards; tensors of a memory-mapped file are not copied.
     """
     described: dict[str, dict[str, object]] = {}
     end = 0
@@ -64,11 +64,11 @@ def save(tensors: Mapping[str, Tensor | Stacked], path: Path) -> None:
 
 
 def _layout(tensors: Mapping[str, Tensor | Stacked]) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Give what there is to write, in the order of the file."""
+    """Return name, type and shape of each tensor, in the order of the file."""
     found = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     return sorted(found, key=lambda one: (list(DTYPES).index(one[1]), one[0]))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    # Seen as bytes by torch: numpy knows no bfloat16.
+    # Viewed as bytes in torch: numpy has no bfloat16.
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

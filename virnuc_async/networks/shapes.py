@@ -1,4 +1,4 @@
-"""The dimensions of each network; what ``bundle.json`` holds of them. Imports no torch."""
+"""The dimensions of each network, as ``bundle.json`` holds them. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class ProteinShape:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has: embedding, layers, and the norm behind them."""
+        """The number of parameters: embedding, layers, and the final norm."""
         layer = 12 * self.width**2 + 13 * self.width
         return 33 * self.width + self.layers * layer + 2 * self.width
 
@@ -32,12 +32,21 @@ class NucleotideShape:
 
 @dataclass(frozen=True, slots=True)
 class ClassifierShape:
-    """The MLP on both embeddings, *inputs* numbers together."""
+    """The MLP on both embeddings, which have *inputs* numbers together."""
 
     inputs: int
     hidden: int
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has, with the running mean, variance and count of its batch norm."""
+        """The number of parameters, including the running mean, variance and count of the batch norm."""
         return (self.inputs + 1) * self.hidden + 4 * self.hidden + 1 + 2 * (self.hidden + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The dimensions of the three networks of a bundle."""
+
+    protein: ProteinShape
+    nucleotide: NucleotideShape
+    classifier: ClassifierShape

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virnuc_async.engine.devices import Device, MemoryUse, memory_use
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.sequences.windows import WINDOW_ORFS

@@ -20,10 +20,12 @@ _EXAMPLES = """\
 examples:
   python -m virnuc_async models verify virnucpro-500
   python -m virnuc_async models verify virnucpro-500 --gpus 0,1 --precision bf16
+  python -m virnuc_async models verify virnucpro-500 --peers
   python -m virnuc_async models verify my_model/ --record --devices cpu
 
 Computes a few ORFs on every device, in every precision that the device supports, and compares the
-results with the reference of the model.
+results with the reference of the model. With --peers, ESM-2 is compared with the networks of fair-esm and
+transformers instead, from the same weights.
 
 exit codes:
   0  all results agree with the reference
@@ -40,7 +42,13 @@ def add_parser(actions: Any) -> None:
     parser.add_argument("name", metavar="NAME|DIR", help="an installed model, or the directory of one")
     add_cache_option(parser)
     add_device_choice(parser, auto="auto: every precision that the device supports (default: auto)")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--peers",
+        action="store_true",
+        help="compare ESM-2 with the networks of fair-esm and transformers, and not with the reference",
+    )
+    instead.add_argument(
         "--record",
         action="store_true",
         help="replace the reference of the model by what a CPU computes here in FP32",
@@ -55,6 +63,8 @@ def run(options: Namespace) -> int:
     from virnuc_async.models.bundle import find
 
     bundle = find(options.name, cache_from(options))
+    if options.peers:
+        return _compare_with_peers(bundle, options)
     results = _verify(bundle, options)
     if not options.quiet:
         print_table([_HEADER, *map(_row, results)])
@@ -85,6 +95,24 @@ def _verify(bundle: "Bundle", options: Namespace) -> "list[VerificationResult]":
                 report_status(f"{device.name} in {precision.upper()}")
                 results.append(anyio.run(verify, bundle, reference, device, precision))
     return results
+
+
+def _compare_with_peers(bundle: "Bundle", options: Namespace) -> int:
+    """Print how ESM-2 agrees with the networks of other packages on each device."""
+    from virnuc_async.cli.peers_table import compare_on_devices, format_disagreements, format_rows
+    from virnuc_async.engine.devices import choose
+
+    with status_lines(options.quiet) as report_status:
+        report_status(f"{bundle.name}: checking its files")
+        bundle.check()
+        devices = choose(Settings(devices=options.devices, gpus=options.gpus))
+        results = compare_on_devices(bundle, devices, Precision(options.precision), report_status)
+    if not options.quiet:
+        print_table(format_rows(results))
+    messages = list(format_disagreements(bundle.name, results))
+    for message in messages:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return FAILED if messages else DONE
 
 
 def with_recorded_reference(bundle: "Bundle") -> "Bundle":

@@ -1,0 +1,93 @@
+"""
+The three networks of a bundle on one device: load, prepare, embed, classify. Uses no threads.
+
+Nothing here waits for a GPU: all work is queued on its current stream.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .classifier import Classifier
+from .compiling import compile_layers
+from .dnabert_s import DnabertS
+from .esm2 import Esm2
+from .loading import load
+from .packing import Packed
+from .shapes import Shapes
+
+Encoder = DnabertS | Esm2
+
+
+class Outputs(NamedTuple):
+    """Tensors of a batch on the device; row i is the batch's ORF i."""
+
+    probabilities: Tensor  # (B, 2): others, virus
+    is_finite: Tensor  # (3, B): the output of DNABERT-S, of ESM-2, of the classifier
+    features: Tensor  # (B, C): the bases' embedding, then the residues'
+
+
+class Model:
+    """DNABERT-S, ESM-2 and the classifier on one device; the encoders in one precision."""
+
+    def __init__(self, nucleotide: DnabertS, protein: Esm2, classifier: Classifier) -> None:
+        self.nucleotide = nucleotide
+        self.protein = protein
+        self.classifier = classifier
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        shapes: Shapes,
+        device: torch.device,
+        dtype: torch.dtype,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> "Model":
+        """
+        Load the networks of the bundle in *directory*; *before_each* is called before each tensor.
+
+        Raises:
+            BadBundle: a file does not match *shapes*
+        """
+        with torch.device("meta"):
+            nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
+            classifier = Classifier(shapes.classifier)
+        return cls(
+            load(nucleotide, directory / "nucleotide.safetensors", device, dtype, before_each),
+            load(protein, directory / "protein.safetensors", device, dtype, before_each),
+            load(classifier, directory / "classifier.safetensors", device, torch.float32, before_each),
+        )
+
+    def prepack(self) -> None:
+        """Pack the weights for inference on the CPU."""
+        for network in (self.nucleotide, self.protein, self.classifier):
+            network.prepack()
+
+    def use_gpu_kernels(self, compile_with: Packed | None) -> str | None:
+        """
+        Select the fastest attention of each encoder; compile their layers with a sample, if given.
+
+        Return a warning if an encoder cannot be compiled; the next one is then not tried.
+        """
+        encoders: tuple[Encoder, ...] = (self.nucleotide, self.protein)
+        for encoder in encoders:
+            encoder.use_fastest_attention()
+        if compile_with is None:
+            return None
+        return next(filter(None, (compile_layers(encoder, compile_with) for encoder in encoders)), None)
+
+    def classify(self, bases: Tensor, residues: Tensor) -> Outputs:
+        """Return the scores of the embeddings *bases* and *residues* (B, C each)."""
+        features = torch.cat((bases, residues), 1)
+        probabilities = self.classifier(features)
+        is_finite = torch.stack([part.isfinite().all(1) for part in (bases, residues, probabilities)])
+        return Outputs(probabilities, is_finite, features)
+
+
+def similarity(some: Tensor, others: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows, or less if their lengths differ."""
+    return 2 * (some * others).sum(1) / (some * some + others * others).sum(1)
