@@ -17,7 +17,7 @@ import pytest
 from running import ROOT, Ran, predict, run, wait_until
 from serving import Server, ends_after, hangs_after, instead, serving, status
 
-from virnuc_async.downloads.fetch import Patience, Source, git_blob
+from virnuc_async.downloads.source import Source, git_blob
 from virnuc_async.errors import BadCheckpoint, UsageError
 from virnuc_async.models import published
 from virnuc_async.models.bundle import find
@@ -150,7 +150,7 @@ def golden_wanted(parts: CheckpointPaths, length: int, places: Mirrors) -> Model
         "https://dl.fbaipublicfiles.com/fair-esm/models/esm2.pt",
         "esm2.pt",
         check=read_protein,
-        most=1_000_000,
+        max_size=1_000_000,
     )
     nucleotide = tuple(
         source(f"huggingface.co/x/{name}", f"DNABERT-S/{name}", parts.nucleotide / name) for name in names
@@ -170,7 +170,6 @@ def cache(golden_parts: CheckpointPaths, tmp_path: Path, monkeypatch: pytest.Mon
     for length in (500, 300):
         wanted = partial(golden_wanted, golden_parts, length)
         monkeypatch.setitem(published.MODELS, f"virnucpro-{length}", wanted)
-    monkeypatch.setattr("virnuc_async.downloads.fetch._USUAL", Patience(stall=20, tries=3, pause=0.001))
     monkeypatch.setenv("VIRNUC_ASYNC_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache" / "models"
 
@@ -180,7 +179,7 @@ def download(server: Server, *more: str | Path) -> Ran:
 
 
 def asked_for(server: Server) -> list[str]:
-    return [path.rsplit("/", 1)[1] for path, _ in server.asked]
+    return [path.rsplit("/", 1)[1] for path, _ in server.requests]
 
 
 def test_a_model_is_downloaded_and_used(
@@ -210,11 +209,11 @@ def test_a_model_is_downloaded_and_used(
 
 def test_what_is_there_is_not_downloaded_again(server: Server, cache: Path) -> None:
     assert download(server, "virnucpro-500").code == 0
-    server.asked.clear()
+    server.requests.clear()
     ended = download(server, "virnucpro-500")
     assert ended.code == 0
     assert ended.err == f"{cache / 'virnucpro-500'} is there: checking its files\n"
-    assert not server.asked
+    assert not server.requests
     (cache / "virnucpro-500" / "tokenizer.json").write_text("{}")
     ended = download(server, "virnucpro-500")
     assert (ended.code, ended.out) == (1, "")
@@ -240,7 +239,7 @@ def test_a_second_model_takes_the_encoders_of_the_first(
 ) -> None:
     first, second = (f"virnucpro-{length}" for length in order)
     assert download(server, first).code == 0
-    server.asked.clear()
+    server.requests.clear()
     ended = download(server, second)
     assert ended.code == 0
     assert asked_for(server) == [f"{order[1]}.pth"]
@@ -262,7 +261,7 @@ def test_a_second_model_takes_the_encoders_of_the_first(
 
 def test_those_of_the_cache_are_taken_anywhere(server: Server, cache: Path, tmp_path: Path) -> None:
     assert download(server, "virnucpro-500").code == 0
-    server.asked.clear()
+    server.requests.clear()
     assert download(server, "virnucpro-300", "--to", tmp_path / "usb" / "model").code == 0
     assert asked_for(server) == ["300.pth"]
     find(tmp_path / "usb" / "model").check()
@@ -274,7 +273,7 @@ def test_damaged_encoders_are_not_taken(server: Server, cache: Path) -> None:
     content = bytearray(protein.read_bytes())
     content[-1] ^= 1
     protein.write_bytes(content)
-    server.asked.clear()
+    server.requests.clear()
     ended = download(server, "virnucpro-300")
     assert ended.code == 0
     assert "protein.safetensors has changed or is damaged" in ended.err
@@ -296,7 +295,7 @@ def test_encoders_of_other_files_are_not_taken(part: str, origin: str, server: S
     described = json.loads((cache / "virnucpro-500" / "bundle.json").read_bytes())
     described["origin"][part] = origin
     (cache / "virnucpro-500" / "bundle.json").write_text(json.dumps(described))
-    server.asked.clear()
+    server.requests.clear()
     assert download(server, "virnucpro-300").code == 0
     assert len(asked_for(server)) == 5
 
@@ -312,7 +311,7 @@ def test_what_a_mirror_gave_is_not_taken_for_official(
     is_official: tuple[bool, bool], server: Server, golden_parts: CheckpointPaths, tmp_path: Path
 ) -> None:
     for length, official in zip((500, 300), is_official, strict=True):
-        server.asked.clear()
+        server.requests.clear()
         wanted = golden_wanted(golden_parts, length, Mirrors(mirror=server.url))
         target = tmp_path / "models" / wanted.name
         wanted = officially(wanted) if official else wanted
@@ -337,7 +336,7 @@ def test_a_directory_of_somebody_else_is_refused(server: Server, cache: Path, tm
     ended = download(server, "virnucpro-500", "--to", tmp_path)
     assert ended.code == 1
     assert f"{tmp_path}: is not empty. Name another directory" in ended.err
-    assert not server.asked
+    assert not server.requests
 
 
 def test_the_cache_directory_is_asked_everywhere(
@@ -466,7 +465,7 @@ def encoders(golden_parts: CheckpointPaths, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("encoders")
 def test_checkpoints_of_an_earlier_day_are_taken(server: Server, cache: Path) -> None:
     assert download(server, "--protein", "esm2").code == 0
-    server.asked.clear()
+    server.requests.clear()
     ended = download(server, "virnucpro-500", "virnucpro-300")
     assert ended.code == 0
     assert sorted(asked_for(server)) == ["300.pth", "500.pth"]
@@ -488,14 +487,14 @@ def test_checkpoints_of_an_earlier_day_are_taken(server: Server, cache: Path) ->
 def test_dnabert_s_is_fetched_once_for_all_encoders(server: Server, cache: Path) -> None:
     assert download(server, "--protein", "esm2").code == 0
     weights = cache.parent / "encoders" / "esm2" / "DNABERT-S" / "pytorch_model.bin"
-    server.asked.clear()
+    server.requests.clear()
     assert download(server, "--protein", "esm2b").code == 0
     assert asked_for(server) == ["esm2.pt"]
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)  # both of them, which are one
     shutil.rmtree(cache.parent / "encoders" / "esm2b")
-    server.asked.clear()
+    server.requests.clear()
     assert download(server, "--protein", "esm2b").code == 0
     assert sorted(asked_for(server)) == ["esm2.pt", "pytorch_model.bin"]
     assert weights.read_bytes() == content  # of somebody else

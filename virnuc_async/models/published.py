@@ -15,7 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from virnuc_async.downloads.fetch import Patience, ProgressCallback, Source, alone, fetch_all, git_blob
+from virnuc_async.downloads.fetch import (
+    DEFAULT_OPTIONS,
+    FetchOptions,
+    ProgressCallback,
+    exclusive_lock,
+    fetch_all,
+)
+from virnuc_async.downloads.source import Source, git_blob
 from virnuc_async.errors import BadBundle, BadCheckpoint, ForeignDirectoryError, UsageError
 from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
@@ -114,7 +121,7 @@ class ModelFiles:
 def published_model(length: int, places: Mirrors) -> ModelFiles:
     """Give what the published model for fragments of *length* bases is made of."""
     name = f"{length}_model.pth"
-    facts = {"git_blob": CLASSIFIERS[length], "most": _most(_CLASSIFIER.parameters)}
+    facts = {"git_blob": CLASSIFIERS[length], "max_size": _most(_CLASSIFIER.parameters)}
     classifier = places.source(f"{_CLASSIFIERS_AT}/{name}", name, **facts)
     encoders, reference = published_encoders("esm2_t36_3B_UR50D", places), published_reference(length)
     return ModelFiles(
@@ -139,7 +146,7 @@ def published_encoders(protein: str, places: Mirrors) -> ModelFiles:
     if protein not in ESM2:
         raise UsageError(f"no ESM-2 is called {protein!r}: there are {', '.join(ESM2)}")
     wanted = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
-    facts = {"check": partial(_see_that_it_is_esm2, wanted), "most": _most(wanted.parameters)}
+    facts = {"check": partial(_see_that_it_is_esm2, wanted), "max_size": _most(wanted.parameters)}
     source = places.source(f"{_ESM2_AT}/{protein}.pt", f"{protein}.pt", **facts)
     return ModelFiles(protein, source, tuple(_dnabert_s(places)))
 
@@ -154,7 +161,7 @@ def _dnabert_s(places: Mirrors) -> Iterator[Source]:
         (f"{HUB}/{_DNABERT_S_AT}/{name}", f"{_DNABERT_S}/{name}")
         for name in ("config.json", "tokenizer.json", "pytorch_model.bin")
     )
-    yield places.source(*config, check=_see_that_it_is_dnabert_s, most=_LARGEST_CONFIG)
+    yield places.source(*config, check=_see_that_it_is_dnabert_s, max_size=_LARGEST_CONFIG)
     of_tokenizer = "667f5a0e6e9630f7052b004784dda7c7aeba395cc4ca3c01b11b02e6aa29d7b1"
     yield places.source(*tokenizer, size=168_203, sha256=of_tokenizer)
     of_weights = "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"
@@ -184,7 +191,7 @@ def download(
     cache: Path,
     watch: ProgressCallback,
     tell: Callable[[str], object],
-    patience: Patience | None = None,
+    options: FetchOptions = DEFAULT_OPTIONS,
 ) -> None:
     """
     Have in each directory of *targets*, which lie side by side, what is wanted there, whole and checked.
@@ -203,7 +210,7 @@ def download(
         return
     place = next(iter(targets)).parent
     work = place / ".download"
-    with alone(work):
+    with exclusive_lock(work):
         # Whoever was at work before may have made one meanwhile.
         missing = {target: wanted for target, wanted in missing.items() if not _is_there(target, tell)}
         old = _old_base(missing.values(), (place, cache / "models"), tell)
@@ -216,7 +223,7 @@ def download(
         sources = {source.name: source for wanted in missing.values() for source in _needed(wanted, bases)}
         if sources:
             tell("")  # who watches sees more
-            fetch_all(list(sources.values()), work, watch, patience)
+            fetch_all(list(sources.values()), work, watch, options)
         for target, wanted in missing.items():
             tell(f"{wanted.name}: writing it to {target}")
             bases += _make(target, wanted, work, bases)
