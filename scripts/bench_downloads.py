@@ -125,7 +125,7 @@ class Setting:
 
     delay: float
     rates: Mapping[str, float]
-    repeats: int
+    repeats: Mapping[str, int]
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def measure(files: str, limit: str, setting: Setting) -> _Row:
     """Measure one case: in each round, the same download over one connection and over four."""
     times: dict[int, list[float]] = {count: [] for count in CONNECTIONS}
     with serving(limit, setting) as url:
-        for round in range(setting.repeats):
+        for round in range(setting.repeats[limit]):
             # In turns, so that neither is always the one on a warm disk cache.
             for count in CONNECTIONS if round % 2 == 0 else reversed(CONNECTIONS):
                 times[count].append(seconds(url, FILES[files], count))
@@ -181,6 +181,7 @@ def measure(files: str, limit: str, setting: Setting) -> _Row:
         "files": files,
         "MiB": " + ".join(map(str, FILES[files])),
         "limit": limit,
+        "rounds": setting.repeats[limit],
         "MB/s of the limit": rate,
         "one connection, s": statistics.median(one),
         "four connections, s": statistics.median(four),
@@ -203,7 +204,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--delay", type=float, default=0.04, help="seconds before each response")
     parser.add_argument("--rate", type=float, default=6e6, help="bytes per second of a limited connection")
     parser.add_argument("--shared-rate", type=float, default=50e6, help="bytes per second of a shared limit")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds with a limit")
+    parser.add_argument("--unlimited-repeats", type=int, default=25, help="rounds without a limit")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -217,7 +219,8 @@ def main() -> None:
         return
     about = facts(sys.argv[1:])
     rates = {"per connection": options.rate, "shared": options.shared_rate}
-    setting = Setting(options.delay, rates, options.repeats)
+    repeats = dict.fromkeys(rates, options.repeats) | {"none": options.unlimited_repeats}
+    setting = Setting(options.delay, rates, repeats)
     rows = []
     for limit in LIMITS:
         for files in FILES:

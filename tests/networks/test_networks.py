@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from virnuc_async.errors import BadBundle
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.import_checkpoint import ESM2_HEADS, read_nucleotide, read_protein
+from virnuc_async.models.checkpoint_formats import ESM2_HEADS, read_nucleotide, read_protein
 from virnuc_async.networks import esm2
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS, slopes

@@ -54,7 +54,10 @@ class FetchOptions:
     """How files are downloaded."""
 
     retry: RetryPolicy = RetryPolicy()
-    max_connections: int = 4  # of one file
+    # Of one file. Measured with scripts/bench_downloads.py (docs/benchmarks/downloads.json): where a server
+    # limits the rate of each connection, four take a quarter of the time of one for a large file, and half
+    # for a set of files; without such a limit they make no difference.
+    max_connections: int = 4
     min_split_bytes: int = 1 << 26  # a shorter range is not split for another connection
     sync_interval: float = 2.0  # seconds of received data that a kill -9 can lose
 

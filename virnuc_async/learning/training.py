@@ -33,7 +33,7 @@ from virnuc_async.errors import (
 from virnuc_async.fileio import atomic_directory, atomic_write, link_or_copy
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, Shapes, find, write_manifest
-from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.models.checkpoints import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.runs.store import Block, Store

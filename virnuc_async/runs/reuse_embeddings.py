@@ -31,7 +31,7 @@ from virnuc_async.errors import (
     NoFeatures,
 )
 from virnuc_async.fileio import create_new, sha256
-from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.models.checkpoints import read_values
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck, Window
 from virnuc_async.text import plural
 
