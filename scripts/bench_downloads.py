@@ -205,7 +205,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=6e6, help="bytes per second of a limited connection")
     parser.add_argument("--shared-rate", type=float, default=50e6, help="bytes per second of a shared limit")
     parser.add_argument("--repeats", type=int, default=5, help="rounds with a limit")
-    parser.add_argument("--unlimited-repeats", type=int, default=25, help="rounds without a limit")
+    parser.add_argument("--unlimited-repeats", type=int, default=40, help="rounds without a limit")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()

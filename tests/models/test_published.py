@@ -41,10 +41,10 @@ def test_another_hub_replaces_hugging_face() -> None:
         assert "hub.example" not in urls["300_model.pth"]
 
 
-@pytest.mark.parametrize("place", ["ftp://m.example", "m.example", "file:///etc"])
-def test_a_mirror_is_a_web_server(place: str) -> None:
+@pytest.mark.parametrize("url", ["ftp://m.example", "m.example", "file:///etc"])
+def test_a_mirror_is_a_web_server(url: str) -> None:
     with pytest.raises(UsageError, match="a mirror begins with https"):
-        Mirrors(mirror=place)
+        Mirrors(mirror=url)
 
 
 def test_every_file_of_a_model_has_a_check() -> None:
@@ -94,6 +94,6 @@ def test_another_configuration_is_refused(content: bytes, reason: str, tmp_path:
     (check,) = [s.check for s in published_model(500, Mirrors()).nucleotide if s.check]
     with pytest.raises(BadCheckpoint, match=reason):
         check(tmp_path / "config.json")
-    wanted = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12, "more": 1}
-    (tmp_path / "config.json").write_text(json.dumps(wanted))
+    published_config = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12, "more": 1}
+    (tmp_path / "config.json").write_text(json.dumps(published_config))
     check(tmp_path / "config.json")

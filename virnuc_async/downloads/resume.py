@@ -134,7 +134,7 @@ class PartialFile:
             self._reset("", None)
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Rename the complete file from its part to its name."""
         fsync_and_rename(self.part, self.path)
         self._record_path.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
-from virnuc_async.fileio import read_bounded
+from virnuc_async.fileio import read_json
 
 LOCK = "run.lock"
 HEARTBEAT_INTERVAL = 10.0  # between two signs of life
@@ -179,7 +179,7 @@ def _busy(directory: Path, owner: Owner | None) -> DirectoryLockedError:
 
 def _read(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(read_bounded(path, 16 * _SIZE)))
+        return Owner(**read_json(path, 16 * _SIZE))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
