@@ -381,7 +381,7 @@ class Bomb:
 def test_a_hostile_file_is_not_executed(old: Path, tmp_path: Path, refused: Refused) -> None:
     trace = tmp_path / "executed"
     saved(old / "x_ESM.pt", {"proteins": Bomb(trace), "data": []})
-    assert "holds more than tensors (posix.mkdir); nothing of it was executed" in refused(old)
+    assert "contains more than tensors (posix.mkdir); no code from it was executed" in refused(old)
     (old / "x_ESM.pt").write_bytes(pickle.dumps({"proteins": Bomb(trace), "data": []}, protocol=2))
     assert "damaged, or not a file of torch's" in refused(old)
     assert not trace.exists()
@@ -406,7 +406,7 @@ def test_a_storage_larger_than_its_part_of_the_file(old: Path, refused: Refused)
 def test_a_compressed_file_is_not_unpacked(old: Path, refused: Refused) -> None:
     path = saved(old / "x_merged.pt", merged())
     repacked(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
-    assert refused(old) == "it is compressed, as no file of torch's is"
+    assert refused(old) == "it is compressed, which torch's files are not"
 
 
 @pytest.mark.parametrize("form", ["nucleotide", "merged"])

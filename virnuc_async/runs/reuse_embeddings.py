@@ -7,7 +7,6 @@ that the numbers are theirs.
 """
 
 import os
-import struct
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from virnuc_async.errors import (
     FeatureMismatchError,
     NoFeatures,
 )
-from virnuc_async.fileio import create_new, sha256
+from virnuc_async.fileio import check_zip, create_new, sha256
 from virnuc_async.models.checkpoints import read_values
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck, Window
 from virnuc_async.text import plural
@@ -297,20 +296,14 @@ def _blocks(path: Path, widths: tuple[int, int]) -> Iterator[tuple[int, list[byt
 
 
 def _room_in(path: Path) -> int:
-    """See that *path* is as it was written, torch itself looks at no checksum; give its bytes of numbers."""
+    """Return the bytes of numbers in *path*; raise BadFeatures if it is not as torch wrote it."""
     try:
-        with ZipFile(path) as archive:
-            # torch compresses nothing: what is compressed may grow to any size.
-            is_torchs = all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
-            damaged = archive.testzip() if is_torchs else None
-            room = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
-    except (BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error) as error:
+        members = check_zip(path, verify_checksums=True)  # torch itself verifies none
+    except (BadZipFile, OSError) as error:
         raise BadFeatures(str(path), f"damaged, or not a file of torch's ({error})") from error
-    if not is_torchs:
-        raise BadFeatures(str(path), "it is compressed, as no file of torch's is")
-    if damaged is not None:
-        raise BadFeatures(str(path), f"damaged: the checksum of {damaged} is wrong")
-    return room
+    except ValueError as error:
+        raise BadFeatures(str(path), str(error)) from error
+    return sum(member.file_size for member in members if "/data/" in member.filename)
 
 
 def _read(path: Path) -> Mapping[Any, Any]:
