@@ -57,7 +57,7 @@ class FetchOptions:
     # Of one file. Measured with scripts/bench_downloads.py (docs/benchmarks/downloads.json): if the server
     # limits the rate of each connection, four take a quarter of the time of one for a large file, and half
     # for a set of files. They make no difference if all connections share a limit, and take 6 to 7 % longer
-    # where there is none: at 1 GB/s from the same machine.
+    # without any limit, at 1 GB/s from the same machine. The official servers were not measured.
     max_connections: int = 4
     min_split_bytes: int = 1 << 26  # a shorter range is not split for another connection
     sync_interval: float = 2.0  # seconds of received data that a kill -9 can lose
