@@ -13,7 +13,7 @@ import weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from virnuc_async.models.import_checkpoint import read_nucleotide, read_protein
+from virnuc_async.models.checkpoint_formats import read_nucleotide, read_protein
 from virnuc_async.models.peers import fair_esm_states
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2

@@ -1,4 +1,4 @@
-"""A web server on this machine that does what it is told, and remembers what it was asked."""
+"""A web server on this machine that follows a script of faults and records its requests."""
 
 import socket
 import ssl
@@ -20,48 +20,48 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.close_connection = True
-        asked = self.path  # of a proxy: the whole address
-        self.server.asked.append((asked, {name.lower(): value for name, value in self.headers.items()}))
-        content = self.server.files.get(asked)
-        faults = self.server.faults.get(asked, [])
+        path = self.path  # of a proxy: the whole address
+        self.server.requests.append((path, {name.lower(): value for name, value in self.headers.items()}))
+        content = self.server.files.get(path)
+        faults = self.server.faults.get(path, [])
         if faults:
             faults.pop(0)(self, content or b"")
         elif content is None:
-            self.answer(404, b"no such file")
+            self.respond(404, b"no such file")
         else:
-            self.give(content)
+            self.send_file(content)
 
-    def give(self, content: bytes) -> None:
-        """Answer as a good server does."""
-        start, end = self.extent(content)
-        if start >= end and self.asks_for_range:
-            self.answer(416, b"")
+    def send_file(self, content: bytes) -> None:
+        """Respond as a good server does."""
+        start, end = self.requested_range(content)
+        if start >= end and self.wants_range:
+            self.respond(416, b"")
         else:
             self.begin_file(content)
             self.wfile.write(content[start:end])
 
     @property
-    def asks_for_range(self) -> bool:
-        """Whether a range is asked for that this server would give."""
+    def wants_range(self) -> bool:
+        """Whether a range is requested that this server would send."""
         is_same = self.headers.get("If-Range") in (None, self.server.etag)
         return "Range" in self.headers and self.server.has_ranges and is_same
 
-    def extent(self, content: bytes) -> tuple[int, int]:
-        """Give the first byte that is asked for, and the one behind the last."""
-        if not self.asks_for_range:
+    def requested_range(self, content: bytes) -> tuple[int, int]:
+        """Return the position of the first requested byte, and the one after the last."""
+        if not self.wants_range:
             return 0, len(content)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
         return int(first), min(int(last) + 1, len(content)) if last else len(content)
 
     def begin_file(self, content: bytes) -> None:
-        """Say what is given: the range that is asked for, or all of *content*."""
-        start, end = self.extent(content)
+        """Send the headers of the requested range, or of all of *content*."""
+        start, end = self.requested_range(content)
         headers = {"ETag": self.server.etag}
-        if self.asks_for_range:
+        if self.wants_range:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
-        self.begin(206 if self.asks_for_range else 200, end - start, **headers)
+        self.begin(206 if self.wants_range else 200, end - start, **headers)
 
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
+    def respond(self, status: int, body: bytes, **headers: str) -> None:
         self.begin(status, len(body), **headers)
         self.wfile.write(body)
 
@@ -86,14 +86,14 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Fault]] = {}
-        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self.etag = '"first"'
         self.scheme = "http"
         self.has_ranges = True
-        self.released = threading.Event()  # what hangs until then
+        self.released = threading.Event()  # ends the faults that hang
 
     def encrypt(self, certificate: Path) -> None:
-        """Speak TLS from now on; the file holds the key, too."""
+        """Use TLS from now on; the file contains the key, too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -104,11 +104,11 @@ class Server(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def ranges(self, path: str) -> list[str | None]:
-        """Give the ranges that were asked for of *path*, in order."""
-        return [headers.get("range") for asked, headers in self.asked if asked == path]
+        """Return the ranges that were requested of *path*, in order."""
+        return [headers.get("range") for requested, headers in self.requests if requested == path]
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: clients that go away are what is tested here."""
+        """Log nothing: clients that close the connection are part of these tests."""
 
 
 @contextmanager
@@ -129,19 +129,19 @@ def serving() -> Iterator[Server]:
 
 
 def status(code: int) -> Fault:
-    return lambda handler, _: handler.answer(code, b"an answer that is no file")
+    return lambda handler, _: handler.respond(code, b"a response without the file")
 
 
 def redirect(to: str) -> Fault:
-    return lambda handler, _: handler.answer(302, b"", Location=to)
+    return lambda handler, _: handler.respond(302, b"", Location=to)
 
 
 def instead(other: bytes) -> Fault:
-    return lambda handler, _: handler.give(other)
+    return lambda handler, _: handler.send_file(other)
 
 
 def ends_after(count: int) -> Fault:
-    """The connection is closed, as if the server were done, after *count* bytes of the answer."""
+    """Close the connection after *count* bytes of the response, as if it were complete."""
 
     def fault(handler: Handler, content: bytes) -> None:
         _begin(handler, content, count)
@@ -167,7 +167,7 @@ def hangs_after(count: int) -> Fault:
 
 
 def drips(seconds: float) -> Fault:
-    """One byte at a time, for ever."""
+    """Send one byte at a time, without end."""
 
     def fault(handler: Handler, content: bytes) -> None:
         handler.begin(200, len(content), ETag=handler.server.etag)
@@ -180,18 +180,18 @@ def drips(seconds: float) -> Fault:
 
 
 def whole(handler: Handler, content: bytes) -> None:
-    """All of the file, whatever range is asked for."""
-    handler.answer(200, content, ETag=handler.server.etag)
+    """Send all of the file, whatever range is requested."""
+    handler.respond(200, content, ETag=handler.server.etag)
 
 
-def waits_until(is_so: Callable[[], bool], count: int | None = None) -> Fault:
-    """Nothing but the answer's head until it is so; then all of it, or *count* bytes and nothing more."""
+def waits_until(condition: Callable[[], bool], count: int | None = None) -> Fault:
+    """Send the headers and wait for the condition; then send all, or *count* bytes and nothing more."""
 
     def fault(handler: Handler, content: bytes) -> None:
         _begin(handler, content, 0)
-        while not is_so() and not handler.server.released.wait(0.01):
+        while not condition() and not handler.server.released.wait(0.01):
             pass
-        start, end = handler.extent(content)
+        start, end = handler.requested_range(content)
         handler.wfile.write(content[start : end if count is None else start + count])
         if count is not None:
             handler.server.released.wait(30)
@@ -200,7 +200,7 @@ def waits_until(is_so: Callable[[], bool], count: int | None = None) -> Fault:
 
 
 def _begin(handler: Handler, content: bytes, count: int) -> None:
-    start, end = handler.extent(content)
+    start, end = handler.requested_range(content)
     handler.begin_file(content)
     handler.wfile.write(content[start : min(start + count, end)])
     handler.wfile.flush()

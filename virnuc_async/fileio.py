@@ -6,12 +6,15 @@ size that it can sensibly have.
 """
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from virnuc_async.errors import CannotWrite, ForeignDirectoryError
 
@@ -158,6 +161,55 @@ def read_bounded(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it holds more than {most:,} bytes")
     return content
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """
+    Return the value of an untrusted JSON file of at most *limit* bytes.
+
+    Raises:
+        OSError: it cannot be read
+        ValueError: it is not JSON, larger than the limit, not a plain file, or nested too deeply
+    """
+    try:
+        return json.loads(read_bounded(path, limit))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def check_zip(path: Path, verify_checksums: bool = False) -> list[ZipInfo]:
+    """
+    Return the members of an untrusted zip file that is as torch writes them: stored, not compressed.
+
+    *verify_checksums* reads all of it.
+
+    Raises:
+        OSError: it cannot be read
+        BadZipFile: it is damaged, or not a zip file
+        ValueError: a checksum is wrong, or it would take more memory than it is large
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            reason = _bomb_reason(members, path.stat().st_size)
+            damaged = archive.testzip() if verify_checksums and not reason else None
+    except (RuntimeError, ValueError, EOFError, OverflowError, struct.error) as error:
+        raise BadZipFile(str(error)) from error
+    if reason:
+        raise ValueError(reason)
+    if damaged is not None:
+        name = damaged if damaged.isprintable() else ascii(damaged)
+        raise ValueError(f"damaged: the checksum of {name} is wrong")
+    return members
+
+
+def _bomb_reason(members: Sequence[ZipInfo], size: int) -> str:
+    """Return why a zip file of *size* bytes could fill the memory; empty if it cannot."""
+    if any(member.compress_type != ZIP_STORED for member in members):
+        return "it is compressed, which torch's files are not"
+    if sum(member.file_size for member in members) > size:
+        return "its members claim to be larger than the file"
+    return ""
 
 
 def sha256(path: Path) -> str:

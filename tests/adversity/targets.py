@@ -35,13 +35,8 @@ from virnuc_async.errors import (
     InputError,
 )
 from virnuc_async.models.bundle import PARTS, REFERENCE, find
-from virnuc_async.models.import_checkpoint import (
-    CheckpointPaths,
-    import_bundle,
-    read_classifier,
-    read_nucleotide,
-    read_protein,
-)
+from virnuc_async.models.checkpoint_formats import read_classifier, read_nucleotide, read_protein
+from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.models.reference import Reference, compare, read_reference, write_reference
 from virnuc_async.runs.feature_files import find_features
 from virnuc_async.runs.reuse_embeddings import FeatureIndex

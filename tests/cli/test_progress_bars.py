@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from virnuc_async.cli.progress_bars import Bars, Lines, TransferBars, TransferLines
-from virnuc_async.downloads.fetch import Source, Transfer
+from virnuc_async.downloads.fetch import Transfer, TransferState
+from virnuc_async.downloads.source import Source
 from virnuc_async.log import PROGRESS, Counts, logger
 
 
@@ -128,9 +129,9 @@ def test_bars_are_updated_in_place() -> None:
 
 def transfers() -> list[Transfer]:
     return [
-        Transfer(Source("https://h/a", "a.pt"), "receiving", 1_500_000_000, 5_700_000_000),
-        Transfer(Source("https://h/b", "b.json"), "trying again: the server is silent"),
-        Transfer(Source("https://h/c", "c.bin"), "done", 9, 9),
+        Transfer(Source("https://h/a", "a.pt"), TransferState.RECEIVING, 1_500_000_000, 5_700_000_000),
+        Transfer(Source("https://h/b", "b.json"), TransferState.RETRYING, error="the server is silent"),
+        Transfer(Source("https://h/c", "c.bin"), TransferState.DONE, 9, 9),
     ]
 
 
@@ -157,7 +158,7 @@ def test_downloads_have_bars_on_a_terminal() -> None:
         tasks = [(task.description, task.completed, task.total) for task in bars._progress.tasks]
         assert tasks == [("a.pt", 2_500_000_000, 5_700_000_000), ("b.json", 0, None), ("c.bin", 9, 9)]
         for transfer in going:
-            transfer.doing = "done"
+            transfer.state = TransferState.DONE
         bars(going)
         assert not bars._progress.live.is_started
     assert "3.5/5.7 GB" in stream.getvalue()

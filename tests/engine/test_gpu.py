@@ -244,7 +244,7 @@ async def test_a_budget_that_is_too_large_is_halved_and_the_run_continues(
     wanted, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
     assert [row[0] for row in found] == [row[0] for row in wanted]
     scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (wanted, found)]
-    assert "has no room for batches of" in said or "ran out of memory on a batch of" in said
+    assert "has not enough memory for batches of" in said or "ran out of memory on a batch of" in said
     expected, found = (read_table(tmp_path / run / TABLES[0])[1:] for run in ("calm", "tight"))
     assert [row[0] for row in found] == [row[0] for row in expected]
     scores = [np.array([row[2:] for row in rows], dtype=np.float64) for rows in (expected, found)]

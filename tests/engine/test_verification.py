@@ -12,7 +12,7 @@ from running import Ran, run
 from safetensors.torch import load_file, save_file
 
 from virnuc_async.cli.console import status_lines
-from virnuc_async.downloads.fetch import git_blob
+from virnuc_async.downloads.source import git_blob
 from virnuc_async.engine import verification
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica

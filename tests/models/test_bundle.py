@@ -27,7 +27,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make(directory: Path, name: str = "mine", length: int = 500, **more: str) -> Bundle:
-    """Make a bundle whose parts are no networks: here they are files with checksums."""
+    """Make a bundle with text files instead of networks: only their checksums matter here."""
     directory.mkdir(parents=True)
     for part in bundles.PARTS:
         (directory / part).write_text(f"the content of {part}\n")
@@ -44,9 +44,9 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # Finding
 
 
-def test_a_sealed_bundle_is_read_back_as_it_was(tmp_path: Path):
-    sealed = make(tmp_path / "b", licence="CC0-1.0", notice="only a toy – not for use")
-    assert sealed == Bundle(
+def test_a_bundle_is_read_back_as_it_was_written(tmp_path: Path):
+    written = make(tmp_path / "b", licence="CC0-1.0", notice="only a toy – not for use")
+    assert written == Bundle(
         directory=tmp_path / "b",
         name="mine",
         length=500,
@@ -56,11 +56,11 @@ def test_a_sealed_bundle_is_read_back_as_it_was(tmp_path: Path):
         licence="CC0-1.0",
         notice="only a toy – not for use",
     )
-    assert find(tmp_path / "b") == find(str(tmp_path / "b")) == sealed
-    sealed.check()
+    assert find(tmp_path / "b") == find(str(tmp_path / "b")) == written
+    written.check()
 
 
-def test_bundle_json_says_everything_in_plain_words(tmp_path: Path):
+def test_the_contents_of_bundle_json(tmp_path: Path):
     make(tmp_path / "b", licence="MIT")
     described = json.loads((tmp_path / "b" / "bundle.json").read_bytes())
     assert list(described) == [
@@ -99,7 +99,7 @@ def test_a_known_name_wins_over_a_directory_here(empty_cache: Path, tmp_path: Pa
     assert find("./mine").length == 300
 
 
-def test_an_unknown_name_is_told_what_there_is(empty_cache: Path):
+def test_an_unknown_name_lists_the_known_ones(empty_cache: Path):
     make(empty_cache / "b-300")
     make(empty_cache / "a-500")
     names = [name for name, _ in known()]
@@ -113,7 +113,7 @@ def test_an_unknown_name_is_told_what_there_is(empty_cache: Path):
 
 
 @pytest.mark.parametrize("name", ["virnucpro-500", "virnucpro-300"])
-def test_a_published_name_comes_with_a_hint(name: str):
+def test_a_published_name_has_a_hint(name: str):
     with pytest.raises(UnknownBundle) as caught:
         find(name)
     assert str(caught.value).startswith(f"no model '{name}' here. Installed: ")
@@ -145,7 +145,7 @@ def test_a_directory_without_a_bundle_is_unknown(tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", bundles.PARTS)
-def test_a_changed_file_is_noticed(part: str, tmp_path: Path):
+def test_a_changed_file_is_detected(part: str, tmp_path: Path):
     bundle = make(tmp_path / "b")
     path = tmp_path / "b" / part
     path.write_bytes(path.read_bytes().replace(b"e", b"E", 1))
@@ -156,7 +156,7 @@ def test_a_changed_file_is_noticed(part: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", bundles.PARTS)
-def test_a_missing_file_is_noticed(part: str, tmp_path: Path):
+def test_a_missing_file_is_detected(part: str, tmp_path: Path):
     bundle = make(tmp_path / "b")
     (tmp_path / "b" / part).unlink()
     with pytest.raises(BadBundle) as caught:
@@ -164,7 +164,7 @@ def test_a_missing_file_is_noticed(part: str, tmp_path: Path):
     assert str(caught.value).endswith(f"not a usable bundle: {part}: No such file or directory")
 
 
-def test_the_golden_bundle_is_whole(golden_bundle: Bundle, length: int):
+def test_the_golden_bundle_is_complete(golden_bundle: Bundle, length: int):
     golden_bundle.check()
     assert find(golden_bundle.directory) == golden_bundle
     assert (golden_bundle.name, golden_bundle.length) == (f"golden-{length}", length)
@@ -212,13 +212,16 @@ def test_the_golden_bundle_is_whole(golden_bundle: Bundle, length: int):
         (lambda d: d["nucleotide"].update(eps=float("inf")), "eps is inf"),
         (lambda d: d["protein"].update(heads=8), "the heads cannot share the width"),
         (lambda d: d["nucleotide"].update(heads=3), "the heads cannot share the width"),
-        (lambda d: d["classifier"].update(inputs=15), "the classifier's inputs are 15, not both widths"),
+        (
+            lambda d: d["classifier"].update(inputs=15),
+            "inputs are 15, not the sum of both widths",
+        ),
         (lambda d: d["protein"].update(layers=1_001), "layers is 1001"),
         (lambda d: d["protein"].update(width=1 << 21), "width is 2097152"),
         (lambda d: d.update(fragment_length=10**99), "fragment_length is 1000"),
     ],
 )
-def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
+def test_an_invalid_bundle_json(change, reason: str, tmp_path: Path):
     make(tmp_path / "b")
     edit(tmp_path / "b", change)
     with pytest.raises(BadBundle) as caught:
@@ -234,7 +237,7 @@ def test_a_bundle_json_that_cannot_be_used(change, reason: str, tmp_path: Path):
         *(b"[" * 99_999, b'{"a":' * 99_999, b" " * (2 << 20)),
     ],
 )
-def test_a_bundle_json_that_is_no_description(content: bytes, tmp_path: Path):
+def test_a_bundle_json_with_other_content(content: bytes, tmp_path: Path):
     make(tmp_path / "b")
     (tmp_path / "b" / "bundle.json").write_bytes(content)
     with pytest.raises(BadBundle, match=r"is not a usable bundle: bundle\.json: "):
@@ -272,12 +275,12 @@ def test_a_tokenizer_that_fits(tmp_path: Path):
         (b" " * (1 << 24) + b"{}", "tokenizer.json: it holds more than 16,777,216 bytes"),
         (
             json.dumps(TOKENIZER).replace("31", "32").encode(),
-            "tokenizer.json: it has 33 tokens, the network 32",
+            "tokenizer.json: it has 33 tokens, but the network 32",
         ),
         (json.dumps(TOKENIZER).replace("[UNK]", "[unk]", 1).encode(), "tokenizer.json: WordLevel error"),
     ],
 )
-def test_a_tokenizer_that_does_not(content: bytes, reason: str, tmp_path: Path):
+def test_a_tokenizer_that_does_not_fit(content: bytes, reason: str, tmp_path: Path):
     bundle = make(tmp_path / "b")
     (tmp_path / "b" / "tokenizer.json").write_bytes(content)
     with pytest.raises(BadBundle) as caught:
@@ -288,7 +291,7 @@ def test_a_tokenizer_that_does_not(content: bytes, reason: str, tmp_path: Path):
 # The fingerprint
 
 
-def test_the_fingerprint_is_of_content_and_length_alone(tmp_path: Path):
+def test_the_fingerprint_depends_only_on_content_and_length(tmp_path: Path):
     first = make(tmp_path / "first", "first", licence="MIT")
     second = make(tmp_path / "second", "another name", notice="moved")
     assert first.fingerprint == second.fingerprint
@@ -307,19 +310,19 @@ def test_the_fingerprint_changes_with_the_length(tmp_path: Path):
 def test_the_fingerprint_changes_with_every_file(part: str, tmp_path: Path):
     bundle = make(tmp_path / "b")
     (tmp_path / "b" / part).write_bytes(b"other content")
-    resealed = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
-    assert resealed.fingerprint != bundle.fingerprint
+    rewritten = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    assert rewritten.fingerprint != bundle.fingerprint
 
 
 def test_the_fingerprint_does_not_change_with_the_reference(tmp_path: Path):
     bundle = make(tmp_path / "b")
-    (tmp_path / "b" / bundles.REFERENCE).write_text("what it gave")
-    resealed = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
-    assert resealed.checksums[bundles.REFERENCE] == sha256(tmp_path / "b" / bundles.REFERENCE)
-    assert resealed.fingerprint == bundle.fingerprint
+    (tmp_path / "b" / bundles.REFERENCE).write_text("its results")
+    rewritten = write_manifest(tmp_path / "b", bundle.name, bundle.length, SHAPES, {})
+    assert rewritten.checksums[bundles.REFERENCE] == sha256(tmp_path / "b" / bundles.REFERENCE)
+    assert rewritten.fingerprint == bundle.fingerprint
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_files(tmp_path: Path):
     bundle = make(tmp_path / "b")
-    turned = dataclasses.replace(bundle, checksums=dict(reversed(bundle.checksums.items())))
-    assert turned.fingerprint == bundle.fingerprint
+    reordered = dataclasses.replace(bundle, checksums=dict(reversed(bundle.checksums.items())))
+    assert reordered.fingerprint == bundle.fingerprint

@@ -1,4 +1,4 @@
-"""Calibration: maps against slow versions, the command, and that published scores stay as they are."""
+"""Calibration: maps compared with slow versions, the command, and scores that do not change."""
 
 import json
 import math
@@ -31,13 +31,13 @@ def isotonic(knots: tuple[tuple[float, float], ...]) -> Calibration:
     return Calibration("x", Method.ISOTONIC, 1.0, knots, 0.01, 0.5)
 
 
-def warmed(temperature: float) -> Calibration:
+def scaled(temperature: float) -> Calibration:
     return Calibration("x", Method.TEMPERATURE, temperature, (), 0.01, 0.5)
 
 
 def loss(temperature: float, scores: np.ndarray, truth: np.ndarray) -> float:
-    chances = warmed(temperature).apply(scores)
-    return float(-np.log(np.clip(np.where(truth, chances, 1 - chances), 1e-300, None)).mean())
+    viral = scaled(temperature).apply(scores)
+    return float(-np.log(np.clip(np.where(truth, viral, 1 - viral), 1e-300, None)).mean())
 
 
 # The maps
@@ -53,24 +53,26 @@ def test_no_other_temperature_is_likelier(found: list[tuple[float, bool]]) -> No
 
 
 @given(ROWS)
-def test_isotonic_is_the_nearest_rising_map(found: list[tuple[float, bool]]) -> None:
+def test_isotonic_is_the_closest_increasing_map(found: list[tuple[float, bool]]) -> None:
     scores, truth = columns(found)
     mapped = isotonic(fit_isotonic(scores, truth)).apply(scores)
-    # The greatest lower set, least upper set form of the answer: slow, and needs no pooling.
-    places = sorted(set(scores.tolist()))
-    for place, value in zip(scores.tolist(), mapped.tolist(), strict=True):
-        lows = [low for low in places if low <= place]
-        highs = [high for high in places if high >= place]
-        wanted = max(min(truth[(scores >= low) & (scores <= high)].mean() for high in highs) for low in lows)
-        assert value == pytest.approx(wanted)
+    # The max-min formula of isotonic regression: slow, and without pooling.
+    unique = sorted(set(scores.tolist()))
+    for score, value in zip(scores.tolist(), mapped.tolist(), strict=True):
+        lows = [low for low in unique if low <= score]
+        highs = [high for high in unique if high >= score]
+        expected = max(
+            min(truth[(scores >= low) & (scores <= high)].mean() for high in highs) for low in lows
+        )
+        assert value == pytest.approx(expected)
 
 
 @given(ROWS, st.lists(st.floats(0, 1), min_size=2, max_size=20))
-def test_maps_rise_and_stay_inside(found: list[tuple[float, bool]], tried: list[float]) -> None:
+def test_maps_increase_and_stay_between_0_and_1(found: list[tuple[float, bool]], tried: list[float]) -> None:
     scores, truth = columns(found)
-    places = np.sort(np.array(tried))
-    for fitted in (isotonic(fit_isotonic(scores, truth)), warmed(fit_temperature(scores, truth))):
-        mapped = fitted.apply(places)
+    inputs = np.sort(np.array(tried))
+    for fitted in (isotonic(fit_isotonic(scores, truth)), scaled(fit_temperature(scores, truth))):
+        mapped = fitted.apply(inputs)
         assert (np.diff(mapped) >= -1e-12).all()
         assert ((mapped >= 0) & (mapped <= 1)).all()
 
@@ -82,10 +84,10 @@ def test_a_known_temperature_is_found() -> None:
     assert fit_temperature(1 / (1 + np.exp(-logits)), truth) == pytest.approx(2.5, rel=0.05)
 
 
-def test_what_is_written_is_read() -> None:
-    for made in (warmed(2.0), isotonic(((0.1, 0.0), (0.7, 0.9)))):
+def test_a_calibration_is_read_back() -> None:
+    for made in (scaled(2.0), isotonic(((0.1, 0.0), (0.7, 0.9)))):
         assert read(json.loads(json.dumps(made.as_dict(viral=3)))) == made
-    assert warmed(2.0).fingerprint != warmed(2.1).fingerprint
+    assert scaled(2.0).fingerprint != scaled(2.1).fingerprint
 
 
 # The command
@@ -93,7 +95,7 @@ def test_what_is_written_is_read() -> None:
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
-    """Of which a few look like the other class."""
+    """Toy sequences, a few of which look like the other class."""
     toys = write_toys(tmp_path_factory.mktemp("toys"), 30, 300)
     viral, nonviral = (list(records(rich, 30, 300, 0)) for rich in (True, False))
     toys.viral.write_text(fasta([*viral[:25], *nonviral[25:]]))
@@ -107,8 +109,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def calibrate(toys: Toys, scores: Path, model: str | Path, *options: str | Path) -> Ran:
-    given = (*toys.options, "--output", scores, "--model", model, "--devices", "cpu")
-    return run("calibrate", *given, *options)
+    arguments = (*toys.options, "--output", scores, "--model", model, "--devices", "cpu")
+    return run("calibrate", *arguments, *options)
 
 
 @pytest.mark.parametrize("method", ["temperature", "isotonic"])
@@ -149,7 +151,7 @@ def test_contigs_without_a_score_have_none(model: Path, toys: Toys, tmp_path: Pa
     assert float(opened[-1]) == pytest.approx(found.apply(mean)[0])
 
 
-def test_threshold_keeps_the_wanted_rate(toys: Toys, model: Path, tmp_path: Path) -> None:
+def test_threshold_has_the_requested_rate(toys: Toys, model: Path, tmp_path: Path) -> None:
     for fpr in ("0.1", "0.3"):
         assert calibrate(toys, tmp_path / "scores", model, "--fpr", fpr).code == 0
         lines = rows(tmp_path / "scores" / "records" / "contigs.tsv")[1:]
@@ -171,16 +173,16 @@ def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Pat
     assert "finished already" in predict(*toys, tmp_path / "out", "--model", model, "--no-calibration").err
     (model / "calibration.json").unlink()
     assert "finished already" in predict(*toys, tmp_path / "out", "--model", model).err
-    # Labelled sequences are scored without one, whatever there is.
+    # Labelled sequences are scored without a calibration, even if there is one.
     assert calibrate(toys, tmp_path / "scores", model, "--method", "temperature").code == 0
     assert "finished already" in calibrate(toys, tmp_path / "scores", model).err
 
 
-def test_calibrations_that_do_not_serve(toys: Toys, model: Path, tmp_path: Path) -> None:
+def test_invalid_calibrations(toys: Toys, model: Path, tmp_path: Path) -> None:
     assert calibrate(toys, tmp_path / "scores", model).code == 0
     path = model / "calibration.json"
     good = json.loads(path.read_bytes())
-    wrong: list[dict[str, object] | str] = [
+    invalid: list[dict[str, object] | str] = [
         good | {"of": "another"},
         good | {"format": 2},
         good | {"method": "magic"},
@@ -193,7 +195,7 @@ def test_calibrations_that_do_not_serve(toys: Toys, model: Path, tmp_path: Path)
         "{",
         "[]",
     ]
-    for content in wrong:
+    for content in invalid:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(BadBundle, match="calibration.json"):
             find(model)
@@ -201,7 +203,7 @@ def test_calibrations_that_do_not_serve(toys: Toys, model: Path, tmp_path: Path)
     assert find(model).calibration == read(good)
 
 
-def test_what_is_refused(toys: Toys, model: Path, tmp_path: Path) -> None:
+def test_usage_that_is_refused(toys: Toys, model: Path, tmp_path: Path) -> None:
     ended = calibrate(toys, tmp_path / "scores", "tiny-500")
     assert ended.code == 64
     assert "tiny-500 comes with the program: copy " in ended.err

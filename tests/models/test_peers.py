@@ -23,7 +23,7 @@ import virnuc_async.models
 from virnuc_async.errors import PeerUnavailable
 from virnuc_async.models import peers
 from virnuc_async.models.bundle import Bundle, find, write_manifest
-from virnuc_async.models.import_checkpoint import read_protein
+from virnuc_async.models.checkpoint_formats import read_protein
 from virnuc_async.models.peers import compare_with_peers
 from virnuc_async.models.reference import published_reference
 from virnuc_async.networks import esm2

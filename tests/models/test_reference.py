@@ -1,4 +1,4 @@
-"""Figures that models are verified by: what they are, what is not, and how far a device may be."""
+"""References that models are verified against: their contents, invalid ones, and tolerances."""
 
 import json
 from collections.abc import Callable
@@ -45,8 +45,8 @@ def reference() -> Reference:
 # The sums
 
 
-def test_signs_are_splitmix64s() -> None:
-    # Its first outputs for the seed 0, as its author's own program prints them.
+def test_signs_are_those_of_splitmix64() -> None:
+    # Its first outputs for the seed 0, as the original program prints them.
     known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     assert sign_matrix(2).shape == (2, SUMS)
     assert sign_matrix(2)[0, :4].tolist() == [-1.0 if output >> 63 else 1.0 for output in known]
@@ -56,26 +56,26 @@ def test_signs_do_not_depend_on_the_width() -> None:
     assert np.array_equal(sign_matrix(2560)[:768], sign_matrix(768))
 
 
-def test_columns_are_hardly_alike() -> None:
+def test_columns_are_nearly_orthogonal() -> None:
     products = sign_matrix(2560).T @ sign_matrix(2560) / 2560
     assert np.abs(products - np.eye(SUMS)).max() < 0.1
 
 
-def test_sums_keep_lengths_and_angles() -> None:
+def test_a_sketch_preserves_lengths_and_distances() -> None:
     rng = np.random.default_rng(1)
     a = rng.normal(size=(200, 768))
     b = a + 0.1 * rng.normal(size=a.shape)
-    of_a, of_b = sketch(a), sketch(b)
-    far = np.linalg.norm(of_a.sums - of_b.sums, axis=1) / np.linalg.norm(of_a.sums, axis=1)
-    # Of 32 signed sums, a relative distance is right within a half.
-    assert 0.05 < far.min() < 0.1 < far.max() < 0.2
-    assert of_a.lengths == pytest.approx(np.linalg.norm(a, axis=1))
+    first, second = sketch(a), sketch(b)
+    distances = np.linalg.norm(first.sums - second.sums, axis=1) / np.linalg.norm(first.sums, axis=1)
+    # With 32 signed sums, a relative distance is right within a factor of two.
+    assert 0.05 < distances.min() < 0.1 < distances.max() < 0.2
+    assert first.lengths == pytest.approx(np.linalg.norm(a, axis=1))
 
 
-# The published figures
+# The published reference
 
 
-def test_the_published_figures_are_those_of_the_published_run(reference: Reference) -> None:
+def test_the_published_reference_equals_the_published_run(reference: Reference) -> None:
     row = 0
     for run in ("test_with_orfs", "test_fixed_500bp"):
         directory = beside("real") / run
@@ -96,7 +96,7 @@ def test_the_published_figures_are_those_of_the_published_run(reference: Referen
     assert row == len(reference) == 8
 
 
-def test_scores_are_known_of_one_published_classifier(reference: Reference) -> None:
+def test_one_published_classifier_has_scores(reference: Reference) -> None:
     other = published_reference(300)
     assert other.scores is None
     assert np.array_equal(other.protein.sums, reference.protein.sums)
@@ -108,7 +108,7 @@ def test_scores_are_known_of_one_published_classifier(reference: Reference) -> N
 
 
 def moved(reference: Reference, by: float, which: str = "protein") -> Reference:
-    """Give *reference* with one of its sums changed by a share of the length of its row."""
+    """Return *reference* with one sum changed by a share of the length of its row."""
     old: EmbeddingSketch = getattr(reference, which)
     sums = old.sums.copy()
     sums[3, 5] += by * np.linalg.norm(sums[3])
@@ -117,7 +117,7 @@ def moved(reference: Reference, by: float, which: str = "protein") -> Reference:
 
 @pytest.mark.parametrize("which", ["protein", "nucleotide"])
 @pytest.mark.parametrize("precision", [FP32, BF16])
-def test_a_distance_is_what_it_was_moved_by(precision: Precision, which: str, reference: Reference) -> None:
+def test_the_distance_is_the_change(precision: Precision, which: str, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     for share in (0.5, 2):
         found = compare(reference, moved(reference, share * tolerance.distance, which), tolerance)
@@ -126,7 +126,7 @@ def test_a_distance_is_what_it_was_moved_by(precision: Precision, which: str, re
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16])
-def test_scores_and_lengths_count(precision: Precision, reference: Reference) -> None:
+def test_scores_and_lengths_are_compared(precision: Precision, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     assert reference.scores is not None
     for share in (0.5, 2):
@@ -142,16 +142,17 @@ def test_scores_and_lengths_count(precision: Precision, reference: Reference) ->
         assert found.is_within(tolerance) == (share < 1)
 
 
-def test_a_label_counts_unless_it_was_undecided(reference: Reference) -> None:
-    turned = reference.scores[:, ::-1]  # type: ignore[index]
-    found = compare(reference, replace(reference, scores=turned), reference.tolerance(FP32))
+def test_labels_are_compared_unless_undecided(reference: Reference) -> None:
+    swapped = reference.scores[:, ::-1]  # type: ignore[index]
+    found = compare(reference, replace(reference, scores=swapped), reference.tolerance(FP32))
     assert (found.labels, found.of) == (0, 8)
     wide = replace(reference.tolerance(BF16), score=0.051)
-    assert compare(reference, replace(reference, scores=turned), wide).labels == 1  # the one of 0.55 and 0.45
+    # The scores of one ORF are 0.55 and 0.45.
+    assert compare(reference, replace(reference, scores=swapped), wide).labels == 1
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16])
-def test_what_is_no_number_is_not_right(precision: Precision, reference: Reference) -> None:
+def test_nan_is_never_within_the_tolerance(precision: Precision, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     assert compare(reference, reference, tolerance).is_within(tolerance)
     for at in (0, 7):
@@ -167,10 +168,10 @@ def test_what_is_no_number_is_not_right(precision: Precision, reference: Referen
         assert not compare(reference, replace(reference, scores=scores), tolerance).is_within(tolerance)
 
 
-def test_a_device_that_gives_zeros_is_wrong(reference: Reference) -> None:
+def test_a_device_that_returns_zeros_is_wrong(reference: Reference) -> None:
     tolerance = reference.tolerance(BF16)
-    nothing = EmbeddingSketch(np.zeros(len(reference)), np.zeros((len(reference), SUMS)))
-    found = compare(reference, replace(reference, protein=nothing), tolerance)
+    zeros = EmbeddingSketch(np.zeros(len(reference)), np.zeros((len(reference), SUMS)))
+    found = compare(reference, replace(reference, protein=zeros), tolerance)
     assert (found.distance, found.length) == (1, 1)
     assert np.isnan(found.cosine)
     assert not found.is_within(tolerance)
@@ -188,14 +189,14 @@ def test_without_scores_the_embeddings_decide() -> None:
 # The file
 
 
-def test_what_is_written_is_read_back(reference: Reference, tmp_path: Path) -> None:
-    for wanted in (reference, replace(reference, scores=None, is_ours=True, source="me")):
-        write_reference(tmp_path, wanted)
+def test_a_reference_is_read_back(reference: Reference, tmp_path: Path) -> None:
+    for written in (reference, replace(reference, scores=None, is_ours=True, source="me")):
+        write_reference(tmp_path, written)
         found = read_reference(tmp_path / "reference.json")
-        assert (found.source, found.is_ours, found.ids) == (wanted.source, wanted.is_ours, wanted.ids)
-        assert (found.bases, found.proteins) == (wanted.bases, wanted.proteins)
-        assert np.array_equal(found.protein.sums, wanted.protein.sums)
-        assert (found.scores is None) == (wanted.scores is None)
+        assert (found.source, found.is_ours, found.ids) == (written.source, written.is_ours, written.ids)
+        assert (found.bases, found.proteins) == (written.bases, written.proteins)
+        assert np.array_equal(found.protein.sums, written.protein.sums)
+        assert (found.scores is None) == (written.scores is None)
 
 
 @pytest.mark.parametrize(
@@ -204,32 +205,32 @@ def test_what_is_written_is_read_back(reference: Reference, tmp_path: Path) -> N
         (lambda d: d.update(format=2), "its format is 2, not 1"),
         (lambda d: d.pop("format"), "KeyError('format')"),
         (lambda d: d.pop("scores"), "KeyError('scores')"),
-        (lambda d: d.update(orfs=[]), "not the same number of rows everywhere, or none"),
-        (lambda d: d["orfs"].pop(), "not the same number of rows"),
-        (lambda d: d["scores"].pop(), "scores of the shape (7, 2)"),
-        (lambda d: d.update(scores=[[1, 0, 0]] * 8), "scores of the shape (8, 3)"),
+        (lambda d: d.update(orfs=[]), "the numbers of rows differ, or are zero"),
+        (lambda d: d["orfs"].pop(), "the numbers of rows differ"),
+        (lambda d: d["scores"].pop(), "the scores have the shape (7, 2)"),
+        (lambda d: d.update(scores=[[1, 0, 0]] * 8), "the scores have the shape (8, 3)"),
         (lambda d: d.update(scores=[[1], [1, 2]]), "ValueError"),
-        (lambda d: d["protein"].update(lengths=3), "lengths that are no list"),
-        (lambda d: d["protein"]["sums"].pop(), "sums of the shape (7, 32)"),
+        (lambda d: d["protein"].update(lengths=3), "the lengths are not a list"),
+        (lambda d: d["protein"]["sums"].pop(), "the sums have the shape (7, 32)"),
         (lambda d: d["protein"]["sums"][0].pop(), "ValueError"),
-        (lambda d: d["protein"]["lengths"].__setitem__(0, float("nan")), "a number that is not finite"),
+        (lambda d: d["protein"]["lengths"].__setitem__(0, float("nan")), "a number is not finite"),
         (lambda d: d["nucleotide"]["sums"][0].__setitem__(0, "x"), "could not convert"),
-        (lambda d: d["nucleotide"]["sums"].__setitem__(0, [0] * 32), "an embedding of no length"),
-        (lambda d: d["protein"]["lengths"].__setitem__(7, 0), "an embedding of no length"),
-        (lambda d: d["protein"]["lengths"].__setitem__(7, -1), "an embedding of no length"),
-        (lambda d: d["protein"]["sums"][3].__setitem__(1, 1e300), "or beyond all measure"),
-        (lambda d: d["scores"][0].__setitem__(0, -0.1), "scores that are no probabilities"),
-        (lambda d: d["scores"][0].__setitem__(1, 1.1), "scores that are no probabilities"),
+        (lambda d: d["nucleotide"]["sums"].__setitem__(0, [0] * 32), "an embedding is zero"),
+        (lambda d: d["protein"]["lengths"].__setitem__(7, 0), "an embedding is zero"),
+        (lambda d: d["protein"]["lengths"].__setitem__(7, -1), "an embedding is zero"),
+        (lambda d: d["protein"]["sums"][3].__setitem__(1, 1e300), "or too large"),
+        (lambda d: d["scores"][0].__setitem__(0, -0.1), "the scores are not probabilities"),
+        (lambda d: d["scores"][0].__setitem__(1, 1.1), "the scores are not probabilities"),
         (lambda d: d["orfs"][0].update(bases="acgt"), "are not upper-case letters"),
-        (lambda d: d["orfs"][0].update(bases=""), "no letters, or too many"),
-        (lambda d: d["orfs"][0].update(protein="A" * 10_001), "no letters, or too many"),
+        (lambda d: d["orfs"][0].update(bases=""), "an ORF has no letters, or too many"),
+        (lambda d: d["orfs"][0].update(protein="A" * 10_001), "an ORF has no letters, or too many"),
         (lambda d: d["orfs"][0].update(protein="É"), "are not upper-case letters"),
         (lambda d: d["orfs"][0].update(id="\x1b[2J"), "not a line of text"),
         (lambda d: d.update(source=["x"]), "not a line of text"),
         (lambda d: d.update(orfs=None), "TypeError"),
     ],
 )
-def test_a_file_that_is_no_reference(
+def test_an_invalid_reference(
     change: Callable[[dict[str, Any]], object], reason: str, reference: Reference, tmp_path: Path
 ) -> None:
     write_reference(tmp_path, reference)
@@ -245,7 +246,7 @@ def test_a_file_that_is_no_reference(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000, b" " * (1 << 20) + b"{}"]
 )
-def test_content_that_is_no_reference(content: bytes, tmp_path: Path) -> None:
+def test_content_that_is_not_a_reference(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(BadReference):
         read_reference(tmp_path / "x.json")
@@ -259,7 +260,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 # In a bundle
 
 
-def test_a_bundle_has_none_until_it_is_given_one(bundle: Bundle, reference: Reference) -> None:
+def test_a_bundle_has_none_until_it_is_set(bundle: Bundle, reference: Reference) -> None:
     with pytest.raises(NoReference, match="'golden' has no reference .* 'models verify --record'"):
         reference_of(bundle)
     with_it = set_reference(bundle, reference)
@@ -274,7 +275,7 @@ def test_a_bundle_has_none_until_it_is_given_one(bundle: Bundle, reference: Refe
     assert not [path.name for path in bundle.directory.iterdir() if path.name.startswith(".")]
 
 
-def test_a_changed_reference_is_noticed(bundle: Bundle, reference: Reference) -> None:
+def test_a_changed_reference_is_detected(bundle: Bundle, reference: Reference) -> None:
     with_it = set_reference(bundle, reference)
     path = bundle.directory / "reference.json"
     path.write_bytes(path.read_bytes().replace(b"0.9", b"0.8", 1))

@@ -88,7 +88,7 @@ from pathlib import Path
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ProteinShape
 from virnuc_async.networks.saving import save
-from virnuc_async.models.import_checkpoint import _in_parts, read_protein
+from virnuc_async.models.checkpoint_formats import as_stacked, read_protein
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -103,7 +103,7 @@ read_protein(Path({small!r}))  # imports and permanent caches are not counted
 before, most, done = anonymous(), [0], threading.Event()
 watching = threading.Thread(target=watch)
 watching.start()
-save(_in_parts(read_protein(source)[0]), target)
+save(as_stacked(read_protein(source)[0]), target)
 done.set()
 watching.join()
 print(max(most[0], anonymous()) - before, target.stat().st_size)

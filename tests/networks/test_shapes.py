@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from virnuc_async.models.import_checkpoint import ESM2_HEADS
+from virnuc_async.models.checkpoint_formats import ESM2_HEADS
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape

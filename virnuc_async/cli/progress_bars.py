@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from virnuc_async.downloads.fetch import Transfer
+from virnuc_async.downloads.fetch import Transfer, TransferState
 from virnuc_async.log import EVERY_SECONDS, PROGRESS, Counts, duration
 from virnuc_async.text import escape_control_chars
 
@@ -110,7 +110,9 @@ class TransferLines:
         if seconds < EVERY_SECONDS:
             return
         done = sum(transfer.done for transfer in transfers)
-        each = "; ".join(_of_transfer(transfer) for transfer in transfers if transfer.doing != "done")
+        each = "; ".join(
+            _of_transfer(transfer) for transfer in transfers if transfer.state is not TransferState.DONE
+        )
         rate = max(done - self._before, 0) / seconds
         self.stream.write(f"{rate / 1e6:.1f} MB/s: {each}\n")
         self.stream.flush()
@@ -140,12 +142,12 @@ class TransferBars:
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=None, doing="")
             bar = self._bars[name]
-            self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.doing)
-        if all(transfer.doing == "done" for transfer in transfers):
+            self._progress.update(bar, completed=transfer.done, total=transfer.total, doing=transfer.status)
+        if all(transfer.state is TransferState.DONE for transfer in transfers):
             self._progress.stop()  # what is said from now on is not written among bars
 
 
 def _of_transfer(transfer: Transfer) -> str:
     total = "" if transfer.total is None else f" of {transfer.total / 1e6:,.1f}"
-    doing = "" if transfer.doing == "receiving" else f", {transfer.doing}"
+    doing = "" if transfer.state is TransferState.RECEIVING else f", {transfer.status}"
     return f"{transfer.source.name} {transfer.done / 1e6:,.1f}{total} MB{doing}"

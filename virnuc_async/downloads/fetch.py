@@ -1,149 +1,158 @@
 """
-Files from the network: fetched side by side, gone on with where they broke off, checked before use.
+Downloads: files are fetched at the same time, resumed where they broke off, and checked before use.
 
-A large file comes over several connections at once, each with a range of it, where the server gives
-ranges and says by what it knows the file again. It begins as one range, the whole; a connection that
-is free takes the second half of the longest. Whatever happens, half a file never has its name.
+A large file is fetched over several connections, each with a range of it, if the server supports ranges
+and identifies the file by a validator (``ETag`` or ``Last-Modified``). The file begins as one range; a
+free connection takes the second half of the longest range that is left. A file gets its name only when
+it is complete and checked.
 """
 
 import fcntl
-import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from errno import ENOLCK, ENOSPC, ENOTSUP
-from io import FileIO
+from dataclasses import dataclass
+from enum import StrEnum
+from errno import ENOLCK, ENOTSUP
 from pathlib import Path
 from time import monotonic
 from typing import IO
-from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from virnuc_async.errors import (
-    BundleError,
     CannotWrite,
     ChecksumMismatch,
     DownloadBusy,
     DownloadInterrupted,
     DownloadRefused,
 )
-from virnuc_async.fileio import open_nofollow, sha256
+from virnuc_async.fileio import open_nofollow
 
-from .http import RangeMismatch, RangeResponse, TransientError, open_range
+from .http import RangeMismatch, TransientError
+from .range_request import RangeRequest, Stopped
 from .resume import PartialFile, Span
+from .source import Source
 
-_BLOCK = 1 << 20
-_LEAST = 1 << 10  # bytes within the patience for a stall: less is none
-_PROGRESS = 1 << 20  # bytes after which a try was not in vain, if the file was never so far
-_WORTH_HALVING = 1 << 26  # bytes of a range: half of them repay another connection
-_CONNECTIONS = 4  # for one file
-_LOOKED_AT = 0.1  # seconds between looks at what the connections do
-_KEPT_EVERY = 2.0  # seconds of receiving that a kill -9 can cost
-_LAST_WORDS = 0.5  # seconds that connections have to end when all is over
-_KEPT = "What has come is kept: the same command goes on"
+_PROGRESS_BYTES = 1 << 20  # an attempt that received as many, and brought the file further, did not fail
+_POLL_INTERVAL = 0.1  # seconds between looks at the connections of a file
+_PROGRESS_INTERVAL = 0.5  # seconds between calls of the progress callback
+_SHUTDOWN_TIMEOUT = 0.5  # seconds that connections have to end after a failure or Ctrl-C
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A file to be had; *name* is its path in the directory where it is to lie."""
+class RetryPolicy:
+    """When a request is repeated, and when the download of a file is given up."""
 
-    url: str
-    name: str
-    size: int | None = None
-    sha256: str = ""
-    git_blob: str = ""
-    check: Callable[[Path], object] | None = None  # raises a BundleError where the content is not right
-    most: int = 1 << 62  # bytes that it can have, where no size was published
-    origin: str = ""  # what names it, wherever it is got from
-
-    @property
-    def limit(self) -> int:
-        """How many bytes it can have."""
-        return self.most if self.size is None else self.size
+    stall_timeout: float = 30.0  # seconds without data
+    max_attempts: int = 6  # in a row without progress
+    backoff: float = 1.0  # seconds before the second attempt; doubled for each further one
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """When to try again, and when no more."""
+class FetchOptions:
+    """How files are downloaded."""
 
-    stall: float = 30.0  # seconds without data
-    tries: int = 6  # in a row that brought nothing
-    pause: float = 1.0  # seconds before the second try; doubled for each one more
+    retry: RetryPolicy = RetryPolicy()
+    # Of one file. Measured with scripts/bench_downloads.py (docs/benchmarks/downloads.json): if the server
+    # limits the rate of each connection, four take a quarter of the time of one for a large file, and half
+    # for a set of files. They make no difference if all connections share a limit, and take 6 to 7 % longer
+    # without any limit, at 1 GB/s from the same machine. The official servers were not measured.
+    max_connections: int = 4
+    min_split_bytes: int = 1 << 26  # a shorter range is not split for another connection
+    sync_interval: float = 2.0  # seconds of received data that a kill -9 can lose
 
 
-_USUAL = Patience()
+class TransferState(StrEnum):
+    """What happens to a file at the moment, as it is shown to the user."""
+
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    RECEIVING = "receiving"
+    RETRYING = "trying again"
+    CHECKING = "checking"
+    DONE = "done"
 
 
 @dataclass(slots=True)
 class Transfer:
-    """How far a file is; written by the thread that fetches it, read by any."""
+    """The progress of one file; written by the thread that downloads it, read by any thread."""
 
     source: Source
-    doing: str = "waiting"
+    state: TransferState = TransferState.WAITING
     done: int = 0  # bytes
     total: int | None = None
+    error: str = ""  # why the last attempt failed
+
+    @property
+    def status(self) -> str:
+        """The state, and the reason for another attempt."""
+        return f"{self.state}: {self.error}" if self.state is TransferState.RETRYING else str(self.state)
 
 
 ProgressCallback = Callable[[Sequence[Transfer]], object]
 
+DEFAULT_OPTIONS = FetchOptions()
+
 
 def fetch_all(
-    sources: Sequence[Source], directory: Path, watch: ProgressCallback, patience: Patience | None = None
+    sources: Sequence[Source],
+    directory: Path,
+    on_progress: ProgressCallback,
+    options: FetchOptions = DEFAULT_OPTIONS,
 ) -> None:
     """
-    Fetch *sources* into *directory*, side by side; call *watch* twice a second meanwhile.
+    Download *sources* into *directory*, all at the same time; call *on_progress* twice a second.
 
-    What is there already is taken if it is right.
+    A file that exists already is not downloaded if it passes its checks.
 
     Raises:
-        DownloadRefused, DownloadInterrupted, ChecksumMismatch: the first file failed; its parts are kept
-        CannotWrite: the disk is full, or not to be written to
+        DownloadRefused, DownloadInterrupted, ChecksumMismatch: the first failure; received data is kept
+        CannotWrite: the disk is full, or cannot be written to
     """
     transfers = [Transfer(source, total=source.size) for source in sources]
     stopped = threading.Event()
     pool = ThreadPoolExecutor(len(transfers), "download")
-    work = [
-        pool.submit(_Fetching(transfer, directory, patience or _USUAL, stopped).run) for transfer in transfers
+    downloads = [
+        pool.submit(_FileDownload(transfer, directory, options, stopped).run) for transfer in transfers
     ]
-    is_over = False
+    is_finished = False
     try:
-        while not is_over:
-            is_over = _is_over(work)
-            watch(transfers)
+        while not is_finished:
+            is_finished = _wait_for_end(downloads)
+            on_progress(transfers)
     finally:
         stopped.set()
-        # After a Ctrl-C they may write down what came, and no more: one may be checking gigabytes.
-        pool.shutdown(wait=is_over, cancel_futures=True)
-        wait(work, timeout=4 * _LAST_WORDS)
-    for future in work:
+        # After Ctrl-C the threads may save what was received, and no more: one may be checking gigabytes.
+        pool.shutdown(wait=is_finished, cancel_futures=True)
+        wait(downloads, timeout=4 * _SHUTDOWN_TIMEOUT)
+    for future in downloads:
         if not future.cancelled():
             future.result()
 
 
-def _is_over(work: Sequence["Future[None]"]) -> bool:
-    done, pending = wait(work, timeout=0.5, return_when=FIRST_EXCEPTION)
+def _wait_for_end(downloads: Sequence["Future[None]"]) -> bool:
+    """Wait a moment; return whether all downloads have ended, or one has failed."""
+    done, pending = wait(downloads, timeout=_PROGRESS_INTERVAL, return_when=FIRST_EXCEPTION)
     return not pending or any(future.exception() for future in done)
 
 
 @contextmanager
-def alone(directory: Path) -> Iterator[None]:
+def exclusive_lock(directory: Path) -> Iterator[None]:
     """
-    Make *directory* and be the only process at work there.
+    Create *directory*, and be the only process that downloads into it.
 
     Raises:
-        DownloadBusy: another one is
+        DownloadBusy: another process does
     """
-    while not (file := _locked(directory)):
-        pass  # whoever had it before deleted it meanwhile
+    while not (file := _lock(directory)):
+        pass  # the process that had the lock deleted the directory meanwhile
     with file:
         yield
 
 
-def _locked(directory: Path) -> IO[bytes] | None:
-    """Give the lock file of *directory*, locked while it is open; None if it is not the one there."""
+def _lock(directory: Path) -> IO[bytes] | None:
+    """Return the lock file of *directory*, locked while it is open; None if it was replaced meanwhile."""
     directory.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError), ExitStack() as undo:
         file = undo.enter_context(open(directory / "lock", "ab", opener=open_nofollow))
@@ -152,7 +161,7 @@ def _locked(directory: Path) -> IO[bytes] | None:
         except BlockingIOError as error:
             raise DownloadBusy(str(directory)) from error
         except OSError as error:
-            if error.errno not in (ENOLCK, ENOTSUP):  # of file systems that have no locks
+            if error.errno not in (ENOLCK, ENOTSUP):  # of file systems without locks
                 raise
         if os.path.samestat(os.fstat(file.fileno()), os.stat(directory / "lock")):
             undo.pop_all()
@@ -160,272 +169,164 @@ def _locked(directory: Path) -> IO[bytes] | None:
     return None
 
 
-class _Stopped(Exception):
-    """Nobody waits for the file any more."""
-
-
-@dataclass(slots=True, eq=False)
-class _Try:
-    """One connection, for the bytes of *span*."""
-
-    span: Span
-    is_alone: bool  # no other one is there, nor will be until this has an answer
-    has_answer: bool = False
-    brought: int = 0  # bytes
-    since: float = field(default_factory=monotonic)
-
-
-class _Fetching:
+class _FileDownload:
     """
-    One file, as far as it is.
+    The download of one file.
 
-    The thread that runs it decides: which range is asked for, when one is tried again, when what came
-    is written down. A connection is a thread that does as it is told, and ends.
+    The thread that runs it decides: which range is requested, when a request is repeated, and when
+    received data is synced. Each connection is a thread that runs one request.
     """
 
     def __init__(
-        self, transfer: Transfer, directory: Path, patience: Patience, stopped: threading.Event
+        self, transfer: Transfer, directory: Path, options: FetchOptions, stopped: threading.Event
     ) -> None:
         self._transfer, self._source = transfer, transfer.source
         self._path = directory / self._source.name
         self._file = PartialFile(self._path, self._source.url, self._source.limit)
-        self._patience, self._stopped, self._is_over = patience, stopped, False
-        self._tries: dict[Future[None], _Try] = {}
-        # Of a file that is small for certain, nobody needs ranges.
-        self._most_tries = _CONNECTIONS if self._source.limit >= _WORTH_HALVING else 1
-        self._in_vain = self._furthest = 0  # tries, bytes
-        self._failed_at = self._not_before = self._kept_at = monotonic()
+        self._options, self._retry, self._stopped = options, options.retry, stopped
+        self._is_ended = False  # requests that are still running have nothing to do any more
+        self._requests: dict[Future[None], RangeRequest] = {}
+        # A file that is surely small needs no ranges.
+        is_large = self._source.limit >= options.min_split_bytes
+        self._max_connections = options.max_connections if is_large else 1
+        self._failed_attempts = self._furthest = 0  # in a row, bytes
+        self._failed_at = self._retry_at = self._synced_at = monotonic()
 
     def __repr__(self) -> str:
-        return f"<_Fetching {self._file!r} [{len(self._tries)} connections, {self._in_vain} tries in vain]>"
+        attempts = f"{len(self._requests)} connections, {self._failed_attempts} failed attempts"
+        return f"<_FileDownload {self._file!r} [{attempts}]>"
 
     def run(self) -> None:
-        """Have the file there and checked, unless it is stopped."""
-        with suppress(_Stopped):
+        """Download and check the file, unless it is stopped."""
+        with suppress(Stopped):
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                if self._is_there():
-                    self._file.forget()  # what came of it before
+                if self._is_present():
+                    self._file.discard()  # of an earlier attempt
                 else:
                     self._receive()
-                    self._check()
+                    self._verify()
                     self._file.finish()
             except OSError as error:
-                raise CannotWrite(str(self._file.part), f"{error.strerror or error}. {_KEPT}") from error
-            self._transfer.doing = "done"
+                kept = "Received data is kept: rerun the same command to resume"
+                raise CannotWrite(str(self._file.part), f"{error.strerror or error}. {kept}") from error
+            self._transfer.state = TransferState.DONE
 
-    def _is_there(self) -> bool:
-        """Whether the file is there and right, of an earlier day; one that is not goes."""
+    def _is_present(self) -> bool:
+        """Return whether the file exists and passes its checks; delete it if it does not pass."""
         if not self._path.is_file():
             return False
-        is_right = not self._what_is_wrong(self._path)
+        is_right = not self._mismatch_reason(self._path)
         if not is_right:
             self._path.unlink()
         return is_right
 
-    def _check(self) -> None:
-        if reason := self._what_is_wrong(self._file.part):
-            self._file.forget()
+    def _verify(self) -> None:
+        if reason := self._mismatch_reason(self._file.part):
+            self._file.discard()
             raise ChecksumMismatch(self._source.url, reason, is_deleted=True)
 
-    def _what_is_wrong(self, path: Path) -> str:
-        self._transfer.doing = "checking"
+    def _mismatch_reason(self, path: Path) -> str:
+        self._transfer.state = TransferState.CHECKING
         self._transfer.done = self._transfer.total = path.stat().st_size
-        return _what_is_wrong(path, self._source)
-
-    # What follows, up to the connections, is done by the thread that decides.
+        return self._source.mismatch_reason(path)
 
     def _receive(self) -> None:
-        """Have all bytes come, and know of them on another day whatever happens."""
-        self._transfer.doing = "connecting"
-        pool = ThreadPoolExecutor(_CONNECTIONS, "connection")
+        """Receive all missing bytes; whatever happens, record which were received."""
+        self._transfer.state = TransferState.CONNECTING
+        pool = ThreadPoolExecutor(self._options.max_connections, "connection")
         try:
             while self._file.missing:
-                self._go_on()
+                if self._is_stopped():
+                    raise Stopped
                 self._connect(pool)
-                self._look()
+                self._poll()
         finally:
-            self._is_over = True
+            self._is_ended = True
             pool.shutdown(wait=False, cancel_futures=True)
-            wait(self._tries, timeout=_LAST_WORDS)
-            self._file.keep()
+            wait(self._requests, timeout=_SHUTDOWN_TIMEOUT)
+            self._file.checkpoint()
 
-    def _go_on(self) -> None:
-        if self._is_over or self._stopped.is_set():
-            raise _Stopped
+    def _is_stopped(self) -> bool:
+        return self._is_ended or self._stopped.is_set()
 
     def _connect(self, pool: ThreadPoolExecutor) -> None:
-        """Open a connection, if there is something for it to do."""
-        # One after the other: whoever does not answer is asked no more than it would be by one.
-        is_opening = any(not each.has_answer for each in self._tries.values())
-        if is_opening or len(self._tries) >= self._most_tries or monotonic() < self._not_before:
+        """Start another request, if there is a range for it."""
+        requests = self._requests.values()
+        if any(request.lacks_ranges for request in requests):
+            self._max_connections = 1
+        # One after another: a server that does not respond gets no more requests than from one connection.
+        is_connecting = any(not request.has_response for request in requests)
+        if is_connecting or len(requests) >= self._max_connections or monotonic() < self._retry_at:
             return
         if span := self._next_span():
-            one = _Try(span, is_alone=not self._tries)
-            self._tries[pool.submit(self._fetch, one)] = one
+            request = RangeRequest(
+                self._source,
+                self._file,
+                span,
+                self._retry.stall_timeout,
+                self._is_stopped,
+                is_alone=not requests,
+                may_split=self._max_connections > 1,
+            )
+            self._requests[pool.submit(request.run)] = request
 
     def _next_span(self) -> Span | None:
-        """Give what nobody is at, or half of the longest range if it is worth it."""
-        held = {one.span for one in self._tries.values()}
+        """Return a span without a request, or the second half of the longest one if it is worth it."""
+        requested = {request.span for request in self._requests.values()}
         for span in self._file.missing:
-            if span not in held:
+            if span not in requested:
                 return span
-        longest = max(self._file.missing, key=lambda span: span.left)
-        return self._file.halve(longest) if longest.left >= _WORTH_HALVING else None
+        longest = max(self._file.missing, key=lambda span: span.remaining)
+        return self._file.split(longest) if longest.remaining >= self._options.min_split_bytes else None
 
-    def _look(self) -> None:
-        """Wait a moment for a connection to end; see how far the file is."""
-        if self._tries:
-            done, _ = wait(self._tries, timeout=_LOOKED_AT, return_when=FIRST_COMPLETED)
+    def _poll(self) -> None:
+        """Wait a moment for a request to end; update the progress."""
+        if self._requests:
+            done, _ = wait(self._requests, timeout=_POLL_INTERVAL, return_when=FIRST_COMPLETED)
             for future in done:
-                self._judge(self._tries.pop(future), future.exception())
+                self._handle_outcome(self._requests.pop(future), future.exception())
         else:
-            self._stopped.wait(min(_LOOKED_AT, max(self._not_before - monotonic(), 0)))
-        if any(one.has_answer for one in self._tries.values()):
-            self._transfer.doing = "receiving"
+            self._stopped.wait(min(_POLL_INTERVAL, max(self._retry_at - monotonic(), 0)))
+        if any(request.has_response for request in self._requests.values()):
+            self._transfer.state = TransferState.RECEIVING
         self._transfer.done = self._file.done
         self._transfer.total = self._source.size if self._file.total is None else self._file.total
-        if monotonic() - self._kept_at >= _KEPT_EVERY:
-            self._file.keep()
-            self._kept_at = monotonic()
+        if monotonic() - self._synced_at >= self._options.sync_interval:
+            self._file.checkpoint()
+            self._synced_at = monotonic()
 
-    def _judge(self, one: _Try, failure: BaseException | None) -> None:
-        """Learn from how a connection ended."""
-        self._file.drop()
+    def _handle_outcome(self, request: RangeRequest, failure: BaseException | None) -> None:
+        """Decide what follows from how *request* ended."""
+        self._file.prune()
+        is_refused = isinstance(failure, DownloadRefused | RangeMismatch)
+        if is_refused or request.lacks_ranges:
+            self._max_connections = 1
         if failure is None:
-            self._in_vain = 0
-            return
-        is_refusal = isinstance(failure, DownloadRefused | RangeMismatch)
-        if is_refusal:
-            self._most_tries = 1
-        if is_refusal and not one.is_alone:
-            # Another connection is given it: this server wants no second one, or has no ranges after all.
-            self._file.unite(one.span)
+            self._failed_attempts = 0
+        elif is_refused and not request.is_alone:
+            # The server refuses a second connection, or does not support ranges: another request takes over.
+            self._file.merge(request.span)
         elif isinstance(failure, TransientError):
-            self._try_again(one, failure)
+            self._schedule_retry(request, failure)
         else:
             raise failure
 
-    def _try_again(self, one: _Try, trouble: TransientError) -> None:
-        if one.brought >= _PROGRESS and self._file.done > self._furthest:
-            self._in_vain = 0
-        elif one.since >= self._failed_at:  # of several that break at once, one counts
-            self._in_vain += 1
+    def _schedule_retry(self, request: RangeRequest, failure: TransientError) -> None:
+        """Wait before the next request; raise DownloadInterrupted after too many failed attempts."""
+        if request.received >= _PROGRESS_BYTES and self._file.done > self._furthest:
+            self._failed_attempts = 0
+        elif request.started >= self._failed_at:  # of several that fail at the same time, one counts
+            self._failed_attempts += 1
         self._furthest = max(self._furthest, self._file.done)
-        # Of a file without a validator nobody could tell whether it is the same still.
-        if isinstance(trouble, RangeMismatch) or not self._file.validator:
-            self._file.forget()
-        if not self._tries:
-            if self._in_vain >= self._patience.tries:
-                raise DownloadInterrupted(self._source.url, str(trouble))
-            self._transfer.doing = f"trying again: {trouble}"
+        # Without a validator it cannot be known whether the file is still the same.
+        if isinstance(failure, RangeMismatch) or not self._file.validator:
+            self._file.discard()
+        if not self._requests:
+            if self._failed_attempts >= self._retry.max_attempts:
+                raise DownloadInterrupted(self._source.url, str(failure))
+            self._transfer.error = str(failure)
+            self._transfer.state = TransferState.RETRYING
         self._failed_at = monotonic()
-        pause = self._patience.pause * 2 ** min(self._in_vain, self._patience.tries)
-        self._not_before = self._failed_at + pause
-
-    # What follows is done by the thread of a connection.
-
-    def _fetch(self, one: _Try) -> None:
-        """Receive the bytes of a span, or those of them that the server gives at once."""
-        wanted, validator = self._question(one.span)
-        with open_range(self._source.url, self._patience.stall, wanted, validator) as answer:
-            self._accept(answer, one)
-            one.has_answer = True
-            with self._file.opened() as file:
-                self._copy(answer, one, file)
-
-    def _question(self, span: Span) -> tuple[str, str]:
-        """Give the range to ask for, and by what the server is to know the file."""
-        if self._file.is_begun:
-            last = "" if self._file.total is None else span.end - 1
-            return f"{span.at}-{last}", self._file.validator
-        # All of it, as a range: the answer then says whether there are any.
-        return "0-" if self._most_tries > 1 else "", ""
-
-    def _accept(self, answer: RangeResponse, one: _Try) -> None:
-        """See that *answer* goes on where the span begins; begin anew if it is of another file."""
-        file = self._file
-        is_same = answer.validator in ("", file.validator) and answer.total in (None, file.total)
-        if not (file.is_begun and answer.is_range and is_same and answer.start == one.span.at):
-            if answer.start or not one.is_alone:
-                raise RangeMismatch("the server gave another part of the file than was asked for")
-            if answer.total is not None:
-                self._see_that_it_can_be(answer.total)
-            if not (answer.is_range and answer.validator and answer.total):
-                self._most_tries = 1
-            one.span = file.begin(answer.validator, answer.total)
-        if shutil.disk_usage(file.part.parent).free < file.room:
-            raise OSError(ENOSPC, f"{os.strerror(ENOSPC)}, {file.room:,} bytes are missing")
-
-    def _see_that_it_can_be(self, total: int) -> None:
-        if self._source.size not in (None, total):
-            reason = f"it has {total:,} bytes, and was published with {self._source.size:,}"
-        elif total > self._source.limit:
-            reason = f"it has {total:,} bytes, and can have no more than {self._source.limit:,}"
-        else:
-            return
-        raise ChecksumMismatch(self._source.url, reason)
-
-    def _copy(self, answer: RangeResponse, one: _Try, file: FileIO) -> None:
-        span, since, before = one.span, monotonic(), 0
-        for block in answer.blocks():
-            self._go_on()
-            if self._file.total is None and len(block) > span.left:
-                self._file.forget()
-                reason = f"it has more than {self._source.limit:,} bytes, which it cannot"
-                raise ChecksumMismatch(self._source.url, reason, is_deleted=True)
-            self._file.write(file, span, block)
-            one.brought += len(block)
-            if self._file.total is not None and not span.left:
-                return
-            if monotonic() - since >= self._patience.stall:
-                if one.brought - before < _LEAST:
-                    raise TransientError(f"hardly anything came for {self._patience.stall:g} s")
-                since, before = monotonic(), one.brought
-        self._see_that_it_came(answer, span)
-
-    def _see_that_it_came(self, answer: RangeResponse, span: Span) -> None:
-        """Tell an answer that is over from one that broke off."""
-        end = span.at if answer.end is None else min(answer.end, span.end)
-        if span.at < end:
-            raise TransientError(f"the connection ended at byte {span.at:,}")
-        if self._file.total is None:
-            self._file.end(span)
-
-
-def _what_is_wrong(path: Path, source: Source) -> str:
-    """Say why the content of *path* is not that of *source*; nothing if it is, as far as is known."""
-    size = path.stat().st_size
-    if source.size not in (None, size):
-        return f"it has {size:,} bytes, and was published with {source.size:,}"
-    if source.sha256 and (found := sha256(path)) != source.sha256:
-        return f"its sha256 is {found}, and was published as {source.sha256}"
-    if source.git_blob and (found := git_blob(path)) != source.git_blob:
-        return f"its git blob id is {found}, and was published as {source.git_blob}"
-    try:
-        if member := _damaged_member(path):
-            return f"the checksum of {member} in it is wrong"
-        if source.check:
-            source.check(path)
-    except BadZipFile as error:
-        return str(error)
-    except BundleError as failure:
-        return getattr(failure, "reason", str(failure))
-    return ""
-
-
-def _damaged_member(path: Path) -> str | None:
-    """Give the member whose checksum is wrong, of a zip file: torch's are such, since 1.6."""
-    if not is_zipfile(path):
-        return None
-    with ZipFile(path) as archive:
-        return archive.testzip()
-
-
-def git_blob(path: Path) -> str:
-    """Give the id that git has for the content of *path*."""
-    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        exponent = min(self._failed_attempts, self._retry.max_attempts)
+        self._retry_at = self._failed_at + self._retry.backoff * 2**exponent

@@ -1,9 +1,9 @@
 """
-One request to a server: which bytes of a file it is asked for, and which it gives.
+One HTTP request for a file, or for a range of it.
 
-urllib does it, of the standard library: it follows redirects and honours HTTP_PROXY, HTTPS_PROXY and
-NO_PROXY. What it raises becomes TransientError, which may pass, or DownloadRefused, which will not: here, and
-nowhere else.
+The requests are made with urllib: it follows redirects and honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+Its exceptions become TransientError, after which the request can be repeated, or DownloadRefused, after
+which it cannot; this is the only place that translates them.
 """
 
 import re
@@ -21,73 +21,76 @@ from virnuc_async._version import __version__
 from virnuc_async.errors import DownloadRefused
 
 _BLOCK = 1 << 20
-_TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+_RETRYABLE_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 class TransientError(Exception):
-    """Something that may go better the next time; its text says what."""
+    """A failure that may pass; its text is the reason."""
 
 
 class RangeMismatch(TransientError):
-    """The server does not give that range of that very file; the whole file, it may."""
+    """The server does not send this range of this very file; it may send the whole file."""
 
 
-class NoSuchRange(RangeMismatch):
+class RangeNotSatisfiable(RangeMismatch):
     """The file ends before the range begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class RangeResponse:
-    """Bytes of a file, as they come: from *start* to before *end*, of *total*, as far as the server says."""
+    """The bytes of a file from *start* to before *end*, of *total*; None where the server does not say."""
 
     url: str
     start: int
     end: int | None
     total: int | None
-    validator: str  # what the server knows this very content by; empty if it says nothing that is sure
-    is_range: bool  # the server keeps to ranges
+    validator: str  # identifies this content; empty if the server sends no strong one
+    is_range: bool  # the server supports ranges
     response: HTTPResponse
 
     def blocks(self) -> Iterator[bytes]:
         """
-        Give what comes, in blocks of whatever size.
+        Yield the bytes as they arrive, in blocks of any size.
 
         Raises:
-            TransientError: nothing came for too long, or the connection broke
+            TransientError: no data within the timeout, or the connection broke
         """
         while True:
-            with _failures(self.url):
-                block = self.response.read1(_BLOCK)  # what is there, however little
+            with _translate_errors(self.url):
+                block = self.response.read1(_BLOCK)  # what has arrived, however little
             if not block:
                 return
             yield block
 
 
 @contextmanager
-def open_range(url: str, seconds: float, wanted: str = "", validator: str = "") -> Iterator[RangeResponse]:
+def open_range(url: str, timeout: float, requested: str = "", validator: str = "") -> Iterator[RangeResponse]:
     """
-    Ask for *url*, or for the bytes *wanted* of it if it is what *validator* says; else for all of it.
+    Request *url*, or the range *requested* of it if the file still has this *validator*, else all of it.
 
-    Nobody waits longer than *seconds* for a sign of life.
+    *timeout* limits, in seconds, the wait for a connection and for each block of data.
 
     Raises:
-        TransientError, DownloadRefused: there is no answer, or one without a file
+        TransientError, DownloadRefused: there is no response, or one without the file
     """
     headers = {"User-Agent": f"virnuc-async/{__version__}", "Accept-Encoding": "identity"}
-    if wanted:
-        headers["Range"] = f"bytes={wanted}"
+    if requested:
+        headers["Range"] = f"bytes={requested}"
     if validator:
         headers["If-Range"] = validator
-    with _failures(url):
-        response: HTTPResponse = build_opener(_Redirects).open(Request(url, headers=headers), timeout=seconds)
+    with _translate_errors(url):
+        opener = build_opener(_SecureRedirects)
+        response: HTTPResponse = opener.open(Request(url, headers=headers), timeout=timeout)
     with response:
         is_range = response.status == HTTPStatus.PARTIAL_CONTENT
-        start, end, total = _extent(response) if is_range else (0, response.length, response.length)
+        start, end, total = (
+            _parse_content_range(response) if is_range else (0, response.length, response.length)
+        )
         yield RangeResponse(url, start, end, total, _validator(response), is_range, response)
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follows redirects, but not from an encrypted connection to one that is not."""
+class _SecureRedirects(HTTPRedirectHandler):
+    """Follow redirects, but not from an encrypted connection to one that is not."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -99,47 +102,43 @@ class _Redirects(HTTPRedirectHandler):
 
 
 @contextmanager
-def _failures(url: str) -> Iterator[None]:
-    """Turn what urllib raises into our own failures."""
+def _translate_errors(url: str) -> Iterator[None]:
+    """Translate the exceptions of urllib into TransientError and DownloadRefused."""
     try:
         yield
     except HTTPError as error:
         error.close()
-        answer = f"the server answers {error.code} {error.reason}"
+        reason = f"the server answers {error.code} {error.reason}"
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise NoSuchRange(answer) from error
-        if error.code in _TRY_AGAIN:
-            raise TransientError(answer) from error
-        raise DownloadRefused(url, answer) from error
+            raise RangeNotSatisfiable(reason) from error
+        if error.code in _RETRYABLE_STATUSES:
+            raise TransientError(reason) from error
+        raise DownloadRefused(url, reason) from error
     except TimeoutError as error:
-        raise TransientError("the server is silent") from error
+        raise TransientError("the server does not respond") from error
     except (OSError, HTTPException) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        if isinstance(reason, SSLCertVerificationError):
-            untrusted = (
-                f"its certificate is not trusted ({reason.verify_message}). SSL_CERT_FILE names others"
-            )
-            raise DownloadRefused(url, untrusted) from error
-        raise TransientError(
-            getattr(reason, "strerror", "") or str(reason) or type(reason).__name__
-        ) from error
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, SSLCertVerificationError):
+            reason = f"its certificate is not trusted ({cause.verify_message})"
+            raise DownloadRefused(url, f"{reason}. Name trusted ones with SSL_CERT_FILE") from error
+        raise TransientError(getattr(cause, "strerror", "") or str(cause) or type(cause).__name__) from error
 
 
-def _extent(response: HTTPResponse) -> tuple[int, int, int | None]:
-    """Give where a range begins and ends, and how long the file is, if the server says so."""
+def _parse_content_range(response: HTTPResponse) -> tuple[int, int, int | None]:
+    """Return where a range begins and ends, and the length of the file if the server states it."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
     if not found:
-        raise TransientError("the server does not say which part of the file it gives")
+        raise TransientError("the server does not state which part of the file it sends")
     return int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])
 
 
 def _validator(response: HTTPResponse) -> str:
     etag = response.headers.get("ETag", "")
-    # A weak one is of files that mean the same, whatever their bytes.
+    # A weak one may be shared by files with different bytes.
     found = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
     return found if is_validator(found) else ""
 
 
 def is_validator(text: object) -> bool:
-    """Whether *text* can be said to a server, to have it see whether a file is the same still."""
+    """Return whether *text* can be sent to a server as the validator of a file."""
     return isinstance(text, str) and text != "" and text.isascii() and text.isprintable()

@@ -22,7 +22,7 @@ from torch.nn import functional
 from virnuc_async.errors import BadCheckpoint, CannotWrite, TrainingDiverged
 from virnuc_async.fileio import atomic_write
 from virnuc_async.log import ThrottledProgress, logger
-from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.models.checkpoints import read_values
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.text import plural

@@ -28,7 +28,7 @@ from virnuc_async.errors import (
 from virnuc_async.fileio import atomic_directory, link_or_copy, require_empty_directory
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, find, write_manifest
-from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.models.checkpoints import read_values
 from virnuc_async.networks.shapes import ClassifierShape, Shapes
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.output_directory import require_own_directory

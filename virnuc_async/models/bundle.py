@@ -1,9 +1,9 @@
 """
-A bundle is a directory with everything that turns ORFs into scores, and no pickle.
+A bundle: a directory with everything that is needed to score ORFs, without pickles.
 
-``bundle.json`` names the other files and their checksums: ``protein.safetensors``,
+``bundle.json`` lists the other files and their checksums: ``protein.safetensors``,
 ``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``; and ``reference.json``, if the
-bundle has one. A ``calibration.json`` may lie beside them, which changes no score.
+bundle has one. The directory may also contain a ``calibration.json``, which changes no score.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from virnuc_async.errors import BadBundle, UnknownBundle
-from virnuc_async.fileio import atomic_write, read_bounded, sha256
+from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.text import is_printable
@@ -26,14 +26,14 @@ from .calibration import CALIBRATION, Calibration
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
-REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
+REFERENCE = "reference.json"  # results of a trusted installation; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
 
 _FORMAT = 1
-_LARGEST = 1 << 20  # bytes of a bundle.json
-LARGEST_TOKENIZER = 1 << 24  # bytes; the published one has 170,000
-_MOST = {"layers": 1_000}
+_MAX_JSON_SIZE = 1 << 20  # bytes of a bundle.json or calibration.json
+MAX_TOKENIZER_SIZE = 1 << 24  # bytes; the published one has 170,000
+_MAX_LAYERS, _MAX_DIMENSION = 1_000, 1 << 20
 _SHIPPED = Path(__file__).parent
 
 
@@ -43,73 +43,72 @@ class Bundle:
 
     directory: Path
     name: str
-    length: int  # of the fragments that it was trained on, in bases
+    length: int  # bases of the fragments that it was trained on
     shapes: Shapes
     checksums: Mapping[str, str]  # file name -> sha256
-    origin: Mapping[str, str]  # where each part came from
+    origin: Mapping[str, str]  # the file that each part was made from
     licence: str = ""
-    notice: str = ""  # what a user of this bundle should be told on every run
+    notice: str = ""  # shown to the user on every run
     calibration: Calibration | None = None
 
     @property
     def fingerprint(self) -> str:
-        """What decides the scores: the parts and the fragment length, not names or places."""
+        """A hash of what determines the scores: the parts and the fragment length."""
         parts = sorted((name, checksum) for name, checksum in self.checksums.items() if name in PARTS)
-        facts = json.dumps([self.length, parts])
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+        identity = json.dumps([self.length, parts])
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def check(self, *names: str) -> None:
         """
-        Compare the files *names*, or all of them, with their checksums; reads them.
+        Check the checksums of the files *names*, or of all files.
 
         Raises:
-            BadBundle: a file is missing or is not the one that the bundle was made with
+            BadBundle: a file is missing, or has changed since the bundle was made
         """
         for name in names or self.checksums:
-            wanted = self.checksums[name]
             try:
                 found = sha256(self.directory / name)
             except OSError as error:
                 raise BadBundle(str(self.directory), f"{name}: {error.strerror}") from error
-            if found != wanted:
+            if found != self.checksums[name]:
                 raise BadBundle(
                     str(self.directory), f"{name} has changed or is damaged (sha256 {found[:12]})"
                 )
 
     def tokenizer(self) -> str:
         """
-        Give the definition of the tokenizer for bases, as text.
+        Return the definition of the tokenizer for bases, as text.
 
         Raises:
-            BadBundle: it is none, or not that of the network beside it
+            BadBundle: it is invalid, or does not fit the network of the bundle
         """
         try:
-            text = read_bounded(self.directory / "tokenizer.json", LARGEST_TOKENIZER).decode("utf-8")
+            text = read_bounded(self.directory / "tokenizer.json", MAX_TOKENIZER_SIZE).decode("utf-8")
             vocabulary = OrfTokenizer(text).vocabulary
         except (OSError, ValueError) as error:
             raise BadBundle(str(self.directory), f"tokenizer.json: {error}") from error
         if vocabulary > self.shapes.nucleotide.vocabulary:
-            reason = f"{vocabulary} tokens, the network {self.shapes.nucleotide.vocabulary}"
+            reason = f"{vocabulary} tokens, but the network {self.shapes.nucleotide.vocabulary}"
             raise BadBundle(str(self.directory), f"tokenizer.json: it has {reason}")
         return text
 
 
 def is_shipped(bundle: Bundle) -> bool:
-    """Whether *bundle* is one of the package's own, which are the same for all of its users."""
+    """Return whether *bundle* comes with the package, and is the same for all users."""
     return bundle.directory.resolve().parent == _SHIPPED.resolve()
 
 
 def cache_directory(cache: Path | None = None) -> Path:
-    """Where bundles are looked for by name, beside the shipped ones: below *cache*, or the user's own."""
+    """Return the directory of the installed bundles, in *cache* or the user's own cache."""
     return (cache or user_cache_path("virnuc-async")) / "models"
 
 
 def known(cache: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """Give the name and directory of every bundle installed here, the default one first."""
-    for place in (_SHIPPED, cache_directory(cache)):
-        if place.is_dir():
-            for path in sorted(place.iterdir()):
-                # A hidden one is being made, or being replaced.
+    """Yield the name and directory of every installed bundle, the default one first."""
+    for directory in (_SHIPPED, cache_directory(cache)):
+        if directory.is_dir():
+            for path in sorted(directory.iterdir()):
+                # A hidden one is being made or replaced.
                 if path.name[0] != "." and (path / "bundle.json").is_file():
                     yield path.name, path
 
@@ -120,7 +119,7 @@ def find(name: str | Path, cache: Path | None = None) -> Bundle:
 
     Raises:
         UnknownBundle: there is neither
-        BadBundle: there is, but its description cannot be read
+        BadBundle: its ``bundle.json`` is invalid
     """
     directory = dict(known(cache)).get(str(name), Path(name))
     if not (directory / "bundle.json").is_file():
@@ -132,31 +131,30 @@ def write_manifest(
     directory: Path, name: str, length: int, shapes: Shapes, origin: Mapping[str, str], **more: str
 ) -> Bundle:
     """
-    Describe the finished files in *directory* in its ``bundle.json``, and read it back.
+    Write the ``bundle.json`` of the files in *directory*; return the bundle as it is read back.
 
-    *more* may hold ``licence`` and ``notice``.
+    *more* may contain ``licence`` and ``notice``.
     """
     files = (*PARTS, REFERENCE) if (directory / REFERENCE).is_file() else PARTS
     checksums = {file: sha256(directory / file) for file in files}
     bundle = Bundle(directory, name, length, shapes, checksums, origin)
-    licence, notice = (more.get(word, "") for word in ("licence", "notice"))
-    return save_manifest(replace(bundle, licence=licence, notice=notice))
+    return save_manifest(replace(bundle, licence=more.get("licence", ""), notice=more.get("notice", "")))
 
 
 def save_manifest(bundle: Bundle) -> Bundle:
-    """Write the ``bundle.json`` of *bundle*, and read it back."""
-    words = {"licence": bundle.licence, "notice": bundle.notice}
-    described = {
+    """Write the ``bundle.json`` of *bundle*; return the bundle as it is read back."""
+    texts = {"licence": bundle.licence, "notice": bundle.notice}
+    manifest = {
         "format": _FORMAT,
         "name": bundle.name,
         "fragment_length": bundle.length,
-        **{name: text for name, text in words.items() if text},
+        **{name: text for name, text in texts.items() if text},
         **asdict(bundle.shapes),
         "origin": dict(bundle.origin),
         "files": dict(bundle.checksums),
     }
-    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-    # The old description is there until the new one is, whatever happens meanwhile.
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    # Atomic: at any moment there is either the old manifest or the new one.
     with atomic_write(bundle.directory / "bundle.json") as file:
         file.write(text.encode("utf-8"))
     return _read(bundle.directory)
@@ -165,73 +163,76 @@ def save_manifest(bundle: Bundle) -> Bundle:
 def _read(directory: Path) -> Bundle:
     path = directory / "bundle.json"
     try:
-        described = json.loads(read_bounded(path, _LARGEST))
+        described = read_json(path, _MAX_JSON_SIZE)
         if described["format"] != _FORMAT:
             raise BadBundle(
                 str(directory), f"its format is {described['format']!r:.99}, this program reads {_FORMAT}"
             )
         bundle = Bundle(
             directory=directory,
-            name=_words("name", described["name"]),
-            length=_positive("fragment_length", described["fragment_length"]),
-            shapes=_shapes(described),
-            checksums=_checksums(described["files"]),
-            origin={part: _words(part, place) for part, place in described.get("origin", {}).items()},
-            licence=_words("licence", described.get("licence", "")),
-            notice=_words("notice", described.get("notice", "")),
+            name=_check_line("name", described["name"]),
+            length=_check_number("fragment_length", described["fragment_length"]),
+            shapes=_parse_shapes(described),
+            checksums=_parse_checksums(described["files"]),
+            origin={part: _check_line(part, text) for part, text in described.get("origin", {}).items()},
+            licence=_check_line("licence", described.get("licence", "")),
+            notice=_check_line("notice", described.get("notice", "")),
         )
-        return replace(bundle, calibration=_calibration(bundle))
+        return replace(bundle, calibration=_read_calibration(bundle))
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
-    # RecursionError: lists in lists, thousands deep.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
 
 
-def _calibration(bundle: Bundle) -> Calibration | None:
+def _read_calibration(bundle: Bundle) -> Calibration | None:
     path = bundle.directory / CALIBRATION
     if not path.exists():
         return None
     try:
-        found = calibration.read(json.loads(read_bounded(path, _LARGEST)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = calibration.read(read_json(path, _MAX_JSON_SIZE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
     if found.of != bundle.fingerprint:
-        raise BadBundle(str(bundle.directory), f"{CALIBRATION} is of another classifier ({found.of:.99})")
+        raise BadBundle(
+            str(bundle.directory), f"{CALIBRATION} was fitted for another bundle ({found.of:.99})"
+        )
     return found
 
 
-def _shapes(described: Mapping[str, Any]) -> Shapes:
+def _parse_shapes(described: Mapping[str, Any]) -> Shapes:
     for part in ("protein", "nucleotide", "classifier"):
         for name, number in described[part].items():
-            _positive(name, number, float if name == "eps" else int)
+            _check_number(name, number, float if name == "eps" else int)
     protein, nucleotide = ProteinShape(**described["protein"]), NucleotideShape(**described["nucleotide"])
-    # Each head has an equal share of the width; ESM-2's rotary positions want an even one.
+    # Each head has an equal share of the width; ESM-2's rotary positions need an even share.
     if protein.width % (2 * protein.heads) or nucleotide.width % nucleotide.heads:
         raise ValueError("the heads cannot share the width")
     classifier = ClassifierShape(**described["classifier"])
     if classifier.inputs != nucleotide.width + protein.width:
-        raise ValueError(f"the classifier's inputs are {classifier.inputs}, not both widths")
+        raise ValueError(f"the classifier's inputs are {classifier.inputs}, not the sum of both widths")
     return Shapes(protein, nucleotide, classifier)
 
 
-def _words(name: str, text: Any) -> str:
-    """Give *text* if a terminal can show it: it may come from anybody."""
+def _check_line(name: str, text: Any) -> str:
+    """Return *text*, which is untrusted, if it is safe to show on a terminal; raise ValueError if not."""
     if not is_printable(text):
         raise ValueError(f"{name} is {text!r:.99}")
     return text
 
 
-def _checksums(files: Mapping[str, str]) -> dict[str, str]:
-    # Names are compared, not joined: a bundle from elsewhere cannot point outside itself.
+def _parse_checksums(files: Mapping[str, str]) -> dict[str, str]:
+    # Names are compared, not joined: an untrusted bundle cannot refer to files outside its directory.
     if set(files) - {REFERENCE} != set(PARTS):
         raise ValueError(f"it must describe {', '.join(PARTS)}, not {', '.join(files)}")
-    return {name: _words(name, checksum) for name, checksum in files.items()}
+    return {name: _check_line(name, checksum) for name, checksum in files.items()}
 
 
-def _positive(name: str, number: Any, kind: type[int] | type[float] = int) -> Any:
-    # By type and not isinstance: true is an int. Not beyond reason: a network is built by these
-    # numbers before a single weight is read.
-    if type(number) is not kind or not 0 < number <= _MOST.get(name, 1 << 20):
+def _check_number(name: str, number: Any, kind: type[int] | type[float] = int) -> Any:
+    """Return *number* if it is a positive dimension of a network; raise ValueError if not."""
+    # By type and not isinstance: true is an int. With a limit: a network of these dimensions is built
+    # before any weight is read.
+    limit = _MAX_LAYERS if name == "layers" else _MAX_DIMENSION
+    if type(number) is not kind or not 0 < number <= limit:
         raise ValueError(f"{name} is {number!r:.99}")
     return number

@@ -1,13 +1,11 @@
 """
-The published models: what their files are, where they are, and what is known of them.
+The published models: their files, where to download them, and how they are checked.
 
-Of ESM-2's files nobody published a checksum. What can be seen of them is: the size that the server
-said, the checksums that torch's files have inside, and that they hold the tensors of the network of
-that name, by names and shapes. What was got is written down with its sha256 in the bundle, which is how
-another model with the same encoders knows that it need not get them again.
+No checksum was published for ESM-2's files. They are checked by the size that the server states, the
+checksums inside torch's files, and the names and shapes of their tensors. The bundle records the sha256
+of each downloaded file, so that another model with the same encoders can reuse them.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from virnuc_async.downloads.fetch import Patience, ProgressCallback, Source, alone, fetch_all, git_blob
+from virnuc_async.downloads.fetch import (
+    DEFAULT_OPTIONS,
+    FetchOptions,
+    ProgressCallback,
+    exclusive_lock,
+    fetch_all,
+)
+from virnuc_async.downloads.source import Source, git_blob
 from virnuc_async.errors import BadBundle, BadCheckpoint, UsageError
-from virnuc_async.fileio import atomic_directory, link_or_copy, read_bounded, require_empty_directory
+from virnuc_async.fileio import (
+    atomic_directory,
+    link_or_copy,
+    read_json,
+    require_empty_directory,
+)
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
 from virnuc_async.text import did_you_mean
 
 from .bundle import ENCODERS, Bundle, find
-from .import_checkpoint import ESM2_HEADS, CheckpointPaths, import_bundle, import_classifier, read_protein
+from .checkpoint_formats import ESM2_HEADS, read_protein
+from .import_checkpoint import CheckpointPaths, import_bundle, import_classifier
 from .reference import Reference, published_reference
 
 HUB = "https://huggingface.co"
 LICENCE = "ESM-2: MIT; DNABERT-S: Apache-2.0; classifier: see github.com/Li-Jing-1997/VirNucPro"
 
-# The ids that git has for the files; nobody published another checksum of them.
+# The git blob ids of the files: no other checksum was published.
 CLASSIFIERS = {
     500: "fc35d5ef9f1f4564eea7036f34f4f8ec6000d33d",
     300: "a0b5b85e7c1e44f00cde146d091beb82b2c8e855",
@@ -42,31 +53,31 @@ ESM2 = {
     "esm2_t48_15B_UR50D": (48, 5120),
 }
 
-_ESM2_AT = "https://dl.fbaipublicfiles.com/fair-esm/models"
-_CLASSIFIERS_AT = "https://github.com/Li-Jing-1997/VirNucPro/raw/HEAD"
-_LARGEST_CONFIG = 1 << 20  # bytes
+_ESM2_URL = "https://dl.fbaipublicfiles.com/fair-esm/models"
+_CLASSIFIERS_URL = "https://github.com/Li-Jing-1997/VirNucPro/raw/HEAD"
+_MAX_CONFIG_SIZE = 1 << 20  # bytes
 _CLASSIFIER = ClassifierShape(inputs=3328, hidden=512)
-_ROOM = 1 << 24  # bytes of a checkpoint beside its numbers: names, settings
-_BY_A_MIRROR = " by a mirror"
+_OVERHEAD = 1 << 24  # bytes of a checkpoint besides its weights: names, settings
+_MIRROR_SUFFIX = " by a mirror"
 _DNABERT_S = "DNABERT-S"
 _DNABERT_S_CONFIG = {"num_attention_heads": 12, "hidden_size": 768, "num_hidden_layers": 12}
-_DNABERT_S_AT = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
+_DNABERT_S_PATH = "zhihan1996/DNABERT-S/resolve/00e47f96cdea35e4b6f5df89e5419cbe47d490c6"
 
 
 @dataclass(frozen=True, slots=True)
 class Mirrors:
-    """Where files are got from: the official servers, unless others are named."""
+    """The servers to download from instead of the official ones."""
 
-    hub: str = ""  # in the place of Hugging Face, as HF_ENDPOINT is elsewhere
-    mirror: str = ""  # has every file by its official host and path, as wget -x keeps them
+    hub: str = ""  # instead of Hugging Face, as HF_ENDPOINT in other programs
+    mirror: str = ""  # has every file under its official host and path, as wget -x saves them
 
     def __post_init__(self) -> None:
-        for place in filter(None, (self.hub, self.mirror)):
-            if not place.startswith(("http://", "https://")):
-                raise UsageError(f"a mirror begins with https:// or http://, unlike {place!r}")
+        for url in filter(None, (self.hub, self.mirror)):
+            if not url.startswith(("http://", "https://")):
+                raise UsageError(f"a mirror begins with https:// or http://, unlike {url!r}")
 
     def url(self, official: str) -> str:
-        """Give where the file is got from whose address is *official*."""
+        """Return the address to download the file from whose address is *official*."""
         if self.hub and official.startswith(HUB):
             return self.hub.rstrip("/") + official.removeprefix(HUB)
         if self.mirror:
@@ -74,19 +85,19 @@ class Mirrors:
         return official
 
     def source(self, official: str, name: str, **facts: Any) -> Source:
-        """Give the file called *name* whose address is *official*; *facts* are what it is checked by."""
+        """Return the file called *name* whose address is *official*; *facts* are for its checks."""
         url = self.url(official)
-        origin = official if url == official else official + _BY_A_MIRROR
+        origin = official if url == official else official + _MIRROR_SUFFIX
         return Source(url, name, origin=origin, **facts)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What is to be downloaded: a model, or without a classifier the encoders to make one of."""
+    """The files of a model; without a classifier, the encoders to train one on."""
 
     name: str
     protein: Source
-    nucleotide: tuple[Source, ...]  # of one directory
+    nucleotide: tuple[Source, ...]  # in one directory
     classifier: Source | None = None
     length: int = 0
     reference: Reference | None = None
@@ -112,27 +123,27 @@ class ModelFiles:
         return (self.protein, *self.nucleotide, *last)
 
 
-def published_model(length: int, places: Mirrors) -> ModelFiles:
-    """Give what the published model for fragments of *length* bases is made of."""
+def published_model(length: int, mirrors: Mirrors) -> ModelFiles:
+    """Return the files of the published model for fragments of *length* bases."""
     name = f"{length}_model.pth"
-    facts = {"git_blob": CLASSIFIERS[length], "most": _most(_CLASSIFIER.parameters)}
-    classifier = places.source(f"{_CLASSIFIERS_AT}/{name}", name, **facts)
-    encoders, reference = published_encoders("esm2_t36_3B_UR50D", places), published_reference(length)
+    facts = {"git_blob": CLASSIFIERS[length], "max_size": _max_size(_CLASSIFIER.parameters)}
+    classifier = mirrors.source(f"{_CLASSIFIERS_URL}/{name}", name, **facts)
+    encoders, reference = published_encoders("esm2_t36_3B_UR50D", mirrors), published_reference(length)
     return ModelFiles(
         f"virnucpro-{length}", encoders.protein, encoders.nucleotide, classifier, length, reference
     )
 
 
-# By name, what gives its files.
+# Of each model, the function that returns its files.
 MODELS: dict[str, Callable[[Mirrors], ModelFiles]] = {
     "virnucpro-500": partial(published_model, 500),
     "virnucpro-300": partial(published_model, 300),
 }
 
 
-def published_encoders(protein: str, places: Mirrors) -> ModelFiles:
+def published_encoders(protein: str, mirrors: Mirrors) -> ModelFiles:
     """
-    Give the ESM-2 called *protein*, and DNABERT-S.
+    Return the files of the ESM-2 called *protein*, and of DNABERT-S.
 
     Raises:
         UsageError: there is no such ESM-2
@@ -140,42 +151,42 @@ def published_encoders(protein: str, places: Mirrors) -> ModelFiles:
     if protein not in ESM2:
         hint = did_you_mean(protein, ESM2)
         raise UsageError(f"no ESM-2 is called {protein!r}.{hint} There are: {', '.join(ESM2)}")
-    wanted = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
-    facts = {"check": partial(_see_that_it_is_esm2, wanted), "most": _most(wanted.parameters)}
-    source = places.source(f"{_ESM2_AT}/{protein}.pt", f"{protein}.pt", **facts)
-    return ModelFiles(protein, source, tuple(_dnabert_s(places)))
+    shape = ProteinShape(*ESM2[protein], ESM2_HEADS[ESM2[protein]])
+    facts = {"check": partial(_check_esm2, shape), "max_size": _max_size(shape.parameters)}
+    source = mirrors.source(f"{_ESM2_URL}/{protein}.pt", f"{protein}.pt", **facts)
+    return ModelFiles(protein, source, tuple(_dnabert_s(mirrors)))
 
 
-def _most(parameters: int) -> int:
-    """Give how many bytes a checkpoint can have: four a number, and a quarter more for other tensors."""
-    return 5 * parameters + _ROOM
+def _max_size(parameters: int) -> int:
+    """Return the largest size of a checkpoint: four bytes per weight, and a quarter for other tensors."""
+    return 5 * parameters + _OVERHEAD
 
 
-def _dnabert_s(places: Mirrors) -> Iterator[Source]:
+def _dnabert_s(mirrors: Mirrors) -> Iterator[Source]:
     config, tokenizer, weights = (
-        (f"{HUB}/{_DNABERT_S_AT}/{name}", f"{_DNABERT_S}/{name}")
+        (f"{HUB}/{_DNABERT_S_PATH}/{name}", f"{_DNABERT_S}/{name}")
         for name in ("config.json", "tokenizer.json", "pytorch_model.bin")
     )
-    yield places.source(*config, check=_see_that_it_is_dnabert_s, most=_LARGEST_CONFIG)
-    of_tokenizer = "667f5a0e6e9630f7052b004784dda7c7aeba395cc4ca3c01b11b02e6aa29d7b1"
-    yield places.source(*tokenizer, size=168_203, sha256=of_tokenizer)
-    of_weights = "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"
-    yield places.source(*weights, size=468_320_053, sha256=of_weights)
+    yield mirrors.source(*config, check=_check_dnabert_s, max_size=_MAX_CONFIG_SIZE)
+    checksum = "667f5a0e6e9630f7052b004784dda7c7aeba395cc4ca3c01b11b02e6aa29d7b1"
+    yield mirrors.source(*tokenizer, size=168_203, sha256=checksum)
+    checksum = "f3cfc3d0541859df64759e758cc4bc40fe1d5760799a7d098a9f9f09501c1e5f"
+    yield mirrors.source(*weights, size=468_320_053, sha256=checksum)
 
 
-def _see_that_it_is_esm2(wanted: ProteinShape, path: Path) -> None:
+def _check_esm2(expected: ProteinShape, path: Path) -> None:
     _, shape = read_protein(path)
-    if shape != wanted:
+    if shape != expected:
         reason = f"an ESM-2 of {shape.layers} layers of {shape.width}, {shape.heads} heads"
         raise BadCheckpoint(str(path), f"it is {reason}")
 
 
-def _see_that_it_is_dnabert_s(path: Path) -> None:
-    """See that what is read of ``config.json`` is as published: its other lines are not used."""
+def _check_dnabert_s(path: Path) -> None:
+    """Check the settings that are used of ``config.json``; raise BadCheckpoint if they are others."""
     try:
-        config = json.loads(read_bounded(path, _LARGEST_CONFIG))
+        config = read_json(path, _MAX_CONFIG_SIZE)
         is_right = all(config[name] == value for name, value in _DNABERT_S_CONFIG.items())
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(str(path), f"not the configuration of a network ({error!r:.99})") from error
     if not is_right:
         raise BadCheckpoint(str(path), "not the configuration of DNABERT-S")
@@ -184,149 +195,155 @@ def _see_that_it_is_dnabert_s(path: Path) -> None:
 def download(
     targets: Mapping[Path, ModelFiles],
     cache: Path,
-    watch: ProgressCallback,
-    tell: Callable[[str], object],
-    patience: Patience | None = None,
+    on_progress: ProgressCallback,
+    report_status: Callable[[str], object],
+    options: FetchOptions = DEFAULT_OPTIONS,
 ) -> None:
     """
-    Have in each directory of *targets*, which lie side by side, what is wanted there, whole and checked.
+    Download and check the models *targets*, by directory; the directories have the same parent.
 
-    Files that several need are fetched once; what was downloaded before, beside *targets* or into
-    *cache*, is not fetched if it is whole. *watch* sees them come, *tell* is told what is done then.
+    Files that several models need are downloaded once; files from earlier downloads, next to *targets* or
+    in *cache*, are reused if they pass their checks.
 
     Raises:
-        DownloadError: a file could not be downloaded; its parts are kept
-        BadCheckpoint: a file is what was published, and yet no part of a model
-        BadBundle, ForeignDirectoryError: what is there already
-        CannotWrite: the disk
+        DownloadError: a file could not be downloaded; received data is kept
+        BadCheckpoint: a file is the published one, but cannot be imported
+        BadBundle, ForeignDirectoryError: a target exists and is damaged, or something else
+        CannotWrite: the disk is full, or cannot be written to
     """
-    missing = {target: wanted for target, wanted in targets.items() if not _is_there(target, tell)}
+    missing = _missing(targets, report_status)
     if not missing:
         return
-    place = next(iter(targets)).parent
-    work = place / ".download"
-    with alone(work):
-        # Whoever was at work before may have made one meanwhile.
-        missing = {target: wanted for target, wanted in missing.items() if not _is_there(target, tell)}
-        old = _old_base(missing.values(), (place, cache / "models"), tell)
-        bases = [old] if old else []
-        at_hand = [directory / name for directory in (place, cache / "encoders") for name in ESM2]
+    parent = next(iter(targets)).parent
+    work = parent / ".download"
+    with exclusive_lock(work):
+        # The process that had the lock before may have made one meanwhile.
+        missing = _missing(missing, report_status)
+        base = _find_base(missing.values(), (parent, cache / "models"), report_status)
+        bases = [base] if base else []
+        local = [directory / name for directory in (parent, cache / "encoders") for name in ESM2]
         missing = {
-            target: wanted if _base(wanted, bases) else _with_checkpoints(wanted, at_hand, work, tell)
-            for target, wanted in missing.items()
+            target: files if _base(files, bases) else _with_local_encoders(files, local, work, report_status)
+            for target, files in missing.items()
         }
-        sources = {source.name: source for wanted in missing.values() for source in _needed(wanted, bases)}
+        sources = {source.name: source for files in missing.values() for source in _needed(files, bases)}
         if sources:
-            tell("")  # who watches sees more
-            fetch_all(list(sources.values()), work, watch, patience)
-        for target, wanted in missing.items():
-            tell(f"{wanted.name}: writing it to {target}")
-            bases += _make(target, wanted, work, bases)
+            report_status("")  # the progress shows the rest
+            fetch_all(list(sources.values()), work, on_progress, options)
+        for target, files in missing.items():
+            report_status(f"{files.name}: writing to {target}")
+            bases += _make(target, files, work, bases)
         for name in sources:
             (work / name).unlink(missing_ok=True)
         if not any(path.suffix == ".part" for path in work.rglob("*")):
             shutil.rmtree(work)
 
 
-def _is_there(target: Path, tell: Callable[[str], object]) -> bool:
-    """Whether *target* is finished: then it is whole, since it appeared as such."""
+def _missing(
+    targets: Mapping[Path, ModelFiles], report_status: Callable[[str], object]
+) -> dict[Path, ModelFiles]:
+    return {target: files for target, files in targets.items() if not _is_present(target, report_status)}
+
+
+def _is_present(target: Path, report_status: Callable[[str], object]) -> bool:
+    """Return whether *target* exists; then it is complete, since it is created atomically."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if (target / "bundle.json").is_file():
-        tell(f"{target} is there: checking its files")
+        report_status(f"{target} exists: checking its files")
         find(target).check()
     elif not (target / _DNABERT_S).is_dir():
         require_empty_directory(target)
     return True
 
 
-def _old_base(
-    missing: Iterable[ModelFiles], places: Iterable[Path], tell: Callable[[str], object]
+def _find_base(
+    missing: Iterable[ModelFiles], parents: Iterable[Path], report_status: Callable[[str], object]
 ) -> Bundle | None:
-    """Give a published model of an earlier day that has the encoders of those that are *missing*, whole."""
-    for directory in dict.fromkeys(place / name for place in places for name in MODELS):
+    """Return a model from an earlier download whose encoders a *missing* model needs, after checking them."""
+    for directory in dict.fromkeys(parent / name for parent in parents for name in MODELS):
         try:
             base = find(directory) if (directory / "bundle.json").is_file() else None
-            if base and (names := [wanted.name for wanted in missing if _has_encoders(base, wanted)]):
-                why = f"since {directory} has its encoders, which are checked"
-                tell(f"{' and '.join(names)}: only the classifier is fetched, {why}")
+            if base and (names := [files.name for files in missing if _has_encoders(base, files)]):
+                source = f"the encoders are taken from {directory} after a check"
+                report_status(f"{' and '.join(names)}: only the classifier is downloaded, {source}")
                 base.check(*ENCODERS)
                 return base
         except BadBundle as failure:
-            tell(f"{failure}: nothing of it is used")
+            report_status(f"{failure}. It is not used")
     return None
 
 
-def _has_encoders(base: Bundle, wanted: ModelFiles) -> bool:
-    """Whether *base* says of itself that its encoders are of the files that a model is *wanted* of."""
-    if wanted.classifier is None:
+def _has_encoders(base: Bundle, files: ModelFiles) -> bool:
+    """Return whether the encoders of *base* were made from those of *files*, as it states itself."""
+    if files.classifier is None:
         return False
     address, _, _ = base.origin.get("protein", "").partition(", sha256 ")
-    # What an official server gave is right for who has a mirror, and not the other way around.
-    official = wanted.protein.origin.removesuffix(_BY_A_MIRROR)
+    # A file from an official server can be used instead of a mirror's, but not the other way around.
+    official = files.protein.origin.removesuffix(_MIRROR_SUFFIX)
     return (
-        address in (official, wanted.protein.origin)
-        and base.origin.get("nucleotide", "").endswith(f", sha256 {wanted.weights.sha256}")
-        and base.checksums["tokenizer.json"] == wanted.tokenizer.sha256
+        address in (official, files.protein.origin)
+        and base.origin.get("nucleotide", "").endswith(f", sha256 {files.weights.sha256}")
+        and base.checksums["tokenizer.json"] == files.tokenizer.sha256
     )
 
 
-def _base(wanted: ModelFiles, bases: Iterable[Bundle]) -> Bundle | None:
-    return next((base for base in bases if _has_encoders(base, wanted)), None)
+def _base(files: ModelFiles, bases: Iterable[Bundle]) -> Bundle | None:
+    return next((base for base in bases if _has_encoders(base, files)), None)
 
 
-def _needed(wanted: ModelFiles, bases: Iterable[Bundle]) -> tuple[Source, ...]:
-    """Give the files to fetch where *bases* are at hand."""
-    return (wanted.classifier,) if wanted.classifier and _base(wanted, bases) else wanted.sources
+def _needed(files: ModelFiles, bases: Iterable[Bundle]) -> tuple[Source, ...]:
+    """Return the files to download if the encoders of *bases* can be reused."""
+    return (files.classifier,) if files.classifier and _base(files, bases) else files.sources
 
 
-def _with_checkpoints(
-    wanted: ModelFiles, directories: Iterable[Path], work: Path, tell: Callable[[str], object]
+def _with_local_encoders(
+    files: ModelFiles, directories: Iterable[Path], work: Path, report_status: Callable[[str], object]
 ) -> ModelFiles:
-    """Have in *work*, where what is there is checked, what was downloaded as encoders before."""
+    """Link encoders from earlier downloads into *work*, where existing files are checked."""
     for directory in directories:
-        found = [source.name for source in wanted.sources if (directory / source.name).is_file()]
+        found = [source.name for source in files.sources if (directory / source.name).is_file()]
         new = [name for name in found if not (work / name).exists()]
         for name in new:
             (work / name).parent.mkdir(exist_ok=True)
             link_or_copy(directory / name, work / name)
         if new:
-            tell(f"{wanted.name}: {directory} has {', '.join(new)}, which is taken if it is right")
-        if wanted.protein.name in found:
-            # Nobody has written down where it is from, and it has no published checksum to tell.
-            wanted = replace(wanted, protein=replace(wanted.protein, origin=wanted.protein.name))
-    return wanted
+            report_status(f"{files.name}: using {', '.join(new)} from {directory} after a check")
+        if files.protein.name in found:
+            # Its address was not recorded, and it has no published checksum that would prove it.
+            files = replace(files, protein=replace(files.protein, origin=files.protein.name))
+    return files
 
 
-def _make(target: Path, wanted: ModelFiles, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
-    """Make the model, or the directory of encoders, of the files in *work*; give the model."""
-    for left in target.parent.glob(f".{target.name}.*"):  # by one that was killed
+def _make(target: Path, files: ModelFiles, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
+    """Make the model, or the directory of encoders, from the files in *work*; return the model."""
+    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
-    if wanted.classifier is None:
+    if files.classifier is None:
         with atomic_directory(target) as hidden:
-            for source in wanted.sources:
+            for source in files.sources:
                 (hidden / source.name).parent.mkdir(exist_ok=True)
                 link_or_copy(work / source.name, hidden / source.name)
         return ()
-    classifier, facts = work / wanted.classifier.name, (wanted.name, wanted.length, wanted.reference)
-    if base := _base(wanted, bases):
-        address = wanted.classifier.origin
+    classifier, facts = work / files.classifier.name, (files.name, files.length, files.reference)
+    if base := _base(files, bases):
+        address = files.classifier.origin
         return (import_classifier(classifier, base, target, *facts, licence=LICENCE, address=address),)
     addresses = {
-        "protein": wanted.protein.origin,
-        "nucleotide": wanted.weights.origin,
-        "classifier": wanted.classifier.origin,
+        "protein": files.protein.origin,
+        "nucleotide": files.weights.origin,
+        "classifier": files.classifier.origin,
     }
-    nucleotide = (work / wanted.weights.name).parent
-    parts = CheckpointPaths(work / wanted.protein.name, nucleotide, classifier, addresses)
-    return (import_bundle(parts, target, *facts, licence=LICENCE),)
+    nucleotide = (work / files.weights.name).parent
+    paths = CheckpointPaths(work / files.protein.name, nucleotide, classifier, addresses)
+    return (import_bundle(paths, target, *facts, licence=LICENCE),)
 
 
 def reference_for(classifier: Path) -> Reference | None:
-    """Give what the published model gave whose *classifier* this is; None if it is another file."""
+    """Return the reference of the published model with this *classifier*; None for any other file."""
     lengths = {blob: length for length, blob in CLASSIFIERS.items()}
     try:
         length = lengths.get(git_blob(classifier))
     except OSError:
-        return None  # who reads it says why it cannot be read
+        return None  # reading the classifier reports the error
     return None if length is None else published_reference(length)

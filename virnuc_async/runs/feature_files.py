@@ -5,13 +5,12 @@ Anybody may have written them, so a file is checked completely before an embeddi
 """
 
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnuc_async.errors import BadCheckpoint, BadFeatures, NoFeatures
-from virnuc_async.fileio import sha256
-from virnuc_async.models.import_checkpoint import read_values
+from virnuc_async.fileio import check_zip, sha256
+from virnuc_async.models.checkpoints import read_values
 
 # The names that VirNucPro gives them, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")
@@ -115,18 +114,12 @@ def read_features(
 def _check_archive(path: Path) -> int:
     """Return how many bytes of tensors are in *path*; check its checksums, which torch does not."""
     try:
-        with ZipFile(path) as archive:
-            # torch compresses nothing, and something compressed may expand to any size.
-            is_stored = all(entry.compress_type == ZIP_STORED for entry in archive.infolist())
-            damaged = archive.testzip() if is_stored else None
-            size = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
-    except (BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error) as error:
+        members = check_zip(path, verify_checksums=True)
+    except (BadZipFile, OSError) as error:
         raise BadFeatures(str(path), f"damaged, or not a file of torch's ({error})") from error
-    if not is_stored:
-        raise BadFeatures(str(path), "it is compressed, which torch's files are not")
-    if damaged is not None:
-        raise BadFeatures(str(path), f"damaged: the checksum of {damaged} is wrong")
-    return size
+    except ValueError as error:
+        raise BadFeatures(str(path), str(error)) from error
+    return sum(member.file_size for member in members if "/data/" in member.filename)
 
 
 def _read_content(path: Path) -> Mapping[Any, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
-from virnuc_async.fileio import read_bounded
+from virnuc_async.fileio import read_json
 
 LOCK = "run.lock"
 HEARTBEAT_INTERVAL = 10.0  # seconds between two heartbeats
@@ -182,7 +182,7 @@ def _locked_error(directory: Path, owner: Owner | None) -> DirectoryLockedError:
 
 def _read_owner(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(read_bounded(path, 16 * _SIZE)))
+        return Owner(**read_json(path, 16 * _SIZE))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):

@@ -17,7 +17,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import AmbiguousFeatures, FeatureMismatchError
+from virnuc_async.errors import (
+    AmbiguousFeatures,
+    FeatureMismatchError,
+)
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck
 from virnuc_async.sequences.windows import Window
 from virnuc_async.text import plural
