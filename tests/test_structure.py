@@ -30,8 +30,9 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},
-    "anyio": {"engine", "runs", "outputs", "pipeline", "cli"},
-    "asyncio": {"engine", "pipeline", "cli"},
+    "aiofiles": {"sequences"},
+    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "cli"},
+    "asyncio": {"sequences", "engine", "pipeline", "cli"},
     "sys": {"cli"},
     "argparse": {"cli", "models"},  # whose Namespace is in fair-esm's files
     "sqlite3": {"runs"},

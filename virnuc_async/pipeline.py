@@ -75,6 +75,7 @@ from virnuc_async.sequences.mates import (
     find_mates,
     is_truncated,
 )
+from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import WINDOW_ORFS, Window, form_windows
 from virnuc_async.settings import Pairing, Precision, Settings
@@ -188,9 +189,12 @@ async def score_with(
     Raises:
         what :func:`run_pipeline` raises
     """
-    run = _Run(plan, out_dir, make_scorer, partial(read_contigs, stdin=stdin))
+    ahead = ReadAhead(plan.paths)
+    read = partial(read_contigs, stdin=stdin)
+    run = _Run(plan, out_dir, make_scorer, read, partial(read, open_file=ahead.open))
     try:
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ahead.run, name="read ahead")
             tasks.start_soon(run.watch, name="watch")
             tasks.start_soon(run.watch_memory, name="watch memory")
             tasks.start_soon(run.heartbeats, name="give signs")
@@ -281,7 +285,14 @@ class _Run:
     features: Features  # that need not be computed
     mates: list[Mates]  # by the names of their files, whether their ids agree or not
 
-    def __init__(self, plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        out_dir: Path,
+        make_scorer: MakeScorer,
+        read: Reader,
+        read_ahead: Reader | None = None,
+    ) -> None:
         self.plan = plan
         self.settings = plan.settings
         self.out_dir = out_dir
@@ -299,7 +310,7 @@ class _Run:
         self.strangers: set[Mates] = set()  # of the mates, which were said to be none
         self.unpaired: list[Failure] = []  # what was to be interleaved, and is not
         self.read = read
-        self.windows = _windows(plan, read)
+        self.windows = _windows(plan, read_ahead or read)
         self.disk = CapacityLimiter(1)  # one thread at a time has the store
         self.has_store = anyio.Event()
         self.has_log = anyio.Event()
