@@ -30,10 +30,11 @@ ORDER = [
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},
+    "aiofiles": {"sequences"},
     "esm": {"models"},
     "transformers": {"models"},
-    "anyio": {"engine", "runs", "outputs", "pipeline", "cli"},
-    "asyncio": {"engine", "pipeline", "cli"},
+    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "cli"},
+    "asyncio": {"sequences", "engine", "pipeline", "cli"},
     "sys": {"cli"},
     "argparse": {"cli", "models"},  # whose Namespace is in fair-esm's files
     "sqlite3": {"runs"},

@@ -8,6 +8,7 @@ the batches that are running finish and be stored; nothing else is waited for.
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -25,8 +26,9 @@ from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.session import RunSession
+from virnuc_async.runs.session import InputFiles, RunSession
 from virnuc_async.sequences.inputs import STDIN, Reader, list_sequence_files, read_contigs
+from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.settings import Precision, Settings
 
 MakeScorer = Callable[[Device, Bundle, Precision, bool], BatchScorer]
@@ -65,8 +67,7 @@ async def run_pipeline(
     compiled = decide_compile(settings.compile, on_gpu, input_bytes)
     plan = Plan(paths, settings, bundle, tuple(devices), compiled=compiled)
     make_scorer = partial(Replica, compiled=compiled)
-    read = partial(read_contigs, stdin=stdin)
-    return await execute(plan, Path(out_dir), make_scorer, read=read, command=command)
+    return await execute(plan, Path(out_dir), make_scorer, stdin=stdin, command=command)
 
 
 async def execute(
@@ -74,19 +75,24 @@ async def execute(
     out_dir: Path,
     make_scorer: MakeScorer,
     *,
-    read: Reader = read_contigs,
+    read: Reader | None = None,
+    stdin: BinaryIO | None = None,
     command: Sequence[str] = (),
 ) -> Summary:
     """
     Run *plan* with a scorer for each of its devices, and return the summary.
 
+    Files are read ahead of the devices, unless *read* reads them.
+
     Raises:
         what :func:`run_pipeline` raises
     """
     summaries: list[Summary] = []
+    files = InputFiles(read) if read else _files_read_ahead(plan.paths, stdin)
 
     async def run() -> None:
-        summaries.append(await _run(plan, out_dir, make_scorer, read, shlex.join(command)))
+        opened = RunSession.open(plan, out_dir, files)
+        summaries.append(await _run(opened, make_scorer, shlex.join(command)))
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -98,8 +104,10 @@ async def execute(
     return summaries[0]
 
 
-async def _run(plan: Plan, out_dir: Path, make_scorer: MakeScorer, read: Reader, command: str) -> Summary:
-    async with RunSession.open(plan, out_dir, read) as session:
+async def _run(
+    opened: AbstractAsyncContextManager[RunSession], make_scorer: MakeScorer, command: str
+) -> Summary:
+    async with opened as session:
         writer = OutputWriter(session, command)
         with writer.partial_summary_on_failure():
             await session.log_header()
@@ -119,6 +127,11 @@ async def _score(session: RunSession, make_scorer: MakeScorer) -> None:
         async for batch in scored:
             await session.commit(batch)
     await session.finish()
+
+
+def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFiles:
+    ahead, read = ReadAhead(paths), partial(read_contigs, stdin=stdin)
+    return InputFiles(read, partial(read, open_file=ahead.open), ahead.run)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -7,8 +7,9 @@ compares each window with the stored one, and hands out the batches that are not
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,15 @@ _DEVICE_KEYS = ("devices", "compiled kernels")  # of a run's identity
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True, slots=True)
+class InputFiles:
+    """How a run reads its files: at once, or with the blocks to come read ahead by the task *run*."""
+
+    read: Reader
+    read_ahead: Reader | None = None
+    run: Callable[[], Awaitable[None]] | None = None
+
+
 class RunSession:
     """
     The store of *out_dir*, opened for *plan*, and the input that is read for it.
@@ -64,7 +74,7 @@ class RunSession:
     budget: int  # residue tokens per batch
     _tasks: TaskGroup
 
-    def __init__(self, plan: Plan, out_dir: Path, read: Reader) -> None:
+    def __init__(self, plan: Plan, out_dir: Path, input_files: InputFiles) -> None:
         self.plan = plan
         self.settings = plan.settings
         self.out_dir = out_dir
@@ -73,14 +83,14 @@ class RunSession:
         self.messages = RunMessages(plan, self.log)
         self.counts = self.messages.counts
         self.mates = MateCheck(plan, self.messages)
-        self._read = read
-        self._windows = _windows(plan, read)
+        self._read = input_files.read
+        self._windows = _windows(plan, input_files.read_ahead or input_files.read)
         self._first: Window | None = None
         self._disk = CapacityLimiter(1)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, plan: Plan, out_dir: Path, read: Reader) -> AsyncIterator["RunSession"]:
+    async def open(cls, plan: Plan, out_dir: Path, input_files: InputFiles) -> AsyncIterator["RunSession"]:
         """
         Open *out_dir* for *plan*: a new directory, or one with the same run in it.
 
@@ -91,10 +101,12 @@ class RunSession:
             ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the directory
             NoFeatures, BadFeatures, AmbiguousFeatures: the embeddings to be reused
         """
-        session = cls(plan, out_dir, read)
+        session = cls(plan, out_dir, input_files)
         try:
             async with anyio.create_task_group() as tasks:
                 session._tasks = tasks
+                if input_files.run is not None:
+                    tasks.start_soon(input_files.run, name="read files ahead")
                 tasks.start_soon(session.messages.report_progress, name="report progress")
                 await session._open()
                 with closing(session.store), closing(session.features):
