@@ -7,7 +7,7 @@ compares each window with the stored one, and hands out the batches that are not
 
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +58,7 @@ class InputFiles:
 
     read: Reader
     read_ahead: Reader | None = None
-    run: Callable[[], Awaitable[None]] | None = None
+    run: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 class RunSession:
