@@ -90,7 +90,7 @@ SAID: list[tuple[VirnucError, str]] = [
     (
         DownloadRefused("https://h/x", "the server answers 404 Not Found"),
         "https://h/x cannot be had: the server answers 404 Not Found. Behind a proxy, set HTTPS_PROXY; else "
-        "name a --mirror, or get the files elsewhere and use 'models import' (docs/models.md)",
+        "name a --mirror, or get the files elsewhere and use 'models import' (docs/how-to/models.md)",
     ),
     (
         DownloadInterrupted("https://h/x", "the server is silent"),
@@ -101,13 +101,13 @@ SAID: list[tuple[VirnucError, str]] = [
         ChecksumMismatch("https://h/x", "its sha256 is a", is_deleted=True),
         "https://h/x is not the file that it should be: its sha256 is a. It was deleted: the same command "
         "gets it again. If that does not help, name a --mirror that has the published one, or get the files "
-        "elsewhere and use 'models import' (docs/models.md)",
+        "elsewhere and use 'models import' (docs/how-to/models.md)",
     ),
     (
         ChecksumMismatch("https://h/x", "it has 3 bytes"),
         "https://h/x is not the file that it should be: it has 3 bytes. Nothing of it was used. If it stays "
         "so, name a --mirror that has the published one, or get the files elsewhere and use 'models import' "
-        "(docs/models.md)",
+        "(docs/how-to/models.md)",
     ),
     (
         DownloadBusy("/m/.download"),

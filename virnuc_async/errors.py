@@ -211,7 +211,7 @@ class DownloadRefused(DownloadError):
     def __str__(self) -> str:
         return (
             f"{self.url} cannot be had: {self.reason}. Behind a proxy, set HTTPS_PROXY; else name a "
-            "--mirror, or get the files elsewhere and use 'models import' (docs/models.md)"
+            "--mirror, or get the files elsewhere and use 'models import' (docs/how-to/models.md)"
         )
 
 
@@ -244,7 +244,7 @@ class ChecksumMismatch(DownloadError):
         )
         return (
             f"{self.url} is not the file that it should be: {self.reason}. {what}, name a --mirror that has "
-            "the published one, or get the files elsewhere and use 'models import' (docs/models.md)"
+            "the published one, or get the files elsewhere and use 'models import' (docs/how-to/models.md)"
         )
 
 

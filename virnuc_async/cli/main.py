@@ -84,7 +84,7 @@ examples:
   python -m virnuc_async predict contigs.fa out/ --model my-model/
 
 clusters and groups are tables of two columns: a record or its genome, a tab, what it belongs to.
-Without them, genome= and group= in the headers say so. docs/training.md says what a split must keep
+Without them, genome= and group= in the headers say so. docs/how-to/training.md says what a split must keep
 apart, and what the figures mean. The same command resumes.
 """
 _EVALUATE_EXAMPLES = """\
@@ -93,8 +93,8 @@ examples:
   python -m virnuc_async evaluate --viral viruses.fa --nonviral others.fa --output figures/ \\
       --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --stretches 3
 
-figures/evaluation.html is for people, figures/evaluation.json for programs. docs/training.md says what
-each figure means. The same command resumes.
+figures/evaluation.html is for people, figures/evaluation.json for programs. docs/explanation/metrics.md says
+what each figure means. The same command resumes.
 """
 _CALIBRATE_EXAMPLES = """\
 examples:
@@ -113,7 +113,7 @@ examples:
   python -m virnuc_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
-docs/models.md says what the published models are and how they are checked.
+docs/how-to/models.md says what the published models are and how they are checked.
 """
 _DOWNLOAD_EXAMPLES = """\
 examples:

@@ -28,7 +28,7 @@ ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  
 REFERENCE = "reference.json"  # what the model gave where it was known to be right; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
-HOW_TO_GET = "The published models are got with: models download NAME (docs/models.md)"
+HOW_TO_GET = "The published models are got with: models download NAME (docs/how-to/models.md)"
 
 _FORMAT = 1
 _LARGEST = 1 << 20  # bytes of a bundle.json

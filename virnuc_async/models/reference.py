@@ -87,7 +87,7 @@ class Reference:
         return _SAME_PROGRAM if self.is_ours else _ANOTHER_PROGRAM
 
 
-# What is measured (scripts/measure_reference.py) stands in docs/models.md: in BF16, embeddings of
+# What is measured (scripts/measure_reference.py) is in docs/reference/model-bundle.md: in BF16, embeddings of
 # networks of 2 to 33 layers were 1.4e-2 from FP64, and scores 2e-3. 0.05 of a score is also what the
 # least certain published ORF is from the other label.
 _BF16 = Tolerance(score=0.05, distance=0.05, cosine=0.999, length=0.02)
