@@ -1,8 +1,8 @@
 """
 Checks: ``nox`` runs lint, types and tests.
 
-``nox -s gpu_tests`` needs a GPU, ``nox -s audit`` the network; ``nox -s bench`` measures and ``nox -s fuzz``
-looks for inputs that break a promise.
+``nox -s gpu_tests`` needs a GPU and ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and
+``nox -s fuzz`` searches for inputs that break a guarantee.
 """
 
 from functools import partial
@@ -16,12 +16,12 @@ nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
-TESTED = ("-c", "constraints.txt")  # the versions that the tests are known to pass with
+TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting and rules."""
+    """Check the format of the code and the lint rules."""
     session.install(*TESTED, "ruff")
     session.run("ruff", "format", "--check", *CODE)
     session.run("ruff", "check", *CODE)
@@ -29,29 +29,29 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict types in the package."""
+    """Check the types of the package, strictly."""
     session.install(*TESTED, "-e", ".[dev]")
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The fast suite on all cores, up to eight, with its coverage; arguments go to pytest."""
+    """Run the fast tests on all cores, up to eight, with coverage; arguments are passed to pytest."""
     session.install(*TESTED, "-e", ".[test]")
     session.run("pytest", *_SIDE_BY_SIDE, "--cov", "--cov-fail-under=90", *session.posargs)
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """What is known of weaknesses in the versions of constraints.txt; asks PyPI's service."""
+    """Check the versions of constraints.txt for known vulnerabilities; asks PyPI's service."""
     session.install("pip-audit")
-    # Strict: a package that could not be asked about is no package without a weakness.
+    # Strict: a package that could not be checked counts as vulnerable.
     session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", "constraints.txt")
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Ten minutes of fuzzing for each target; arguments name others, as in ``-- readers --seconds 60``."""
+    """Fuzz each target for ten minutes; arguments select a target, as in ``-- readers --seconds 60``."""
     session.install(*TESTED, "-e", ".[fuzz]")
     each = (
         [session.posargs]
@@ -64,7 +64,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu_tests(session: nox.Session) -> None:
-    """The tests that need a GPU, with the interpreter that has torch: no network, no environment."""
+    """Run the tests that need a GPU, with the interpreter that has torch: no network, no environment."""
     if not _gpus(session):
         session.skip("no GPU here that torch can use")
     session.run("python3", "-m", "pytest", "-m", "gpu", *session.posargs, external=True)
@@ -73,10 +73,10 @@ def gpu_tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """
-    Every benchmark, into docs/benchmarks or the directory that is named; with the interpreter that has torch.
+    Run every benchmark, with the interpreter that has torch; write to docs/benchmarks or to the argument.
 
-    On a GPU with all shapes up to ESM-2 3B, and the pipeline with random weights of that shape, which
-    take 6 GB of disk. On a CPU with the two smallest shapes: more than an hour on two cores.
+    With a GPU: all shapes up to ESM-2 3B, and the pipeline with random weights of that shape, which
+    take 6 GB of disk. Without: the two smallest shapes, more than an hour on two cores.
     """
     place = Path(session.posargs[0] if session.posargs else "docs/benchmarks")
     gpus = _gpus(session)
@@ -94,7 +94,7 @@ def bench(session: nox.Session) -> None:
 
 
 def _gpus(session: nox.Session) -> int:
-    """Ask the interpreter that has torch for the GPUs that it can use; 0 where it has none."""
+    """Return the number of GPUs that the interpreter with torch can use."""
     ask = "import torch; print(torch.cuda.device_count())"
     count = str(session.run("python3", "-c", ask, silent=True, external=True, success_codes=[0, 1])).strip()
     return int(count) if count.isdigit() else 0

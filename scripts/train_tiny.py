@@ -41,7 +41,7 @@ LENGTH = 500  # bases of a fragment
 PARTS = ("protein", "nucleotide", "classifier")
 SHORTER = (150, 200, 250, 300, 350, 400, 450)
 NOTICE = (
-    "tiny-500 is a small demonstration model, not for conclusions; docs/models.md says how to use the "
+    "tiny-500 is a small demonstration model, not for conclusions; docs/how-to/models.md says how to use the "
     "published ones."
 )
 

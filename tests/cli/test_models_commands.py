@@ -60,7 +60,7 @@ def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shipped = ROOT / "virnuc_async" / "models" / "tiny-500"
     assert default == ["tiny-500 (default)", "500 bp", str(shipped)]
     assert missing == [[name, "-", "not on this machine"] for name in ("virnucpro-500", "virnucpro-300")]
-    assert "docs/models.md" in hint
+    assert "docs/how-to/models.md" in hint
     mine = tmp_path / "virnuc-async" / "models" / "virnucpro-500"
     shutil.copytree(model.directory, mine)
     assert re.search(f"^virnucpro-500 +500 bp +{mine}$", run("models", "list").out, re.MULTILINE)

@@ -498,7 +498,7 @@ def test_mates_get_one_verdict(mates: tuple[Path, Path], out: Path) -> None:
     ended = predict(*mates, out)
     assert ended.code == 0
     assert f"\n{mates[0]} and {mates[1]} are paired\n" in ended.err
-    assert "WARNING" not in ended.err.partition("docs/models.md")[2]
+    assert "WARNING" not in ended.err.partition("docs/how-to/models.md")[2]
     check_pairs(out)
     found = pairs_in(out)
     assert [row[:5] for row in found] == [[id, *map(str, mates), "150", "150"] for id in IDS]

@@ -29,7 +29,7 @@ examples:
       --model my-model/ --clusters clusters.tsv --groups groups.tsv --lengths 150,500 --subsequences 3
 
 evaluation/evaluation.html is a report to read, evaluation/evaluation.json has the same metrics for
-programs. docs/training.md describes each metric. The same command resumes.
+programs. docs/explanation/metrics.md describes each metric. The same command resumes.
 """
 
 

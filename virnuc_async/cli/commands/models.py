@@ -15,7 +15,7 @@ examples:
   python -m virnuc_async models import --protein esm2_t36_3B_UR50D.pt --nucleotide DNABERT-S/ \\
       --classifier 500_model.pth --length 500 --name virnucpro-500 --output virnucpro-500/
 
-docs/models.md describes the published models and how they are verified.
+docs/how-to/models.md describes the published models and how they are verified.
 """
 
 

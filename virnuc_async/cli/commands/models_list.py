@@ -35,7 +35,7 @@ def run(options: Namespace) -> int:
     rows = [("model", "fragments", "directory"), *_installed_rows(installed)]
     print_table(rows + [(name, "-", "not on this machine") for name in missing])
     if missing:
-        print("Download published models with: models download NAME (docs/models.md)")
+        print("Download published models with: models download NAME (docs/how-to/models.md)")
     return DONE
 
 

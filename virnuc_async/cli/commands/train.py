@@ -33,7 +33,7 @@ examples:
   python -m virnuc_async predict contigs.fa out/ --model my-model/
 
 A table of clusters or groups has two columns, separated by a tab: a record or its genome, and its
-cluster or group. Without a table, genome= and group= in the headers are used. docs/training.md
+cluster or group. Without a table, genome= and group= in the headers are used. docs/how-to/training.md
 describes how to split the data and how to read the metrics. The same command resumes.
 """
 
