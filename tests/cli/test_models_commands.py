@@ -1,6 +1,5 @@
 """``models``: list, info and import."""
 
-import errno
 import os
 import pickle
 import re
@@ -47,7 +46,9 @@ def test_models_are_imported_used_and_described(
     assert facts["protein.safetensors"] == f"sha256 {model.checksums['protein.safetensors']}, checked"
     ended = run("models", "import", *parts, *more)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err == f"virnuc-async: {directory}: exists and is not empty\n"
+    assert (
+        ended.err == f"virnuc-async: {directory}: exists and is not empty. Choose a new or empty directory\n"
+    )
 
 
 def test_model_list(model: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +129,8 @@ def test_import_with_wrong_arguments(golden_parts: CheckpointPaths, tmp_path: Pa
     assert ended.code == 64
     assert ended.err == "virnuc-async: --length must be a number of bases, such as 300 or 500, not 0\n"
     ended = run("models", "import", *whole, "--length", "500", "--output", file)
-    assert ended == (1, "", f"virnuc-async: {file}: {os.strerror(errno.ENOTDIR)}\n")
+    assert ended == (
+        1,
+        "",
+        f"virnuc-async: {file}: is a file, not a directory. Choose a new or empty directory\n",
+    )

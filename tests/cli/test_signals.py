@@ -143,7 +143,7 @@ def test_piped_input_must_be_the_same_when_resumed(
     for other in (reads.replace(b"read7\n", b"READ7\n"), reads[:100]):
         ended = predict("-", out, stdin=other)
         assert ended.code == 1
-        assert f"{out}: holds another run: the sequences have changed" in ended.err
-        assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
+        assert f"{out}: contains a different run: the sequences have changed" in ended.err
+        assert ended.err.endswith("Use another directory, or --overwrite\n")
     assert_resumes(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed

@@ -18,7 +18,7 @@ def test_a_refused_file_is_not_requested_again(code: int, server: Server, tmp_pa
     server.faults["/x.bin"] = [status(code)] * 9
     failed = failure(tmp_path, source(server))
     assert isinstance(failed, DownloadRefused)
-    assert str(failed).startswith(f"{server.url}/x.bin cannot be had: the server answers {code} ")
+    assert str(failed).startswith(f"{server.url}/x.bin cannot be downloaded: the server answers {code} ")
     assert "--mirror" in str(failed)
     assert "models import" in str(failed)
     assert len(server.requests) == 1
@@ -38,7 +38,7 @@ def test_corrupted_content_is_deleted(
     failed = failure(tmp_path, source(server, **facts))
     assert isinstance(failed, ChecksumMismatch)
     assert failed.reason.startswith(reason)
-    assert "It was deleted: the same command gets it again" in str(failed)
+    assert "It was deleted: rerun the same command to download it again" in str(failed)
     assert not file_names(tmp_path)
 
 

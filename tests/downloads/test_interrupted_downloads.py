@@ -69,7 +69,7 @@ def test_attempts_without_progress_are_given_up(
     failed = failure(tmp_path, source(server), options=fetch_options(stall_timeout=stall))
     assert isinstance(failed, DownloadInterrupted)
     assert failed.reason == reason
-    assert str(failed).endswith("What has come is kept: the same command goes on")
+    assert str(failed).endswith("Received data is kept: rerun the same command to resume")
     assert len(server.requests) == 3
     server.faults.clear()
     fetch(tmp_path, source(server))

@@ -115,7 +115,7 @@ async def test_too_many_lost_devices_end_the_run_and_it_resumes(
     with pytest.raises(NoDevicesLeft) as caught:
         await bench.run(rules, devices=devices)
     assert sorted(failure.device for failure in caught.value.lost) == sorted(rules.lost)
-    assert "the same command resumes" in str(caught.value)
+    assert "rerun the same command to resume" in str(caught.value)
     assert not (bench.out / "out" / "contigs.tsv").exists()
     unfinished = json.loads((bench.out / "out" / "summary.json").read_text())
     assert not unfinished["finished"]

@@ -287,7 +287,7 @@ def test_directory_of_another_model(
     before = (out / "evaluation.json").read_bytes()
     ended = evaluate(long_toys, out, "--model", golden_bundle.directory)
     assert ended.code == 1
-    assert "holds another run: " in ended.err
+    assert "contains a different run: " in ended.err
     assert (out / "evaluation.json").read_bytes() == before
     assert evaluate(long_toys, out, "--model", golden_bundle.directory, "--overwrite").code == 0
 
@@ -295,10 +295,10 @@ def test_directory_of_another_model(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--lengths", "0"), "lengths are different numbers of bases, not [0]"),
-        (("--lengths", "5,5"), "lengths are different numbers of bases, not [5, 5]"),
+        (("--lengths", "0"), "lengths must be different numbers of bases, not [0]"),
+        (("--lengths", "5,5"), "lengths must be different numbers of bases, not [5, 5]"),
         (("--subsequences", "0"), "subsequences must be at least 1, not 0"),
-        (("--seed", "-1"), "the seed is a whole number from 0 on, not -1"),
+        (("--seed", "-1"), "the seed must be at least 0, not -1"),
         (("--viral", "-"), "labelled sequences are read more than once: name files, not standard input"),
     ],
 )

@@ -160,7 +160,7 @@ def test_unusable_sequences(toys: Toys, tmp_path: Path) -> None:
     few = tmp_path / "few.fa"
     few.write_text(fasta([("a", OPEN * 50), ("b", OPEN * 50)]))
     ended = train(Toys(few, toys.nonviral), tmp_path / "model")
-    assert "2 clusters of viral records cannot be split into 3 sides" in ended.err
+    assert "2 clusters of viral records cannot be divided into 3 splits" in ended.err
 
 
 def test_diverging_training(toys: Toys, work: Path, tmp_path: Path) -> None:
@@ -168,6 +168,6 @@ def test_diverging_training(toys: Toys, work: Path, tmp_path: Path) -> None:
     for _ in range(2):
         ended = train(toys, tmp_path / "one", "--work", work, *options)
         assert ended.code == 1
-        message = "the loss is no number after epoch 1: choose a lower --rate than 1e+30"
+        message = "the loss is NaN or infinite after epoch 1: choose a lower --rate than 1e+30"
         assert ended.err.endswith(f"virnuc-async: {message}\n")
     assert not (tmp_path / "one").exists()

@@ -65,16 +65,19 @@ def test_balance_changes_the_classifier(toys: Toys, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--rate", "0"), "the rate is a number above 0, not 0.0"),
-        (("--dropout", "1"), "dropout is a number from 0 to below 1, not 1.0"),
-        (("--momentum", "-1"), "momentum is a number from 0 to below 1, not -1.0"),
-        (("--decay", "0"), "decay is a number above 0, up to 1, not 0.0"),
-        (("--weight-decay", "-1"), "weight decay is a number from 0 on, not -1.0"),
+        (("--rate", "0"), "the rate must be a finite number above 0, not 0.0"),
+        (("--dropout", "1"), "dropout must be at least 0 and below 1, not 1.0"),
+        (("--momentum", "-1"), "momentum must be at least 0 and below 1, not -1.0"),
+        (("--decay", "0"), "decay must be above 0 and at most 1, not 0.0"),
+        (("--weight-decay", "-1"), "weight decay must be a finite number of at least 0, not -1.0"),
         (("--batch", "1"), "batch must be at least 2, not 1"),
         (("--hidden", "0"), "hidden must be at least 1, not 0"),
-        (("--seed", "-1"), "the seed is a whole number from 0 on, not -1"),
-        (("--test", "1"), "validation and test are shares above 0, below 1 together, not 0.1 and 1.0"),
-        (("--leakage-share", "2"), "the leakage share is a number from 0 to 1, not 2.0"),
+        (("--seed", "-1"), "the seed must be at least 0, not -1"),
+        (
+            ("--test", "1"),
+            "validation and test must be fractions above 0 whose sum is below 1, not 0.1 and 1.0",
+        ),
+        (("--leakage-share", "2"), "the leakage share must be a number from 0 to 1, not 2.0"),
         (("--resamples", "0"), "resamples must be at least 1, not 0"),
     ],
 )

@@ -129,7 +129,7 @@ def test_work_directory_of_other_sequences(toys: Toys, work: Path, tmp_path: Pat
     other = write_toys(tmp_path / "other", 10, seed=3)
     ended = train(other, tmp_path / "one", "--work", work)
     assert ended.code == 1
-    assert "holds another run: other inputs" in ended.err
+    assert "contains a different run: inputs" in ended.err
     assert train(other, tmp_path / "one", "--work", work, "--overwrite").code == 0
 
 

@@ -44,7 +44,7 @@ def test_ctrl_c_ends_a_download_that_can_be_resumed(server: Server, cache: Path,
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert time.monotonic() - started < 5
-    assert (tmp_path / "log").read_text() == "Interrupted. The same command goes on where it was.\n"
+    assert (tmp_path / "log").read_text() == "Interrupted. The same command resumes the download.\n"
     assert download(server, "virnucpro-500").code == 0
     assert server.ranges(PROTEIN) == [None, "bytes=2000-646326"]
 

@@ -25,8 +25,7 @@ def test_a_model_is_downloaded_and_used(
     ended = download(server, name)
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"{name} is in {cache / name}. Use it with --model {name}; "
-        f"see that it is right with: models verify {name}\n"
+        f"{name} is in {cache / name}. Use it with --model {name}; verify it with: models verify {name}\n"
     )
     assert [path.name for path in cache.iterdir()] == [name]
     find(cache / name).check()
@@ -90,7 +89,7 @@ def test_encoders_to_train_on(
     ended = download(server, "--protein", "esm2", "--to", tmp_path / "parts")
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"esm2 is in {tmp_path / 'parts'}. For models import: --protein {tmp_path / 'parts' / 'esm2.pt'} "
+        f"esm2 is in {tmp_path / 'parts'}. Use it with: models import --protein {tmp_path / 'parts' / 'esm2.pt'} "
         f"--nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]
@@ -112,7 +111,7 @@ def test_a_foreign_directory_is_refused(server: Server, cache: Path, tmp_path: P
     (tmp_path / "thesis.tex").touch()
     ended = download(server, "virnucpro-500", "--to", tmp_path)
     assert ended.code == 1
-    assert f"{tmp_path}: is not empty. Name another directory" in ended.err
+    assert f"{tmp_path}: exists and is not empty. Choose a new or empty directory" in ended.err
     assert not server.requests
 
 
@@ -120,7 +119,8 @@ def test_a_file_that_the_server_does_not_have(server: Server, cache: Path) -> No
     del server.files["/github.com/500.pth"]
     ended = download(server, "virnucpro-500")
     assert (ended.code, ended.out) == (1, "")
-    assert f"{server.url}/github.com/500.pth cannot be had: the server answers 404 Not Found" in ended.err
+    reason = "cannot be downloaded: the server answers 404 Not Found"
+    assert f"{server.url}/github.com/500.pth {reason}" in ended.err
     assert "Traceback" not in ended.err
     assert not (cache / "virnucpro-500").exists()
 
@@ -137,7 +137,7 @@ def test_a_page_instead_of_a_file(path: str, name: str, server: Server, cache: P
     server.faults[path] = [instead(b"<html>please log in</html>")]
     ended = download(server, "virnucpro-500")
     assert ended.code == 1
-    assert f"{server.url}{path} is not the file that it should be: " in ended.err
+    assert f"{server.url}{path} is not the published file: " in ended.err
     assert not (cache / "virnucpro-500").exists()
     assert not list((cache / ".download").rglob(f"{name}*"))
     assert download(server, "virnucpro-500").code == 0
@@ -156,11 +156,20 @@ def test_an_interrupted_download_is_resumed(server: Server, cache: Path) -> None
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ((), "name models to download, or a --protein"),
-        (("virnucpro-500", "--protein", "esm2_t6_8M_UR50D"), "name models to download, or a --protein"),
+        ((), "name models to download, or an ESM-2 with --protein"),
+        (
+            ("virnucpro-500", "--protein", "esm2_t6_8M_UR50D"),
+            "name models to download, or an ESM-2 with --protein",
+        ),
         (("virnucpro-500", "virnucpro-300", "--to", "x"), "--to takes one model"),
-        (("tiny-500",), "no published model is called 'tiny-500': there are virnucpro-500, virnucpro-300"),
-        (("--protein", "esm2"), "no ESM-2 is called 'esm2': there are esm2_t6_8M_UR50D"),
+        (
+            ("tiny-500",),
+            "no published model is called 'tiny-500'. Published models: virnucpro-500, virnucpro-300",
+        ),
+        (
+            ("--protein", "esm2"),
+            "no ESM-2 is called 'esm2'. Did you mean esm2_t6_8M_UR50D or esm2_t12_35M_UR50D? There are: ",
+        ),
         (("virnucpro-500", "--mirror", "nowhere"), "a mirror begins with https:// or http://"),
     ],
 )

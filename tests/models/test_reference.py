@@ -240,7 +240,7 @@ def test_an_invalid_reference(
     with pytest.raises(BadReference) as caught:
         read_reference(tmp_path / "reference.json")
     assert reason in str(caught.value)
-    assert str(caught.value).startswith(f"{tmp_path / 'reference.json'} is not a reference")
+    assert str(caught.value).startswith(f"{tmp_path / 'reference.json'} is not a usable reference")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ class Bomb:
 def test_a_hostile_file_is_not_executed(old: Path, tmp_path: Path, refused: Refused) -> None:
     trace = tmp_path / "executed"
     saved(old / "x_ESM.pt", {"proteins": Bomb(trace), "data": []})
-    assert "holds more than tensors (posix.mkdir); nothing of it was executed" in refused(old)
+    assert "contains more than tensors (posix.mkdir); no code from it was executed" in refused(old)
     (old / "x_ESM.pt").write_bytes(pickle.dumps({"proteins": Bomb(trace), "data": []}, protocol=2))
     assert "damaged, or not a file of torch's" in refused(old)
     assert not trace.exists()

@@ -88,9 +88,9 @@ class Reference:
         return _SAME_PROGRAM if self.is_ours else _ANOTHER_PROGRAM
 
 
-# Measured with scripts/measure_reference.py, see docs/reference/model-bundle.md: in BF16, embeddings of networks of 2 to
-# 33 layers deviated by 1.4e-2 from FP64, and scores by 2e-3. The least certain published ORF is 0.05 of a
-# score away from the other label.
+# Measured with scripts/measure_reference.py, see docs/reference/model-bundle.md: in BF16, embeddings of
+# networks of 2 to 33 layers deviated by 1.4e-2 from FP64, and scores by 2e-3. The least certain published
+# ORF is 0.05 of a score away from the other label.
 _BF16 = Tolerance(score=0.05, distance=0.05, cosine=0.999, length=0.02)
 # In FP32 they deviated by 2e-6 and 2e-7, as sums in another order do. A reference of this program allows
 # fifty times that; one of another program on another device is less certain.

@@ -40,7 +40,7 @@ def test_damaged_store_is_reported_and_repaired(source: Path, tmp_path: Path, ou
     ended = predict(source, out)
     assert ended.code == 1
     message = (
-        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be recovered: the same .* --repair"
+        r"damaged \(a checksum is wrong\)\. \d+ finished batches in it can be recovered: use --repair to keep"
     )
     assert re.search(message, ended.err)
     repaired = predict(source, out, "--repair")
@@ -80,8 +80,8 @@ def test_different_run_is_refused_with_the_differences(
     for arguments, message in changes.items():
         ended = predict(*arguments, good, out)
         assert ended.code == 1
-        assert f"virnuc-async: {out}: holds another run: {message}" in ended.err
-        assert ended.err.endswith("Choose another directory, or --overwrite to start anew\n")
+        assert f"virnuc-async: {out}: contains a different run: {message}" in ended.err
+        assert ended.err.endswith("Use another directory, or --overwrite\n")
     good.write_text(good.read_text().replace("good", "GOOD"))
     assert f"other inputs: {good} has changed." in predict(good, out).err
     assert tables(out) == before
