@@ -71,11 +71,11 @@ def test_different_run_is_refused_with_the_differences(
     before = tables(out)
     changes = {
         ("--threshold", "0.7"): "threshold: 0.5 -> 0.7",
-        ("--tokens-per-batch", "100"): "tokens per batch was 2048, is 100 now",
+        ("--tokens-per-batch", "100"): "tokens per batch: 2048 -> 100",
         ("--precision", "bf16"): "precision: fp32 -> bf16",
         ("--embeddings",): "embeddings: False -> True",
-        ("--model", str(model.directory)): "model was tiny-500 (",
-        (str(other),): f"other inputs: {other} is new. ",
+        ("--model", str(model.directory)): "model: tiny-500 (",
+        (str(other),): f"inputs: {other} was added. ",
     }
     for arguments, message in changes.items():
         ended = predict(*arguments, good, out)
@@ -83,7 +83,7 @@ def test_different_run_is_refused_with_the_differences(
         assert f"virnuc-async: {out}: contains a different run: {message}" in ended.err
         assert ended.err.endswith("Use another directory, or --overwrite\n")
     good.write_text(good.read_text().replace("good", "GOOD"))
-    assert f"other inputs: {good} has changed." in predict(good, out).err
+    assert f"inputs: {good} has changed." in predict(good, out).err
     assert tables(out) == before
 
 

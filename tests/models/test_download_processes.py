@@ -40,6 +40,7 @@ def test_ctrl_c_ends_a_download_that_can_be_resumed(server: Server, cache: Path,
     process = start_download(server, tmp_path / "log", cache)
     part = cache / ".download" / "esm2.pt.part"
     wait_until(lambda: part.is_file() and part.stat().st_size == 2_000, process)
+    time.sleep(0.2)  # written is not yet counted
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130

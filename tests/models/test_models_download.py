@@ -89,8 +89,8 @@ def test_encoders_to_train_on(
     ended = download(server, "--protein", "esm2", "--to", tmp_path / "parts")
     assert ended.code == 0, ended.err
     assert ended.out == (
-        f"esm2 is in {tmp_path / 'parts'}. Use it with: models import --protein {tmp_path / 'parts' / 'esm2.pt'} "
-        f"--nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
+        f"esm2 is in {tmp_path / 'parts'}. Use it with: models import "
+        f"--protein {tmp_path / 'parts' / 'esm2.pt'} --nucleotide {tmp_path / 'parts' / 'DNABERT-S'}\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts"]
     made = run(
