@@ -6,9 +6,16 @@ for each kind of input. A file is a list of its path, which may change, and of w
 content, which may not.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from virnuc_async.sequences.inputs import STDIN, fingerprint
+from virnuc_async.settings import Precision
+
+from .feature_files import FeatureFile
+from .plan import Plan
 
 Identity = Mapping[str, Any]
 
@@ -44,3 +51,29 @@ def _describe_files(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changes += [f"{path} {'has changed' if any(new[path]) else 'cannot be read now'}" for path in changed]
     text = ", ".join(changes[:_MAX_NAMED]) or "the same files in another order"
     return text + (f" and {len(changes) - _MAX_NAMED} more" if len(changes) > _MAX_NAMED else "")
+
+
+def run_identity(
+    plan: Plan, precision: Precision, budget: int, reused: Iterable[FeatureFile]
+) -> dict[str, Any]:
+    """Return what identifies a run of *plan*: whatever changes its results."""
+    kinds = sorted({device.kind for device in plan.devices})
+    calibration = plan.calibration
+    return {
+        "inputs": [_location_and_fingerprint(path) for path in plan.paths],
+        "model": f"{plan.bundle.name} ({plan.bundle.fingerprint})",
+        "calibration": calibration.fingerprint if calibration else None,
+        "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
+        "precision": precision,
+        "tokens per batch": budget,
+        "ORFs per window": plan.window,
+        "compiled kernels": plan.compiled,
+        "threshold": plan.settings.threshold,
+        "embeddings": plan.settings.embeddings,
+        "reused features": [[file.name, file.sha256] for file in reused],
+    }
+
+
+def _location_and_fingerprint(path: str) -> list[Any]:
+    """Return where a file is, which may change, and the fingerprint of its content, which may not."""
+    return [path if path == STDIN else os.path.abspath(path), fingerprint(path)]

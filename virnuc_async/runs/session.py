@@ -5,12 +5,9 @@ A run may take several sessions. Each one checks that the store is its own, read
 compares each window with the stored one, and hands out the batches that are not done.
 """
 
-import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -23,8 +20,6 @@ from anyio.streams.memory import MemoryObjectSendStream
 from virnuc_async.engine.devices import decide_budget, decide_precision
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
-    DirectoryLockedError,
-    LockHeldRemotely,
     NoRecords,
     RunMismatchError,
     Stage,
@@ -32,20 +27,21 @@ from virnuc_async.errors import (
 from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
-from virnuc_async.sequences.inputs import STDIN, Reader, fingerprint
+from virnuc_async.sequences.inputs import Reader
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Window, form_windows
 from virnuc_async.settings import Precision
 
 from .failure import Failure
 from .feature_files import FeatureFile, find_features
-from .lock import Owner, owner_of, take_over
+from .identity import run_identity
 from .mate_check import MateCheck
 from .messages import RunMessages
 from .output_directory import FEATURES, STORE
 from .plan import Plan
 from .reuse_embeddings import FeatureIndex, check_similarity
 from .store import Store
+from .takeover import open_store
 
 _DEVICE_KEYS = ("devices", "compiled kernels")  # of a run's identity
 
@@ -110,12 +106,15 @@ class RunSession:
                 tasks.start_soon(session.messages.report_progress, name="report progress")
                 await session._open()
                 with closing(session.store), closing(session.features):
-                    tasks.start_soon(session._heartbeats, name="heartbeats")
-                    await session._bind()
-                    with run_log_files(session.id, out_dir):
-                        tasks.start_soon(session.messages.watch_gpu_memory, name="watch GPU memory")
-                        yield session
-                        tasks.cancel_scope.cancel()
+                    # A group of its own: the last heartbeat has ended before the lock is released.
+                    async with anyio.create_task_group() as background:
+                        background.start_soon(session._heartbeats, name="heartbeats")
+                        await session._bind()
+                        with run_log_files(session.id, out_dir):
+                            background.start_soon(session.messages.watch_gpu_memory, name="watch GPU memory")
+                            yield session
+                            background.cancel_scope.cancel()
+                    tasks.cancel_scope.cancel()
         finally:
             session._stop_reading()
 
@@ -189,7 +188,7 @@ class RunSession:
         if self.settings.overwrite or not (self.out_dir / STORE).is_file():
             self._first = await self._first_window()
         self.features = await self._find_features()
-        self.store = await self._open_store()
+        self.store = await open_store(self.plan, self.out_dir, self.messages, self.on_disk)
 
     async def _first_window(self) -> Window:
         first = await self._next_window()
@@ -208,38 +207,6 @@ class RunSession:
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
                 found.append(file)
         return FeatureIndex(found, (shapes.nucleotide.width, shapes.protein.width))
-
-    async def _open_store(self) -> Store:
-        """Open the store; take over the lock of a process on another machine that has died."""
-        open_store = partial(Store, self.out_dir, self.settings.overwrite, self.settings.repair)
-        try:
-            return await self.on_disk(open_store)
-        except LockHeldRemotely as held:
-            owner = held.owner
-        assert isinstance(owner, Owner)
-        await self._wait_for_lease_expiry(owner)
-        self.log.warning("no heartbeat from {}: taking over its directory", owner)
-        await self.on_disk(take_over, self.out_dir, owner)
-        return await self.on_disk(open_store)
-
-    async def _wait_for_lease_expiry(self, owner: Owner) -> None:
-        """Wait for the lease of *owner* to end; raise DirectoryLockedError at its first heartbeat."""
-        intervals = self.plan.intervals
-        self.counts.status = f"waiting for a heartbeat of {owner}"
-        self.log.warning(
-            "{} is locked by {} on another machine or in another container. If it sends no heartbeat for "
-            "{:.0f} s, it is taken for dead",
-            self.out_dir,
-            owner,
-            intervals.lease,
-        )
-        deadline = time.monotonic() + intervals.lease
-        while (found := await self.on_disk(owner_of, self.out_dir)) == owner:
-            if time.monotonic() > deadline:
-                return
-            await anyio.sleep(intervals.heartbeat / 10)
-        if found is not None:
-            raise DirectoryLockedError(str(self.out_dir), f"{found} is writing there. Wait for it to end")
 
     async def _heartbeats(self) -> None:
         """Show other processes that want the directory that this one lives."""
@@ -272,7 +239,7 @@ class RunSession:
         self.precision = decide_precision(plan.devices, wanted)
         budget = self.settings.tokens_per_batch or known.get("tokens per batch")
         self.budget = decide_budget(plan.devices, self.precision, budget)
-        identity = self._identity()
+        identity = run_identity(plan, self.precision, self.budget, self.features.files)
         if self.store.is_finished:
             # Whatever devices there are now, nothing will be computed.
             identity |= {key: known[key] for key in _DEVICE_KEYS}
@@ -285,23 +252,6 @@ class RunSession:
         path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
         if not path.exists() or path.stat().st_size < 4 * width * self.store.reader.features_end():
             raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are missing"])
-
-    def _identity(self) -> dict[str, Any]:
-        kinds = sorted({device.kind for device in self.plan.devices})
-        calibration = self.plan.calibration
-        return {
-            "inputs": [_location_and_fingerprint(path) for path in self.plan.paths],
-            "model": f"{self.plan.bundle.name} ({self.plan.bundle.fingerprint})",
-            "calibration": calibration.fingerprint if calibration else None,
-            "devices": kinds[0] if len(kinds) == 1 else "of several kinds",
-            "precision": self.precision,
-            "tokens per batch": self.budget,
-            "ORFs per window": self.plan.window,
-            "compiled kernels": self.plan.compiled,
-            "threshold": self.settings.threshold,
-            "embeddings": self.settings.embeddings,
-            "reused features": [[file.name, file.sha256] for file in self.features.files],
-        }
 
     def _log_header(self) -> None:
         self.messages.log_header(self.store, self.precision, self.budget)
@@ -373,8 +323,3 @@ def _unfinished_parts(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batc
     elif batch.split_path not in parts:
         for half in batch.halves():
             yield from _unfinished_parts(half, done)
-
-
-def _location_and_fingerprint(path: str) -> list[Any]:
-    """Return where a file is, which may change, and the fingerprint of its content, which may not."""
-    return [path if path == STDIN else os.path.abspath(path), fingerprint(path)]

@@ -1,0 +1,67 @@
+"""Opening a store whose directory a process that has died elsewhere still holds."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import anyio
+
+from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
+
+from .lock import Owner, owner_of, take_over
+from .messages import RunMessages
+from .plan import Plan
+from .store import Store
+
+_Result = TypeVar("_Result")
+
+
+class OnDisk(Protocol):
+    """Runs a function in the thread that uses the store."""
+
+    async def __call__(self, work: Callable[..., _Result], *args: Any) -> _Result:
+        """Return what *work* returns for *args*."""
+
+
+async def open_store(plan: Plan, out_dir: Path, messages: RunMessages, on_disk: OnDisk) -> Store:
+    """
+    Open the store of *out_dir*; take over the lock of a process on another machine that has died.
+
+    Raises:
+        DirectoryLockedError: another process is alive and writes there
+        ForeignDirectoryError, DamagedStore, CannotWrite: the directory
+    """
+    open_it = partial(Store, out_dir, plan.settings.overwrite, plan.settings.repair)
+    try:
+        return await on_disk(open_it)
+    except LockHeldRemotely as held:
+        owner = held.owner
+    assert isinstance(owner, Owner)
+    await _wait_for_lease_expiry(owner, plan, out_dir, messages, on_disk)
+    messages.log.warning("no heartbeat from {}: taking over its directory", owner)
+    await on_disk(take_over, out_dir, owner)
+    return await on_disk(open_it)
+
+
+async def _wait_for_lease_expiry(
+    owner: Owner, plan: Plan, out_dir: Path, messages: RunMessages, on_disk: OnDisk
+) -> None:
+    """Wait for the lease of *owner* to end; raise DirectoryLockedError at its first heartbeat."""
+    intervals = plan.intervals
+    messages.counts.status = f"waiting for a heartbeat of {owner}"
+    messages.log.warning(
+        "{} is locked by {} on another machine or in another container. If it sends no heartbeat for "
+        "{:.0f} s, it is taken for dead",
+        out_dir,
+        owner,
+        intervals.lease,
+    )
+    deadline = time.monotonic() + intervals.lease
+    while (found := await on_disk(owner_of, out_dir)) == owner:
+        if time.monotonic() > deadline:
+            return
+        await anyio.sleep(intervals.heartbeat / 10)
+    if found is not None:
+        raise DirectoryLockedError(str(out_dir), f"{found} is writing there. Wait for it to end")
