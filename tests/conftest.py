@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ import hypothesis
 import pytest
 import torch
 from harness import PipelineHarness
+from logged import Clock
 
+from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 
@@ -90,3 +93,17 @@ def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def bench(source: Path, bundle: Bundle, tmp_path: Path) -> PipelineHarness:
     return PipelineHarness(source, bundle, tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def messages() -> Iterator[io.StringIO]:
+    """Everything that the package logs during the test."""
+    stream = io.StringIO()
+    sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
+    yield stream
+    logger.remove(sink)

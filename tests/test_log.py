@@ -1,11 +1,11 @@
 """The log of a run: its logger, its files and its counters."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import loguru
 import pytest
+from logged import Clock, working
 from running import python
 
 from virnuc_async.log import (
@@ -17,41 +17,6 @@ from virnuc_async.log import (
     logger,
     run_log_files,
 )
-
-
-class Clock:
-    """A clock that stands still unless it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def messages() -> Iterator[io.StringIO]:
-    """Everything that the package logs during the test."""
-    stream = io.StringIO()
-    sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
-    yield stream
-    logger.remove(sink)
-
-
-def working(**devices: tuple[int, int]) -> Counts:
-    """Counts of a run whose devices, ready at 1000, have scored so many ORFs and tokens."""
-    counts = Counts(started=990.0)
-    for name, (orfs, tokens) in devices.items():
-        counts.ready(name)
-        counts.devices[name].started = 1000.0
-        counts.finished(name, orfs, tokens)
-    return counts
-
 
 # The logger
 

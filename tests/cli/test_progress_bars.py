@@ -1,49 +1,14 @@
 """The progress of a run and of downloads, on a terminal and as lines."""
 
 import io
-from collections.abc import Iterator
 
-import pytest
+from logged import Clock, working
 from rich.console import Console
 
 from virnuc_async.cli.progress_bars import Bars, Lines, TransferBars, TransferLines
 from virnuc_async.downloads.fetch import Transfer, TransferState
 from virnuc_async.downloads.source import Source
 from virnuc_async.log import PROGRESS, Counts, logger
-
-
-class Clock:
-    """A clock that stands still unless it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def messages() -> Iterator[io.StringIO]:
-    """Everything that the package logs during the test."""
-    stream = io.StringIO()
-    sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
-    yield stream
-    logger.remove(sink)
-
-
-def working(**devices: tuple[int, int]) -> Counts:
-    """Counts of a run whose devices, ready at 1000, have scored so many ORFs and tokens."""
-    counts = Counts(started=990.0)
-    for name, (orfs, tokens) in devices.items():
-        counts.ready(name)
-        counts.devices[name].started = 1000.0
-        counts.finished(name, orfs, tokens)
-    return counts
 
 
 def test_lines_hold_progress_every_ten_seconds_and_all_else_at_once(clock: Clock) -> None:
