@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
 from fakes import FakeScorer, Rules, fake_devices, p_virus
@@ -37,7 +38,7 @@ def all_batches(copies: int = 3) -> list[Batch]:
 async def stream(batches: Iterable[Batch], closed: list[bool] | None = None) -> AsyncGenerator[Batch, None]:
     try:
         for batch in batches:
-            await anyio.sleep(0.001)  # so that every device has its turn
+            await anyio.lowlevel.checkpoint()
             yield batch
     finally:
         if closed is not None:
@@ -87,9 +88,19 @@ EXPECTED = {
 }
 
 
+async def stream_in_turns(rules: Rules, devices: int) -> AsyncGenerator[Batch, None]:
+    """Yield batches so that every device has one before any goes on; *rules* pause after no batch."""
+    for number, batch in enumerate(all_batches()):
+        if number == devices:
+            await anyio.wait_all_tasks_blocked()
+            rules.go_on.set()
+        yield batch
+
+
 async def test_every_orf_has_its_own_score_once(count: int) -> None:
-    rules, events = Rules(), Seen()
-    scored = await score_all(rules, count, events)
+    rules, events = Rules(pause_after=0, depth=1), Seen()
+    async with engine(rules, count, events).score(stream_in_turns(rules, count)) as stream:
+        scored = [batch async for batch in stream]
     assert by_orf(scored) == EXPECTED
     names = {f"fake:{number}" for number in range(count)}
     assert {done.device for done in scored} == names == set(events.ready)
@@ -119,10 +130,11 @@ async def test_an_orf_that_fits_nowhere_fails_and_the_others_do_not(count: int) 
 
 
 async def test_the_batches_of_a_lost_device_go_to_the_others() -> None:
-    rules, events = Rules(lost={"fake:1": 2}), Seen()
-    scored = await score_all(rules, 3, events)
-    assert by_orf(scored) == EXPECTED
-    assert sum(done.device == "fake:1" for done in scored) == 2
+    rules, events = Rules(lost={"fake:1": 0}, pause_after=0, depth=1), Seen()
+    async with engine(rules, 3, events).score(stream_in_turns(rules, 3)) as stream:
+        scored = [batch async for batch in stream]
+    assert by_orf(scored) == EXPECTED  # the batch that it had, too
+    assert {done.device for done in scored} == {"fake:0", "fake:2"}
     assert {name for name, _ in events.closed} == {"fake:0", "fake:1", "fake:2"}
 
 
