@@ -147,8 +147,8 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (BadTable("c.tsv", "has no line for x"), "c.tsv: has no line for x"),
     (
         SharedSequences(3, 1000, 31),
-        "3 of 1,000 held-out records share stretches of 31 bases with training ones, and figures on them "
-        "would flatter. Cluster the sequences and name the table with --clusters, or have them left out with "
+        "3 of 1,000 held-out records share 31-mers with training records, so metrics on them would be "
+        "optimistic. Cluster the sequences and give the table with --clusters, or leave these records out with "
         "--leakage drop",
     ),
     (

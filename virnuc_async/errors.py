@@ -363,17 +363,17 @@ class BadTable(LabelError, _PathError):
 
 
 class SharedSequences(LabelError):
-    """Of *held* held-out records, *found* share long stretches with training ones."""
+    """Of *held_out* held-out records, *found* share k-mers of *length* bases with training records."""
 
-    def __init__(self, found: int, held: int, length: int) -> None:
-        super().__init__(found, held, length)
-        self.found, self.held, self.length = found, held, length
+    def __init__(self, found: int, held_out: int, length: int) -> None:
+        super().__init__(found, held_out, length)
+        self.found, self.held_out, self.length = found, held_out, length
 
     def __str__(self) -> str:
         return (
-            f"{self.found:,} of {plural(self.held, 'held-out record')} share stretches of {self.length} "
-            "bases with training ones, and figures on them would flatter. Cluster the sequences and name the "
-            "table with --clusters, or have them left out with --leakage drop"
+            f"{self.found:,} of {plural(self.held_out, 'held-out record')} share {self.length}-mers with "
+            "training records, so metrics on them would be optimistic. Cluster the sequences and give the "
+            "table with --clusters, or leave these records out with --leakage drop"
         )
 
 

@@ -22,9 +22,11 @@ USE_ANOTHER_DIRECTORY = "Choose a new or empty directory"
 
 
 @contextmanager
-def writing_to(path: Path, what: str = "", hint: str = "") -> Iterator[None]:
+def writing_to(path: Path, what: str = "", hint: str = "", names_file: bool = False) -> Iterator[None]:
     """
     Turn an OSError raised inside into CannotWrite, about *path* and, if it is a directory, *what* in it.
+
+    With *names_file* it is about the file that the error names, if it does.
 
     Raises:
         CannotWrite: the operating system refused; *hint* says what to do next
@@ -34,7 +36,8 @@ def writing_to(path: Path, what: str = "", hint: str = "") -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         text = f"{what}: {reason}" if what else reason
-        raise CannotWrite(str(path), f"{text}. {hint}" if hint else text) from error
+        about = error.filename if names_file and error.filename else path
+        raise CannotWrite(str(about), f"{text}. {hint}" if hint else text) from error
 
 
 @contextmanager

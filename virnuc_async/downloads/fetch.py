@@ -21,13 +21,12 @@ from time import monotonic
 from typing import IO
 
 from virnuc_async.errors import (
-    CannotWrite,
     ChecksumMismatch,
     DownloadBusy,
     DownloadInterrupted,
     DownloadRefused,
 )
-from virnuc_async.fileio import open_nofollow
+from virnuc_async.fileio import open_nofollow, writing_to
 
 from .http import RangeMismatch, TransientError
 from .range_request import RangeRequest, Stopped
@@ -198,8 +197,9 @@ class _FileDownload:
 
     def run(self) -> None:
         """Download and check the file, unless it is stopped."""
+        kept = "Received data is kept: rerun the same command to resume"
         with suppress(Stopped):
-            try:
+            with writing_to(self._file.part, hint=kept):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 if self._is_present():
                     self._file.discard()  # of an earlier attempt
@@ -207,9 +207,6 @@ class _FileDownload:
                     self._receive()
                     self._verify()
                     self._file.finish()
-            except OSError as error:
-                kept = "Received data is kept: rerun the same command to resume"
-                raise CannotWrite(str(self._file.part), f"{error.strerror or error}. {kept}") from error
             self._transfer.state = TransferState.DONE
 
     def _is_present(self) -> bool:

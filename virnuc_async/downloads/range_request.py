@@ -111,9 +111,11 @@ class RangeRequest:
                 self.file.discard()
                 reason = f"it has more bytes than the limit of {self.source.limit:,}"
                 raise ChecksumMismatch(self.source.url, reason, is_deleted=True)
-            self.file.write(file, span, block)
+            written = self.file.write(file, span, block)
             self.received += len(block)
-            if self.file.total is not None and not span.remaining:
+            # The rest of the block was not written: a span that has grown again since is not continued
+            # by the next block, but by another request.
+            if self.file.total is not None and (written < len(block) or not span.remaining):
                 return
             if monotonic() - since >= self.stall_timeout:
                 if self.received - before < _MIN_BYTES:

@@ -85,13 +85,15 @@ class PartialFile:
         """Open the data, to write more of it."""
         return open(self.part, "r+b", buffering=0, opener=open_nofollow)
 
-    def write(self, file: FileIO, span: Span, block: bytes) -> None:
-        """Write *block* at the start of *span*, up to its end, and move the start."""
+    def write(self, file: FileIO, span: Span, block: bytes) -> int:
+        """Write *block* at the start of *span*, up to its end, and move the start; return the bytes written."""
         view = memoryview(block)[: span.remaining]
+        size = len(view)
         while view:
             written = os.pwrite(file.fileno(), view, span.start)
             view = view[written:]
             span.start += written
+        return size
 
     def end(self, span: Span) -> None:
         """Set the length of the file: it ends with the bytes that were written of *span*."""

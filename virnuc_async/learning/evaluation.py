@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async._version import __version__
-from virnuc_async.errors import CannotWrite, RunMismatchError, UsageError
-from virnuc_async.fileio import atomic_write
+from virnuc_async.errors import RunMismatchError, UsageError
+from virnuc_async.fileio import atomic_write, writing_to
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
@@ -221,12 +221,10 @@ def write_subsequences(
 ) -> Path:
     """Write the subsequences of *sampler* into *directory*; raise CannotWrite if that fails."""
     path = directory / _SUBSEQUENCES
-    try:
+    with writing_to(directory, _SUBSEQUENCES):
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.writelines(sampler.subsequences(data, records))
-    except OSError as error:
-        raise CannotWrite(str(directory), f"{_SUBSEQUENCES}: {error.strerror or error}") from error
     return path
 
 
@@ -317,11 +315,8 @@ def _group_metrics(level: Level, records: Records, options: EvaluationOptions) -
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with atomic_write(path) as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise CannotWrite(str(path.parent), f"{path.name}: {error.strerror or error}") from error
+    with writing_to(path.parent, path.name), atomic_write(path) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def bundle_summary(bundle: Bundle) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from virnuc_async.errors import BadCheckpoint, CannotWrite, TrainingDiverged
-from virnuc_async.fileio import atomic_write
+from virnuc_async.errors import BadCheckpoint, TrainingDiverged
+from virnuc_async.fileio import atomic_write, unwrapped_torch_errors, writing_to
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.checkpoints import read_values
 from virnuc_async.networks.classifier import Classifier
@@ -195,15 +195,8 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        try:
-            with atomic_write(path) as file:
-                torch.save(state, file)
-        except (OSError, RuntimeError) as error:
-            # torch raises a RuntimeError of its own in place of the cause: a full disk, or Ctrl-C.
-            reason = error if isinstance(error, OSError) else error.__context__ or error
-            if isinstance(reason, OSError):
-                raise CannotWrite(str(path.parent), f"{path.name}: {reason.strerror}") from error
-            raise reason from None
+        with writing_to(path.parent, path.name), unwrapped_torch_errors(), atomic_write(path) as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
         """Load the epochs in *path* if they belong to this training; else log why not."""

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import (
-    CannotWrite,
     RunMismatchError,
     SharedSequences,
     UsageError,
 )
-from virnuc_async.fileio import atomic_directory, link_or_copy, require_empty_directory
+from virnuc_async.fileio import atomic_directory, link_or_copy, require_empty_directory, writing_to
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, find, write_manifest
 from virnuc_async.models.checkpoints import read_values
@@ -296,16 +295,13 @@ def write_bundle(base: Bundle, weights: Mapping[str, Tensor], task: Task, report
         CannotWrite: the disk is full, or the directory cannot be written
     """
     output = task.output.absolute()
-    try:
-        with atomic_directory(output) as directory:
-            for name in ENCODERS:
-                link_or_copy(base.directory / name, directory / name)
-            (directory / "classifier.safetensors").write_bytes(save(dict(weights)))
-            (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-            (directory / CARD).write_text(model_card(output.name, report), "utf-8", "surrogateescape")
-            _write_manifest(directory, base, task)
-    except OSError as error:
-        raise CannotWrite(str(output), error.strerror or str(error)) from error
+    with writing_to(output), atomic_directory(output) as directory:
+        for name in ENCODERS:
+            link_or_copy(base.directory / name, directory / name)
+        (directory / "classifier.safetensors").write_bytes(save(dict(weights)))
+        (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        (directory / CARD).write_text(model_card(output.name, report), "utf-8", "surrogateescape")
+        _write_manifest(directory, base, task)
     return find(output)
 
 

@@ -9,7 +9,8 @@ from virnuc_async.cli.environment import cache_from, hugging_face_server, mirror
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.options import add_cache_option
 from virnuc_async.cli.parser import add_command
-from virnuc_async.errors import CannotWrite, UsageError
+from virnuc_async.errors import UsageError
+from virnuc_async.fileio import writing_to
 from virnuc_async.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,11 +68,12 @@ def run(options: Namespace) -> int:
         raise UsageError("--to takes one model")
     targets = _targets(options, Mirrors(hugging_face_server(), mirror_from(options)))
     cache = cache_directory(cache_from(options)).parent
-    try:
-        with download_progress(options.quiet) as progress, status_lines(options.quiet) as report_status:
-            download(targets, cache, progress, report_status)
-    except OSError as error:
-        raise CannotWrite(str(error.filename or next(iter(targets))), error.strerror or str(error)) from error
+    with (
+        writing_to(next(iter(targets)), names_file=True),
+        download_progress(options.quiet) as progress,
+        status_lines(options.quiet) as report_status,
+    ):
+        download(targets, cache, progress, report_status)
     for target, files in targets.items():
         print(f"{files.name} is in {target}. {_how_to_use(options, target)}")
     return DONE
