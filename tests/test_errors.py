@@ -148,8 +148,8 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (
         SharedSequences(3, 1000, 31),
         "3 of 1,000 held-out records share 31-mers with training records, so metrics on them would be "
-        "optimistic. Cluster the sequences and give the table with --clusters, or leave these records out with "
-        "--leakage drop",
+        "optimistic. Cluster the sequences and give the table with --clusters, or leave these records out "
+        "with --leakage drop",
     ),
     (
         NoFeatures("old", "no file there is named *_ESM.pt"),

@@ -191,7 +191,10 @@ def fill(disk: Path, free_kib: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("more", [(), ("--embeddings",)], ids=["tables", "embeddings"])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param((), id="tables", marks=pytest.mark.slow), pytest.param(("--embeddings",), id="embeddings")],
+)
 def test_a_full_disk_is_reported_and_the_run_resumes_once_there_is_space(
     more: tuple[str, ...], source: Path, small_disk: Path, tmp_path: Path
 ) -> None:

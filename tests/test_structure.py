@@ -57,6 +57,11 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
 def room(path: Path) -> str:
     """Return the name of the room that *path* is in; a module of the ground is a room of its own."""
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -65,7 +70,7 @@ def room(path: Path) -> str:
 
 def imported_rooms(path: Path) -> Iterator[str]:
     """Yield the room of each absolute import of this package."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if (
             isinstance(node, ast.ImportFrom)
             and not node.level
@@ -78,15 +83,16 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 
 def third_party_imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             yield node.module.split(".")[0]
 
 
-def functions(node: ast.AST) -> Iterator[Function]:
-    return (inner for inner in ast.walk(node) if isinstance(inner, Function))
+@cache
+def functions(path: Path) -> tuple[Function, ...]:
+    return tuple(node for node in nodes(path) if isinstance(node, Function))
 
 
 @each_module
@@ -103,7 +109,7 @@ def test_imports_point_up_the_list_of_rooms(path: Path) -> None:
 
 @each_module
 def test_relative_imports_stay_in_the_room(path: Path) -> None:
-    levels = [node.level for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    levels = [node.level for node in nodes(path) if isinstance(node, ast.ImportFrom)]
     assert max(levels, default=0) <= 1
 
 
@@ -117,7 +123,7 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
 def test_only_the_command_line_prints_and_reads_the_environment(path: Path) -> None:
     if room(path) == "cli":
         return
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("print", "input", "exit", "eval", "exec"), f"line {node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
@@ -138,7 +144,7 @@ def test_what_is_public_has_a_docstring(path: Path) -> None:
 
 @each_file
 def test_functions_are_short_and_take_little(path: Path) -> None:
-    for function in functions(tree(path)):
+    for function in functions(path):
         assert function.end_lineno
         lines = function.end_lineno - function.lineno + 1
         assert lines <= LONGEST, f"{function.name} has {lines} lines"
@@ -154,7 +160,7 @@ def test_functions_are_short_and_take_little(path: Path) -> None:
 def test_imports_stand_at_the_top(path: Path) -> None:
     if room(path) == "cli" or path.name == "__init__.py":
         return
-    for function in functions(tree(path)):
+    for function in functions(path):
         inner = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not inner, f"{function.name} imports"
 
@@ -168,7 +174,7 @@ def test_hardly_anything_is_caught_broadly() -> None:
     broad = [
         f"{path.name}:{node.lineno}"
         for path in MODULES
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ExceptHandler) and is_broad(node)
     ]
     assert len(broad) <= MOST_BROAD, broad
@@ -176,15 +182,13 @@ def test_hardly_anything_is_caught_broadly() -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
 def test_tests_use_real_things(path: Path) -> None:
-    names = {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)}
-    names |= {argument.arg for function in functions(tree(path)) for argument in function.args.args}
+    names = {node.id for node in nodes(path) if isinstance(node, ast.Name)}
+    names |= {argument.arg for function in functions(path) for argument in function.args.args}
     assert not names & {"Mock", "MagicMock", "AsyncMock", "mocker"}
     assert not {"unittest", "mock", "pytest_mock"} & set(third_party_imports(path))
 
 
 def test_median_function_is_at_most_ten_lines() -> None:
-    lines = sorted(
-        f.end_lineno - f.lineno + 1 for path in MODULES for f in functions(tree(path)) if f.end_lineno
-    )
+    lines = sorted(f.end_lineno - f.lineno + 1 for path in MODULES for f in functions(path) if f.end_lineno)
     assert lines[len(lines) // 2] <= 10
     assert lines[len(lines) * 9 // 10] <= 40

@@ -100,8 +100,15 @@ async def execute(
             tasks.start_soon(run, name="run")
     except BaseExceptionGroup as group:
         # Tasks fail in groups; a caller wants the one error that there nearly always is.
-        raise _first_error(group) from group
-    return summaries[0]
+        error = _first_error(group)
+    else:
+        return summaries[0]
+    # Not inside the handler, and without a name that stays: a cycle of errors and frames would keep files
+    # and tensors open until the next garbage collection.
+    try:
+        raise error
+    finally:
+        del error
 
 
 async def _run(
@@ -135,10 +142,14 @@ def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFile
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception to raise: a bug before an error of ours, which may follow from it."""
+    """Return the error to raise: a bug before one that may follow from it; the others become its notes."""
     leaves = list(_leaves(group))
     bugs = [leaf for leaf in leaves if not isinstance(leaf, VirnucError)]
-    return (bugs or leaves)[0]
+    first = (bugs or leaves)[0]
+    for other in leaves:
+        if other is not first:
+            first.add_note(f"at the same time: {type(other).__name__}: {other}")
+    return first
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -69,8 +69,8 @@ def test_leaking_records_are_dropped_kept_or_refused(leaking: Toys, tmp_path: Pa
         "",
         "searching for 31-mers that held-out records share with training records\n"
         "virnuc-async: 6 of 12 held-out records share 31-mers with training records, so metrics on them "
-        "would be optimistic. Cluster the sequences and give the table with --clusters, or leave these records "
-        "out with --leakage drop\n",
+        "would be optimistic. Cluster the sequences and give the table with --clusters, or leave these "
+        "records out with --leakage drop\n",
     )
     assert not (tmp_path / "work").exists()
     ended = train(leaking, tmp_path / "no", *work)

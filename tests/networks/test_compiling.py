@@ -35,7 +35,7 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=[Esm2, DnabertS])
+@pytest.fixture(params=[pytest.param(Esm2, marks=pytest.mark.slow), DnabertS])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     return build(request.param)
 

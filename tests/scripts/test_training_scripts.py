@@ -183,6 +183,7 @@ def test_the_same_arguments_train_the_same_model(genomes: Path, tmp_path: Path, 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_training_continues_from_a_bundle_and_bundles_are_averaged(genomes: Path, tmp_path: Path) -> None:
     common = f"--genomes {genomes} --rows 16 --processes 1 {NETWORK}".split()
     first, second, mean = (tmp_path / name / "tiny" for name in ("first", "second", "mean"))

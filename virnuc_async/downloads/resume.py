@@ -86,7 +86,7 @@ class PartialFile:
         return open(self.part, "r+b", buffering=0, opener=open_nofollow)
 
     def write(self, file: FileIO, span: Span, block: bytes) -> int:
-        """Write *block* at the start of *span*, up to its end, and move the start; return the bytes written."""
+        """Write *block* at the start of *span*, up to its end; return how many bytes that were."""
         view = memoryview(block)[: span.remaining]
         size = len(view)
         while view:

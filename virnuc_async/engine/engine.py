@@ -117,7 +117,8 @@ class Engine:
 
     def _drop_device(self, error: BaseException) -> None:
         assert isinstance(error, DeviceLost)
-        self._lost.append(error)
+        # Its frames would keep the tensors of the batch alive.
+        self._lost.append(error.with_traceback(None))
         self._log.error("{}; the other devices take over its batches", error)
         if len(self._lost) in (_MAX_LOST, len(self._devices)):
             raise NoDevicesLeft(self._lost)
