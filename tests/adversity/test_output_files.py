@@ -61,7 +61,7 @@ def test_files_of_an_unfinished_run_follow_the_umask(
     arguments = ("predict", reads, "-", out, "--devices", "cpu", "--embeddings")
     with start(*arguments, stderr=tmp_path / "stderr") as process:
         assert process.stdin
-        process.stdin.write(fasta([("more", OPEN * 30)] * 6_000).encode())  # more than a window
+        process.stdin.write(fasta([("more", OPEN * 3)] * 9_000).encode())  # more than a window
         process.stdin.flush()
         wait_until(lambda: "batch 0.0 done" in log(out), process)
         process.terminate()

@@ -35,7 +35,7 @@ def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=[pytest.param(Esm2, marks=pytest.mark.slow), DnabertS])
+@pytest.fixture(params=[Esm2, DnabertS])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     return build(request.param)
 
@@ -54,6 +54,7 @@ def batch(lengths: tuple[int, ...]) -> Packed:
     return packed([[(row * 7 + at) % 20 + 4 for at in range(size)] for row, size in enumerate(lengths)])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_compiled_layers_match_the_plain_ones_and_compile_once(encoder: Encoder) -> None:
     expected = [encoder.embeddings(batch(lengths)) for lengths in LENGTHS]
