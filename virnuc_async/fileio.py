@@ -110,18 +110,24 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def list_foreign_files(directory: Path, is_ours: Callable[[str], bool]) -> list[str]:
+def list_names(directory: Path, matches: Callable[[str], bool]) -> list[str]:
     """
-    Return the sorted names in *directory*, which need not exist, that *is_ours* does not accept.
+    Return the sorted names in *directory*, which need not exist, that *matches* accepts.
 
     Raises:
-        ForeignDirectoryError: it is a file
+        ForeignDirectoryError: it is a file, or a link leads nowhere
+        OSError: it cannot be read
     """
-    if not directory.exists():
-        return []
-    if not directory.is_dir():
+    if directory.is_dir():
+        return sorted(path.name for path in directory.iterdir() if matches(path.name))
+    if directory.exists():
         raise ForeignDirectoryError(str(directory), f"is a file, not a directory. {USE_ANOTHER_DIRECTORY}")
-    return sorted(path.name for path in directory.iterdir() if not is_ours(path.name))
+    for place in (directory, *directory.parents):
+        if place.is_symlink() and not place.exists():
+            which = "" if place is directory else f"{place} "
+            reason = f"{which}is a link that leads nowhere, to {os.readlink(place)}. {USE_ANOTHER_DIRECTORY}"
+            raise ForeignDirectoryError(str(directory), reason)
+    return []
 
 
 def require_empty_directory(directory: Path, hint: str = USE_ANOTHER_DIRECTORY) -> None:
@@ -131,7 +137,7 @@ def require_empty_directory(directory: Path, hint: str = USE_ANOTHER_DIRECTORY) 
     Raises:
         ForeignDirectoryError: it is not empty, or not a directory
     """
-    if list_foreign_files(directory, lambda name: False):
+    if list_names(directory, lambda name: True):
         raise ForeignDirectoryError(str(directory), f"exists and is not empty. {hint}")
 
 

@@ -50,16 +50,25 @@ def test_damaged_store_is_reported_and_repaired(source: Path, tmp_path: Path, ou
     assert predict(source, out, "--repair", "--overwrite").code == 64
 
 
-def test_directory_with_other_files_is_refused(good: Path, out: Path) -> None:
+def test_directory_with_files_of_our_names_is_refused(good: Path, out: Path) -> None:
     out.mkdir()
-    (out / "thesis.tex").write_text("years of work")
+    (out / "contigs.tsv").write_text("years of work")
     message = (
-        f"virnuc-async: {out}: contains 'thesis.tex' and no run of this program. "
-        "Choose a new or empty directory\n"
+        f"virnuc-async: {out}: contains 'contigs.tsv' and no run of this program, which would write files of "
+        "these names. Choose a new or empty directory\n"
     )
     for more in ((), ("--overwrite",)):
         assert predict(good, out, *more) == (1, "", message)
-    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in out.iterdir()] == ["contigs.tsv"]
+
+
+def test_log_of_the_job_in_the_directory_is_no_obstacle(good: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "slurm-1.out").write_text("job 1\n")
+    for more in ((), ("--overwrite",)):
+        assert predict(good, out, *more).code == 0
+    assert (out / "slurm-1.out").read_text() == "job 1\n"
+    assert list(verdicts(out)) == ["good", "shut"]
 
 
 def test_different_run_is_refused_with_the_differences(

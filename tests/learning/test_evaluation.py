@@ -271,12 +271,12 @@ def test_lengths_without_records_of_both_classes_are_skipped(tmp_path: Path) -> 
 # What is refused
 
 
-def test_directory_with_other_files(long_toys: Toys, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("all of it")
-    reason = "contains 'thesis.txt' and no evaluation. Choose a new or empty directory"
-    message = f"virnuc-async: {tmp_path}: {reason}\n"
+def test_directory_with_files_of_our_names(long_toys: Toys, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("all of it")
+    reason = "contains 'evaluation.json' and no evaluation, which would write files of these names"
+    message = f"virnuc-async: {tmp_path}: {reason}. Choose a new or empty directory\n"
     assert evaluate(long_toys, tmp_path) == (1, "", message)
-    ended = evaluate(long_toys, tmp_path / "thesis.txt")
+    ended = evaluate(long_toys, tmp_path / "evaluation.json")
     assert ended.err.endswith("is a file, not a directory. Choose a new or empty directory\n")
 
 

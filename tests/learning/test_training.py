@@ -132,12 +132,13 @@ def test_invalid_model_name(toys: Toys, tmp_path: Path) -> None:
     assert "invalid model name 'one\\x1b[31m': the model is named after the output directory" in ended.err
 
 
-def test_work_directory_with_other_files(toys: Toys, tmp_path: Path) -> None:
+def test_work_directory_with_files_of_our_names(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "thesis.txt").write_text("all of it")
+    (tmp_path / "work" / "epochs.pt").write_text("all of it")
     ended = train(toys, tmp_path / "one", "--work", tmp_path / "work")
     message = (
-        f"virnuc-async: {tmp_path / 'work'}: contains 'thesis.txt' and no training. Choose another --work\n"
+        f"virnuc-async: {tmp_path / 'work'}: contains 'epochs.pt' and no training, which would write files "
+        "of these names. Choose another --work\n"
     )
     assert ended == (1, "", message)
 

@@ -26,17 +26,53 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+NO_RUN = "and no run of this program, which would write files of these names. Choose a new or empty directory"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["notes.txt", "contigs.tsv", ".hidden"])
-def test_a_foreign_directory_is_not_touched(name: str, overwrite: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["contigs.tsv", "report.html", ".contigs.tsv.partial", f"{STORE}-journal", f".{STORE}.repaired"]
+)
+def test_files_with_names_of_ours_are_not_touched(name: str, overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "notes.txt").write_bytes(b"mine")
     with pytest.raises(ForeignDirectoryError) as caught:
         Store(tmp_path, overwrite)
-    assert (
-        caught.value.reason
-        == f"contains {name!r} and no run of this program. Choose a new or empty directory"
+    assert caught.value.reason == f"contains {name!r} {NO_RUN}"
+    assert contents(tmp_path) == {name: b"mine", "notes.txt": b"mine"}
+
+
+def test_files_with_names_of_ours_are_named(tmp_path: Path) -> None:
+    for name in OUTPUT_FILES[:7]:
+        (tmp_path / name).mkdir()
+    with pytest.raises(ForeignDirectoryError) as caught:
+        Store(tmp_path)
+    named = ", ".join(map(repr, sorted(OUTPUT_FILES[:7])[:5]))
+    assert caught.value.reason == f"contains {named} and 2 more {NO_RUN}"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_files_are_no_obstacle_and_stay(overwrite: bool, tmp_path: Path) -> None:
+    others = {"slurm-1.out": b"log of the job", ".hidden": b"", "contigs.tsv.bak": b"mine"}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    for again in (overwrite, True):
+        Store(tmp_path, again).close()
+        assert sorted(contents(tmp_path)) == sorted((*others, STORE))
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_link_that_leads_nowhere(below: str, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    out = tmp_path / "out" / below
+    with pytest.raises(ForeignDirectoryError) as caught:
+        Store(out)
+    whose = f"{tmp_path / 'out'} " if below else ""
+    assert caught.value.reason == (
+        f"{whose}is a link that leads nowhere, to {tmp_path / 'gone'}. Choose a new or empty directory"
     )
-    assert contents(tmp_path) == {name: b"mine"}
+    assert not (tmp_path / "gone").exists()
 
 
 def make_foreign_database(path: Path) -> None:

@@ -342,7 +342,7 @@ async def test_a_directory_is_one_run_at_a_time(bench: PipelineHarness) -> None:
 
 async def test_a_directory_of_somebody_elses_is_refused(bench: PipelineHarness) -> None:
     (bench.out / "out").mkdir()
-    (bench.out / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(ForeignDirectoryError, match=r"contains 'thesis\.tex' and no run of this program"):
+    (bench.out / "out" / "contigs.tsv").write_text("precious")
+    with pytest.raises(ForeignDirectoryError, match=r"contains 'contigs\.tsv' and no run of this program"):
         await bench.run()
-    assert [path.name for path in (bench.out / "out").iterdir()] == ["thesis.tex"]
+    assert [path.name for path in (bench.out / "out").iterdir()] == ["contigs.tsv"]

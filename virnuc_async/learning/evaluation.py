@@ -24,7 +24,7 @@ from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fi
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.verdicts import label_contigs, vote
 from virnuc_async.runs.blocks import Block
-from virnuc_async.runs.output_directory import require_own_directory
+from virnuc_async.runs.output_directory import STORE, require_free_names
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.store import Store
 from virnuc_async.settings import Pairing, Settings
@@ -174,10 +174,11 @@ def _calibration_results(
 
 
 def _check_directory(out_dir: Path) -> None:
-    """Check that *out_dir* is new, empty or of an evaluation; raise ForeignDirectoryError if not."""
-    require_own_directory(
-        out_dir, lambda name: name in (JSON, HTML, RECORDS) or name.startswith(_LENGTH), "evaluation"
-    )
+    """Check that the results in *out_dir* are of an evaluation; raise ForeignDirectoryError if not."""
+    with writing_to(out_dir):
+        # The runs below it check their own directories.
+        if not (out_dir / RECORDS / STORE).is_file():
+            require_free_names(out_dir, lambda name: name in (JSON, HTML), "evaluation")
 
 
 def _has_both_classes(sampler: SubsequenceSampler, records: Records) -> bool:

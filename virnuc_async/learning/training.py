@@ -30,7 +30,7 @@ from virnuc_async.models.bundle import ENCODERS, Bundle, find, write_manifest
 from virnuc_async.models.checkpoints import read_values
 from virnuc_async.networks.shapes import ClassifierShape, Shapes
 from virnuc_async.runs.blocks import Block
-from virnuc_async.runs.output_directory import require_own_directory
+from virnuc_async.runs.output_directory import STORE, require_free_names
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.store import Store
 from virnuc_async.settings import Pairing, Settings
@@ -134,14 +134,12 @@ def train(task: Task, run_pipeline: PipelineRunner) -> tuple[Bundle, dict[str, A
 
 
 def _check_directories(task: Task) -> None:
-    own = (_RUN, _SUBSEQUENCES, _EPOCHS)
-    require_empty_directory(task.output)
-    require_own_directory(
-        task.work,
-        lambda name: name.lstrip(".").removesuffix(".partial") in own,
-        "training",
-        "Choose another --work",
-    )
+    with writing_to(task.output):
+        require_empty_directory(task.output)
+    with writing_to(task.work):
+        # The run below it checks its own directory.
+        if not (task.work / _RUN / STORE).is_file():
+            require_free_names(task.work, lambda name: name == _EPOCHS, "training", "Choose another --work")
 
 
 def _check_name(name: str) -> None:

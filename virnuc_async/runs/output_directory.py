@@ -4,9 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from virnuc_async.errors import ForeignDirectoryError
-from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, list_foreign_files, sync_directory
-
-from .lock import LOCK
+from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, list_names, sync_directory
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces the store
@@ -25,41 +23,62 @@ OUTPUT_FILES = (
     DAMAGED,
 )
 
+_MOST_NAMED = 5  # files in one message
 
-def require_own_directory(
-    directory: Path, is_ours: Callable[[str], bool], contents: str, hint: str = USE_ANOTHER_DIRECTORY
+
+def is_written_name(name: str) -> bool:
+    """Return whether a run writes a file called *name* into its directory, at its end or on the way to it."""
+    plain = name.removeprefix(".").removesuffix(".partial")
+    return plain in OUTPUT_FILES or name in OUTPUT_FILES or name.removeprefix(".").startswith(STORE)
+
+
+def require_free_names(
+    directory: Path, is_written: Callable[[str], bool], contents: str, hint: str = USE_ANOTHER_DIRECTORY
 ) -> None:
     """
-    Check that *directory* does not exist or contains only files whose names *is_ours* accepts.
+    Check that nothing in *directory*, which need not exist, has a name that *is_written* accepts.
 
-    *contents* is what was expected there and *hint* what to do, both for the message.
+    Files of other names stay where they are: the log of a job, for example. *contents* is what was
+    expected there and *hint* what to do, both for the message.
 
     Raises:
-        ForeignDirectoryError: it contains other files, or is not a directory
+        ForeignDirectoryError: it has such files, or it is not a directory
     """
-    foreign = list_foreign_files(directory, is_ours)
-    if foreign:
-        raise ForeignDirectoryError(str(directory), f"contains {foreign[0]!r} and no {contents}. {hint}")
+    if taken := list_names(directory, is_written):
+        named = ", ".join(map(repr, taken[:_MOST_NAMED]))
+        more = f" and {len(taken) - _MOST_NAMED:,} more" if len(taken) > _MOST_NAMED else ""
+        reason = f"contains {named}{more} and no {contents}, which would write files of these names. {hint}"
+        raise ForeignDirectoryError(str(directory), reason)
 
 
 def claim_directory(directory: Path) -> None:
     """
-    Create *directory*, or check that it is empty or contains a store.
+    Create *directory*, or check that it contains a store or nothing that a run would overwrite.
 
     Raises:
-        ForeignDirectoryError: it contains something else
+        ForeignDirectoryError: it contains files with names of ours, but no store
         OSError: it cannot be created or read
+    """
+    require_claimable(directory)
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_directory(path.parent)
+
+
+def require_claimable(directory: Path) -> None:
+    """
+    Check that a run can have *directory*, as far as that is known without writing.
+
+    Raises:
+        ForeignDirectoryError: it contains files with names of ours, but no store; or it cannot be a directory
+        OSError: it cannot be read
     """
     store = directory / STORE
     if store.is_symlink():
         reason = f"its {STORE} is a link to somewhere else. {USE_ANOTHER_DIRECTORY}"
         raise ForeignDirectoryError(str(directory), reason)
-    if store.is_file():
-        return
     # Without a store, no file is known to be ours, whatever its name. Only a lock may be there: a
     # process that is killed right after it started leaves one and nothing else.
-    require_own_directory(directory, lambda name: name.startswith(LOCK), "run of this program")
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_directory(path.parent)
+    if not store.is_file():
+        require_free_names(directory, is_written_name, "run of this program")
