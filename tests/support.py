@@ -1,6 +1,7 @@
 """Helpers that several test modules share and that are not fixtures."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,3 +106,9 @@ def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
 def packed(rows: Sequence[Sequence[int]]) -> Packed:
     """Return *rows* of token ids packed into one batch."""
     return pack(ragged(rows))
+
+
+def final_name(name: str) -> str:
+    """Return the name that a file called *name* gets when it is complete."""
+    made = re.fullmatch(r"\.(.+)\.(?:[0-9a-f]{8}|unknown)-[0-9a-f]{8}\.virnuc\.partial", name)
+    return made[1] if made else name

@@ -214,6 +214,9 @@ def test_a_full_disk_is_reported_and_the_run_resumes_once_there_is_space(
             assert ended.code == 1
             assert "No space left on device" in ended.err or "disk is full" in ended.err
             assert "Traceback" not in ended.err
+            # Whole or not at all, and nothing half made.
+            assert not (out / "summary.json").exists() or not summary(out)["finished"]
+            assert not [*out.glob(".*")]
         ballast.unlink()
         assert predict(source, out, *options).code == 0
         assert tables(out) == tables(tmp_path / "undisturbed")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT
-from support import TABLES
+from support import TABLES, final_name
 
 from virnuc_async.runs.output_directory import FEATURES, STORE
 
@@ -49,7 +49,8 @@ def _parse(trace: str, out: Path) -> Iterator[tuple[str, str]]:
     for line in trace.splitlines():
         call = re.match(r"\d+ +(\w+)\((.*)", line)
         if call and (found := re.search(rf"{re.escape(str(out))}(/[^\">,)]*)?[\">]", call[2])):
-            yield call[1], (found[1] or "/").lstrip("/") or "."
+            name = (found[1] or "/").lstrip("/") or "."
+            yield call[1], name if name == final_name(name) else f"partial {final_name(name)}"
 
 
 def test_a_table_is_synced_before_it_is_renamed_and_its_directory_after(
@@ -57,7 +58,7 @@ def test_a_table_is_synced_before_it_is_renamed_and_its_directory_after(
 ) -> None:
     _, events = calls
     for name in (*TABLES, "summary.json", "merged_features.pt"):
-        partial = f".{name}.partial"
+        partial = f"partial {name}"
         moved = next(at for at, (call, file) in enumerate(events) if "rename" in call and file == partial)
         written = max(at for at, event in enumerate(events[:moved]) if event == ("write", partial))
         assert ("fsync", partial) in events[written:moved]
@@ -105,7 +106,7 @@ def test_partial_embeddings_are_removed_after_the_final_ones_are_on_the_disk(
     moved = next(
         at
         for at, (call, file) in enumerate(events)
-        if "rename" in call and file == ".merged_features.pt.partial"
+        if "rename" in call and file == "partial merged_features.pt"
     )
     gone = next(at for at, (call, file) in enumerate(events) if "unlink" in call and file == FEATURES)
     assert moved < events.index(("fsync", "."), moved) < gone

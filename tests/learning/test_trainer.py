@@ -33,10 +33,15 @@ class Interrupted(io.BytesIO):
         return super().write(content)
 
 
+def open_interrupted(path: Path, mode: str, **_: Any) -> Any:
+    """Create files, and interrupt what is written to them."""
+    return open(path, mode) if mode == "xb" else Interrupted()
+
+
 def test_interrupt_during_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, splits = make_examples(66)
     with monkeypatch.context() as patch:
-        patch.setattr("virnuc_async.fileio.create_new", lambda _: Interrupted())
+        patch.setattr("virnuc_async.fileio.open", open_interrupted, raising=False)
         with pytest.raises(KeyboardInterrupt):  # and not the RuntimeError that torch raises in its place
             fit(examples, splits, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt")
     assert fit(examples, splits, Recipe(epochs=2, hidden=4), tmp_path / "epochs.pt").history

@@ -66,14 +66,6 @@ def test_a_full_disk_leaves_nothing_of_a_bundle(golden_parts: CheckpointPaths, t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_left_by_a_killed_import(golden_parts: CheckpointPaths, tmp_path: Path):
-    left = tmp_path / f".mine.{os.getpid()}"
-    left.mkdir()
-    (left / "protein.safetensors").touch()
-    import_bundle(golden_parts, tmp_path / "mine", "mine", 500).check()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
 def test_parts_that_do_not_fit_each_other(golden_parts: CheckpointPaths, as_main, tmp_path: Path):
     torch.save(as_main(), tmp_path / "x.pth")
     parts = CheckpointPaths(golden_parts.protein, golden_parts.nucleotide, tmp_path / "x.pth")

@@ -9,7 +9,14 @@ import torch
 from running import files_no_larger_than
 from stored_runs import WIDTH, Record, ScoredOrf, store_run
 
-from virnuc_async.outputs.embeddings import save_features
+from virnuc_async.outputs.embeddings import BLOCK_BYTES, save_features
+from virnuc_async.runs.output_directory import FEATURES, STORE
+from virnuc_async.runs.store import Store
+
+
+def save(store: Store, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+    with open(path, "wb") as file:
+        save_features(store.reader, WIDTH, file, block_bytes)
 
 
 def orf(fragment: int, frame: int, failed: bool = False) -> ScoredOrf:
@@ -25,19 +32,19 @@ def test_features_are_those_of_scored_orfs(block: int, tmp_path: Path) -> None:
     ]
     store = store_run(tmp_path / "out", run, embeddings=True)
     path = tmp_path / "out" / ".features"
-    save_features(store.reader, WIDTH, path, block_bytes=block * 4 * WIDTH)
+    save(store, path, block_bytes=block * 4 * WIDTH)
     found = torch.load(path, weights_only=True)
     assert found["ids"] == ["x_chunk_1F1", "x_chunk_2R3", "caf\udce9_chunk_1F3"]
     assert found["data"].dtype == torch.float32
     assert found["data"].tolist() == [[0] * WIDTH, [2] * WIDTH, [4] * WIDTH]
-    assert not [left.name for left in (tmp_path / "out").iterdir() if "rows" in left.name]
     store.close()
+    assert sorted(left.name for left in (tmp_path / "out").iterdir()) == [".features", FEATURES, STORE]
 
 
 @pytest.mark.parametrize("run", [[], [Record(b"x", (orf(1, 0, failed=True),))], [Record(b"x", ())]])
 def test_features_of_nothing(run: list[Record], tmp_path: Path) -> None:
     store = store_run(tmp_path, run, embeddings=True)
-    save_features(store.reader, WIDTH, tmp_path / "features.pt")
+    save(store, tmp_path / "features.pt")
     found = torch.load(tmp_path / "features.pt", weights_only=True)
     assert found["ids"] == []
     assert found["data"].shape == (0, WIDTH)
@@ -51,7 +58,7 @@ def test_features_on_a_full_disk(tmp_path: Path) -> None:
     rows = 4 * WIDTH * 4999
     for room in (rows // 2, rows):  # for the rows, and for the file that is made of them
         with files_no_larger_than(room), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            save_features(store.reader, WIDTH, path)
-    save_features(store.reader, WIDTH, path)
+            save(store, path)
+    save(store, path)
     assert len(torch.load(path, weights_only=True)["ids"]) == 4999
     store.close()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import RunMismatchError, UsageError
-from virnuc_async.fileio import atomic_write, writing_to
+from virnuc_async.fileio import atomic_write, remove_leftovers, writing_to
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
 from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
@@ -77,6 +77,7 @@ def evaluate(
         the errors of *run_pipeline*
     """
     _check_directory(out_dir)
+    clear_leftovers(out_dir.absolute().parent)
     bundle, records = find(settings.model, settings.cache_dir), read_records(data)
     scorer = _Scorer(data, records, out_dir, settings, run_pipeline)
     datasets = {RECORDS: scorer.score_records()}
@@ -124,6 +125,7 @@ def calibrate(
             f"{bundle.name} comes with the program: copy {bundle.directory} and calibrate the copy"
         )
     _check_directory(out_dir)
+    clear_leftovers(out_dir.absolute().parent)
     records = read_records(data)
     level = _Scorer(data, records, out_dir, settings, run_pipeline).score_records()["contig"]
     truth = records.are_viral[level.record_index]
@@ -179,6 +181,12 @@ def _check_directory(out_dir: Path) -> None:
         # The runs below it check their own directories.
         if not (out_dir / RECORDS / STORE).is_file():
             require_free_names(out_dir, lambda name: name in (JSON, HTML), "evaluation")
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what killed processes left half made in *directory*; log what is not known to be left behind."""
+    for line in remove_leftovers(directory):
+        logger.warning("{}", line)
 
 
 def _has_both_classes(sampler: SubsequenceSampler, records: Records) -> bool:

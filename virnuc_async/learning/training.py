@@ -24,7 +24,12 @@ from virnuc_async.errors import (
     SharedSequences,
     UsageError,
 )
-from virnuc_async.fileio import atomic_directory, link_or_copy, require_empty_directory, writing_to
+from virnuc_async.fileio import (
+    atomic_directory,
+    link_or_copy,
+    require_empty_directory,
+    writing_to,
+)
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, find, write_manifest
 from virnuc_async.models.checkpoints import read_values
@@ -55,6 +60,7 @@ from .evaluation import (
     PipelineRunner,
     bundle_summary,
     check_record_count,
+    clear_leftovers,
     collect_levels,
     compute_metrics,
     write_subsequences,
@@ -103,6 +109,8 @@ def train(task: Task, run_pipeline: PipelineRunner) -> tuple[Bundle, dict[str, A
     """
     _check_directories(task)
     _check_name(task.output.absolute().name)
+    clear_leftovers(task.output.absolute().parent)
+    clear_leftovers(task.work)
     base, records = find(task.settings.model, task.settings.cache_dir), read_records(task.data)
     record_splits, leakage = _split(task, records)
     record_index = _compute_features(task, records, run_pipeline)

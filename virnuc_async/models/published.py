@@ -8,6 +8,7 @@ of each downloaded file, so that another model with the same encoders can reuse 
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ from virnuc_async.downloads.fetch import (
     fetch_all,
 )
 from virnuc_async.downloads.source import Source, git_blob
-from virnuc_async.errors import BadBundle, BadCheckpoint, UsageError
+from virnuc_async.errors import BadBundle, BadCheckpoint, DownloadBusy, UsageError
 from virnuc_async.fileio import (
     atomic_directory,
     link_or_copy,
     read_json,
+    remove_leftovers,
     require_empty_directory,
 )
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
@@ -211,11 +213,14 @@ def download(
         BadBundle, ForeignDirectoryError: a target exists and is damaged, or something else
         CannotWrite: the disk is full, or cannot be written to
     """
+    parent = next(iter(targets)).parent
+    for line in remove_leftovers(parent):
+        report_status(line)
+    work = parent / ".download"
     missing = _missing(targets, report_status)
     if not missing:
+        _clear(work, targets.values())
         return
-    parent = next(iter(targets)).parent
-    work = parent / ".download"
     with exclusive_lock(work):
         # The process that had the lock before may have made one meanwhile.
         missing = _missing(missing, report_status)
@@ -233,10 +238,23 @@ def download(
         for target, files in missing.items():
             report_status(f"{files.name}: writing to {target}")
             bases += _make(target, files, work, bases)
-        for name in sources:
-            (work / name).unlink(missing_ok=True)
-        if not any(path.suffix == ".part" for path in work.rglob("*")):
-            shutil.rmtree(work)
+        _remove_received(work, sources)
+
+
+def _clear(work: Path, made: Iterable[ModelFiles]) -> None:
+    """Remove what a process that was killed after it had *made* these models left in *work*."""
+    with suppress(DownloadBusy, OSError):
+        if work.is_dir():
+            with exclusive_lock(work):
+                _remove_received(work, [source.name for files in made for source in files.sources])
+
+
+def _remove_received(work: Path, names: Iterable[str]) -> None:
+    """Remove the files *names* from *work*, and *work* itself if nothing of another model is in it."""
+    for name in names:
+        (work / name).unlink(missing_ok=True)
+    if not any(path.is_file() for path in work.rglob("*") if path != work / "lock"):
+        shutil.rmtree(work)
 
 
 def _missing(
@@ -317,8 +335,6 @@ def _with_local_encoders(
 
 def _make(target: Path, files: ModelFiles, work: Path, bases: Iterable[Bundle]) -> Sequence[Bundle]:
     """Make the model, or the directory of encoders, from the files in *work*; return the model."""
-    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
     if files.classifier is None:
         with atomic_directory(target) as hidden:
             for source in files.sources:

@@ -1,13 +1,13 @@
 """``merged_features.pt``: the ids and embeddings of all scored ORFs, as VirNucPro writes them."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from virnuc_async.fileio import create_new, unwrapped_torch_errors
+from virnuc_async.fileio import unwrapped_torch_errors
 from virnuc_async.runs.blocks import Block, orf_id
 from virnuc_async.runs.output_directory import FEATURES
 from virnuc_async.runs.reader import RunReader
@@ -15,9 +15,9 @@ from virnuc_async.runs.reader import RunReader
 BLOCK_BYTES = 64 << 20  # of embeddings that are in memory at a time
 
 
-def save_features(reader: RunReader, width: int, path: Path, block_bytes: int = BLOCK_BYTES) -> None:
+def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: int = BLOCK_BYTES) -> None:
     """
-    Write the ids and embeddings of every scored ORF to *path*, in input order.
+    Write the ids and embeddings of every scored ORF to *file*, in input order.
 
     *width* is that of both embeddings together. Only the ids are all in memory at once.
     """
@@ -28,23 +28,23 @@ def save_features(reader: RunReader, width: int, path: Path, block_bytes: int = 
         numbers.append(block.scores["orf"])
     orfs = np.concatenate(numbers)
     if not ids:
-        _save({"ids": ids, "data": torch.empty(0, width)}, path)
+        _save({"ids": ids, "data": torch.empty(0, width)}, file)
         return
-    # Rows of failed ORFs are left out, so the others are copied to be next to each other.
-    packed = path.with_suffix(".rows")
+    # Rows of failed ORFs are left out, so the others are copied to be next to each other: into a file
+    # without a name, which no killed process leaves behind.
     all_rows = np.memmap(reader.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, block_bytes // (4 * width))
-    # Written, not mapped for writing: a full disk kills a process that writes to a map.
-    with create_new(packed) as file:
+    with TemporaryFile(dir=reader.directory) as packed:
+        # Written, not mapped for writing: a full disk kills a process that writes to a map.
         for start in range(0, len(orfs), step):
-            file.write(all_rows[orfs[start : start + step]].data)
-    data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
-    _save({"ids": ids, "data": torch.from_numpy(data)}, path)
-    packed.unlink()
+            packed.write(all_rows[orfs[start : start + step]].data)
+        packed.flush()
+        data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
+        _save({"ids": ids, "data": torch.from_numpy(data)}, file)
 
 
-def _save(features: dict[str, Any], path: Path) -> None:
-    with unwrapped_torch_errors(), create_new(path) as file:
+def _save(features: dict[str, Any], file: BinaryIO) -> None:
+    with unwrapped_torch_errors():
         torch.save(features, file)
 
 

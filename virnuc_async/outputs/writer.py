@@ -9,7 +9,7 @@ from typing import Any
 from anyio import from_thread
 
 from virnuc_async.errors import CannotWrite
-from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sync_directory, writing_to
+from virnuc_async.fileio import atomic_write, sync_directory, writing_to
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
 from virnuc_async.runs.session import RunSession
 
@@ -79,7 +79,7 @@ class OutputWriter:
         with suppress(CannotWrite, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
             facts = summarize(self._session, self._command, {}, Counter()).as_dict()
-            with create_new(self._out_dir / "summary.json") as file:
+            with atomic_write(self._out_dir / "summary.json") as file:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
     def _known_summary(self) -> Summary | None:
@@ -148,10 +148,10 @@ class OutputWriter:
         sync_directory(self._out_dir)
 
     def _write_embeddings(self) -> None:
-        path = self._out_dir / ".merged_features.pt.partial"
+        width = self._session.plan.bundle.shapes.classifier.inputs
         with writing_to(self._out_dir, "merged_features.pt"):
-            save_features(self._store.reader, self._session.plan.bundle.shapes.classifier.inputs, path)
-            fsync_and_rename(path, self._out_dir / "merged_features.pt")
+            with atomic_write(self._out_dir / "merged_features.pt") as file:
+                save_features(self._store.reader, width, file)
             (self._out_dir / FEATURES).unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """``models import``: a model from published checkpoints."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.parser import add_command
 from virnuc_async.errors import UsageError
-from virnuc_async.fileio import writing_to
+from virnuc_async.fileio import remove_leftovers, writing_to
 
 from .models_verify import with_recorded_reference
 
@@ -71,6 +72,8 @@ def run(options: Namespace) -> int:
         raise UsageError(f"--length must be a number of bases, such as 300 or 500, not {options.length}")
     parts = CheckpointPaths(options.protein, options.nucleotide, options.classifier)
     reference = _reference(options.reference, parts)
+    for line in remove_leftovers(options.output.absolute().parent):
+        print(line, file=sys.stderr)
     with writing_to(options.output):
         bundle = import_bundle(parts, options.output, options.name, options.length, reference)
     if options.reference == "record":
