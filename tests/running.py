@@ -22,6 +22,8 @@ from virnuc_async.cli.main import main
 # Without a stop in all six frames, wherever it is cut; and with a stop in each of the six.
 OPEN, SHUT = "GCA", "TTAATTAATTAATTAA"
 NO_FILE = os.strerror(errno.ENOENT)
+# For what is written often: in memory if possible, else in the usual place.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 class Ran(NamedTuple):

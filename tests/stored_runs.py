@@ -55,23 +55,27 @@ def _windows(records: Sequence[Record], size: int) -> Iterator[Window]:
     rows: list[ContigRow] = []
     origins: list[tuple[int, int, int]] = []
     for contig, record in enumerate(records):
-        rows.append(ContigRow(contig, 0, record.id, 7 * contig, 9))
+        fragments = max([9, *(orf.fragment for orf in record.orfs)])
+        rows.append(ContigRow(contig, 0, record.id, 7 * contig, fragments))
         for fragment, orfs in groupby(record.orfs, attrgetter("fragment")):
             origins += [(contig, fragment, orf.frame) for orf in orfs]
             if len(origins) >= size:
                 yield _window(number, first, rows, origins)
                 number, first = number + 1, first + len(origins)
                 rows, origins = [], []
-    yield _window(number, first, rows, origins)
+    yield _window(number, first, rows, origins, (FileRow(0, "a", len(records), None),))
 
 
 def _window(
-    number: int, first: int, rows: Sequence[ContigRow], origins: Sequence[tuple[int, int, int]]
+    number: int,
+    first: int,
+    rows: Sequence[ContigRow],
+    origins: Sequence[tuple[int, int, int]],
+    files: tuple[FileRow, ...] = (),
 ) -> Window:
     table = np.array(origins, np.int64).reshape(-1, 3)
     tokens = Ragged(np.full(len(table), 5, np.int32), np.ones(len(table), np.int64))
-    files = (FileRow(0, "a", 1, None),)
-    return Window(number, first, tuple(rows), files, table, b"", tokens, tokens)
+    return Window(number, first, tuple(rows), files, table, bytes(32), tokens, tokens)
 
 
 def _scored(batch: Batch, orfs: Sequence[ScoredOrf], embeddings: bool) -> ScoredBatch:

@@ -165,7 +165,8 @@ class Stored:
             return cls()
         blobs = [blob for (blob,) in db.execute("SELECT scores FROM batches")]
         scored = np.frombuffer(b"".join(blobs), SCORE)["orf"].tolist()
-        failed = [orf for (orf,) in db.execute("SELECT orf FROM failures WHERE orf IS NOT NULL")]
+        failures = [json.loads(text) for (text,) in db.execute("SELECT failures FROM batches")]
+        failed = [orf for of_batch in failures for orf, *_ in of_batch]
         assert len({*scored, *failed}) == len(scored) + len(failed), "an ORF is in the store twice"
         query = "SELECT part, device, orfs, tokens FROM batches"
         return cls(frozenset(scored), frozenset(failed), tuple(db.execute(query)))

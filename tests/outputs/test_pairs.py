@@ -349,7 +349,7 @@ def test_a_long_mate_beside_a_short_one(tmp_path: Path) -> None:
     first = [Record(b"p%d" % n, b"GCA" * (3 + 200 * (n % 3 == 0))) for n in range(7)]
     second = [Record(b"p%d" % n, b"GCAACG" * (1 + n)) for n in range(7)]
     with closing(stored(tmp_path, [first, second], 20)) as store:
-        assert store.reader.count("windows") > 15
+        assert store.reader.window_count() > 15
         _, *found = table(store, [Mates(0, 1)])[0]
         paths = (str(tmp_path / "0.fa"), str(tmp_path / "1.fa"))
         assert found == [slowly(*pair, paths, 0.5) for pair in zip(first, second, strict=True)]

@@ -28,7 +28,7 @@ IDS = st.sampled_from([b"\xff", b"\x85", *(text.encode() for text in TEXTS)])
 
 @st.composite
 def records(draw: st.DrawFn) -> Record:
-    coordinates = draw(st.sets(st.tuples(st.integers(1, 12), st.integers(0, 5)), max_size=8))
+    coordinates = draw(st.sets(st.tuples(st.integers(1, 9), st.integers(0, 5)), max_size=8))
     score = st.tuples(PROBABILITIES, PROBABILITIES, st.booleans())
     return Record(draw(IDS), tuple(ScoredOrf(*at, *draw(score)) for at in sorted(coordinates)))
 

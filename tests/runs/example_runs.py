@@ -31,15 +31,19 @@ def make_window(
         contigs=tuple(ContigRow(first + n, 0, name, 100 + n, 1) for n, name in enumerate(ids)),
         files=tuple(files),
         origins=np.array(origins, np.int64).reshape(-1, 3),
-        digest=b"digest %d" % number,
+        digest=digest(number),
         nucleotides=tokens,
         residues=tokens,
     )
 
 
+def digest(number: int) -> bytes:
+    return b"digest of window %15d" % number
+
+
 def score(batch: Batch, embeddings: bool = False, **failed: tuple[Stage, str]) -> ScoredBatch:
-    """Score ORF n with n/100 for virus; its embedding is n, n, n."""
-    virus = (batch.orfs / 100).astype(np.float32)
+    """Score ORF n with the last two digits of n as decimals for virus; its embedding is n, n, n."""
+    virus = (batch.orfs % 100 / 100).astype(np.float32)
     rows = np.repeat(batch.orfs[:, None], WIDTH, 1).astype(np.float32) if embeddings else None
     failures = {int(row.removeprefix("row")): why for row, why in failed.items()}
     return ScoredBatch(batch, "cpu:0", 0.5, np.stack((1 - virus, virus), 1), rows, failures)

@@ -20,6 +20,7 @@ from virnuc_async.errors import (
 from virnuc_async.runs.lock import LOCK
 from virnuc_async.runs.output_directory import OUTPUT_FILES, STORE
 from virnuc_async.runs.store import Store
+from virnuc_async.runs.totals import Totals
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -167,7 +168,8 @@ def test_overwrite_deletes_our_files_only(store: Store) -> None:
     window = make_window()
     store.add_window(window)
     store.add_batch(score(batches(window)[0], embeddings=True))
-    store.set_meta("finished", True)
+    store.add_batch(score(batches(window)[1]))
+    store.finish()
     store.close()
     for name in (*OUTPUT_FILES, "notes.txt"):
         (store.directory / name).write_bytes(b"x")
@@ -176,8 +178,8 @@ def test_overwrite_deletes_our_files_only(store: Store) -> None:
     store = Store(store.directory)
     assert store.get_meta("identity") is None
     assert not store.is_finished
-    assert not any(map(store.reader.count, ("files", "contigs", "windows", "batches", "scores", "failures")))
     store.bind_run({"model": "other"}, ["x"])
+    assert store.reader.totals() == Totals()
     store.close()
 
 

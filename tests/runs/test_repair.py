@@ -10,6 +10,7 @@ from example_runs import (
     IDENTITY,
     batches,
     contigs,
+    digest,
     make_window,
     orfs,
     score,
@@ -40,7 +41,7 @@ def filled(store: Store) -> Store:
         for batch in batches(window):
             failed = {"row1": (Stage.PROTEIN, "no")} if batch.name == "2.1" else {}
             store.add_batch(score(batch, **failed))
-    store.set_meta("finished", True)
+    store.finish()
     store.close()
     return store
 
@@ -53,19 +54,33 @@ def state(store: Store) -> tuple[object, ...]:
         list(store.reader.files()),
         [store.finished_parts(number) for number in range(3)],
         store.get_meta("identity"),
+        store.get_meta("paths"),
     )
 
 
-def test_repair_of_an_intact_store_keeps_everything_but_that_it_is_finished(filled: Store) -> None:
+def test_an_intact_store_is_left_as_it_is(filled: Store) -> None:
+    before = (filled.directory / STORE).read_bytes()
+    store = Store(filled.directory, repair=True)
+    assert store.recovered == (3, 6, True)
+    assert store.is_finished
+    store.close()
+    assert (filled.directory / STORE).read_bytes() == before
+    assert [path.name for path in filled.directory.iterdir()] == [STORE]
+
+
+def test_repair_of_a_store_of_which_no_row_is_lost_keeps_everything(filled: Store) -> None:
     before = Store(filled.directory)
     expected = state(before)
+    ((index,),) = before._database.rows("SELECT rootpage FROM sqlite_master WHERE type = 'index'")
     before.close()
+    with open(filled.directory / STORE, "r+b") as file:
+        file.seek(4096 * (index - 1))
+        file.write(b"\xff" * 4096)
     store = Store(filled.directory, repair=True)
-    assert store.recovered == (3, 6)
+    assert store.recovered == (3, 6, False)
     assert state(store) == expected
-    assert not store.is_finished
+    assert store.is_finished
     assert (store.directory / DAMAGED).exists()
-    store.finish()  # nothing is missing
     store.close()
 
 
@@ -73,16 +88,18 @@ def test_repair_drops_damaged_rows(filled: Store) -> None:
     with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
         db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE window = 0 AND number = 1")
         db.execute("UPDATE windows SET ids = x'00' WHERE number = 1")
-        db.execute("DELETE FROM failures WHERE window = 2")
+        db.execute("UPDATE batches SET failures = '[]' WHERE window = 2 AND number = 1")
     store = Store(filled.directory, repair=True)
-    assert store.recovered == (2, 2)
+    assert store.recovered == (2, 2, False)
+    assert not store.is_finished
     assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
-    assert (store.window(0), store.window(1), store.window(2)) == (b"digest 0", None, b"digest 2")
-    assert list(store.reader.failures()) == []  # those of dropped rows are found again
+    assert (store.window(0), store.window(1), store.window(2)) == (digest(0), None, digest(2))
     assert list(store.reader.files()) == [
         FileLine("/data/a.fa", None, False),
         FileLine("/data/b.fa", None, False),
     ]
+    with pytest.raises(DamagedStore, match="windows or records are missing"):
+        list(store.reader.blocks())
     assert store.get_meta("identity") == IDENTITY
     store.close()
 
@@ -108,7 +125,7 @@ def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, stor
     kept = b"".join(blob for (blob,) in store._database.rows("SELECT scores FROM batches"))
     found = np.frombuffer(kept, SCORE).tolist()
     assert all(row == expected[row[0]] for row in found)
-    assert len(found) < len(expected) or store.recovered == (1, 30)
+    assert len(found) < len(expected) or store.recovered == (1, 30, store.recovered.is_all)
     # What is missing can be added again, and then the store is complete.
     if store.window(0) is None:
         store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])

@@ -17,6 +17,7 @@ from example_runs import (
     IDENTITY,
     batches,
     contigs,
+    digest,
     features,
     ids,
     make_window,
@@ -39,6 +40,7 @@ from virnuc_async.runs.lock import LOCK
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.store import Store
+from virnuc_async.runs.totals import Totals
 from virnuc_async.sequences.windows import FileRow
 
 
@@ -47,12 +49,12 @@ def test_everything_is_read_back_after_reopening(store: Store) -> None:
     store.add_window(window)
     for batch in batches(window):
         assert store.add_batch(score(batch)) == []
-    store.set_meta("finished", True)
+    store.finish()
     store = reopen(store)
     assert store.is_finished
     assert store.get_meta("identity") == IDENTITY
     assert store.get_meta("no such") is None
-    assert store.window(0) == b"digest 0"
+    assert store.window(0) == digest(0)
     assert store.window(1) is None
     assert store.finished_parts(0) == {(0, ""), (1, "")}
     assert store.finished_parts(1) == set()
@@ -68,17 +70,15 @@ def test_everything_is_read_back_after_reopening(store: Store) -> None:
         (2, 1, 1, 0, one - np.float32(0.02), np.float32(0.02)),
         (3, 1, 1, 5, one - np.float32(0.03), np.float32(0.03)),
     ]
-    assert store.reader.device_totals() == {"cpu:0": (2, 4, 12, 1.0)}
-    assert store.reader.fragments() == 2
-    counted = ("files", "windows", "batches", "contigs", "scores", "failures")
-    assert list(map(store.reader.count, counted)) == [2, 1, 2, 2, 4, 0]
+    totals = Totals(1, 2, 2, 2, 4, 0, is_split=False, devices={"cpu:0": (2, 4, 12, 1.0)})
+    assert store.reader.totals() == store.reader.add_up()[0] == totals
 
 
 def test_scores_keep_every_bit(store: Store) -> None:
     window = make_window()
     store.add_window(window)
     (batch,) = batches(window, 100)
-    values = np.array([[1e-45, 1], [0.1, 0.9], [1 / 3, 2 / 3], [3.4e38, 1e-38]], np.float32)
+    values = np.array([[1e-45, 1], [0.1, 0.9], [1 / 3, 2 / 3], [1 - 2**-24, 1e-38]], np.float32)
     store.add_batch(replace(score(batch), probabilities=values))
     read = [row[4:] for row in scores(reopen(store))]
     assert np.array(read, np.float32).tobytes() == values.tobytes()
@@ -89,12 +89,12 @@ def test_a_batch_is_stored_completely_or_not_at_all(store: Store) -> None:
     store.add_window(window)
     first, second = batches(window)
     store.add_batch(score(first))
-    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
+    with pytest.raises(DamagedStore, match="UNIQUE constraint failed"):
         store.add_batch(score(first, row0=(Stage.PROTEIN, "no")))
     store = reopen(store)
     assert store.finished_parts(0) == {(0, "")}
     assert orfs(store) == [0, 1]
-    assert store.reader.count("failures") == 0
+    assert store.reader.totals().failures == 0
     store.add_batch(score(second))
     assert orfs(store) == [0, 1, 2, 3]
 
@@ -116,10 +116,10 @@ def test_a_window_is_stored_completely_or_not_at_all(store: Store) -> None:
     window = make_window()
     store.add_window(window)
     again = make_window(0, [b"c2"], [FileRow(1, "/data/b.fa", 0, UnreadableInput("/data/b.fa", "gone"))])
-    with pytest.raises(CannotWrite, match="UNIQUE constraint failed"):
+    with pytest.raises(DamagedStore, match="UNIQUE constraint failed"):
         store.add_window(again)
     assert ids(store) == [b"c0", b"c1"]
-    assert store.reader.count("failures") == 0
+    assert store.reader.totals().failures == 0
     assert list(store.reader.files())[1] == FileLine("/data/b.fa", None, False)
 
 
@@ -130,6 +130,7 @@ sys.path[:0] = ["tests", "tests/runs"]
 from pathlib import Path
 from example_runs import IDENTITY, batches, make_window, score
 from virnuc_async.runs.store import Store
+from virnuc_async.runs.totals import Totals
 store = Store(Path(sys.argv[1]))
 store.bind_run(IDENTITY, ["a", "b"])
 window = make_window()
@@ -173,6 +174,7 @@ import sys
 from pathlib import Path
 from virnuc_async.errors import DirectoryLockedError
 from virnuc_async.runs.store import Store
+from virnuc_async.runs.totals import Totals
 try:
     Store(Path(sys.argv[1]), overwrite=True)
 except DirectoryLockedError as error:

@@ -240,7 +240,7 @@ def write_subsequences(
 def check_record_count(reader: RunReader, records: int) -> None:
     """Check that *reader* has as many records as were labelled; raise RunMismatchError if not."""
     # Scores and labels are joined by the numbers of the records.
-    if reader.count("contigs") != records:
+    if reader.totals().contigs != records:
         raise RunMismatchError(str(reader.directory), ["the sequences have changed while they were read"])
 
 

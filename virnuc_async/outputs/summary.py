@@ -11,6 +11,7 @@ from typing import Any
 from virnuc_async._version import __version__
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
+from virnuc_async.runs.totals import Totals
 from virnuc_async.text import plural
 
 from .columns import Chunks
@@ -67,40 +68,38 @@ def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pai
     Call it in the thread that uses the store.
     """
     store, plan, messages = session.store, session.plan, session.messages
-    totals = store.reader.device_totals()
+    totals = store.reader.totals()
     return Summary(
         version=__version__,
         command=command,
         settings=_settings_used(session),
         bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
         inputs=[_input_facts(file) for file in store.reader.files()],
-        counts=_counts(session, contigs.get("virus", 0), pairs),
-        devices=[_device_facts(session, name, *sums) for name, sums in totals.items()],
+        counts=_counts(session, totals, contigs.get("virus", 0), pairs),
+        devices=[_device_facts(session, name, *sums) for name, sums in totals.devices.items()],
         seconds={
             "total": round(time.monotonic() - messages.started, 3),
             "load": round(messages.load_seconds, 3),
-            "model": round(sum(sums[3] for sums in totals.values()), 3),
+            "model": round(sum(sums[3] for sums in totals.devices.values()), 3),
         },
-        reproducible=store.reader.is_reproducible() and len({device.kind for device in plan.devices}) == 1,
+        reproducible=not totals.is_split and len({device.kind for device in plan.devices}) == 1,
         finished=store.is_finished,
     )
 
 
-def _counts(session: RunSession, viral_contigs: int, pairs: Counter[str]) -> dict[str, int]:
-    store = session.store
+def _counts(session: RunSession, totals: Totals, viral_contigs: int, pairs: Counter[str]) -> dict[str, int]:
     counts = {
-        "contigs": store.reader.count("contigs"),
-        "fragments": store.reader.fragments(),
-        "orfs": store.reader.count("scores"),
-        "batches": store.reader.count("batches"),
+        "contigs": totals.contigs,
+        "fragments": totals.fragments,
+        "orfs": totals.scores,
+        "batches": totals.batches,
         "viral_contigs": viral_contigs,
-        "failures": store.reader.count("failures") + len(session.mates.failures),
+        "failures": totals.failures + len(session.mates.failures),
     }
     if pairs:
         counts |= {"pairs": pairs.total(), "viral_pairs": pairs["virus"]}
-    reused = store.get_meta("orfs reused")
-    if reused is not None:
-        counts["orfs_reused"] = reused
+    if totals.reused is not None:
+        counts["orfs_reused"] = totals.reused
     return counts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from anyio import from_thread
 
-from virnuc_async.errors import CannotWrite
+from virnuc_async.errors import CannotWrite, DamagedStore
 from virnuc_async.fileio import atomic_write, sync_directory, writing_to
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
 from virnuc_async.runs.session import RunSession
@@ -76,7 +76,7 @@ class OutputWriter:
     def _write_partial_summary(self) -> None:
         self._log.debug("stopped before the end; finished batches are kept, and the same command resumes")
         # What ended the run is being raised; that the summary cannot be written either is no news.
-        with suppress(CannotWrite, OSError):
+        with suppress(CannotWrite, DamagedStore, OSError):
             # No contig has a verdict before all are scored; and all scored is not all written.
             facts = summarize(self._session, self._command, {}, Counter()).as_dict()
             with atomic_write(self._out_dir / "summary.json") as file:
@@ -122,7 +122,7 @@ class OutputWriter:
 
     async def _write_failures(self) -> None:
         more = self._session.mates.failures
-        count = await self._session.on_disk(self._store.reader.count, "failures") + len(more)
+        count = (await self._session.on_disk(self._store.reader.totals)).failures + len(more)
         await self._write_or_remove("failed_files.txt", failure_chunks(self._store.reader, more), bool(count))
 
     async def _write_or_remove(self, name: str, chunks: Chunks, has_rows: bool) -> None:

@@ -54,13 +54,14 @@ class Block:
         return Block(self.contigs[rows], self.ids[starts[rows.start] : starts[rows.stop]], self.scores[orfs])
 
     def is_complete(self) -> bool:
-        """Whether each record and each ORF is here once, and each ORF is of one of the records."""
+        """Whether each record and each ORF is here once, and each ORF is of a fragment of these records."""
         numbers, orfs, rows = self.contigs["number"], self.scores["orf"], self.rows
         return (
             self.ids.count(b"\n") == len(numbers)
             and bool((np.diff(numbers) == 1).all())
             and bool((np.diff(orfs) > 0).all())
             and bool(((rows >= 0) & (rows < len(numbers))).all())
+            and bool((self.scores["fragment"] <= self.contigs["fragments"][rows]).all())
         )
 
 

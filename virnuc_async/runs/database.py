@@ -1,20 +1,19 @@
 """
-The SQLite file of a run: its tables, its checksums, its connection, and its errors as ours.
+The SQLite file of a run: its tables, its connection, and its errors as ours.
 
 There is a rollback journal, not a write-ahead log, whose shared memory does not work on network
 file systems; and every commit is on the disk, journal and directory too, before it counts. Where a
 file system has no locks, SQLite does without: the directory has a lock of its own in any case.
 
-Each window and each batch has a checksum of its row, which is verified whenever it is read.
+Nothing that is read is trusted: the tables must be exactly ours, and each row has a checksum.
 """
 
 import os
 import sqlite3
-import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from virnuc_async.errors import CannotWrite, DamagedStore, DirectoryLockedError, ForeignDirectoryError
@@ -22,31 +21,50 @@ from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, open_nofollow, writing_to
 from virnuc_async.text import plural
 
 from .output_directory import STORE
-
-Row = tuple[Any, ...]
+from .rows import BatchRow, InvalidRow, Row
 
 BUSY_SECONDS = 5.0  # how long SQLite waits for another program that reads the file
 
 _MAX_MISSING = 10_000  # consecutive row numbers: after so many, there are no more rows
 _APPLICATION = 0x56697250  # "VirP", in the header of the file
-_FORMAT = 3  # of the tables, also in the header
+_FORMAT = 4  # of the tables, also in the header
 _TABLES = {
-    "run": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
-    # window: in which it ended
-    "files": "number INTEGER PRIMARY KEY, path BLOB NOT NULL, contigs INTEGER, failed INTEGER, "
-    "window INTEGER",
-    # records: CONTIG, of those that begin in the window; ids: each followed by a line end
-    "windows": "number INTEGER PRIMARY KEY, orfs INTEGER NOT NULL, digest BLOB NOT NULL, "
-    "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, records BLOB NOT NULL, ids BLOB NOT NULL, "
-    "checksum INTEGER NOT NULL",
-    # scores: SCORE, of the ORFs that did not fail; highest: the number of the last one of these
-    "batches": "window INTEGER, number INTEGER, part TEXT, device TEXT NOT NULL, orfs INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, highest INTEGER NOT NULL, "
-    "scores BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (window, number, part)",
-    # number and part: of the batch; none for a file, which fails in the window that it ends in
-    "failures": "window INTEGER NOT NULL, number INTEGER, part TEXT, file INTEGER NOT NULL, orf INTEGER, "
-    "stage TEXT NOT NULL, message BLOB NOT NULL",
+    # Without an index, which could be damaged by itself: there are only a few rows.
+    "run": "key TEXT NOT NULL, value TEXT NOT NULL, checksum INTEGER NOT NULL",
+    # records: CONTIG, of those that begin in the window; ids: each followed by a line end; files: those
+    # that end in it, as a list in JSON of FileEnd
+    "windows": "number INTEGER PRIMARY KEY, first INTEGER NOT NULL, orfs INTEGER NOT NULL, "
+    "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, files TEXT NOT NULL, digest BLOB NOT NULL, "
+    "records BLOB NOT NULL, ids BLOB NOT NULL, checksum INTEGER NOT NULL",
+    # scores: SCORE, of the ORFs that did not fail; failures: the others, as a list in JSON of FailedOrf
+    "batches": "window INTEGER NOT NULL, number INTEGER NOT NULL, part TEXT NOT NULL, device TEXT NOT NULL, "
+    "orfs INTEGER NOT NULL, tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, "
+    "failures TEXT NOT NULL, scores BLOB NOT NULL, fingerprints BLOB NOT NULL, checksum INTEGER NOT NULL, "
+    "UNIQUE (window, number, part)",
 }
+# Everything in the schema of a store, in any order.
+_SCHEMA = {("table", name, name, f"CREATE TABLE {name} ({columns})") for name, columns in _TABLES.items()} | {
+    ("index", "sqlite_autoindex_batches_1", "batches", None)
+}
+
+_NO_ROW = 1 << 63  # no row has such a number
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_NOT_A_DATABASE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+# What SQLite says of a damaged file, once it has been opened; and before.
+_DAMAGE = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_FORMAT,
+)
+_SCHEMA_DAMAGE = (*_DAMAGE, sqlite3.SQLITE_ERROR)
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter for damaged names of columns
+
+# Of a store; if the header says that it has another kind of vacuum, SQLite would write into pages of ours.
+_HEADER = {"application_id": _APPLICATION, "user_version": _FORMAT, "auto_vacuum": 0}
+
+_Decoded = TypeVar("_Decoded")
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
@@ -57,52 +75,73 @@ def create_tables(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version={_FORMAT}")
 
 
-def check_format(directory: Path, connection: sqlite3.Connection, overwrite: bool = False) -> None:
+def values_of(row: Row) -> str:
+    """Return the part of a statement that has a place for each value of *row*."""
+    return f"VALUES ({', '.join('?' * len(row))})"
+
+
+def has_tables(database: "Database", overwrite: bool = False) -> bool:
     """
-    Check that a database is ours and, unless it will be overwritten, of this version.
+    Return whether a database has any table; check that it is ours and, unless *overwrite*, of this version.
 
     Raises:
         ForeignDirectoryError: it is not
+        DamagedStore: it is ours, but its header or its tables are not as they must be
     """
-    ((application,),) = connection.execute("PRAGMA application_id")
-    ((version,),) = connection.execute("PRAGMA user_version")
-    if application != _APPLICATION:
+    schema, header = database.schema(), database.header()
+    is_ours = header["application_id"] == _APPLICATION
+    if not (schema or is_ours) and header["page_count"] <= 1:
+        return False
+    is_exact = schema == _SCHEMA
+    if not (is_ours or is_exact):
         reason = f"its {STORE} is not a run of this program. {USE_ANOTHER_DIRECTORY}"
-        raise ForeignDirectoryError(str(directory), reason)
-    if version != _FORMAT and not overwrite:
+        raise ForeignDirectoryError(str(database.directory), reason)
+    if overwrite:
+        return True
+    if not is_exact and header["user_version"] != _FORMAT:
         reason = f"its {STORE} was made by another version of this program. {USE_ANOTHER_DIRECTORY}"
-        raise ForeignDirectoryError(str(directory), f"{reason}, or --overwrite")
-
-
-def checksum(row: Iterable[Any]) -> int:
-    """Return the CRC-32 of a row's values; the length of each value counts too."""
-    total = 0
-    for value in row:
-        data = value if isinstance(value, bytes) else repr(value).encode()
-        total = zlib.crc32(data, zlib.crc32(b"%d:" % len(data), total))
-    return total
-
-
-def is_valid(row: Sequence[Any]) -> bool:
-    """Whether the last value of *row* is the checksum of the others."""
-    return bool(row[-1] == checksum(row[:-1]))
+        raise ForeignDirectoryError(str(database.directory), f"{reason}, or --overwrite")
+    if not is_exact or header | _HEADER != header:
+        raise database.damage("its header or its tables have changed")
+    return True
 
 
 def readable_rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:
-    """Yield each row of a possibly damaged table that can be read, by its row number and no other index."""
-    number = missing = 0
-    while missing < _MAX_MISSING:
-        row = _read_row(connection, f"SELECT * FROM {table} WHERE rowid = ?", number)
-        if row is not None:
-            yield row
-        missing = missing + 1 if row is None else 0
-        number += 1
+    """
+    Yield each row of a possibly damaged table that can be read, without any other index than row numbers.
+
+    A row may be yielded twice.
+    """
+    last, first = -1, _NO_ROW
+    query = f"SELECT rowid, * FROM {table} ORDER BY rowid"
+    try:
+        for number, *row in connection.execute(query):
+            last = number
+            yield tuple(row)
+    except _UNREADABLE:
+        pass
+    else:
+        return
+    with suppress(*_UNREADABLE):
+        for first, *row in connection.execute(f"{query} DESC"):
+            if first <= last:
+                return
+            yield tuple(row)
+    # Between two damaged pages, one by one: a page that cannot be read costs its own rows and no others.
+    missing = 0
+    for number in range(last + 1, first):
+        found = _read_row(connection, f"SELECT * FROM {table} WHERE rowid = ?", number)
+        if found is not None:
+            yield found
+        missing = missing + 1 if found is None else 0
+        if missing > _MAX_MISSING:
+            return
 
 
 def _read_row(connection: sqlite3.Connection, query: str, number: int) -> Row | None:
     try:
         row: Row | None = connection.execute(query, (number,)).fetchone()
-    except sqlite3.DatabaseError:
+    except _UNREADABLE:
         return None
     return row
 
@@ -153,13 +192,38 @@ class Database:
                 with suppress(sqlite3.ProgrammingError):
                     cursor.close()
 
-    def valid_rows(self, query: str, *values: Any) -> Generator[Row, None, None]:
-        """Yield each row that *query* finds, and whose checksum is right; raises DamagedStore at another."""
+    def decoded(
+        self, decode: Callable[[Row], _Decoded], query: str, *values: Any
+    ) -> Generator[_Decoded, None, None]:
+        """Yield what *decode* makes of each row that *query* finds; raises DamagedStore for InvalidRow."""
         with closing(self.rows(query, *values)) as rows:
             for row in rows:
-                if not is_valid(row):
-                    raise self.damage("a checksum is wrong")
-                yield row
+                try:
+                    found = decode(row)
+                except InvalidRow as error:
+                    raise self.damage(str(error)) from error
+                yield found
+
+    def prepare(self) -> None:
+        """Set how the file is locked, and how changes are written."""
+        with self.translated_errors(_SCHEMA_DAMAGE):
+            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=EXTRA"):
+                self.execute(f"PRAGMA {setting}")
+
+    def schema(self) -> set[Row]:
+        """Return type, name, table and definition of everything in the database."""
+        with self.translated_errors(_SCHEMA_DAMAGE):
+            return {*self.connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")}
+
+    def tables(self) -> list[str]:
+        """Return the names of all tables."""
+        return [name for kind, name, *_ in self.schema() if kind == "table"]
+
+    def header(self) -> dict[str, int]:
+        """Return what the header of the file says."""
+        with self.translated_errors(_SCHEMA_DAMAGE):
+            queries = ((name, self.connection.execute(f"PRAGMA {name}")) for name in (*_HEADER, "page_count"))
+            return {name: found.fetchone()[0] for name, found in queries}
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -174,32 +238,39 @@ class Database:
                     self.connection.execute("ROLLBACK")
 
     @contextmanager
-    def translated_errors(self) -> Iterator[None]:
-        """Turn errors of SQLite and of the operating system into ours."""
+    def translated_errors(self, damage: tuple[int, ...] = _DAMAGE) -> Iterator[None]:
+        """Turn errors of SQLite and of the operating system into ours: *damage* into DamagedStore."""
         with translated_errors(self.directory):
             try:
                 yield
             except sqlite3.DatabaseError as error:
-                if _code(error) == sqlite3.SQLITE_CORRUPT:
-                    raise self.damage(str(error)) from error
+                if _code(error) in damage:
+                    has_code = hasattr(error, "sqlite_errorcode")
+                    raise self.damage(str(error) if has_code else "text in it is not UTF-8") from error
                 raise
 
     def damage(self, what: str) -> DamagedStore:
         """Return the error to raise; it says how much a repair would keep."""
-        batches = sum(map(is_valid, readable_rows(self.connection, "batches")))
+        batches = {row[:3] for row in readable_rows(self.connection, "batches") if _is_valid(row)}
         return DamagedStore(
             str(self.directory),
-            f"its {STORE} is damaged ({what}). {plural(batches, 'finished batch', 'es')} in it can be "
+            f"its {STORE} is damaged ({what}). {plural(len(batches), 'finished batch', 'es')} in it can be "
             "recovered: use --repair to keep these and compute the rest again, or --overwrite to start over",
         )
 
 
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_NOT_A_DATABASE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+def _is_valid(row: Row) -> bool:
+    try:
+        BatchRow.decode(row)
+    except InvalidRow:
+        return False
+    return True
 
 
 def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+    # Without a code: text that is no UTF-8.
+    without = sqlite3.SQLITE_CORRUPT if type(error) is sqlite3.OperationalError else sqlite3.SQLITE_ERROR
+    return int(getattr(error, "sqlite_errorcode", without)) & 0xFF
 
 
 @contextmanager

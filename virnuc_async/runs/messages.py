@@ -14,7 +14,7 @@ from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .failure import Failure, failure_line
-from .output_directory import DAMAGED
+from .output_directory import DAMAGED, STORE
 from .plan import Plan
 from .store import Store
 
@@ -78,7 +78,10 @@ class RunMessages(EngineEvents):
             self.log.warning(bundle.notice)
         if store.lock.previous_owner:
             self.log.info("taking over from {}, which has ended", store.lock.previous_owner)
-        if kept := store.recovered:
+        kept = store.recovered
+        if kept and kept.is_all:
+            self.log.info("{} is intact: there is nothing to repair", STORE)
+        elif kept:
             self.log.warning(
                 "repaired: kept {} of {}; the damaged store is in {}",
                 plural(kept.batches, "batch", "es"),

@@ -1,25 +1,27 @@
 """What a run has computed so far, in the order of its input."""
 
-import os
+import heapq
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from virnuc_async.errors import Stage
 
-from .blocks import CONTIG, SCORE, Block
+from .blocks import SCORE, Block
 from .database import Database
 from .failure import Failure
+from .meta import get_meta
+from .rows import BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
+from .totals import Totals, add_up
 
 _WINDOWS = "SELECT * FROM windows WHERE number BETWEEN ? AND ? ORDER BY number"
+_BATCHES = "SELECT * FROM batches WHERE window = ?"
 _LAST = (1 << 63) - 1  # no window has a higher number
-_COUNTS = {
-    "contigs": "SELECT TOTAL(contigs) FROM windows",
-    "scores": "SELECT TOTAL(scored) FROM batches",
-} | {table: f"SELECT COUNT(*) FROM {table}" for table in ("files", "windows", "batches", "failures")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,26 @@ class FileLine:
     failed: bool
 
 
+class _Location(NamedTuple):
+    """Where the records of a file are: its windows, both included, and the first of its records."""
+
+    first_window: int
+    last_window: int
+    first: int
+    end: FileEnd
+
+
 class RunReader:
     """
     Reads the store of a run in input order; use from one thread at a time.
 
     Raises, from every method:
-        DamagedStore: a part of the store cannot be read, or something is missing in it
+        DamagedStore: a part of the store cannot be read, makes no sense, or is missing
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._found: tuple[int, list[_Location]] = (-1, [])  # the changes of the store so far, and its files
 
     @property
     def directory(self) -> Path:
@@ -68,72 +80,155 @@ class RunReader:
 
     def ids(self, file: int) -> Iterator[list[bytes]]:
         """Yield the ids of all records of *file* that were read, a window at a time, without their scores."""
-        windows, (first, end) = self._locate_file(file)
-        with closing(self._database.valid_rows(_WINDOWS, *windows)) as rows:
-            for *_, contigs, ids, _ in rows:
-                window = Block(np.frombuffer(contigs, CONTIG), ids, np.empty(0, SCORE))
-                yield window.within(first, end).ids.split(b"\n")[:-1]
+        place = self._locate_file(file)
+        with closing(self.windows(place.first_window, place.last_window)) as windows:
+            for window in windows:
+                block = Block(window.contigs, window.ids, np.empty(0, SCORE))
+                yield block.within(place.first, place.first + place.end.contigs).ids.split(b"\n")[:-1]
+
+    def windows(
+        self, first: int = 0, last: int = _LAST, are_all: bool = True
+    ) -> Generator[WindowRow, None, None]:
+        """
+        Yield each window from number *first* to *last*, or to the last one.
+
+        Unless *are_all*, some may be missing, as after a repair.
+        """
+        files, order = len(self.paths()), WindowOrder(first)
+        with closing(self._database.decoded(WindowRow.decode, _WINDOWS, first, last)) as windows:
+            for window in windows:
+                if window.number != order.number and not are_all:
+                    order = WindowOrder(window.number)
+                self._require(order.is_next(window), "windows or records are missing")
+                self._require(window.last_file < files, "a record or a failure is of an unknown file")
+                yield window
+        if last == _LAST:
+            sealed = self._sealed()
+            last = (sealed.windows if sealed else order.number) - 1
+        self._require(order.number == last + 1, "windows are missing")
+
+    def paths(self) -> list[str]:
+        """Return the path of every input, in order."""
+        paths = get_meta(self._database, "paths")
+        self._require(paths is not None, "the names of its inputs are missing")
+        return list(paths)
 
     def files(self) -> Iterator[FileLine]:
         """Yield every input, in order."""
-        query = "SELECT path, contigs, failed FROM files ORDER BY number"
-        for path, contigs, failed in self._database.rows(query):
-            yield FileLine(os.fsdecode(path), contigs, bool(failed))
+        ends = {place.end.number: place.end for place in self._locate_files()}
+        for number, path in enumerate(self.paths()):
+            end = ends.get(number)
+            yield FileLine(path, end and end.contigs, bool(end and end.reason is not None))
 
     def failures(self) -> Iterator[Failure]:
         """Yield every failure of the run, in the order of the input."""
-        query = (
-            "SELECT path, stage, message FROM failures JOIN files ON files.number = file ORDER BY file, orf"
-        )
-        for path, stage, message in self._database.rows(query):
-            yield Failure(os.fsdecode(path), Stage(stage), os.fsdecode(message))
+        paths = self.paths()
+        ends = (place.end for place in self._locate_files())
+        files = ((end.number, -1, Stage.INPUT, end.reason) for end in ends if end.reason is not None)
+        for file, _, stage, message in heapq.merge(files, self._failed_orfs()):
+            self._require(file < len(paths), "a failure is of an unknown file")
+            yield Failure(paths[file], Stage(stage), message)
 
-    def count(self, what: str) -> int:
-        """Return the number of files, windows, contigs, batches, scores or failures."""
-        return int(next(self._database.rows(_COUNTS[what]))[0])
-
-    def fragments(self) -> int:
-        """Return the number of fragments that all records were cut into."""
-        return int(next(self._database.rows("SELECT TOTAL(fragments) FROM windows"))[0])
-
-    def device_totals(self) -> dict[str, tuple[int, int, int, float]]:
-        """Return, for each device that took part, its batches, ORFs, tokens and busy seconds."""
-        query = "SELECT device, COUNT(*), SUM(orfs), SUM(tokens), SUM(seconds) FROM batches GROUP BY device"
-        return {device: tuple(sums) for device, *sums in self._database.rows(query)}
+    def totals(self) -> Totals:
+        """Return how much there is: of a finished run, how much it was finished with."""
+        return self._sealed() or self.add_up()[0]
 
     def features_end(self) -> int:
         """Return the number of rows that the file of embeddings must have at least."""
-        return 1 + int(next(self._database.rows("SELECT IFNULL(MAX(highest), -1) FROM batches"))[0])
+        scores = (self._scores(window)[1] for window in self.windows())
+        return max((int(found["orf"][-1]) + 1 for found in scores if len(found)), default=0)
 
-    def is_reproducible(self) -> bool:
-        """Whether no batch was split for lack of memory: halves differ in their last digits."""
-        return not any(self._database.rows("SELECT 1 FROM batches WHERE part <> '' LIMIT 1"))
+    def add_up(self) -> tuple[Totals, bool]:
+        """Read and add up everything; return also whether each window has all of its batches."""
+        # In the order of the rows: an index may be damaged where these are not.
+        query = "SELECT * FROM batches NOT INDEXED"
+        decoded = self._database.decoded(BatchRow.decode, query)
+        are_all = self._sealed() is not None
+        with closing(self.windows(are_all=are_all)) as windows, closing(decoded) as batches:
+            try:
+                return add_up(windows, batches)
+            except InvalidRow as error:
+                raise self._database.damage(str(error)) from error
 
-    def _locate_file(self, file: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the first and the last window of *file*, and the range of its record numbers."""
+    def window_count(self) -> int:
+        """Return the number of windows."""
+        return int(next(self._database.rows("SELECT COUNT(*) FROM windows"))[0])
+
+    def window(self, number: int) -> WindowRow | None:
+        """Return a window, or None."""
+        return next(self._database.decoded(WindowRow.decode, _WINDOWS, number, number), None)
+
+    def batches(self, window: int) -> list[BatchRow]:
+        """Return what there is of *window*, in any order."""
+        return list(self._database.decoded(BatchRow.decode, _BATCHES, window))
+
+    def _failed_orfs(self) -> Iterator[tuple[int, int, str, str]]:
+        """Yield the file, the number, the stage and the message of each ORF that failed, in order."""
+        with closing(self.windows()) as windows:
+            for window in windows:
+                batches, _ = self._scores(window)
+                failed = sorted(one for batch in batches for one in batch.failures)
+                yield from ((one.file, one.orf, one.stage, one.message) for one in failed)
+
+    def _sealed(self) -> Totals | None:
+        """Return what a finished run was finished with."""
+        value = get_meta(self._database, "finished")
+        return value and Totals.from_json(value)
+
+    def _locate_file(self, file: int) -> _Location:
+        places = self._locate_files()
+        is_known = file < len(places) and places[-1].end.number == len(places) - 1
+        self._require(is_known, "a file was not read to its end")
+        return places[file]
+
+    def _locate_files(self) -> list[_Location]:
+        """Return where the records of each file are, of those that were read to their end."""
+        changes, places = self._found
+        if changes != self._database.connection.total_changes:
+            places = self._find_files()
+            self._found = (self._database.connection.total_changes, places)
+        return places
+
+    def _find_files(self) -> list[_Location]:
         # A file ends in the window with the end of its last record, or with the next record.
-        query = (
-            "SELECT (SELECT window FROM files WHERE number = ?1 - 1), window, "
-            "(SELECT TOTAL(contigs) FROM files WHERE number < ?1), contigs FROM files WHERE number = ?1"
-        )
-        ((begin, end, before, count),) = self._database.rows(query, file)
-        return (begin or 0, end), (int(before), int(before) + count)
+        places: list[_Location] = []
+        window = first = 0
+        is_sealed = self._sealed() is not None
+        with closing(self.windows(are_all=is_sealed)) as windows:
+            for row in windows:
+                for end in row.files:
+                    self._require(end.number == len(places) or not is_sealed, "a file is missing")
+                    places.append(_Location(window, row.number, first, end))
+                    window, first = row.number, first + end.contigs
+        return places
 
     def _windows_of(self, file: int) -> Generator[Block, None, None]:
         """Yield the part of each window that belongs to *file*."""
-        windows, (first, end) = self._locate_file(file)
-        with closing(self._windows(*windows)) as blocks:
+        place, count = self._locate_file(file), 0
+        with closing(self._windows(place.first_window, place.last_window)) as blocks:
             for block in blocks:
-                yield block.within(first, end)
+                part = block.within(place.first, place.first + place.end.contigs)
+                count += len(part.contigs)
+                yield part
+        self._require(count == place.end.contigs, "records are missing")
 
     def _windows(self, first: int = 0, last: int = _LAST) -> Generator[Block, None, None]:
         """Yield the scores of each window, with the records that begin in it."""
-        with closing(self._database.valid_rows(_WINDOWS, first, last)) as windows:
-            for number, *_, records, ids, _ in windows:
-                batches = self._database.valid_rows("SELECT * FROM batches WHERE window = ?", number)
-                scores = np.frombuffer(b"".join(row[-2] for row in batches), SCORE)
-                in_order = scores[np.argsort(scores["orf"])]
-                yield Block(np.frombuffer(records, CONTIG), ids, in_order)
+        with closing(self.windows(first, last)) as windows:
+            for window in windows:
+                _, scores = self._scores(window)
+                yield Block(window.contigs, window.ids, scores)
+
+    def _scores(self, window: WindowRow) -> tuple[list[BatchRow], NDArray[np.void]]:
+        """Return the batches of *window*, all of them if the run is finished, and their scores in order."""
+        batches = self.batches(window.number)
+        try:
+            scores = decode_scores(window, batches)
+        except InvalidRow as error:
+            raise self._database.damage(str(error)) from error
+        if sum(batch.orfs for batch in batches) < window.orfs:
+            self._require(self._sealed() is None, "batches are missing")
+        return batches, scores
 
     def _concatenate(self, parts: Sequence[Block]) -> Block:
         block = Block(
@@ -141,6 +236,9 @@ class RunReader:
             b"".join([part.ids for part in parts]),
             np.concatenate([part.scores for part in parts]),
         )
-        if not block.is_complete():
-            raise self._database.damage("records or ORFs are missing")
+        self._require(block.is_complete(), "records or ORFs are missing")
         return block
+
+    def _require(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise self._database.damage(what)

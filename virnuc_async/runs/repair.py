@@ -1,41 +1,43 @@
 """
 Recover from a damaged store what is still intact.
 
-Each window and each batch has a checksum of its row. Rows are read one by one, by their numbers in
-the file, so that a page that cannot be read costs the rows on it and no others; a row whose checksum
-is wrong is dropped as well. What was dropped is computed again.
+Each row has a checksum. Rows are read in order as far as that is possible, then by their numbers in the
+file, so that a page that cannot be read costs the rows on it and no others; a row whose checksum is
+wrong, or whose values make no sense, is dropped as well. What was dropped is computed again.
 """
 
-import json
 import shutil
 import sqlite3
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from virnuc_async.errors import DamagedStore
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, fsync_and_rename
 
-from .database import Database, Row, check_format, create_tables, is_valid, readable_rows, translated_errors
+from .database import Database, create_tables, has_tables, readable_rows, translated_errors, values_of
+from .meta import decode_meta, load_meta, read_meta, set_meta
 from .output_directory import DAMAGED, STORE
-
-_Key = tuple[Any, ...]  # of a batch: window, number, part; of a window: its number and twice None
+from .reader import RunReader
+from .rows import BatchRow, InvalidRow, MetaRow, Row, WindowOrder, WindowRow, decode_scores
+from .totals import Totals
 
 
 class Recovered(NamedTuple):
-    """How many rows were intact and are kept."""
+    """How many rows were intact and are kept; whether that is all, so that nothing was changed."""
 
     windows: int
     batches: int
+    is_all: bool
 
 
 def repair_store(directory: Path, has_locks: bool = True) -> Recovered | None:
     """
     Replace the store in *directory* by a new one with all that is intact, and keep a copy of the old one.
 
-    Returns None if there is no store.
+    A store that is intact is left as it is. Returns None if there is no store.
 
     Raises:
         DamagedStore: nothing can be recovered; the directory is as it was
@@ -45,78 +47,115 @@ def repair_store(directory: Path, has_locks: bool = True) -> Recovered | None:
     path, new = directory / STORE, directory / f".{STORE}.repaired"
     if not path.is_file():
         return None
+    with closing(Database(path, has_locks)) as damaged:
+        with suppress(DamagedStore):
+            if not has_tables(damaged):
+                return None
+            if totals := intact_totals(damaged):
+                return Recovered(totals.windows, totals.batches, True)
+        with translated_errors(directory):
+            new.unlink(missing_ok=True)
+        with closing(Database(new, has_locks)) as repaired, repaired.transaction():
+            create_tables(repaired.connection)
+            recovered = recover(damaged.connection, repaired)
     with translated_errors(directory):
-        new.unlink(missing_ok=True)
-        recovered = _recover_into(new, path, has_locks)
         if recovered is None:
             new.unlink()
             reason = f"nothing in its {STORE} can be recovered. {USE_ANOTHER_DIRECTORY}, or --overwrite"
             raise DamagedStore(str(directory), reason)
-        (directory / DAMAGED).unlink(missing_ok=True)
-        shutil.copyfile(path, directory / DAMAGED)
+        # The copy is on the disk before the only other one is replaced.
+        copy = directory / f".{DAMAGED}"
+        copy.unlink(missing_ok=True)
+        shutil.copyfile(path, copy)
+        fsync_and_rename(copy, directory / DAMAGED)
         fsync_and_rename(new, path)
     return recovered
 
 
-def _recover_into(new: Path, path: Path, has_locks: bool) -> Recovered | None:
-    with closing(Database(path, has_locks)) as damaged, closing(Database(new, has_locks)) as repaired:
-        check_format(path.parent, damaged.connection)
-        repaired.connection.execute("BEGIN")
-        create_tables(repaired.connection)
-        recovered = recover(damaged.connection, repaired.connection)
-        repaired.connection.execute("COMMIT")
-    return recovered
+def intact_totals(database: Database) -> Totals | None:
+    """Return how much is in a store if nothing of it is damaged, or None."""
+    reader = RunReader(database)
+    with suppress(DamagedStore):
+        if [*database.rows("PRAGMA integrity_check")] != [("ok",)]:
+            return None
+        rows = read_meta(database)
+        values = {key: decode_meta(database, row) for key, row in rows.items()}
+        if not (values or reader.window_count()):
+            return Totals()  # a run that has not begun
+        for _ in reader.blocks():
+            pass
+        totals, _ = reader.add_up()
+        is_sealed = "finished" not in values or _is_sealed_with(values, totals)
+        return totals if is_sealed and "identity" in values else None
+    return None
 
 
-def recover(damaged: sqlite3.Connection, new: sqlite3.Connection) -> Recovered | None:
+def recover(damaged: sqlite3.Connection, new: Database) -> Recovered | None:
     """
     Copy all that is intact into *new*, which has the same tables and no rows.
 
     Returns None, and copies nothing, if the identity of the run is lost.
     """
-    identity = _read_identity(damaged)
-    if identity is None:
+    meta = _recover_meta(damaged)
+    if "identity" not in meta:
         return None
-    new.execute("INSERT INTO run VALUES ('identity', ?)", (json.dumps(identity),))
-    windows: set[_Key] = set()
-    for row in filter(is_valid, readable_rows(damaged, "windows")):
-        windows.add((row[0], None, None))
-        _insert(new, "windows", row)
-    batches: set[_Key] = set()
-    for row in _valid_batches(damaged, windows):
-        batches.add(row[:3])
-        _insert(new, "batches", row)
-    for row in readable_rows(damaged, "failures"):
-        if row[:3] in windows or row[:3] in batches:
-            _insert(new, "failures", row)
-    for row in _files(damaged, identity, windows):
-        _insert(new, "files", row)
-    return Recovered(len(windows), len(batches))
+    values = {key: load_meta(row) for key, row in meta.items()}
+    values.setdefault("paths", [path for path, *_ in values["identity"].get("inputs", [])])
+    # Whether it is still finished, and written, is known when everything is copied.
+    ending: dict[str, Any] = {key: values.pop(key) for key in ("finished", "written") if key in values}
+    set_meta(new, values)
+    for table, decode in (("windows", WindowRow.decode), ("batches", BatchRow.decode)):
+        for row in readable_rows(damaged, table):
+            if _is_valid(row, decode):
+                new.execute(f"INSERT OR IGNORE INTO {table} {values_of(row)}", *row)
+    _drop_what_does_not_fit(new)
+    totals, is_complete = RunReader(new).add_up()
+    if is_complete and _is_sealed_with(ending, totals):
+        set_meta(new, ending)
+    windows, batches = (_count(new, table) for table in ("windows", "batches"))
+    return Recovered(windows, batches, False)
 
 
-def _read_identity(damaged: sqlite3.Connection) -> dict[str, Any] | None:
-    for key, value in readable_rows(damaged, "run"):
-        if key == "identity":
-            identity = json.loads(value)
-            return identity if isinstance(identity, dict) else None
-    return None
+def _count(database: Database, table: str) -> int:
+    return int(next(database.rows(f"SELECT COUNT(*) FROM {table}"))[0])
 
 
-def _valid_batches(damaged: sqlite3.Connection, windows: set[_Key]) -> Iterator[Row]:
-    """Yield the batches of *windows* that are intact, and whose failed ORFs are all known as well."""
-    failed = Counter(row[:3] for row in readable_rows(damaged, "failures"))
-    for row in filter(is_valid, readable_rows(damaged, "batches")):
-        orfs, scored = row[4], row[7]
-        if (row[0], None, None) in windows and failed[row[:3]] == orfs - scored:
-            yield row
+def _recover_meta(damaged: sqlite3.Connection) -> dict[str, MetaRow]:
+    """Return the values of the run that make sense, by their keys."""
+    found: dict[str, MetaRow] = {}
+    for row in readable_rows(damaged, "run"):
+        with suppress(InvalidRow):
+            value = MetaRow.decode(row)
+            load_meta(value)
+            found[value.key] = value
+    return found
 
 
-def _files(damaged: sqlite3.Connection, identity: dict[str, Any], windows: set[_Key]) -> Iterator[Row]:
-    """Yield a row for each input, with what was found in it if it ended in one of *windows*."""
-    known = {row[0]: row for row in readable_rows(damaged, "files") if (row[4], None, None) in windows}
-    for number, (path, *_) in enumerate(identity["inputs"]):
-        yield known.get(number) or (number, path.encode("utf-8", "surrogateescape"), None, None, None)
+def _is_valid(row: Row, decode: Callable[[Row], object]) -> bool:
+    try:
+        decode(row)
+    except InvalidRow:
+        return False
+    return True
 
 
-def _insert(connection: sqlite3.Connection, table: str, row: Row) -> None:
-    connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+def _drop_what_does_not_fit(new: Database) -> None:
+    """Drop windows that do not continue the one before, and batches that are not of their window."""
+    order = WindowOrder()
+    for window in new.decoded(WindowRow.decode, "SELECT * FROM windows ORDER BY number"):
+        if window.number != order.number:
+            order = WindowOrder(window.number)
+        if not order.is_next(window):
+            new.execute("DELETE FROM windows WHERE number = ?", window.number)
+    new.execute("DELETE FROM batches WHERE window NOT IN (SELECT number FROM windows)")
+    reader = RunReader(new)
+    for window in new.decoded(WindowRow.decode, "SELECT * FROM windows"):
+        try:
+            decode_scores(window, reader.batches(window.number))
+        except InvalidRow:
+            new.execute("DELETE FROM batches WHERE window = ?", window.number)
+
+
+def _is_sealed_with(values: Mapping[str, Any], totals: Totals) -> bool:
+    sealed = values.get("finished")
+    return bool(sealed) and replace(Totals.from_json(sealed), reused=None) == totals

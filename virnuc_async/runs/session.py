@@ -147,7 +147,7 @@ class RunSession:
                 count += 1
                 for batch in await self._pending_of(window):
                     yield batch
-        if await self.on_disk(self.store.reader.count, "windows") != count:
+        if await self.on_disk(self.store.reader.window_count) != count:
             raise RunMismatchError(str(self.out_dir), ["the sequences have changed: there are fewer now"])
         self.counts.is_all_read = True
 
@@ -173,11 +173,11 @@ class RunSession:
         Raises:
             DamagedStore: not every batch is there
         """
-        if self.features.files:
-            level = "INFO" if self.features.reused else "WARNING"
+        reused = self.features.reused if self.features.files else None
+        if reused is not None:
+            level = "INFO" if reused else "WARNING"
             self.log.log(level, "{}", self.features.used_text())
-            await self.on_disk(self.store.set_meta, "orfs reused", self.features.reused)
-        await self.on_disk(self.store.finish)
+        await self.on_disk(self.store.finish, reused)
 
     async def on_disk(self, work: Callable[..., _Result], *args: Any) -> _Result:
         """Run *work* in a worker thread, the only one at the time that uses the store."""
@@ -235,16 +235,16 @@ class RunSession:
         plan, known = self.plan, self.store.get_meta("identity") or {}
         wanted = self.settings.precision
         if wanted is Precision.AUTO and known:
-            wanted = Precision(known["precision"])
+            wanted = Precision(known.get("precision", wanted))
         self.precision = decide_precision(plan.devices, wanted)
         budget = self.settings.tokens_per_batch or known.get("tokens per batch")
         self.budget = decide_budget(plan.devices, self.precision, budget)
         identity = run_identity(plan, self.precision, self.budget, self.features.files)
         if self.store.is_finished:
             # Whatever devices there are now, nothing will be computed.
-            identity |= {key: known[key] for key in _DEVICE_KEYS}
+            identity |= {key: known[key] for key in _DEVICE_KEYS if key in known}
         self.store.bind_run(identity, plan.paths)
-        if self.settings.embeddings and not self.store.is_finished and self.store.reader.count("scores"):
+        if self.settings.embeddings and not self.store.is_finished and self.store.reader.totals().scores:
             self._require_embeddings()
 
     def _require_embeddings(self) -> None:
@@ -260,8 +260,9 @@ class RunSession:
         if self.features.files:
             self.log.info("{}", self.features.found_text())
         self.mates.log_pairing(self._read)
-        if self.store.reader.count("batches"):
-            self.log.info("resuming after {:,} ORFs of an earlier session", self.store.reader.count("scores"))
+        totals = self.store.reader.totals()
+        if totals.batches:
+            self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
 
     async def _read_ahead(self, send: MemoryObjectSendStream[Window]) -> None:
         """Form windows ahead of the devices, in a worker thread."""
@@ -289,7 +290,7 @@ class RunSession:
 
     def _pack(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
         batches = window.batches(self.budget, self.features.lookup(window))
-        return [part for batch in batches for part in _unfinished_parts(batch, done)]
+        return [part for batch in batches for part in unfinished_parts(batch, done)]
 
     def _add_or_check(self, window: Window) -> None:
         known = self.store.window(window.number)
@@ -315,11 +316,11 @@ def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
 
 
-def _unfinished_parts(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
+def unfinished_parts(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
     """Yield what is not done of *batch*, split where an earlier session split it."""
     parts = {path for number, path in done if number == batch.number and path.startswith(batch.split_path)}
     if not parts:
         yield batch
     elif batch.split_path not in parts:
         for half in batch.halves():
-            yield from _unfinished_parts(half, done)
+            yield from unfinished_parts(half, done)

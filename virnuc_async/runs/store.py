@@ -11,7 +11,8 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 from .blocks import CONTIG, SCORE, orf_id
-from .database import BUSY_SECONDS, Database, check_format, checksum, create_tables
+from .database import BUSY_SECONDS, Database, create_tables, has_tables, values_of
 from .failure import Failure
 from .identity import Identity, describe_differences
 from .lock import Lock
+from .meta import get_meta, remove_meta, set_meta
 from .output_directory import FEATURES, OUTPUT_FILES, STORE, claim_directory
 from .reader import RunReader
 from .repair import Recovered, repair_store
+from .rows import BatchRow, FailedOrf, FileEnd, WindowRow
 
 
 class Store:
@@ -86,7 +89,7 @@ class Store:
     @property
     def is_finished(self) -> bool:
         """Whether everything of the run is in the store."""
-        return bool(self.get_meta("finished"))
+        return self.get_meta("finished") is not None
 
     def close(self) -> None:
         """Close the file and release the directory."""
@@ -104,73 +107,99 @@ class Store:
         """
         requested = json.loads(json.dumps(identity))
         known = self.get_meta("identity")
+        if known is None and self.reader.window_count():
+            raise self._database.damage("which run it is of is missing")
         if known is not None and (differences := list(describe_differences(known, requested))):
             raise RunMismatchError(str(self.directory), differences)
-        rows = [(number, os.fsencode(path)) for number, path in enumerate(paths)]
-        query = "SELECT number, path FROM files ORDER BY number"
-        if known == requested and rows == list(self._database.rows(query)):
+        names = list(paths)
+        if known == requested and names == self.get_meta("paths"):
             return
-        with self._transaction():
-            query = "INSERT INTO files (number, path) VALUES (?, ?)"
-            rename = "ON CONFLICT (number) DO UPDATE SET path = excluded.path"
-            self._database.connection.executemany(f"{query} {rename}", rows)
-            self._database.execute("INSERT OR REPLACE INTO run VALUES ('identity', ?)", json.dumps(requested))
+        self._set_meta(identity=requested, paths=names)
 
     def get_meta(self, key: str) -> Any:
         """Return what was stored under *key*, or None."""
-        row = next(self._database.rows("SELECT value FROM run WHERE key = ?", key), None)
-        return row and json.loads(row[0])
+        return get_meta(self._database, key)
 
     def set_meta(self, key: str, value: Any) -> None:
         """Store *value*, anything that JSON can hold, under *key*."""
-        with self._transaction():
-            self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", key, json.dumps(value))
+        self._set_meta(**{key: value})
 
-    def finish(self) -> None:
+    def finish(self, reused: int | None = None) -> None:
         """
-        Mark the run as finished.
+        Mark the run as finished, with how much is in it; *reused* is the number of ORFs of known embeddings.
 
         Raises:
             DamagedStore: batches are missing
         """
-        query = "SELECT (SELECT TOTAL(orfs) FROM windows) = (SELECT TOTAL(orfs) FROM batches)"
-        if not next(self._database.rows(query))[0]:
+        totals, is_complete = self.reader.add_up()
+        if not is_complete:
             raise self._database.damage("batches are missing")
-        self.set_meta("finished", True)
+        self._set_meta(finished=replace(totals, reused=reused).to_json())
 
     def window(self, number: int) -> bytes | None:
         """Return the digest of a window that was stored before, or None."""
-        row = next(self._database.rows("SELECT digest FROM windows WHERE number = ?", number), None)
-        return row and bytes(row[0])
+        window = self.reader.window(number)
+        return window and window.digest
 
     def finished_parts(self, window: int) -> set[tuple[int, str]]:
         """Return the number and the split path of every batch of *window* that is finished."""
-        return set(self._database.rows("SELECT number, part FROM batches WHERE window = ?", window))
+        return {(batch.number, batch.part) for batch in self.reader.batches(window)}
+
+    def keep_windows(self, count: int) -> None:
+        """Keep the first *count* windows with their batches, and drop all others: the run is not finished."""
+        with self._transaction():
+            self._database.execute("DELETE FROM batches WHERE window >= ?", count)
+            self._database.execute("DELETE FROM windows WHERE number >= ?", count)
+            remove_meta(self._database, ("finished", "written"))
+
+    def set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
+        """Replace what is known of the files that end in window *number*."""
+        window = self.reader.window(number)
+        assert window is not None
+        row = window._replace(files=tuple(map(_file_end, files))).encode()
+        with self._transaction():
+            self._database.execute(f"REPLACE INTO windows {values_of(row)}", *row)
 
     def add_window(self, window: Window) -> None:
         """Store the records of a window, before any of its batches."""
-        contigs = _contig_columns(window.contigs)
-        counts = (len(window.origins), window.digest, len(contigs), int(contigs["fragments"].sum()))
-        ids = b"".join(b"%s\n" % row.id for row in window.contigs)
-        row = (window.number, *counts, contigs.tobytes(), ids)
+        row = WindowRow(
+            number=window.number,
+            first=window.first,
+            orfs=len(window.origins),
+            digest=window.digest,
+            contigs=_contig_columns(window.contigs),
+            ids=b"".join(b"%s\n" % row.id for row in window.contigs),
+            files=tuple(map(_file_end, window.files)),
+        ).encode()
+        # Those of a window that is lost were perhaps of another input.
+        if self.reader.batches(window.number):
+            raise self._database.damage("there are batches of no window")
         with self._transaction():
-            for file in window.files:
-                self._end_file(window.number, file)
-            self._database.execute("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row, checksum(row))
+            self._database.execute(f"INSERT INTO windows {values_of(row)}", *row)
 
     def add_batch(self, done: ScoredBatch) -> list[Failure]:
         """Store the scores of a batch and the failures of its ORFs, all or nothing; return the failures."""
         batch, scores = done.batch, _score_columns(done)
         if done.embeddings is not None:
             self._write_embeddings(batch, done.embeddings)
-        key = (batch.window, batch.number, batch.split_path)
-        counts = (len(scores), int(scores["orf"].max(initial=-1)))
-        row = (*key, done.device, len(batch), batch.tokens, done.seconds, *counts, scores.tobytes())
-        query = "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        failed = [self._failed_orf(batch, row, *why) for row, why in sorted(done.failures.items())]
+        row = BatchRow(
+            window=batch.window,
+            number=batch.number,
+            part=batch.split_path,
+            device=done.device,
+            orfs=len(batch),
+            tokens=batch.tokens,
+            seconds=float(done.seconds),
+            scored=len(scores),
+            scores=scores.tobytes(),
+            fingerprints=b"",
+            failures=tuple(failed),
+        ).encode()
         with self._transaction():
-            failures = [self._add_failed_orf(batch, orf, *why) for orf, why in done.failures.items()]
-            self._database.execute(query, *row, checksum(row))
-        return failures
+            self._database.execute(f"INSERT INTO batches {values_of(row)}", *row)
+        paths = self.reader.paths() if failed else []
+        return [Failure(paths[one.file], Stage(one.stage), one.message) for one in failed]
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -178,56 +207,37 @@ class Store:
         with self._database.transaction(kind):
             yield
 
+    def _set_meta(self, **values: Any) -> None:
+        with self._transaction():
+            set_meta(self._database, values)
+
     def _open(self, overwrite: bool) -> None:
-        with self._database.translated_errors():
-            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=EXTRA"):
-                self._database.execute(f"PRAGMA {setting}")
+        self._database.prepare()
         with self._transaction("EXCLUSIVE"):
-            query = "SELECT name FROM sqlite_master WHERE type='table'"
-            tables = [name for (name,) in self._database.rows(query)]
-            if tables:
-                check_format(self.directory, self._database.connection, overwrite)
-            if tables and not overwrite:
+            is_ours = has_tables(self._database, overwrite)
+            if is_ours and not overwrite:
                 return
-            for name in tables:
+            for name in self._database.tables():
                 self._database.execute(f"DROP TABLE {name}")
             create_tables(self._database.connection)
-            for name in OUTPUT_FILES if tables else ():
+            for name in OUTPUT_FILES if is_ours else ():
                 (self.directory / name).unlink(missing_ok=True)
 
-    def _end_file(self, window: int, file: FileRow) -> None:
-        self._database.execute(
-            "UPDATE files SET contigs = ?, failed = ?, window = ? WHERE number = ?",
-            file.contigs,
-            file.failure is not None,
-            window,
-            file.number,
-        )
-        if file.failure is not None:
-            text = os.fsencode(file.failure.reason)
-            self._add_failure(window, None, None, file.number, None, Stage.INPUT, text)
-
-    def _add_failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> Failure:
+    def _failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> FailedOrf:
         contig, fragment, frame = batch.origins[row].tolist()
-        file, path, name = self._locate_contig(contig, batch.window)
+        file, name = self._locate_contig(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
-        orf = int(batch.orfs[row])
-        self._add_failure(batch.window, batch.number, batch.split_path, file, orf, stage, text)
-        return Failure(os.fsdecode(path), stage, os.fsdecode(text))
+        return FailedOrf(int(batch.orfs[row]), file, str(stage), os.fsdecode(text))
 
-    def _add_failure(self, *row: Any) -> None:
-        self._database.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)", *row)
-
-    def _locate_contig(self, contig: int, window: int) -> tuple[int, bytes, bytes]:
-        """Return file, path and id of a record that begins in *window* or before."""
-        query = "SELECT records, ids FROM windows WHERE contigs AND number <= ? ORDER BY number DESC"
-        rows = self._database.rows(query, window)
-        windows = ((np.frombuffer(records, CONTIG), ids) for records, ids in rows)
-        contigs, ids = next(found for found in windows if found[0]["number"][0] <= contig)
-        row = contig - int(contigs["number"][0])
-        file = int(contigs["file"][row])
-        ((path,),) = self._database.rows("SELECT path FROM files WHERE number = ?", file)
-        return file, path, ids.split(b"\n")[row]
+    def _locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
+        """Return file and id of a record that begins in *window* or before."""
+        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
+        with closing(self._database.decoded(WindowRow.decode, query, window)) as windows:
+            for found in windows:
+                if len(found.contigs) and found.contigs["number"][0] <= contig:
+                    row = contig - int(found.contigs["number"][0])
+                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
+        raise self._database.damage("records are missing")
 
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write the row of each ORF at its position, on the disk before the batch counts as finished."""
@@ -239,6 +249,11 @@ class Store:
                 os.fsync(file)
             finally:
                 os.close(file)
+
+
+def _file_end(file: FileRow) -> FileEnd:
+    reason = None if file.failure is None else str(file.failure.reason)
+    return FileEnd(file.number, file.contigs, reason)
 
 
 def _contig_columns(rows: Sequence[ContigRow]) -> NDArray[np.void]:

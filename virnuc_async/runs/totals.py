@@ -1,0 +1,92 @@
+"""The totals of a run: what a finished one is sealed with."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from math import fsum, isfinite
+from typing import Any, Self
+
+from .rows import BatchRow, InvalidRow, WindowRow
+
+DeviceTotals = tuple[int, int, int, float]  # batches, ORFs, tokens, busy seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much is in a store; once a run is finished, this much must be in it."""
+
+    windows: int = 0
+    contigs: int = 0
+    fragments: int = 0
+    batches: int = 0
+    scores: int = 0
+    failures: int = 0  # files and ORFs
+    is_split: bool = False  # whether a batch was split for lack of memory: halves differ in their last digits
+    devices: dict[str, DeviceTotals] = field(default_factory=dict)
+    reused: int | None = None  # ORFs of which an embedding was reused, if any was to be
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Return what :meth:`to_json` gave; raises InvalidRow."""
+        if type(value) is not dict or value.keys() != cls.__dataclass_fields__.keys():
+            raise InvalidRow("the totals of the run make no sense")
+        devices, is_split, reused = value["devices"], value["is_split"], value["reused"]
+        counts = [value[name] for name in _COUNTS] + ([] if reused is None else [reused])
+        if not all(map(_is_count, counts)) or type(is_split) is not bool or type(devices) is not dict:
+            raise InvalidRow("the totals of the run make no sense")
+        if not all(map(_are_device_totals, devices.values())):
+            raise InvalidRow("the totals of a device make no sense")
+        return cls(**value | {"devices": {name: tuple(sums) for name, sums in devices.items()}})
+
+
+_COUNTS = ("windows", "contigs", "fragments", "batches", "scores", "failures")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_device_totals(value: Any) -> bool:
+    return (
+        type(value) is list
+        and list(map(type, value)) == [int, int, int, float]
+        and min(value) >= 0
+        and isfinite(value[-1])
+    )
+
+
+def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[Totals, bool]:
+    """
+    Return the totals of all rows, and whether each window is there and has as many ORFs as it must have.
+
+    Raises:
+        InvalidRow: a window has more, or a batch has no window
+    """
+    missing: dict[int, int] = {}  # ORFs of each window
+    contigs = fragments = failures = 0
+    for window in windows:
+        missing[window.number] = window.orfs
+        contigs += len(window.contigs)
+        fragments += int(window.contigs["fragments"].sum())
+        failures += sum(file.reason is not None for file in window.files)
+    devices: dict[str, tuple[list[int], list[float]]] = {}
+    count = scores = 0
+    is_split = False
+    for batch in batches:
+        if missing.get(batch.window, 0) < batch.orfs:
+            raise InvalidRow("there are batches of no window")
+        missing[batch.window] -= batch.orfs
+        count, scores, failures = count + 1, scores + batch.scored, failures + len(batch.failures)
+        is_split |= bool(batch.part)
+        sums, seconds = devices.setdefault(batch.device, ([0, 0, 0], []))
+        for at, value in enumerate((1, batch.orfs, batch.tokens)):
+            sums[at] += value
+        seconds.append(batch.seconds)
+    of_devices: dict[str, DeviceTotals] = {
+        name: (sums[0], sums[1], sums[2], fsum(seconds)) for name, (sums, seconds) in sorted(devices.items())
+    }
+    totals = Totals(len(missing), contigs, fragments, count, scores, failures, is_split, of_devices)
+    return totals, not any(missing.values()) and max(missing, default=-1) == len(missing) - 1
