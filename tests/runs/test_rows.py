@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ def write_row(store: Store, table: str, values: list[Any]) -> None:
     """Put a row with a right checksum in place of the last one of *table*."""
     blobs = {"windows": 3, "batches": 2, "run": 0}[table]
     end = len(values) - blobs
-    row = (*values, checksum(table, tuple(values[:end]), tuple(values[end:])))
+    of_blobs = (value.encode() if isinstance(value, str) else value for value in values[end:])
+    row = (*values, checksum(table, tuple(values[:end]), tuple(of_blobs)))
     db = store._database.connection
     db.execute(f"DELETE FROM {table} WHERE rowid = (SELECT MAX(rowid) FROM {table})")
     db.execute(f"INSERT INTO {table} {values_of(row)}", row)
@@ -66,7 +69,7 @@ def read_everything(store: Store) -> tuple[Any, ...]:
 
 
 def check_damage(store: Store) -> None:
-    """Check that the store is damaged, and that a repair finds no more in it than makes sense."""
+    """Check that the store is damaged, and that a repair drops what makes no sense, or says so again."""
     with pytest.raises(DamagedStore, match=r"its run\.sqlite3 is damaged \("):
         read_everything(store)
     store.close()
@@ -75,8 +78,11 @@ def check_damage(store: Store) -> None:
     except DamagedStore:
         return
     assert not store.is_finished
-    read_everything(store)
-    assert store.finished_parts(0) < {(0, ""), (1, "")}
+    with suppress(DamagedStore):
+        if store.finished_parts(0) == {(0, ""), (1, "")}:
+            store.finish()
+            read_everything(store)
+            pytest.fail("what makes no sense is still there")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def check_damage(store: Store) -> None:
         {"files": f"[[0, {10**30}, null]]"},
         {"files": b"[]"},
     ],
-    ids=str,
+    ids=count(1),
 )
 def test_a_window_that_makes_no_sense_is_damage(change: dict[str, Any], filled: Store) -> None:
     row = filled.reader.window(0)
@@ -173,7 +179,7 @@ def test_a_window_that_makes_no_sense_is_damage(change: dict[str, Any], filled: 
         {"failures": "[[]]"},
         {"failures": "nothing"},
     ],
-    ids=str,
+    ids=count(1),
 )
 def test_a_batch_that_makes_no_sense_is_damage(change: dict[str, Any], filled: Store) -> None:
     (row,) = (batch for batch in filled.reader.batches(0) if batch.number == 1)

@@ -60,6 +60,7 @@ _DAMAGE = (
 )
 _SCHEMA_DAMAGE = (*_DAMAGE, sqlite3.SQLITE_ERROR)
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter for damaged names of columns
+_NOT_TEXT = "text in it is not UTF-8"
 
 # Of a store; if the header says that it has another kind of vacuum, SQLite would write into pages of ours.
 _HEADER = {"application_id": _APPLICATION, "user_version": _FORMAT, "auto_vacuum": 0}
@@ -243,10 +244,12 @@ class Database:
         with translated_errors(self.directory):
             try:
                 yield
+            except UnicodeDecodeError as error:  # in what SQLite says of damaged tables
+                raise self.damage(_NOT_TEXT) from error
             except sqlite3.DatabaseError as error:
                 if _code(error) in damage:
                     has_code = hasattr(error, "sqlite_errorcode")
-                    raise self.damage(str(error) if has_code else "text in it is not UTF-8") from error
+                    raise self.damage(str(error) if has_code else _NOT_TEXT) from error
                 raise
 
     def damage(self, what: str) -> DamagedStore:

@@ -82,8 +82,7 @@ def intact_totals(database: Database) -> Totals | None:
         values = {key: decode_meta(database, row) for key, row in rows.items()}
         if not (values or reader.window_count()):
             return Totals()  # a run that has not begun
-        for _ in reader.blocks():
-            pass
+        _read_all(reader)
         totals, _ = reader.add_up()
         is_sealed = "finished" not in values or _is_sealed_with(values, totals)
         return totals if is_sealed and "identity" in values else None
@@ -109,8 +108,7 @@ def recover(damaged: sqlite3.Connection, new: Database) -> Recovered | None:
             if _is_valid(row, decode):
                 new.execute(f"INSERT OR IGNORE INTO {table} {values_of(row)}", *row)
     _drop_what_does_not_fit(new)
-    totals, is_complete = RunReader(new).add_up()
-    if is_complete and _is_sealed_with(ending, totals):
+    if _is_sealed_with(ending, _complete_totals(RunReader(new))):
         set_meta(new, ending)
     windows, batches = (_count(new, table) for table in ("windows", "batches"))
     return Recovered(windows, batches, False)
@@ -156,6 +154,23 @@ def _drop_what_does_not_fit(new: Database) -> None:
             new.execute("DELETE FROM batches WHERE window = ?", window.number)
 
 
-def _is_sealed_with(values: Mapping[str, Any], totals: Totals) -> bool:
+def _complete_totals(reader: RunReader) -> Totals | None:
+    """Return how much there is if nothing is missing, or None."""
+    with suppress(DamagedStore):
+        totals, is_complete = reader.add_up()
+        if is_complete:
+            _read_all(reader)
+            return totals
+    return None
+
+
+def _read_all(reader: RunReader) -> None:
+    """Read everything; raises DamagedStore if it does not fit together."""
+    for read in (reader.blocks, reader.failures):
+        for _ in read():
+            pass
+
+
+def _is_sealed_with(values: Mapping[str, Any], totals: Totals | None) -> bool:
     sealed = values.get("finished")
     return bool(sealed) and replace(Totals.from_json(sealed), reused=None) == totals
