@@ -166,19 +166,6 @@ def hangs_after(count: int) -> Fault:
     return fault
 
 
-def drips(seconds: float) -> Fault:
-    """Send one byte at a time, without end."""
-
-    def fault(handler: Handler, content: bytes) -> None:
-        handler.begin(200, len(content), ETag=handler.server.etag)
-        for at in range(len(content)):
-            handler.wfile.write(content[at : at + 1])
-            if handler.server.released.wait(seconds):
-                return
-
-    return fault
-
-
 def whole(handler: Handler, content: bytes) -> None:
     """Send all of the file, whatever range is requested."""
     handler.respond(200, content, ETag=handler.server.etag)

@@ -108,8 +108,10 @@ TEXTS: list[tuple[VirnucError, str]] = [
         "(docs/how-to/models.md)",
     ),
     (
-        DownloadInterrupted("https://h/x", "the server is silent"),
+        DownloadInterrupted("https://h/x", "the server is silent", 6),
         "https://h/x was not downloaded completely: the server is silent. "
+        "No progress in 6 attempts; if it fails again, use a --mirror, or get the files elsewhere and use "
+        "'models import' (docs/how-to/models.md). "
         "Received data is kept: rerun the same command to resume",
     ),
     (

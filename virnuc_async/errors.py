@@ -233,11 +233,18 @@ class DownloadRefused(DownloadError, _UrlError):
 
 
 class DownloadInterrupted(DownloadError, _UrlError):
-    """The connection for *url* failed too many times in a row."""
+    """The download of *url* was tried *attempts* times in a row and came no further."""
+
+    def __init__(self, url: str, reason: str, attempts: int) -> None:
+        super().__init__(url, reason)
+        self.args = (url, reason, attempts)
+        self.attempts = attempts
 
     def __str__(self) -> str:
         return (
-            f"{self.url} was not downloaded completely: {self.reason}. "
+            f"{self.url} was not downloaded completely: {self.reason}. No progress in "
+            f"{plural(self.attempts, 'attempt')}; if it fails again, use a --mirror, or get the files "
+            "elsewhere and use 'models import' (docs/how-to/models.md). "
             "Received data is kept: rerun the same command to resume"
         )
 

@@ -16,7 +16,7 @@ from downloading import (
     missing,
     source,
 )
-from serving import Fault, Handler, Server, drips, ends_after, hangs_after, resets_after, status
+from serving import Fault, Handler, Server, ends_after, hangs_after, resets_after, status
 
 from virnuc_async.downloads.source import Source
 from virnuc_async.errors import DownloadInterrupted
@@ -58,7 +58,6 @@ def test_breaking_at_the_same_place_from_scratch_is_given_up(
     [
         (ends_after(9), 20, "the connection closed at byte 27"),
         (hangs_after(9), 0.3, "the server does not respond"),
-        (drips(0.01), 1, "hardly any data for 1 s"),
         (status(503), 20, "the server answers 503 Service Unavailable"),
     ],
 )

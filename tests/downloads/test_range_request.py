@@ -33,6 +33,7 @@ class Blocks:
     """A response of all of CONTENT, in blocks of *sizes*."""
 
     sizes: tuple[int, ...]
+    start: int = 0
     end: int = len(CONTENT)
 
     def blocks(self) -> Iterator[bytes]:

@@ -33,7 +33,7 @@ from .range_request import RangeRequest, Stopped
 from .resume import PartialFile, Span
 from .source import Source
 
-_PROGRESS_BYTES = 1 << 20  # an attempt that received as many, and brought the file further, did not fail
+_PROGRESS_BYTES = 1 << 18  # attempts that bring the file as much further than it ever was have not failed
 _POLL_INTERVAL = 0.1  # seconds between looks at the connections of a file
 _PROGRESS_INTERVAL = 0.5  # seconds between calls of the progress callback
 _SHUTDOWN_TIMEOUT = 0.5  # seconds that connections have to end after a failure or Ctrl-C
@@ -44,7 +44,7 @@ class RetryPolicy:
     """When a request is repeated, and when the download of a file is given up."""
 
     stall_timeout: float = 30.0  # seconds without data
-    max_attempts: int = 6  # in a row without progress
+    max_attempts: int = 6  # in a row without progress; and how many times a file is begun anew
     backoff: float = 1.0  # seconds before the second attempt; doubled for each further one
 
 
@@ -85,8 +85,9 @@ class Transfer:
 
     @property
     def status(self) -> str:
-        """The state, and the reason for another attempt."""
-        return f"{self.state}: {self.error}" if self.state is TransferState.RETRYING else str(self.state)
+        """The state, and the reason for another attempt, or what was strange."""
+        has_reason = self.error and self.state in (TransferState.RETRYING, TransferState.DONE)
+        return f"{self.state}: {self.error}" if has_reason else str(self.state)
 
 
 ProgressCallback = Callable[[Sequence[Transfer]], object]
@@ -189,6 +190,7 @@ class _FileDownload:
         is_large = self._source.limit >= options.min_split_bytes
         self._max_connections = options.max_connections if is_large else 1
         self._failed_attempts = self._furthest = 0  # in a row, bytes
+        self._excess = ""  # what the server sent too much
         self._failed_at = self._retry_at = self._synced_at = monotonic()
 
     def __repr__(self) -> str:
@@ -207,7 +209,7 @@ class _FileDownload:
                     self._receive()
                     self._verify()
                     self._file.finish()
-            self._transfer.state = TransferState.DONE
+            self._transfer.error, self._transfer.state = self._excess, TransferState.DONE
 
     def _is_present(self) -> bool:
         """Return whether the file exists and passes its checks; delete it if it does not pass."""
@@ -221,7 +223,8 @@ class _FileDownload:
     def _verify(self) -> None:
         if reason := self._mismatch_reason(self._file.part):
             self._file.discard()
-            raise ChecksumMismatch(self._source.url, reason, is_deleted=True)
+            reasons = "; ".join(filter(None, (reason, self._excess)))
+            raise ChecksumMismatch(self._source.url, reasons, is_deleted=True)
 
     def _mismatch_reason(self, path: Path) -> str:
         self._transfer.state = TransferState.CHECKING
@@ -240,6 +243,8 @@ class _FileDownload:
                 self._poll()
         finally:
             self._is_ended = True
+            for request in self._requests.values():
+                request.abort()
             pool.shutdown(wait=False, cancel_futures=True)
             wait(self._requests, timeout=_SHUTDOWN_TIMEOUT)
             self._file.checkpoint()
@@ -285,6 +290,8 @@ class _FileDownload:
                 self._handle_outcome(self._requests.pop(future), future.exception())
         else:
             self._stopped.wait(min(_POLL_INTERVAL, max(self._retry_at - monotonic(), 0)))
+        for request in self._requests.values():
+            request.abort_if_stuck()
         if any(request.has_response for request in self._requests.values()):
             self._transfer.state = TransferState.RECEIVING
         self._transfer.done = self._file.done
@@ -299,31 +306,48 @@ class _FileDownload:
         is_refused = isinstance(failure, DownloadRefused | RangeMismatch)
         if is_refused or request.lacks_ranges:
             self._max_connections = 1
-        if failure is None:
-            self._failed_attempts = 0
-        elif is_refused and not request.is_alone:
+        if request.is_longer:
+            self._excess = "the server sent more bytes than it had announced; they were dropped"
+        if is_refused and not request.is_alone:
             # The server refuses a second connection, or does not support ranges: another request takes over.
             self._file.merge(request.span)
-        elif isinstance(failure, TransientError):
+        elif failure is None and not request.span.remaining:
+            self._failed_attempts = 0
+        elif failure is None or isinstance(failure, TransientError):
             self._schedule_retry(request, failure)
         else:
             raise failure
 
-    def _schedule_retry(self, request: RangeRequest, failure: TransientError) -> None:
-        """Wait before the next request; raise DownloadInterrupted after too many failed attempts."""
-        if request.received >= _PROGRESS_BYTES and self._file.done > self._furthest:
-            self._failed_attempts = 0
+    def _schedule_retry(self, request: RangeRequest, failure: TransientError | None) -> None:
+        """
+        Wait before the next request, unless the server has just ended its answer and brought progress.
+
+        Raises:
+            DownloadInterrupted: too many attempts failed, or had to begin anew
+        """
+        # Not what was received: a server may send the same bytes again and again.
+        has_progress = self._file.done - self._furthest >= _PROGRESS_BYTES
+        if has_progress:
+            self._failed_attempts, self._furthest = 0, self._file.done
         elif request.started >= self._failed_at:  # of several that fail at the same time, one counts
             self._failed_attempts += 1
-        self._furthest = max(self._furthest, self._file.done)
         # Without a validator it cannot be known whether the file is still the same.
         if isinstance(failure, RangeMismatch) or not self._file.validator:
             self._file.discard()
+        self._failed_at = self._retry_at = monotonic()
         if not self._requests:
-            if self._failed_attempts >= self._retry.max_attempts:
-                raise DownloadInterrupted(self._source.url, str(failure))
-            self._transfer.error = str(failure)
+            self._transfer.error = reason = _reason(request, failure)
+            most = self._retry.max_attempts
+            if self._failed_attempts >= most or self._file.restarts > most:
+                raise DownloadInterrupted(self._source.url, reason, most)
             self._transfer.state = TransferState.RETRYING
-        self._failed_at = monotonic()
-        exponent = min(self._failed_attempts, self._retry.max_attempts)
-        self._retry_at = self._failed_at + self._retry.backoff * 2**exponent
+        if failure or not has_progress:
+            exponent = min(self._failed_attempts, self._retry.max_attempts)
+            self._retry_at = self._failed_at + self._retry.backoff * 2**exponent
+
+
+def _reason(request: RangeRequest, failure: TransientError | None) -> str:
+    """Return what the server did, so that the range of *request* is not complete."""
+    if failure is None:
+        return request.shortfall
+    return f"{request.restart_reason}, and then {failure}" if request.restart_reason else str(failure)

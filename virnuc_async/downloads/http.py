@@ -7,20 +7,22 @@ which it cannot; this is the only place that translates them.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from socket import socket
 from ssl import SSLCertVerificationError
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import DownloadRefused
 
 _BLOCK = 1 << 20
+_MAX_REASON = 200  # characters of what a server says
 _RETRYABLE_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
@@ -63,12 +65,19 @@ class RangeResponse:
             yield block
 
 
+OnConnect = Callable[[socket], object]
+
+
 @contextmanager
-def open_range(url: str, timeout: float, requested: str = "", validator: str = "") -> Iterator[RangeResponse]:
+def open_range(
+    url: str, timeout: float, on_connect: OnConnect, requested: str = "", validator: str = ""
+) -> Iterator[RangeResponse]:
     """
     Request *url*, or the range *requested* of it if the file still has this *validator*, else all of it.
 
-    *timeout* limits, in seconds, the wait for a connection and for each block of data.
+    *timeout* limits, in seconds, the wait for a connection and for any byte; *on_connect* gets the socket of
+    each connection, also of one that follows a redirect, since a server that sends byte after byte of endless
+    headers can only be ended from outside.
 
     Raises:
         TransientError, DownloadRefused: there is no response, or one without the file
@@ -79,7 +88,7 @@ def open_range(url: str, timeout: float, requested: str = "", validator: str = "
     if validator:
         headers["If-Range"] = validator
     with _translate_errors(url):
-        opener = build_opener(_SecureRedirects)
+        opener = build_opener(_SecureRedirects, _Http(on_connect), _Https(on_connect))
         response: HTTPResponse = opener.open(Request(url, headers=headers), timeout=timeout)
     with response:
         is_range = response.status == HTTPStatus.PARTIAL_CONTENT
@@ -89,15 +98,69 @@ def open_range(url: str, timeout: float, requested: str = "", validator: str = "
         yield RangeResponse(url, start, end, total, _validator(response), is_range, response)
 
 
+class _Connection(HTTPConnection):
+    """A connection that hands on its socket as soon as it has one, before any encryption."""
+
+    on_connect: OnConnect
+
+    def connect(self) -> None:
+        super().connect()
+        self.on_connect(self.sock)
+
+
+class _SecureConnection(HTTPSConnection, _Connection):
+    """The same, encrypted."""
+
+
+class _Http(HTTPHandler):
+    """Open connections that hand on their sockets."""
+
+    def __init__(self, on_connect: OnConnect) -> None:
+        super().__init__()
+        self._on_connect = on_connect
+
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_maker(_Connection, self._on_connect), req)
+
+
+class _Https(HTTPSHandler):
+    """Open encrypted connections that hand on their sockets."""
+
+    def __init__(self, on_connect: OnConnect) -> None:
+        super().__init__()
+        self._on_connect = on_connect
+
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_maker(_SecureConnection, self._on_connect), req)
+
+
+def _maker(kind: type[_Connection], on_connect: OnConnect) -> Callable[..., Any]:
+    def make(host: str, **options: Any) -> _Connection:
+        connection = kind(host, **options)
+        connection.on_connect = on_connect
+        return connection
+
+    return make
+
+
 class _SecureRedirects(HTTPRedirectHandler):
-    """Follow redirects, but not from an encrypted connection to one that is not."""
+    """Follow redirects to other web servers, but not from an encrypted connection to one that is not."""
+
+    def http_error_302(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> HTTPResponse | None:
+        fp.close()  # else all of its body would be read, which may have no end
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         if req.type == "https" and not newurl.startswith("https:"):
-            fp.close()
-            raise DownloadRefused(req.full_url, f"it redirects to {newurl}, which is not encrypted")
+            raise DownloadRefused(req.full_url, f"it redirects to {_short(newurl)}, which is not encrypted")
+        if not newurl.startswith(("http:", "https:")):
+            raise DownloadRefused(req.full_url, f"it redirects to {_short(newurl)}, which is no web address")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -108,7 +171,9 @@ def _translate_errors(url: str) -> Iterator[None]:
         yield
     except HTTPError as error:
         error.close()
-        reason = f"the server answers {error.code} {error.reason}"
+        reason = f"the server answers {error.code} {_short(str(error.reason))}"
+        if str(error.reason).startswith(HTTPRedirectHandler.inf_msg):
+            raise DownloadRefused(url, "the server redirects in a circle, or too many times") from error
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise RangeNotSatisfiable(reason) from error
         if error.code in _RETRYABLE_STATUSES:
@@ -121,12 +186,23 @@ def _translate_errors(url: str) -> Iterator[None]:
         if isinstance(cause, SSLCertVerificationError):
             reason = f"its certificate is not trusted ({cause.verify_message})"
             raise DownloadRefused(url, f"{reason}. Name trusted ones with SSL_CERT_FILE") from error
-        raise TransientError(getattr(cause, "strerror", "") or str(cause) or type(cause).__name__) from error
+        reason = getattr(cause, "strerror", "") or str(cause) or type(cause).__name__
+        raise TransientError(_short(reason)) from error
+    except ValueError as error:  # of an address to be redirected to
+        raise DownloadRefused(url, f"the server sends what is no address: {_short(str(error))}") from error
+
+
+def _short(text: str) -> str:
+    """Return the beginning of *text*, which a server may have made as long and as strange as it likes."""
+    line = " ".join(text.split())
+    return ascii(line)[1:-1][:_MAX_REASON] if not line.isprintable() else line[:_MAX_REASON]
 
 
 def _parse_content_range(response: HTTPResponse) -> tuple[int, int, int | None]:
     """Return where a range begins and ends, and the length of the file if the server states it."""
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+    found = re.fullmatch(
+        r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", response.headers.get("Content-Range", "")
+    )
     if not found:
         raise TransientError("the server does not state which part of the file it sends")
     return int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])

@@ -42,6 +42,7 @@ class PartialFile:
         self.path, self._url, self._max_size = path, url, max_size
         self.part = path.with_name(f"{path.name}.part")
         self._record_path = path.with_name(f"{path.name}.part.json")
+        self.restarts = 0  # how many times received data was dropped
         self._lock = Lock()  # a connection begins a file, the deciding thread writes checkpoints
         self._reset("", None)
         self._load_record()
@@ -74,6 +75,7 @@ class PartialFile:
     def begin(self, validator: str, total: int | None) -> Span:
         """Start a file of *total* bytes (None: unknown) from scratch; return the span of all of it."""
         with self._lock:
+            self._count_restart()
             self._reset(validator, total)
             # In this order: existing data must never be taken for bytes of another file.
             self._write_record(self.missing)
@@ -131,9 +133,13 @@ class PartialFile:
     def discard(self) -> None:
         """Delete the data and its record."""
         with self._lock:
+            self._count_restart()
             self._record_path.unlink(missing_ok=True)
             self.part.unlink(missing_ok=True)
             self._reset("", None)
+
+    def _count_restart(self) -> None:
+        self.restarts += self.is_begun
 
     def finish(self) -> None:
         """Rename the complete file from its part to its name."""
