@@ -23,7 +23,7 @@ from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
 
 from .devices import Device
-from .torch_errors import is_responsive, translate_torch_errors
+from .torch_errors import call_and_free, is_responsive, translate_torch_errors
 
 # The networks in the order of the stage codes: code 1 is the first of them.
 STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
@@ -106,7 +106,7 @@ class Replica:
             DeviceLost: the device has not enough memory for them, or failed
         """
         try:
-            return await asyncio.wrap_future(self._thread.submit(self._load))
+            return await asyncio.wrap_future(self._thread.submit(call_and_free, self._load))
         except DeviceOutOfMemory as error:
             raise DeviceLost(self.name, "not enough memory for the model") from error
 
@@ -133,14 +133,17 @@ class Replica:
             DeviceOutOfMemory: the batch did not fit; split it and try again
             DeviceLost: the device failed and cannot be used any more
         """
-        in_flight = await _result_or_cancel(self._thread.submit(self._submit, batch))
+        in_flight = await _result_or_cancel(self._thread.submit(call_and_free, self._submit, batch))
         self._batches += 1
         if self._collecting is None:
             return self._collect(in_flight)
-        collected = asyncio.wrap_future(self._collecting.submit(self._collect, in_flight))
+        collected = asyncio.wrap_future(self._collecting.submit(call_and_free, self._collect, in_flight))
         with CancelScope(shield=True):
             await asyncio.wait([collected])
-        return collected.result()
+        try:
+            return collected.result()
+        finally:
+            del collected  # as in _result_or_cancel
 
     def peak_memory(self) -> int:
         """Return the most bytes in use at the same time: of the GPU, or of this process on the CPU."""
@@ -284,4 +287,8 @@ async def _result_or_cancel(work: Future[_Result]) -> _Result:
             raise
         with CancelScope(shield=True):
             await asyncio.wait([waiting])
-    return waiting.result()
+    try:
+        return waiting.result()
+    finally:
+        # An error has this frame in its traceback: with the futures in it, it would be part of a cycle.
+        del work, waiting
