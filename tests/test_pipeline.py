@@ -14,7 +14,6 @@ from fakes import Rules, fake_devices, p_virus
 from harness import PipelineHarness
 from support import TABLES, assert_published_scores, read_table
 
-from virnuc_async import pipeline
 from virnuc_async.errors import (
     NoRecords,
     UnknownDevice,
@@ -244,12 +243,3 @@ async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path:
         with pytest.raises(UnknownDevice, match="There are: .*cpu"):
             await run_pipeline([source], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_size_of_the_input_is_known_unless_a_part_of_it_is_not(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_bytes(b"x" * 5)
-    two.write_bytes(b"x" * 7)
-    assert pipeline._input_bytes([str(one), str(two)]) == 12
-    assert pipeline._input_bytes([str(one), "-"]) is None
-    assert pipeline._input_bytes([str(one), str(tmp_path / "missing")]) is None

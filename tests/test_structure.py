@@ -30,7 +30,7 @@ ORDER = [
 ]
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 ONLY_IN = {
-    "torch": {"networks", "models", "engine", "runs", "outputs", "learning"},
+    "torch": {"networks", "models", "engine", "learning"},
     "aiofiles": {"sequences"},
     "esm": {"models"},
     "transformers": {"models"},

@@ -5,33 +5,33 @@ Every wait is bounded by a stream or a queue, and every task is owned by a task 
 the batches that are running finish and be stored; nothing else is waited for.
 """
 
-import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import anyio
 from anyio import to_thread
 
-from virnuc_async.engine.devices import Device, choose
-from virnuc_async.engine.engine import Engine
-from virnuc_async.engine.replica import Replica
-from virnuc_async.engine.worker import BatchScorer
+from virnuc_async import engine
 from virnuc_async.errors import VirnucError
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.networks.compiling import decide_compile
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.writer import OutputWriter
+from virnuc_async.runs.input_windows import InputFiles
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.session import InputFiles, RunSession
-from virnuc_async.sequences.inputs import STDIN, Reader, list_sequence_files, read_contigs
+from virnuc_async.runs.session import RunSession
+from virnuc_async.sequences.inputs import Reader, list_sequence_files, read_contigs
 from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.settings import Precision, Settings
 
-MakeScorer = Callable[[Device, Bundle, Precision, bool], BatchScorer]
+if TYPE_CHECKING:
+    from virnuc_async.engine.devices import Device
+    from virnuc_async.engine.worker import BatchScorer
+
+MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
 
 
 async def run_pipeline(
@@ -60,27 +60,21 @@ async def run_pipeline(
     """
     settings = settings or Settings()
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
-    devices = await to_thread.run_sync(choose, settings)
     paths = tuple(await to_thread.run_sync(list, list_sequence_files(inputs)))
-    on_gpu = any(device.capability for device in devices)
-    input_bytes = await to_thread.run_sync(_input_bytes, paths) if on_gpu else None
-    compiled = decide_compile(settings.compile, on_gpu, input_bytes)
-    plan = Plan(paths, settings, bundle, tuple(devices), compiled=compiled)
-    make_scorer = partial(Replica, compiled=compiled)
-    return await execute(plan, Path(out_dir), make_scorer, stdin=stdin, command=command)
+    return await execute(Plan(paths, settings, bundle), Path(out_dir), stdin=stdin, command=command)
 
 
 async def execute(
     plan: Plan,
     out_dir: Path,
-    make_scorer: MakeScorer,
+    make_scorer: MakeScorer | None = None,
     *,
     read: Reader | None = None,
     stdin: BinaryIO | None = None,
     command: Sequence[str] = (),
 ) -> Summary:
     """
-    Run *plan* with a scorer for each of its devices, and return the summary.
+    Run *plan* with a scorer for each of its devices, its model by default, and return the summary.
 
     Files are read ahead of the devices, unless *read* reads them.
 
@@ -112,7 +106,7 @@ async def execute(
 
 
 async def _run(
-    opened: AbstractAsyncContextManager[RunSession], make_scorer: MakeScorer, command: str
+    opened: AbstractAsyncContextManager[RunSession], make_scorer: MakeScorer | None, command: str
 ) -> Summary:
     async with opened as session:
         writer = OutputWriter(session, command)
@@ -123,14 +117,16 @@ async def _run(
             return await writer.write_all()
 
 
-async def _score(session: RunSession, make_scorer: MakeScorer) -> None:
+async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
     """Score and store every batch that is not done."""
+    hardware = session.hardware
+    make_scorer = make_scorer or partial(engine.Replica, compiled=hardware.compiled)
 
-    def make(device: Device) -> BatchScorer:
-        return make_scorer(device, session.plan.bundle, session.precision, session.settings.embeddings)
+    def make(device: "Device") -> "BatchScorer":
+        return make_scorer(device, session.plan.bundle, hardware.precision, session.keeps_embeddings)
 
-    engine = Engine(session.plan.devices, make, session.budget, session.messages, session.log)
-    async with engine.score(session.pending_batches()) as scored:
+    scoring = engine.Engine(hardware.devices, make, hardware.budget, session.messages, session.log)
+    async with scoring.score(session.pending_batches()) as scored:
         async for batch in scored:
             await session.commit(batch)
     await session.finish()
@@ -158,11 +154,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
-
-
-def _input_bytes(paths: Sequence[str]) -> int | None:
-    """Return the size of all inputs on disk; None if it cannot be known."""
-    try:
-        return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
-    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
-        return None

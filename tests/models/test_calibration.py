@@ -164,15 +164,19 @@ def test_threshold_has_the_requested_rate(toys: Toys, model: Path, tmp_path: Pat
     assert "WARNING: 30 nonviral contigs are too few to estimate a false positive rate of 0.01" in ended.err
 
 
-def test_a_run_belongs_to_its_calibration(toys: Toys, model: Path, tmp_path: Path) -> None:
-    assert predict(*toys, tmp_path / "out", "--model", model).code == 0
+def test_another_calibration_costs_no_scoring(toys: Toys, model: Path, tmp_path: Path) -> None:
+    words = (*toys, tmp_path / "out", "--model", model)
+    assert predict(*words).code == 0
+    without = (tmp_path / "out" / "contigs.tsv").read_bytes()
     assert calibrate(toys, tmp_path / "scores", model).code == 0
-    ended = predict(*toys, tmp_path / "out", "--model", model)
-    assert ended.code == 1
-    assert "contains a different run: calibration: None -> " in ended.err
-    assert "finished already" in predict(*toys, tmp_path / "out", "--model", model, "--no-calibration").err
+    ended = predict(*words)
+    assert ended.code == 0
+    assert "calibration: None -> " in ended.err
+    assert b"p_virus_calibrated" in (tmp_path / "out" / "contigs.tsv").read_bytes()
+    assert predict(*words, "--no-calibration").code == 0
+    assert (tmp_path / "out" / "contigs.tsv").read_bytes() == without
     (model / "calibration.json").unlink()
-    assert "finished already" in predict(*toys, tmp_path / "out", "--model", model).err
+    assert "finished already" in predict(*words).err
     # Labelled sequences are scored without a calibration, even if there is one.
     assert calibrate(toys, tmp_path / "scores", model, "--method", "temperature").code == 0
     assert "finished already" in calibrate(toys, tmp_path / "scores", model).err

@@ -12,13 +12,12 @@ from torch.testing import assert_close
 
 from virnuc_async.networks.attention import sdpa_padded
 from virnuc_async.networks.classifier import Classifier
-from virnuc_async.networks.compiling import compile_layers, decide_compile
+from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.model import Model
 from virnuc_async.networks.packing import Packed
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape
-from virnuc_async.settings import Compile
 
 # torch's own, from the compiler's imports
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -95,20 +94,3 @@ def test_without_a_compiler_both_encoders_still_use_the_fastest_attention() -> N
         warning = model.use_gpu_kernels(SAMPLE)
     assert warning is not None
     assert all(encoder.attention is sdpa_padded for encoder in encoders)
-
-
-@pytest.mark.parametrize(
-    ("choice", "on_gpu", "input_bytes", "decision"),
-    [
-        (Compile.ON, True, 1, True),
-        (Compile.ON, True, None, True),
-        (Compile.OFF, True, 1 << 40, False),
-        (Compile.AUTO, True, 1 << 40, True),
-        (Compile.AUTO, True, 1 << 20, False),
-        (Compile.AUTO, True, None, False),
-        (Compile.AUTO, False, 1 << 40, False),
-        (Compile.ON, False, 1 << 40, False),
-    ],
-)
-def test_when_to_compile(choice: Compile, on_gpu: bool, input_bytes: int | None, decision: bool) -> None:
-    assert decide_compile(choice, on_gpu, input_bytes) is decision

@@ -652,7 +652,7 @@ def test_what_was_said_to_be_interleaved_and_is_not_failed(
     # The scores are there: what was meant costs no more than the tables.
     ended = predict(wrong, right, out)
     assert ended.code == 0
-    assert "this run is finished, but with other pairs: writing its files again" in ended.err
+    assert "pairs: interleaved -> auto: writing the tables of this finished run again" in ended.err
     assert not (out / "failed_files.txt").exists()
     assert not (out / "pairs.tsv").exists()
 
@@ -728,7 +728,7 @@ def test_a_finished_run_is_asked_for_other_pairs(mates: tuple[Path, Path], out: 
     assert "this run is finished already" in predict(*mates, out).err
     again = predict(*mates, out, "--pairs", "off")
     assert again.code == 0
-    assert "this run is finished, but with other pairs: writing its files again\n" in again.err
+    assert "pairs: auto -> off: writing the tables of this finished run again\n" in again.err
     assert not (out / "pairs.tsv").exists()
     assert "this run is finished already" in predict(*mates, out, "--pairs", "off").err
     assert predict(*mates, out).code == 0

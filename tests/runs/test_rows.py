@@ -287,18 +287,20 @@ def test_windows_from_a_number_on_are_dropped_with_all_that_they_know(store: Sto
         for batch in batches(window):
             store.add_batch(score(batch, row0=(Stage.PROTEIN, "no")))
     store.finish()
-    store.keep_windows(2)
+    paths = ["/data/a.fa", "/data/b.fa"]
+    store.rebind(IDENTITY, paths, 2, {})
     assert not store.is_finished
     assert (store.reader.window_count(), store.reader.totals().batches) == (2, 4)
     assert [failure.message for failure in store.reader.failures()] == [
         "breaks after 4 records: snap",
         *(f"c{contig}_chunk_1F1: no" for contig in (0, 1, 0, 1)),
     ]
-    store.set_file_ends(1, [FileRow(0, "/data/a.fa", 4, None)])
+    store.rebind(IDENTITY, paths, 2, {1: [FileRow(0, "/data/a.fa", 4, None)]})
     assert [line.failed for line in reopen(store).reader.files()] == [False, False]
-    store.keep_windows(1)
+    store.rebind({**IDENTITY, "inputs": []}, ["new"], 1, {})
+    assert store.get_meta("identity")["inputs"] == []
     assert store.reader.totals().failures == 2
-    assert [line.contigs for line in store.reader.files()] == [None, None]
+    assert [(line.path, line.contigs) for line in store.reader.files()] == [("new", None)]
 
 
 ENCODED: list[tuple[Callable[[Any], Any], str]] = [

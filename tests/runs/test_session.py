@@ -229,7 +229,6 @@ async def test_standard_input_is_piped_again_to_resume(bench: PipelineHarness, t
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"threshold": 0.7}, "threshold: 0.5 -> 0.7"),
         ({"embeddings": True}, "embeddings: False -> True"),
         ({"tokens_per_batch": 500}, "tokens per batch: 400 -> 500"),
         ({"precision": "bf16"}, "precision: fp32 -> bf16"),

@@ -1,1 +1,32 @@
-"""Devices and the replicas of a model that score batches on them."""
+"""
+Devices and the replicas of a model that score batches on them.
+
+The names below are imported when they are first used: they need torch, whose import takes seconds, and
+a run that has nothing to compute does without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .devices import BASE_BUDGET, choose, decide_budget, decide_compile, decide_precision
+    from .engine import Engine
+    from .replica import Replica
+
+__all__ = [
+    "BASE_BUDGET",
+    "Engine",
+    "Replica",
+    "choose",
+    "decide_budget",
+    "decide_compile",
+    "decide_precision",
+]
+
+_MODULE_OF = dict.fromkeys(__all__, "devices") | {"Engine": "engine", "Replica": "replica"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

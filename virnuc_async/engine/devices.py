@@ -1,21 +1,27 @@
-"""Which devices are available, which of them a run uses, in which precision and batch size."""
+"""Which devices are available, which of them a run uses, in which precision and batch size, and how."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pynvml
 import torch
 
 from virnuc_async.errors import MixedDevices, UnknownDevice
-from virnuc_async.settings import Precision, Settings
+from virnuc_async.settings import Compile, Precision, Settings
+
+from .gpu_memory import nvml_session
 
 BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}
 
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
 # Activations of ESM-2 3B: at most about 12 rows of 2,560 numbers at the same time.
 _BYTES_PER_TOKEN = {Precision.FP32: 12 * 2560 * 4, Precision.BF16: 12 * 2560 * 2}
+
+# Compiling takes about ten seconds on each device, which a long run saves again. Plain FASTA of this
+# size is about 60,000 fragments of 500 bases.
+_MIN_INPUT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,13 @@ def decide_budget(devices: Iterable[Device], precision: Precision, requested: in
     return requested or min(_budget_by_memory(device, precision) for device in devices)
 
 
+def decide_compile(choice: Compile, on_gpu: bool, input_bytes: int | None) -> bool:
+    """Return whether to compile: on a GPU, by *choice*; auto compiles if *input_bytes* are many."""
+    if not on_gpu or choice is Compile.OFF:
+        return False
+    return choice is Compile.ON or (input_bytes is not None and input_bytes >= _MIN_INPUT_BYTES)
+
+
 def _budget_by_memory(device: Device, precision: Precision) -> int:
     base = BASE_BUDGET[precision]
     if device.capability is None:
@@ -152,13 +165,3 @@ def _gpu_uuids() -> list[str]:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return list(map(pynvml.nvmlDeviceGetUUID, handles))
     return []
-
-
-@contextmanager
-def nvml_session() -> Iterator[None]:
-    """Initialize NVML, the driver's interface, for the time of the block."""
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()

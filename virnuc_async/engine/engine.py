@@ -20,6 +20,7 @@ from virnuc_async.sequences.batches import Batch
 
 from .batch_queue import BatchQueue
 from .devices import Device
+from .events import EngineEvents
 from .worker import BatchScorer, ScoredBatch, Worker
 
 if TYPE_CHECKING:
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
 _MAX_LOST = 3  # devices: after so many, the fault is not the devices'
 
 MakeScorer = Callable[[Device], BatchScorer]
-
-
-class EngineEvents:
-    """What an engine reports while it works; the methods do nothing until they are overridden."""
-
-    def device_ready(self, device: str) -> None:
-        """Called when *device* is loaded and warmed up."""
-
-    def device_closed(self, device: str, peak_memory: int) -> None:
-        """Called when *device* has been freed, with the most bytes of its memory that were in use."""
 
 
 class Engine:

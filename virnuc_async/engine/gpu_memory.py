@@ -1,11 +1,14 @@
 """How much memory of a GPU is in use, by any process, as the driver reports it."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pynvml
 
-from .devices import Device, nvml_session
+if TYPE_CHECKING:
+    from .devices import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,19 @@ class MemoryUse:
         return f"{self.used / 2**30:.1f} of {self.total / 2**30:.1f} GiB in use ({self.share:.0%})"
 
 
-def memory_use(device: Device) -> MemoryUse | None:
+def memory_use(device: "Device") -> MemoryUse | None:
     """Return a GPU's memory use; None without a driver, or if it does not report it."""
     with suppress(pynvml.NVMLError), nvml_session():
         info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid))
         return MemoryUse(int(info.used), int(info.total))
     return None
+
+
+@contextmanager
+def nvml_session() -> Iterator[None]:
+    """Initialize NVML, the driver's interface, for the time of the block."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()

@@ -12,25 +12,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from virnuc_async.settings import Compile
-
 from .packing import Packed
-
-# Compiling takes about ten seconds on each device, which a long run saves again. Plain FASTA of this
-# size is about 60,000 fragments of 500 bases.
-_MIN_INPUT_BYTES = 32 << 20
 
 # torch.compile is not safe in several threads at the same time.
 _LOCK = Lock()
 
 _REGIONS = ("pre_attention", "post_attention")
-
-
-def decide_compile(choice: Compile, on_gpu: bool, input_bytes: int | None) -> bool:
-    """Return whether to compile: on a GPU, by *choice*; auto compiles if *input_bytes* are many."""
-    if not on_gpu or choice is Compile.OFF:
-        return False
-    return choice is Compile.ON or (input_bytes is not None and input_bytes >= _MIN_INPUT_BYTES)
 
 
 def compile_layers(network: nn.Module, sample: Packed) -> str | None:

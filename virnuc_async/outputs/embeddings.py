@@ -1,14 +1,11 @@
 """``merged_features.pt``: the ids and embeddings of all scored ORFs, as VirNucPro writes them."""
 
-from collections.abc import Iterator
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import torch
 
-from virnuc_async.fileio import unwrapped_torch_errors
-from virnuc_async.runs.blocks import Block, orf_id
+from virnuc_async import models
 from virnuc_async.runs.output_directory import FEATURES
 from virnuc_async.runs.reader import RunReader
 
@@ -24,11 +21,11 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
     ids: list[str] = []
     numbers = [np.empty(0, np.int64)]
     for block in reader.blocks():
-        ids += (id.decode("utf-8", "surrogateescape") for id in _orf_ids(block))
+        ids += (id.decode("utf-8", "surrogateescape") for id in block.orf_ids())
         numbers.append(block.scores["orf"])
     orfs = np.concatenate(numbers)
     if not ids:
-        _save({"ids": ids, "data": torch.empty(0, width)}, file)
+        models.save_features(ids, np.empty((0, width), np.float32), file)
         return
     # Rows of failed ORFs are left out, so the others are copied to be next to each other: into a file
     # without a name, which no killed process leaves behind.
@@ -40,15 +37,4 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
             packed.write(all_rows[orfs[start : start + step]].data)
         packed.flush()
         data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
-        _save({"ids": ids, "data": torch.from_numpy(data)}, file)
-
-
-def _save(features: dict[str, Any], file: BinaryIO) -> None:
-    with unwrapped_torch_errors():
-        torch.save(features, file)
-
-
-def _orf_ids(block: Block) -> Iterator[bytes]:
-    """Yield the published id of each ORF."""
-    columns = (block.scores[name].tolist() for name in ("fragment", "frame"))
-    return map(orf_id, map(block.ids.split(b"\n").__getitem__, block.rows.tolist()), *columns)
+        models.save_features(ids, data, file)

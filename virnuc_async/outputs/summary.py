@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class Summary:
     inputs: list[dict[str, Any]]
     counts: dict[str, int]
     devices: list[dict[str, Any]]
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # of the session that wrote this
+    session: dict[str, int]  # ORFs and batches that it scored, and those that earlier ones had scored
     reproducible: bool
     finished: bool
 
@@ -50,15 +51,26 @@ def read_summary(path: Path) -> Summary:
 def summary_line(summary: Summary, out_dir: Path) -> str:
     """Format the result of a run in one line."""
     counts = summary.counts
+    session = summary.session
     pairs = counts.get("pairs", 0)
     of_pairs = f", {counts['viral_pairs']:,} of {plural(pairs, 'pair')}" if pairs else ""
+    fragments, seconds = plural(counts["fragments"], "fragment"), summary.seconds["total"]
+    scored = f"{plural(counts['orfs'], 'ORF')} of {fragments} scored in {seconds:.1f} s"
+    if session["orfs_before"]:
+        now = f"{plural(session['orfs'], 'ORF')} scored now"
+        now += f" in {seconds:.1f} s" if session["orfs"] else ""
+        scored = f"{now}, {session['orfs_before']:,} before, of {fragments}"
     text = (
         f"Viral: {counts['viral_contigs']:,} of {plural(counts['contigs'], 'contig')}{of_pairs} "
-        f"({plural(counts['orfs'], 'ORF')} of {plural(counts['fragments'], 'fragment')} scored in "
-        f"{summary.seconds['total']:.1f} s). Tables are in {out_dir}"
+        f"({scored}). Tables are in {out_dir}"
     )
     failed = counts["failures"]
     return text + (f"; {plural(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
+
+
+def of_earlier_sessions(summary: Summary) -> Summary:
+    """Return the *summary* of a run to which a session has added nothing."""
+    return replace(summary, session=_session_counts(summary.counts, Counter()))
 
 
 def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pairs: Counter[str]) -> Summary:
@@ -69,20 +81,22 @@ def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pai
     """
     store, plan, messages = session.store, session.plan, session.messages
     totals = store.reader.totals()
+    counts = _counts(session, totals, contigs.get("virus", 0), pairs)
     return Summary(
         version=__version__,
         command=command,
         settings=_settings_used(session),
         bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
         inputs=[_input_facts(file) for file in store.reader.files()],
-        counts=_counts(session, totals, contigs.get("virus", 0), pairs),
+        counts=counts,
         devices=[_device_facts(session, name, *sums) for name, sums in totals.devices.items()],
         seconds={
             "total": round(time.monotonic() - messages.started, 3),
             "load": round(messages.load_seconds, 3),
             "model": round(sum(sums[3] for sums in totals.devices.values()), 3),
         },
-        reproducible=not totals.is_split and len({device.kind for device in plan.devices}) == 1,
+        session=_session_counts(counts, session.scored),
+        reproducible=not totals.is_split and session.hardware.is_uniform,
         finished=store.is_finished,
     )
 
@@ -103,25 +117,30 @@ def _counts(session: RunSession, totals: Totals, viral_contigs: int, pairs: Coun
     return counts
 
 
+def _session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str, int]:
+    now = {key: scored[key] for key in ("orfs", "batches")}
+    return now | {f"{key}_before": counts[key] - number for key, number in now.items()}
+
+
 def _settings_used(session: RunSession) -> dict[str, Any]:
-    used = {"precision": session.precision, "tokens_per_batch": session.budget}
+    used = {"precision": session.hardware.precision, "tokens_per_batch": session.hardware.budget}
     return {key: _to_json(value) for key, value in (asdict(session.settings) | used).items()}
 
 
 def _device_facts(
     session: RunSession, name: str, batches: int, orfs: int, tokens: int, seconds: float
 ) -> dict[str, Any]:
-    device = next((device for device in session.plan.devices if device.name == name), None)
+    used = session.devices_used().get(name, {})
     return {
         "name": name,
-        "kind": device.model if device else "of an earlier session",
-        "precision": str(session.precision),
-        "tokens_per_batch": session.budget,
+        "kind": used.get("kind", "of an earlier session"),
+        "precision": str(session.hardware.precision),
+        "tokens_per_batch": session.hardware.budget,
         "batches": batches,
         "orfs": orfs,
         "tokens": tokens,
         "busy_seconds": round(seconds, 3),
-        "peak_memory_bytes": session.messages.peak_memory.get(name, 0),
+        "peak_memory_bytes": used.get("peak_memory_bytes", 0),
     }
 
 

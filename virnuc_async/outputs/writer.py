@@ -10,7 +10,8 @@ from anyio import from_thread
 
 from virnuc_async.errors import CannotWrite, DamagedStore
 from virnuc_async.fileio import atomic_write, sync_directory, writing_to
-from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES
+from virnuc_async.runs.identity import describe_differences
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES
 from virnuc_async.runs.session import RunSession
 
 from .columns import Chunks
@@ -20,7 +21,7 @@ from .failures import failure_chunks
 from .fragments import fragment_chunks
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
-from .summary import Summary, read_summary, summarize, summary_line, summary_text
+from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
 
 # Of our files, those that may change behind a finished run.
 _VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
@@ -57,8 +58,7 @@ class OutputWriter:
         contigs = await self._write_contigs()
         pairs = await self._write_pairs()
         await self._write_failures()
-        if self._session.settings.embeddings and not (self._out_dir / "merged_features.pt").exists():
-            await self._session.on_disk(self._write_embeddings)
+        await self._session.on_disk(self._write_or_remove_embeddings)
         summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
         await self._write("summary.json", summary_text(summary))
         await self._session.on_disk(self._remember_written)
@@ -83,24 +83,39 @@ class OutputWriter:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
     def _known_summary(self) -> Summary | None:
-        """Return the summary of a run whose files are all as they were written."""
-        written = self._store.get_meta("written") if self._store.is_finished else None
+        """Return the summary of a run whose files are all as they were written, and as they are wanted."""
+        if self._session.scored["batches"]:
+            return None
+        written = self._store.get_meta("written")
         if written is None:
+            self._log.debug("not all of its files have been written")
             return None
-        if written != _file_stats(self._out_dir):
+        if changes := list(describe_differences(written["settings"], self._output_settings())):
+            self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
+            return None
+        if written["files"] != _file_stats(self._out_dir):
             self._log.info("this run is finished, but some of its files have changed: writing them again")
-            return None
-        if (self._store.get_meta("mates") or []) != list(map(list, self._session.mates.mates)):
-            self._log.info("this run is finished, but with other pairs: writing its files again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
         summary = read_summary(self._out_dir / "summary.json")
-        self._log.info("{}", summary_line(summary, self._out_dir))
+        self._log.info("{}", summary_line(of_earlier_sessions(summary), self._out_dir))
         return summary
 
+    def _output_settings(self) -> dict[str, Any]:
+        """Return what the files depend on beside the store."""
+        settings, calibration = self._session.settings, self._session.plan.calibration
+        written = self._store.get_meta("written") or {"settings": {}}
+        return {
+            "threshold": settings.threshold,
+            "pairs": settings.pairs,
+            "calibration": calibration.fingerprint if calibration else None,
+            # Once written they stay: no setting removes them.
+            "embeddings": settings.embeddings or written["settings"].get("embeddings", False),
+        }
+
     def _remember_written(self) -> None:
-        self._store.set_meta("mates", self._session.mates.mates)
-        self._store.set_meta("written", _file_stats(self._out_dir))
+        written = {"settings": self._output_settings(), "files": _file_stats(self._out_dir)}
+        self._store.set_meta("written", written)
 
     async def _write_contigs(self) -> Counter[str]:
         """Write the table of contigs, and return how many have which verdict."""
@@ -147,10 +162,18 @@ class OutputWriter:
         (self._out_dir / name).unlink(missing_ok=True)
         sync_directory(self._out_dir)
 
+    def _write_or_remove_embeddings(self) -> None:
+        """Write the embeddings that the run has kept, if they are asked for."""
+        has_kept, merged = (self._out_dir / FEATURES).exists(), self._out_dir / MERGED_FEATURES
+        if self._session.settings.embeddings and (has_kept or not merged.exists()):
+            self._write_embeddings()
+        elif has_kept and merged.exists():
+            self._remove(MERGED_FEATURES)  # of fewer inputs, and all that is in it has been kept
+
     def _write_embeddings(self) -> None:
         width = self._session.plan.bundle.shapes.classifier.inputs
-        with writing_to(self._out_dir, "merged_features.pt"):
-            with atomic_write(self._out_dir / "merged_features.pt") as file:
+        with writing_to(self._out_dir, MERGED_FEATURES):
+            with atomic_write(self._out_dir / MERGED_FEATURES) as file:
                 save_features(self._store.reader, width, file)
             (self._out_dir / FEATURES).unlink(missing_ok=True)
 

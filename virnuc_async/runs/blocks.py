@@ -1,5 +1,6 @@
 """Scores and records in columns, and the ids of ORFs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,11 @@ class Block:
     def names(self) -> list[str]:
         """Return the ids decoded as Latin-1: this is faster than bytes, and has the same sort order."""
         return self.ids.decode("latin-1").split("\n")[:-1]
+
+    def orf_ids(self) -> Iterator[bytes]:
+        """Yield the published id of each ORF."""
+        columns = (self.scores[name].tolist() for name in ("fragment", "frame"))
+        return map(orf_id, map(self.ids.split(b"\n").__getitem__, self.rows.tolist()), *columns)
 
     def split_last(self) -> tuple["Block", "Block"]:
         """Return all records but the last, and the last, which may continue in the next window."""

@@ -1,25 +1,29 @@
 """What a run logs: its header, its progress, the memory of its GPUs, its failures."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
 
+from virnuc_async import engine
 from virnuc_async._version import __version__
-from virnuc_async.engine.devices import BASE_BUDGET, Device
-from virnuc_async.engine.engine import EngineEvents
+from virnuc_async.engine.events import EngineEvents
 from virnuc_async.log import PROGRESS, Counts
 from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .failure import Failure, failure_line
+from .hardware import Hardware
 from .output_directory import DAMAGED, STORE
 from .plan import Plan
 from .store import Store
 
 if TYPE_CHECKING:
     from loguru import Logger
+
+    from virnuc_async.engine.devices import Device
 
 _MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
 
@@ -45,10 +49,10 @@ class RunMessages(EngineEvents):
             self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
             await anyio.sleep(self._plan.intervals.progress)
 
-    async def watch_gpu_memory(self) -> None:
+    async def watch_gpu_memory(self, devices: "Sequence[Device]") -> None:
         """Log the memory of each GPU until cancelled; warn once of each that is nearly full."""
         # By card: there may be several replicas on one.
-        gpus = {device.uuid: device for device in reversed(self._plan.devices) if device.uuid}
+        gpus = {device.uuid: device for device in reversed(devices) if device.uuid}
         warned: set[str] = set()
         while gpus:
             for uuid, gpu in gpus.items():
@@ -70,8 +74,8 @@ class RunMessages(EngineEvents):
         """Remember the peak memory of *device*."""
         self.peak_memory[device] = peak_memory
 
-    def log_header(self, store: Store, precision: Precision, budget: int) -> None:
-        """Log version, model, what *store* had to recover from and, unless all is done, the devices."""
+    def log_header(self, store: Store, hardware: Hardware) -> None:
+        """Log version, model, what *store* had to recover from, and the devices."""
         bundle = self._plan.bundle
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
@@ -88,24 +92,24 @@ class RunMessages(EngineEvents):
                 plural(kept.windows, "window"),
                 store.directory / DAMAGED,
             )
-        for device in () if store.is_finished else self._plan.devices:
-            self.log.info("{}", _format_device(device, precision, budget))
+        for device in hardware.devices:
+            self.log.info("{}", _format_device(device, hardware))
 
     def log_failure(self, failure: Failure) -> None:
         """Log an input or an ORF that failed; the line is written to failed_files.txt as well."""
         self.log.bind(failure=failure_line(failure)).error("{}: {}", failure.path, failure.message)
 
 
-def _format_device(device: Device, precision: Precision, budget: int) -> str:
+def _format_device(device: "Device", hardware: Hardware) -> str:
     facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
     if device.capability is None:
         facts.append(plural(device.threads, "thread"))
     else:
         facts.append("capability {}.{}".format(*device.capability))
-    if precision is Precision.BF16:
+    if hardware.precision is Precision.BF16:
         facts.append("BF16 enabled")
     else:
         facts.append("FP32" if device.has_bf16 else "FP32 (BF16 needs a GPU of capability 8.0 or higher)")
-    base = BASE_BUDGET[precision]
+    base, budget = engine.BASE_BUDGET[hardware.precision], hardware.budget
     scaled = "" if budget == base else f" ({base:,} before scaling by memory or settings)"
     return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"

@@ -8,14 +8,15 @@ from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, list_names, sync_director
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces the store
-FEATURES = "merged_features.partial"
+FEATURES = "merged_features.partial"  # while a run proceeds
+MERGED_FEATURES = "merged_features.pt"
 OUTPUT_FILES = (
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "contigs.tsv",
     "pairs.tsv",
     "failed_files.txt",
-    "merged_features.pt",
+    MERGED_FEATURES,
     FEATURES,
     "summary.json",
     "report.html",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from virnuc_async.engine.devices import Device
 from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration
@@ -11,6 +11,9 @@ from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
 
 from .lock import HEARTBEAT_INTERVAL, LEASE_DURATION
+
+if TYPE_CHECKING:
+    from virnuc_async.engine.devices import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,10 @@ class Plan:
     paths: tuple[str, ...]  # files, or "-"; directories are expanded
     settings: Settings
     bundle: Bundle
-    devices: tuple[Device, ...]
+    devices: "tuple[Device, ...]" = ()  # empty: those of the settings, when there is something to compute
     window: int = WINDOW_ORFS  # ORFs
-    memory_use: Callable[[Device], MemoryUse | None] = memory_use
-    compiled: bool = False  # whether GPUs compute with compiled kernels
+    memory_use: Callable[["Device"], MemoryUse | None] = memory_use
+    compiled: bool | None = None  # whether GPUs compute with compiled kernels; None: by the settings
     intervals: Intervals = Intervals()
 
     @property

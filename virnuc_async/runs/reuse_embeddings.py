@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from virnuc_async import models
 from virnuc_async.errors import (
     AmbiguousFeatures,
     FeatureMismatchError,
@@ -26,12 +27,16 @@ from virnuc_async.sequences.windows import Window
 from virnuc_async.text import plural
 
 from .blocks import orf_id
-from .feature_files import ROWS_AT_ONCE, FeatureFile, Vectors, decode_id, read_features
+from .feature_files import FeatureFile, decode_id
 
 # Embeddings of the same ORF in FP32 and in BF16 had a similarity of 0.99994 or more; those of different
 # ORFs had 0.7 to 0.96 in the median and up to 0.9998, so a single ORF proves little.
 MIN_SIMILARITY = 0.999
 _SPOT_CHECKS = 8  # ORFs of a window, in addition to the first one of each file
+
+ROWS_AT_ONCE = 1024  # of a file that are in memory at a time
+
+Vectors = NDArray[np.float32]  # (ORFs, width)
 
 _NONE = -1  # no row, or no file
 _PARTS = (BASES, RESIDUES)
@@ -89,7 +94,7 @@ class FeatureIndex:
         # Without a name, the file is gone when this process ends, however that happens.
         self._scratch = TemporaryFile(dir=directory)  # noqa: SIM115
         for number, file in enumerate(self._files):
-            for part, ids, vectors in read_features(file.path, self._widths, self._rows_at_once):
+            for part, ids, vectors in models.read_features(file.path, self._widths, self._rows_at_once):
                 self._add(number, part, ids, vectors)
             yield
 

@@ -5,56 +5,43 @@ A run may take several sessions. Each one checks that the store is its own, read
 compares each window with the stored one, and hands out the batches that are not done.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import anyio
 from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 
-from virnuc_async.engine.devices import decide_budget, decide_precision
-from virnuc_async.engine.worker import ScoredBatch
-from virnuc_async.errors import (
-    NoRecords,
-    RunMismatchError,
-    Stage,
-)
+from virnuc_async.errors import RunMismatchError
 from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
-from virnuc_async.sequences.inputs import Reader
-from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
-from virnuc_async.settings import Precision
+from virnuc_async.sequences.windows import Window
 
-from .failure import Failure
 from .feature_files import FeatureFile, find_features
+from .file_changes import FileChanges
+from .hardware import Hardware, choose_devices, decide_hardware, recorded_hardware
 from .identity import run_identity
+from .input_windows import InputFiles, InputWindows
 from .mate_check import MateCheck
 from .messages import RunMessages
-from .output_directory import FEATURES, STORE
+from .output_directory import FEATURES, MERGED_FEATURES, STORE
 from .plan import Plan
+from .restore_features import restore_features
 from .reuse_embeddings import FeatureIndex, check_similarity
 from .store import Store
 from .takeover import open_store
+from .window_check import WindowCheck
 
-_DEVICE_KEYS = ("devices", "compiled kernels")  # of a run's identity
+if TYPE_CHECKING:
+    from virnuc_async.engine.devices import Device
+    from virnuc_async.engine.worker import ScoredBatch
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True)
-class InputFiles:
-    """How a run reads its files: at once, or with the blocks to come read ahead by the task *run*."""
-
-    read: Reader
-    read_ahead: Reader | None = None
-    run: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 class RunSession:
@@ -66,8 +53,9 @@ class RunSession:
 
     store: Store
     features: FeatureIndex  # embeddings that need not be computed
-    precision: Precision  # these two as the store has them, if it has
-    budget: int  # residue tokens per batch
+    hardware: Hardware  # as the store has it, if it has
+    _check: WindowCheck
+    keeps_embeddings: bool  # of this run; whether they were asked for when it was begun
     _tasks: TaskGroup
 
     def __init__(self, plan: Plan, out_dir: Path, input_files: InputFiles) -> None:
@@ -78,11 +66,15 @@ class RunSession:
         self.log = logger.bind(run=self.id)
         self.messages = RunMessages(plan, self.log)
         self.counts = self.messages.counts
+        self.is_finished = False  # whether nothing is left to compute
+        self.scored = Counter(orfs=0, batches=0)  # in this session, without failed ORFs
         self.mates = MateCheck(plan, self.messages)
         self._read = input_files.read
-        self._windows = _windows(plan, input_files.read_ahead or input_files.read)
-        self._first: Window | None = None
+        self._windows = InputWindows(plan, input_files)
+        self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
+        shapes = plan.bundle.shapes
+        self._widths = (shapes.nucleotide.width, shapes.protein.width)  # of embeddings
 
     @classmethod
     @asynccontextmanager
@@ -111,17 +103,15 @@ class RunSession:
                         background.start_soon(session._heartbeats, name="heartbeats")
                         await session._bind()
                         with run_log_files(session.id, out_dir):
-                            background.start_soon(session.messages.watch_gpu_memory, name="watch GPU memory")
+                            watched = session.hardware.devices
+                            background.start_soon(
+                                session.messages.watch_gpu_memory, watched, name="watch GPU memory"
+                            )
                             yield session
                             background.cancel_scope.cancel()
                     tasks.cancel_scope.cancel()
         finally:
-            session._stop_reading()
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every batch of the run is in the store."""
-        return self.store.is_finished
+            session._windows.close()
 
     async def log_header(self) -> None:
         """Log which run this is, on which devices, with which pairs, and what of it is done already."""
@@ -140,18 +130,17 @@ class RunSession:
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.status = "loading the model"
         send, receive = anyio.create_memory_object_stream[Window](1)
-        self._tasks.start_soon(self._read_ahead, send, name="read ahead")
+        self._tasks.start_soon(self._windows.send_all, send, name="read ahead")
         count = 0
         async with receive:
             async for window in receive:
                 count += 1
                 for batch in await self._pending_of(window):
                     yield batch
-        if await self.on_disk(self.store.reader.window_count) != count:
-            raise RunMismatchError(str(self.out_dir), ["the sequences have changed: there are fewer now"])
+        await self.on_disk(self._check.end, count)
         self.counts.is_all_read = True
 
-    async def commit(self, scored: ScoredBatch) -> None:
+    async def commit(self, scored: "ScoredBatch") -> None:
         """
         Store a scored batch: from now on it is never computed again.
 
@@ -163,6 +152,7 @@ class RunSession:
             check_similarity(scored.batch.known, scored.similarity)
         for failure in await self.on_disk(self.store.add_batch, scored):
             self.messages.log_failure(failure)
+        self.scored.update(orfs=len(scored.batch) - len(scored.failures), batches=1)
         self.counts.finished(scored.device, len(scored.batch), scored.batch.tokens)
         self.log.debug("batch {} done on {}", scored.batch.name, scored.device)
 
@@ -173,11 +163,21 @@ class RunSession:
         Raises:
             DamagedStore: not every batch is there
         """
+        await self.on_disk(self._remember_devices)
         reused = self.features.reused if self.features.files else None
         if reused is not None:
             level = "INFO" if reused else "WARNING"
             self.log.log(level, "{}", self.features.used_text())
         await self.on_disk(self.store.finish, reused)
+
+    def devices_used(self) -> dict[str, dict[str, Any]]:
+        """Return kind and peak memory of the devices of this and earlier sessions, by their names."""
+        used: dict[str, dict[str, Any]] = self.store.get_meta("devices used") or {}
+        for device in self.hardware.devices:
+            peak = self.messages.peak_memory.get(device.name, 0)
+            before = used.get(device.name, {}).get("peak_memory_bytes", 0)
+            used[device.name] = {"kind": device.model, "peak_memory_bytes": max(peak, before)}
+        return used
 
     async def on_disk(self, work: Callable[..., _Result], *args: Any) -> _Result:
         """Run *work* in a worker thread, the only one at the time that uses the store."""
@@ -186,19 +186,13 @@ class RunSession:
     async def _open(self) -> None:
         # A directory is not touched for nothing, but a run that is there is asked first.
         if self.settings.overwrite or not (self.out_dir / STORE).is_file():
-            self._first = await self._first_window()
+            self._devices = await to_thread.run_sync(choose_devices, self.plan)
+            await self._windows.first()
         self.features = await self._find_features()
         self.store = await open_store(self.plan, self.out_dir, self.messages, self.on_disk)
 
-    async def _first_window(self) -> Window:
-        first = await self._next_window()
-        if first is None or not first.contigs:
-            failures = [file.failure for file in first.files if file.failure] if first else []
-            raise NoRecords(self.plan.paths, failures)
-        return first
-
     async def _find_features(self) -> FeatureIndex:
-        shapes, directory = self.plan.bundle.shapes, self.settings.reuse_features
+        directory = self.settings.reuse_features
         found: list[FeatureFile] = []
         if directory is not None:
             self.counts.status = "looking for embeddings to reuse"
@@ -206,7 +200,7 @@ class RunSession:
             # Checksums of large files take a while.
             while (file := await to_thread.run_sync(next, searched, None)) is not None:
                 found.append(file)
-        return FeatureIndex(found, (shapes.nucleotide.width, shapes.protein.width))
+        return FeatureIndex(found, self._widths)
 
     async def _heartbeats(self) -> None:
         """Show other processes that want the directory that this one lives."""
@@ -223,7 +217,7 @@ class RunSession:
             await self.on_disk(step)
 
     def _read_features(self) -> None:
-        if not self.features.files or self.store.is_finished:
+        if not self.features.files or self.is_finished:
             return
         self.counts.status = "reading embeddings to reuse"
         with writing_to(self.out_dir, "embeddings to reuse"):
@@ -231,32 +225,42 @@ class RunSession:
                 from_thread.check_cancelled()
 
     def _identify(self) -> None:
-        """Decide precision and budget, or take those of the store, and check that the run is the same."""
-        plan, known = self.plan, self.store.get_meta("identity") or {}
-        wanted = self.settings.precision
-        if wanted is Precision.AUTO and known:
-            wanted = Precision(known.get("precision", wanted))
-        self.precision = decide_precision(plan.devices, wanted)
-        budget = self.settings.tokens_per_batch or known.get("tokens per batch")
-        self.budget = decide_budget(plan.devices, self.precision, budget)
-        identity = run_identity(plan, self.precision, self.budget, self.features.files)
-        if self.store.is_finished:
-            # Whatever devices there are now, nothing will be computed.
-            identity |= {key: known[key] for key in _DEVICE_KEYS if key in known}
-        self.store.bind_run(identity, plan.paths)
-        if self.settings.embeddings and not self.store.is_finished and self.store.reader.totals().scores:
+        """Decide what the run is computed with, as the store has it, and check that the run is the same."""
+        known = self.store.get_meta("identity") or {}
+        # A run keeps the embeddings that it was begun with, whether they are written this time or not.
+        self.keeps_embeddings = self.settings.embeddings or bool(known.get("embeddings"))
+        identity = run_identity(self.plan, self.features.files)
+        self._changes = FileChanges(known.get("inputs", identity["inputs"]), identity["inputs"])
+        self.is_finished = self.store.is_finished and not str(self._changes)
+        if self.is_finished:
+            self.hardware = recorded_hardware(self.plan, known)
+        else:
+            self.hardware = decide_hardware(self.plan, self._devices or choose_devices(self.plan), known)
+        identity |= {"embeddings": self.keeps_embeddings, **self.hardware.as_identity()}
+        self.store.bind_run(identity, self.plan.paths)
+        self._check = WindowCheck(self.store, identity, self.plan.paths, self._changes, self.messages)
+        if self.keeps_embeddings and not self.is_finished and self.store.reader.totals().scores:
             self._require_embeddings()
 
+    def _remember_devices(self) -> None:
+        self.store.set_meta("devices used", self.devices_used())
+
     def _require_embeddings(self) -> None:
-        """Check that the embeddings of finished batches are still there: no other file holds them."""
-        path, width = self.out_dir / FEATURES, self.plan.bundle.shapes.classifier.inputs
+        """Check that the embeddings of finished batches are there, or put them back from the file of all."""
+        merged = self.out_dir / MERGED_FEATURES
+        if self.store.is_finished and not (self.out_dir / FEATURES).exists() and merged.exists():
+            self.counts.status = "reading the embeddings so far"
+            restore_features(self.store.reader, merged, self._widths)
+        path, width = self.out_dir / FEATURES, sum(self._widths)
         if not path.exists() or path.stat().st_size < 4 * width * self.store.reader.features_end():
             raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are missing"])
 
     def _log_header(self) -> None:
-        self.messages.log_header(self.store, self.precision, self.budget)
-        if self.store.is_finished:
+        self.messages.log_header(self.store, self.hardware)
+        if self.is_finished:
             return
+        if changes := str(self._changes):
+            self.log.info("inputs: {}. Every window before the first difference is kept", changes)
         if self.features.files:
             self.log.info("{}", self.features.found_text())
         self.mates.log_pairing(self._read)
@@ -264,24 +268,9 @@ class RunSession:
         if totals.batches:
             self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
 
-    async def _read_ahead(self, send: MemoryObjectSendStream[Window]) -> None:
-        """Form windows ahead of the devices, in a worker thread."""
-        async with send:
-            window: Window | None = self._first or await self._first_window()
-            # Nobody receives any more when scoring has failed or was cancelled; the reason is raised there.
-            with suppress(anyio.BrokenResourceError):
-                while window is not None:
-                    await send.send(window)
-                    window = await self._next_window()
-
-    async def _next_window(self) -> Window | None:
-        # Forming a window parses, translates and tokenizes: too long to hold the event loop for.
-        # Abandoned when cancelled: standard input may stay silent for ever.
-        return await to_thread.run_sync(next, self._windows, None, abandon_on_cancel=True)
-
     async def _pending_of(self, window: Window) -> list[Batch]:
         """Store or check *window*, and return its batches that are not done."""
-        await self.on_disk(self._add_or_check, window)
+        await self.on_disk(self._check.add, window)
         done = await self.on_disk(self.store.finished_parts, window.number)
         pending = await to_thread.run_sync(self._pack, window, done)
         self.counts.read += len(window.origins)
@@ -289,31 +278,8 @@ class RunSession:
         return pending
 
     def _pack(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
-        batches = window.batches(self.budget, self.features.lookup(window))
+        batches = window.batches(self.hardware.budget, self.features.lookup(window))
         return [part for batch in batches for part in unfinished_parts(batch, done)]
-
-    def _add_or_check(self, window: Window) -> None:
-        known = self.store.window(window.number)
-        if known is None:
-            self.store.add_window(window)
-            for file in window.files:
-                if file.failure:
-                    self.messages.log_failure(Failure(file.path, Stage.INPUT, file.failure.reason))
-                elif not file.contigs:
-                    self.log.warning("{} holds no sequence", file.path)
-        elif known != window.digest:
-            raise RunMismatchError(str(self.out_dir), ["the sequences have changed"])
-
-    def _stop_reading(self) -> None:
-        """Close the open input, unless a thread still waits for it."""
-        with suppress(ValueError):
-            self._windows.close()
-
-
-def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
-    plan.bundle.check("tokenizer.json")
-    tokenizer = OrfTokenizer(plan.bundle.tokenizer())
-    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
 
 
 def unfinished_parts(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:

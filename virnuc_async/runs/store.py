@@ -10,16 +10,15 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import (
     RunMismatchError,
     Stage,
@@ -31,13 +30,16 @@ from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 from .blocks import CONTIG, SCORE, orf_id
 from .database import BUSY_SECONDS, Database, create_tables, has_tables, values_of
 from .failure import Failure
-from .identity import Identity, describe_differences
+from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
 from .meta import get_meta, remove_meta, set_meta
 from .output_directory import FEATURES, OUTPUT_FILES, STORE, claim_directory
 from .reader import RunReader
 from .repair import Recovered, repair_store
 from .rows import BatchRow, FailedOrf, FileEnd, WindowRow
+
+if TYPE_CHECKING:
+    from virnuc_async.engine.worker import ScoredBatch
 
 
 class Store:
@@ -100,7 +102,8 @@ class Store:
         """
         Write which run this is, with all its inputs; or check that it is the one in the store.
 
-        Inputs are compared by their content: if only their paths have changed, the new ones are stored.
+        Inputs are compared by their content: if only their paths have changed, the new ones are stored. If
+        they were corrected or added to, the store remains as it is until :meth:`rebind`.
 
         Raises:
             RunMismatchError: the store contains a different run
@@ -110,11 +113,16 @@ class Store:
         if known is None and self.reader.window_count():
             raise self._database.damage("which run it is of is missing")
         if known is not None and (differences := list(describe_differences(known, requested))):
+            if has_corrected_inputs(known, requested):
+                return
             raise RunMismatchError(str(self.directory), differences)
         names = list(paths)
         if known == requested and names == self.get_meta("paths"):
             return
-        self._set_meta(identity=requested, paths=names)
+        # Tables have the names of the inputs in them.
+        with self._transaction():
+            remove_meta(self._database, ("written",))
+            set_meta(self._database, {"identity": requested, "paths": names})
 
     def get_meta(self, key: str) -> Any:
         """Return what was stored under *key*, or None."""
@@ -145,20 +153,23 @@ class Store:
         """Return the number and the split path of every batch of *window* that is finished."""
         return {(batch.number, batch.part) for batch in self.reader.batches(window)}
 
-    def keep_windows(self, count: int) -> None:
-        """Keep the first *count* windows with their batches, and drop all others: the run is not finished."""
+    def rebind(
+        self, identity: Identity, paths: Sequence[str], count: int, ends: Mapping[int, Sequence[FileRow]]
+    ) -> None:
+        """
+        Make this the run of *identity* and *paths*, which is not finished; all or nothing.
+
+        Keep the first *count* windows with their batches, and drop all others. In each window of *ends*,
+        which is one of the first, these files end.
+        """
+        values = {"identity": json.loads(json.dumps(identity)), "paths": list(paths)}
         with self._transaction():
             self._database.execute("DELETE FROM batches WHERE window >= ?", count)
             self._database.execute("DELETE FROM windows WHERE number >= ?", count)
+            for number, files in ends.items():
+                self._set_file_ends(number, files)
             remove_meta(self._database, ("finished", "written"))
-
-    def set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
-        """Replace what is known of the files that end in window *number*."""
-        window = self.reader.window(number)
-        assert window is not None
-        row = window._replace(files=tuple(map(_file_end, files))).encode()
-        with self._transaction():
-            self._database.execute(f"REPLACE INTO windows {values_of(row)}", *row)
+            set_meta(self._database, values)
 
     def add_window(self, window: Window) -> None:
         """Store the records of a window, before any of its batches."""
@@ -169,7 +180,7 @@ class Store:
             digest=window.digest,
             contigs=_contig_columns(window.contigs),
             ids=b"".join(b"%s\n" % row.id for row in window.contigs),
-            files=tuple(map(_file_end, window.files)),
+            files=tuple(map(file_end, window.files)),
         ).encode()
         # Those of a window that is lost were perhaps of another input.
         if self.reader.batches(window.number):
@@ -177,7 +188,7 @@ class Store:
         with self._transaction():
             self._database.execute(f"INSERT INTO windows {values_of(row)}", *row)
 
-    def add_batch(self, done: ScoredBatch) -> list[Failure]:
+    def add_batch(self, done: "ScoredBatch") -> list[Failure]:
         """Store the scores of a batch and the failures of its ORFs, all or nothing; return the failures."""
         batch, scores = done.batch, _score_columns(done)
         if done.embeddings is not None:
@@ -223,6 +234,12 @@ class Store:
             for name in OUTPUT_FILES if is_ours else ():
                 (self.directory / name).unlink(missing_ok=True)
 
+    def _set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
+        window = self.reader.window(number)
+        assert window is not None
+        row = window._replace(files=tuple(map(file_end, files))).encode()
+        self._database.execute(f"REPLACE INTO windows {values_of(row)}", *row)
+
     def _failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> FailedOrf:
         contig, fragment, frame = batch.origins[row].tolist()
         file, name = self._locate_contig(contig, batch.window)
@@ -251,7 +268,8 @@ class Store:
                 os.close(file)
 
 
-def _file_end(file: FileRow) -> FileEnd:
+def file_end(file: FileRow) -> FileEnd:
+    """Return what is stored of a file that ends in a window."""
     reason = None if file.failure is None else str(file.failure.reason)
     return FileEnd(file.number, file.contigs, reason)
 
@@ -263,7 +281,7 @@ def _contig_columns(rows: Sequence[ContigRow]) -> NDArray[np.void]:
     return contigs
 
 
-def _score_columns(done: ScoredBatch) -> NDArray[np.void]:
+def _score_columns(done: "ScoredBatch") -> NDArray[np.void]:
     """Return what is stored of each scored ORF, in columns."""
     batch = done.batch
     scores = np.empty(len(batch), SCORE)

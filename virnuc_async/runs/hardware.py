@@ -1,0 +1,96 @@
+"""What a run computes with: its devices, its precision, the size of its batches, its kernels."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from virnuc_async import engine
+from virnuc_async.sequences.inputs import STDIN
+from virnuc_async.settings import Compile, Precision
+
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from virnuc_async.engine.devices import Device
+
+_KIND, _PRECISION, _BUDGET, _COMPILED = "devices", "precision", "tokens per batch", "compiled kernels"
+_SEVERAL = "of several kinds"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The devices of a session, and what decides their last digits."""
+
+    devices: "tuple[Device, ...]"  # none if nothing is left to compute
+    kind: str  # of the devices that the run is computed on
+    precision: Precision
+    budget: int  # residue tokens per batch
+    compiled: bool  # whether GPUs compute with compiled kernels
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all devices compute identical results."""
+        return self.kind != _SEVERAL
+
+    def as_identity(self) -> dict[str, Any]:
+        """Return its part of a run's identity."""
+        return {
+            _KIND: self.kind,
+            _PRECISION: self.precision,
+            _BUDGET: self.budget,
+            _COMPILED: self.compiled,
+        }
+
+
+def choose_devices(plan: Plan) -> "tuple[Device, ...]":
+    """
+    Return the devices of *plan*, or those that its settings name.
+
+    Raises:
+        UnknownDevice: the settings name a device that this process cannot see
+    """
+    return plan.devices or tuple(engine.choose(plan.settings))
+
+
+def decide_hardware(plan: Plan, devices: "tuple[Device, ...]", known: Mapping[str, Any]) -> Hardware:
+    """
+    Return what *plan* computes with on *devices*; what its settings leave open is as in the identity *known*.
+
+    Raises:
+        MixedDevices: the devices would compute different results and no precision was requested
+    """
+    precision = engine.decide_precision(devices, _precision(plan, known))
+    budget = engine.decide_budget(devices, precision, plan.settings.tokens_per_batch or known.get(_BUDGET))
+    kinds = sorted({device.kind for device in devices})
+    kind = kinds[0] if len(kinds) == 1 else _SEVERAL
+    return Hardware(devices, kind, precision, budget, _is_compiled(plan, devices, known))
+
+
+def recorded_hardware(plan: Plan, known: Mapping[str, Any]) -> Hardware:
+    """Return what the finished run of the identity *known* was computed with, or is now asked for."""
+    # Whatever devices there are now, nothing will be computed.
+    budget = plan.settings.tokens_per_batch or known[_BUDGET]
+    return Hardware((), known[_KIND], _precision(plan, known), budget, known[_COMPILED])
+
+
+def _precision(plan: Plan, known: Mapping[str, Any]) -> Precision:
+    wanted = plan.settings.precision
+    return Precision(known[_PRECISION]) if wanted is Precision.AUTO and known else wanted
+
+
+def _is_compiled(plan: Plan, devices: "Sequence[Device]", known: Mapping[str, Any]) -> bool:
+    if plan.compiled is not None:
+        return plan.compiled
+    on_gpu = any(device.capability for device in devices)
+    if plan.settings.compile is Compile.AUTO and known and on_gpu:
+        return bool(known[_COMPILED])
+    return engine.decide_compile(plan.settings.compile, on_gpu, _input_bytes(plan.paths) if on_gpu else None)
+
+
+def _input_bytes(paths: Sequence[str]) -> int | None:
+    """Return the size of all inputs on disk; None if it cannot be known."""
+    try:
+        return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
+    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
+        return None

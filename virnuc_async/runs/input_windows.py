@@ -1,0 +1,77 @@
+"""The inputs of a run, formed into windows ahead of the devices."""
+
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from anyio.streams.memory import MemoryObjectSendStream
+
+from virnuc_async.errors import NoRecords
+from virnuc_async.sequences.inputs import Reader
+from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.windows import Window, form_windows
+
+from .plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class InputFiles:
+    """How a run reads its files: at once, or with the blocks to come read ahead by the task *run*."""
+
+    read: Reader
+    read_ahead: Reader | None = None
+    run: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+
+class InputWindows:
+    """The windows of the inputs of *plan*, which are read once, in order, by worker threads."""
+
+    def __init__(self, plan: Plan, files: InputFiles) -> None:
+        self._plan = plan
+        self._windows = _windows(plan, files.read_ahead or files.read)
+        self._first: Window | None = None
+
+    async def first(self) -> Window:
+        """
+        Return the first window; it is read once.
+
+        Raises:
+            NoRecords: no input holds a record
+        """
+        if self._first is None:
+            first = await self._next()
+            if first is None or not first.contigs:
+                failures = [file.failure for file in first.files if file.failure] if first else []
+                raise NoRecords(self._plan.paths, failures)
+            self._first = first
+        return self._first
+
+    async def send_all(self, send: MemoryObjectSendStream[Window]) -> None:
+        """Send every window, forming the next one while the receiver has not asked for it."""
+        async with send:
+            window: Window | None = await self.first()
+            self._first = None
+            # Nobody receives any more when scoring has failed or was cancelled; the reason is raised there.
+            with suppress(anyio.BrokenResourceError):
+                while window is not None:
+                    await send.send(window)
+                    window = await self._next()
+
+    def close(self) -> None:
+        """Close the open input, unless a thread still waits for it."""
+        with suppress(ValueError):
+            self._windows.close()
+
+    async def _next(self) -> Window | None:
+        # Forming a window parses, translates and tokenizes: too long to hold the event loop for.
+        # Abandoned when cancelled: standard input may stay silent for ever.
+        return await to_thread.run_sync(next, self._windows, None, abandon_on_cancel=True)
+
+
+def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
+    plan.bundle.check("tokenizer.json")
+    tokenizer = OrfTokenizer(plan.bundle.tokenizer())
+    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
