@@ -1,6 +1,7 @@
 """Inputs that are corrected or added to: what comes before the first difference is kept."""
 
 import random
+import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,9 @@ from functools import partial
 from io import BytesIO
 from itertools import count as numbers
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import anyio
 import pytest
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from running import log, summary
 from support import TABLES
 
-from virnuc_async.errors import NoDevicesLeft, NoRecords, RunMismatchError
+from virnuc_async.errors import CannotWrite, NoDevicesLeft, NoRecords, RunMismatchError
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
@@ -280,6 +282,53 @@ async def test_other_settings_are_still_another_run(runs: Bench) -> None:
     await assert_refused(runs, ["a", "b"], "inputs: .*b.fa was added; tokens per batch: 700 -> 701")
 
 
+# A crash
+
+
+class FailingConnection(sqlite3.Connection):
+    """A connection that fails at one of the statements that write, for good."""
+
+    left = 0  # statements until then
+
+    def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+        if query.startswith(("INSERT", "REPLACE", "DELETE", "UPDATE", "COMMIT")):
+            FailingConnection.left -= 1
+            if FailingConnection.left <= 0:
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL  # type: ignore[misc]
+                raise error
+        return super().execute(query, *values)
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("goes_back", [False, True])
+async def test_at_any_statement_the_store_is_of_the_old_inputs_or_of_the_new(
+    goes_back: bool, step: int, runs: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next command finds either, whichever inputs it names."""
+    runs.write(a=fasta(*range(5)), b=fasta(5, 6))
+    await runs.run(["a"], "finished")
+    every = await runs.run(["a", "b"], "fresh")
+    connect, out, statements = sqlite3.connect, runs.directory / "out", 1 - step
+    is_full = True
+    while is_full:
+        statements, is_full = statements + step, False
+        rmtree(out, ignore_errors=True)
+        copytree(runs.directory / "finished", out)
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite3, "connect", partial(connect, factory=FailingConnection))
+            FailingConnection.left = statements
+            try:
+                await runs.run(["a", "b"])
+            except CannotWrite:
+                is_full = True
+        names = ["a"] if goes_back else ["a", "b"]
+        scored = await runs.run(names)
+        assert runs.files("out") == runs.files("finished" if goes_back else "fresh")
+        assert scored <= {batch for batch in every if batch[0] >= len(runs.windows(["a"])) - 1}
+    assert statements > 8
+
+
 # Standard input
 
 
@@ -374,6 +423,8 @@ async def check_edits(bundle: Bundle, directory: Path, seed: int) -> None:
     for _ in range(rng.randrange(1, 4)):
         new = edit(new, rng, fresh)
     new.write(runs)
+    if not new.contents():
+        return
     kept = first_difference(before, runs.windows(new.names))
     shared = bool(old.contents() & new.contents())
     if not (shared or set(old.names) & set(new.names)) or (kept == 0 and not shared and old != new):

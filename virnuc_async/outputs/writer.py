@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,10 @@ class OutputWriter:
         if written is None:
             self._log.debug("not all of its files have been written")
             return None
-        if changes := list(describe_differences(written["settings"], self._output_settings())):
+        changes = list(describe_differences(written["settings"], self._output_settings()))
+        if written["paths"] != self._paths_digest():
+            changes.append("inputs: moved or renamed")
+        if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
         if written["files"] != _file_stats(self._out_dir):
@@ -113,8 +117,16 @@ class OutputWriter:
             "embeddings": settings.embeddings or written["settings"].get("embeddings", False),
         }
 
+    def _paths_digest(self) -> str:
+        """Return a hash of the paths of the inputs, which tables have in them."""
+        return sha256("\0".join(self._session.plan.paths).encode("utf-8", "surrogateescape")).hexdigest()
+
     def _remember_written(self) -> None:
-        written = {"settings": self._output_settings(), "files": _file_stats(self._out_dir)}
+        written = {
+            "settings": self._output_settings(),
+            "paths": self._paths_digest(),
+            "files": _file_stats(self._out_dir),
+        }
         self._store.set_meta("written", written)
 
     async def _write_contigs(self) -> Counter[str]:

@@ -119,10 +119,7 @@ class Store:
         names = list(paths)
         if known == requested and names == self.get_meta("paths"):
             return
-        # Tables have the names of the inputs in them.
-        with self._transaction():
-            remove_meta(self._database, ("written",))
-            set_meta(self._database, {"identity": requested, "paths": names})
+        self._set_meta(identity=requested, paths=names)
 
     def get_meta(self, key: str) -> Any:
         """Return what was stored under *key*, or None."""
