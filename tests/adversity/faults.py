@@ -188,11 +188,11 @@ class World:
         self.reruns_when_finished = rng.random() < 0.2
         # A generator of its own keeps the other decisions of each seed as they were.
         self.reuses_features = random.Random(f"features {seed}").random() < 0.2
-        self._faulty_sessions = rng.randint(0, _MAX_FAULTY_SESSIONS)
+        self.faulty_sessions = rng.randint(0, _MAX_FAULTY_SESSIONS)
 
     def session(self, number: int) -> Session:
         """Return the next session; *number* counts from 0."""
-        rng, is_faulty = self._rng, number < self._faulty_sessions
+        rng, is_faulty = self._rng, number < self.faulty_sessions
         stop = rng.choice([*STOPS]) if is_faulty else "none"
         at = 1 + int(STOPS[stop] * rng.random() ** 1.5)
         clock = rng.choice(("steps", "jobs_started"))

@@ -59,21 +59,32 @@ class Workspace:
         self.directory = directory
         self.bundle = make_bundle(directory / "bundle")
         self.sources = make_sources(directory / "inputs")
-        self.reference = cache(self._reference)
+        self.reference = cache(self.calm_run)
+        self.another_run = cache(self._another_run)
         self.features = cache(self._features)
 
     def plan(self, source: Source, settings: Settings, devices: int, window: int) -> Plan:
         return Plan(source.paths, settings, self.bundle, fake_devices(devices), window)
 
-    def _reference(self, source: Source, faults: FailingOrfs) -> "Results":
-        """Return the results without faults: with threads, and in one batch unless an ORF fits nowhere."""
-        out = self.directory / "reference"
+    def calm_run(self, source: Source, faults: FailingOrfs, keep: str = "") -> "Results":
+        """
+        Return the results without faults: with threads, and in one batch unless an ORF fits nowhere.
+
+        The directory is kept if it has a name.
+        """
+        out = self.directory / (keep or "reference")
         plan = self.plan(source, Settings(tokens_per_batch=10_000, embeddings=True), 1, 1000)
         scoring = FaultPlan(strange=faults.strange, max_tokens=faults.max_tokens)
         run = partial(execute, plan, out, scoring.scorer, read=partial(read_contigs, stdin=source.stdin()))
         results = Results.read(out, anyio.run(run))
-        shutil.rmtree(out)
+        if not keep:
+            shutil.rmtree(out)
         return results
+
+    def _another_run(self) -> Path:
+        """Return the directory of a finished run."""
+        self.calm_run(self.sources[1], FailingOrfs(), "another")
+        return self.directory / "another"
 
     def _features(self, source: Source) -> Path:
         """Write the features of some ORFs with unique ids, like an earlier run; return their directory."""

@@ -270,9 +270,16 @@ class _Connection(sqlite3.Connection):
 
     disk: "Disk | None" = None
 
+    is_small: bool = False
+
     def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
         if self.disk is not None:
             self.disk.before_statement(query)
+        if query.startswith("BEGIN") and not self.is_small:
+            # Changed pages are written at once: a crash leaves a file that is half changed, next to a
+            # journal that can undo the changes. Not before: it may be the first that reads the file.
+            super().execute("PRAGMA cache_size=1")
+            self.is_small = True
         return super().execute(query, *values)
 
 
@@ -292,9 +299,6 @@ class Disk:
 
     def connect(self, *args: Any, **options: Any) -> sqlite3.Connection:
         connection = _connect(*args, factory=_Connection, **options)
-        # Changed pages are written at once: a crash leaves a file that is half changed, next to a
-        # journal that can undo the changes.
-        connection.execute("PRAGMA cache_size=1")
         connection.disk = self
         return connection
 

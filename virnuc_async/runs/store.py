@@ -23,7 +23,7 @@ from virnuc_async.errors import (
     RunMismatchError,
     Stage,
 )
-from virnuc_async.fileio import open_nofollow, writing_to
+from virnuc_async.fileio import open_nofollow, remove_leftovers, writing_to
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
@@ -78,6 +78,7 @@ class Store:
                 claim_directory(directory)
                 self.lock = Lock(directory)
                 undo.callback(self.lock.release)
+                remove_leftovers(directory)
                 has_locks = self.lock.has_kernel_locks
             self.recovered: Recovered | None = None
             if repair and not overwrite:
