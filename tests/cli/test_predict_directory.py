@@ -6,8 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from running import NO_FILE, log, predict, tables, verdicts
-from support import TABLES
+from running import NO_FILE, log, predict, some_reads, tables, verdicts
+from support import TABLES, fasta
 
 from virnuc_async.models.bundle import Bundle
 
@@ -69,6 +69,19 @@ def test_log_of_the_job_in_the_directory_is_no_obstacle(good: Path, out: Path) -
         assert predict(good, out, *more).code == 0
     assert (out / "slurm-1.out").read_text() == "job 1\n"
     assert list(verdicts(out)) == ["good", "shut"]
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu,cpu"])
+def test_an_input_is_added_and_a_name_is_corrected(devices: str, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.fa" for name in ("first", "second", "third"))
+    for number, path in enumerate((first, second, third)):
+        path.write_text(fasta(some_reads(20, 200, number).items()))
+    words = ("--devices", devices)
+    predict(first, second, tmp_path / "out", *words)
+    ended = predict(first, second, third, tmp_path / "out", *words)
+    assert f"inputs: {third} was added. Every window before the first difference is kept\n" in ended.err
+    predict(first, second, third, tmp_path / "fresh", *words)
+    assert tables(tmp_path / "out") == tables(tmp_path / "fresh")
 
 
 def test_different_run_is_refused_with_the_differences(

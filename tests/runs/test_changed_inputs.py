@@ -23,6 +23,7 @@ from running import log, summary
 from support import TABLES
 
 from virnuc_async.errors import CannotWrite, NoDevicesLeft, NoRecords, RunMismatchError
+from virnuc_async.log import PROGRESS, Counts, logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
@@ -203,6 +204,36 @@ async def test_interrupted_before_the_first_difference_nothing_is_lost(runs: Ben
         await execute(runs.plan(["a", "b"]), runs.directory / "out", Rules().scorer, read=lambda _: iter(()))
     assert not await runs.run(["a"])
     await runs.assert_same_as_fresh(["a"])
+
+
+async def test_pairs_of_more_files(runs: Bench) -> None:
+    mates = ["x_R1", "x_R2", "y_R1", "y_R2"]
+    runs.write(**dict.fromkeys(mates, fasta(*range(6))))
+    await check_edit(runs, mates[:2], lambda: None, mates)
+    assert runs.files("out")["pairs.tsv"].count(b"\n") == 1 + 2 * 6
+
+
+async def test_reused_embeddings_are_counted_over_all_inputs(runs: Bench) -> None:
+    runs.write(a=A, b=B)
+    runs.settings = replace(runs.settings, embeddings=True)
+    await runs.run(["a", "b"], "old")
+    runs.settings = replace(runs.settings, embeddings=False, reuse_features=runs.directory / "old")
+    await check_edit(runs, ["a"], lambda: None, ["a", "b"])
+    counts = summary(runs.directory / "out")["counts"]
+    assert counts["orfs_reused"] == counts["orfs"]
+
+
+async def test_progress_counts_what_is_kept(runs: Bench) -> None:
+    runs.write(a=A, b=B)
+    await runs.run(["a"])
+    seen: list[Counts] = []
+    sink = logger.add(lambda line: seen.append(line.record["extra"].get("counts")), level=PROGRESS)
+    await runs.run(["a", "b"])
+    logger.remove(sink)
+    counts = next(filter(None, seen))
+    assert counts.is_all_done
+    assert counts.done == counts.read == summary(runs.directory / "out")["counts"]["orfs"]
+    assert sum(device.orfs for device in counts.devices.values()) < counts.done
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
