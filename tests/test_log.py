@@ -8,6 +8,7 @@ import pytest
 from logged import Clock, working
 from running import python
 
+from virnuc_async.fileio import Directory
 from virnuc_async.log import (
     EVERY_SECONDS,
     PROGRESS,
@@ -68,7 +69,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    with run_log_files("1", one), run_log_files("2", two):
+    with run_log_files("1", Directory(one)), run_log_files("2", Directory(two)):
         logger.bind(run="1").info("to {}", "the first")
         logger.bind(run="2").debug("to the second {not a field}")
         logger.bind(run="2", failure="a|Input|gone\n").error("gone")
@@ -85,7 +86,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
 
 def test_files_of_a_run_are_appended_to(tmp_path: Path) -> None:
     for session in ("first", "second"):
-        with run_log_files("1", tmp_path):
+        with run_log_files("1", Directory(tmp_path)):
             logger.bind(run="1", failure=f"{session}|\n").error("{}", session)
     assert (tmp_path / "failed_files.txt").read_text() == "first|\nsecond|\n"
     assert [line[20:] for line in (tmp_path / "run.log").read_text().splitlines()] == [
@@ -95,7 +96,7 @@ def test_files_of_a_run_are_appended_to(tmp_path: Path) -> None:
 
 
 def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) -> None:
-    with run_log_files("1", tmp_path, clock):
+    with run_log_files("1", Directory(tmp_path), clock):
         for second in range(31):
             clock.now = 1000.0 + second
             logger.bind(run="1").log(PROGRESS, f"at {second}")
@@ -105,7 +106,7 @@ def test_run_log_holds_progress_every_ten_seconds(tmp_path: Path, clock: Clock) 
 
 
 def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
-    with run_log_files("1", tmp_path):
+    with run_log_files("1", Directory(tmp_path)):
         logger.bind(run="1", failure="a\udcff|Input|gone\n").error("{}: gone", "a\udcff")
     assert (tmp_path / "run.log").read_bytes().endswith(b"ERROR    a\xff: gone\n")
     assert (tmp_path / "failed_files.txt").read_bytes() == b"a\xff|Input|gone\n"
@@ -113,7 +114,7 @@ def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
 
 def test_log_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "run.log").mkdir()
-    with run_log_files("1", tmp_path):
+    with run_log_files("1", Directory(tmp_path)):
         logger.bind(run="1", failure="a\n").error("gone")
     assert (tmp_path / "failed_files.txt").read_text() == "a\n"
 

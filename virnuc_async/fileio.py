@@ -16,8 +16,10 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from stat import S_ISDIR, S_ISREG
+from typing import Any, BinaryIO, Self
 from uuid import uuid4
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
@@ -31,6 +33,8 @@ _IN_DOUBT = (
 )
 
 _MAX_ATTEMPTS = 100
+_CLOSED = -1  # instead of a handle
+_UNNAMED = getattr(os, "O_TMPFILE", os.O_RDWR)  # the latter is refused for a directory
 
 # The names of what is being made.
 _HALF_MADE = re.compile(r"\..+\.(?P<boot>[0-9a-f]{8}|unknown)-[0-9a-f]{8}\.virnuc\.partial", re.DOTALL)
@@ -70,27 +74,206 @@ def unwrapped_torch_errors() -> Iterator[None]:
         raise error.__context__ from None
 
 
+class Directory:
+    """
+    The directory that is at *path* when this is made, whatever name it, or another one, has later.
+
+    Files are opened, renamed and removed relative to its handle, and never through a link.
+
+    Raises, from the constructor:
+        OSError: there is no directory, or it may not be read
+    """
+
+    _handle = _CLOSED
+
+    def __init__(self, path: Path) -> None:
+        self._first_path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __repr__(self) -> str:
+        return f"<Directory {self}>"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """Where it is now, for messages; its first path if the system does not say or it was removed."""
+        return self.locate() or self._first_path
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it exists no more."""
+        return os.fstat(self._handle).st_nlink == 0
+
+    def locate(self) -> Path | None:
+        """Return a path that leads to it at this moment, or None if there is none, or none is known."""
+        paths = [self._first_path]
+        with suppress(OSError):
+            paths.append(Path(os.readlink(f"/proc/self/fd/{self._handle}")))
+        return next(filter(self.is_at, paths), None)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether *path* leads to it."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._handle))
+        except OSError:
+            return False
+
+    def opener(self, name: str, flags: int) -> int:
+        """Open a file of it; can be used as the opener of ``open``."""
+        return self._open_with(os.O_NOFOLLOW, name, flags)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading."""
+        return open(name, "rb", opener=self.opener)
+
+    def read_bounded(self, name: str, most: int) -> bytes:
+        """Return all of a file; raise ValueError if it has more than *most* bytes, or is not a plain file."""
+        # Checked first: opening a pipe would wait until somebody writes into it.
+        found = self.stat(name)
+        if found is not None and not S_ISREG(found.st_mode):
+            raise ValueError("it is not a plain file")
+        with self.open(name) as file:
+            return _read_at_most(file, most)
+
+    def create_new(self, name: str) -> BinaryIO:
+        """Open a new file for writing; a file or link of that name is removed first."""
+        self.unlink(name)
+        return open(name, "xb", opener=self.opener)
+
+    def temporary_file(self) -> BinaryIO:
+        """Open a file without a name, for writing and reading: it is gone when it is closed."""
+        name = f".{uuid4().hex}"
+        # A file that never has a name: not every system knows them, nor every file system.
+        with suppress(OSError):
+            return open(".", "r+b", opener=partial(self._open_with, _UNNAMED))
+        file = open(name, "x+b", opener=self.opener)  # noqa: SIM115 (it is returned)
+        self.unlink(name)
+        return file
+
+    @contextmanager
+    def atomic_write(self, name: str, check: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+        """
+        Open a new file that replaces *name* when it is complete, and is removed if writing fails.
+
+        *check* is called right before: if it raises, nothing is replaced.
+        """
+        self.remove_leftovers()
+        with half_made(self, name, lambda hidden: self.create_new(hidden).close()) as hidden:
+            with open(hidden, "r+b", opener=self.opener) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            check()
+            self.rename(hidden, name)
+            self.sync()
+
+    def create(self, name: str) -> os.stat_result:
+        """Create an empty file unless there is one of that name; return what the system says of it."""
+        file = self.opener(name, os.O_CREAT | os.O_WRONLY)
+        try:
+            return os.fstat(file)
+        finally:
+            os.close(file)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename the file *old*; a file that is called *new* is replaced."""
+        os.replace(old, new, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+
+    def link(self, old: str, new: str) -> None:
+        """Add the name *new*, which must be free, to the file *old*."""
+        os.link(old, new, src_dir_fd=self._handle, dst_dir_fd=self._handle, follow_symlinks=False)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file or a link, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._handle)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a directory with all that is in it, as far as possible."""
+        found = self.stat(name)
+        if found is not None and S_ISDIR(found.st_mode):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=self._handle)
+        with suppress(OSError):
+            self.unlink(name)
+
+    def remove_leftovers(self) -> list[str]:
+        """Do what :func:`remove_leftovers` does."""
+        in_doubt = []
+        with suppress(OSError):
+            for name, boot in [*_half_made_here(self)]:
+                if boot != _boot() or not _is_removed(self, name):
+                    in_doubt.append(f"{self.path / name} {_IN_DOUBT}")
+        return in_doubt
+
+    def make_directory(self, name: str) -> None:
+        """Make a directory in it."""
+        os.mkdir(name, dir_fd=self._handle)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return what the system says of a file or a link; None if there is none."""
+        try:
+            return os.stat(name, dir_fd=self._handle, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a plain file of that name."""
+        found = self.stat(name)
+        return found is not None and S_ISREG(found.st_mode)
+
+    def has(self, name: str, file: os.stat_result) -> bool:
+        """Whether *file* is the one of that name."""
+        found = self.stat(name)
+        return found is not None and os.path.samestat(found, file)
+
+    def names(self) -> list[str]:
+        """Return the names in it, sorted."""
+        return sorted(os.listdir(self._handle))
+
+    def sync(self) -> None:
+        """Make sure that the names in it are on the disk."""
+        os.fsync(self._handle)
+
+    def _open_with(self, more: int, name: str, flags: int) -> int:
+        return os.open(name, flags | more, 0o666, dir_fd=self._handle)
+
+    def close(self) -> None:
+        """Close the handle; does nothing the second time."""
+        handle, self._handle = self._handle, _CLOSED
+        if handle != _CLOSED:
+            os.close(handle)
+
+
 def create_new(path: Path) -> BinaryIO:
     """Open a new file for writing; a file or link at *path* is removed first."""
-    path.unlink(missing_ok=True)
-    return open(path, "xb")
+    with Directory(path.parent) as directory:
+        return directory.create_new(path.name)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that replaces *path* when it is complete, and is removed if writing fails."""
-    remove_leftovers(path.parent)
-    with half_made(path, lambda hidden: create_new(hidden).close()) as partial:
-        with open(partial, "r+b", opener=open_nofollow) as file:
-            yield file
-        fsync_and_rename(partial, path)
+    with Directory(path.parent) as directory, directory.atomic_write(path.name) as file:
+        yield file
 
 
-def fsync_and_rename(partial: Path, path: Path) -> None:
-    """Replace *path* by *partial*, which is complete; content and name are on the disk when this returns."""
-    _sync(partial)
-    partial.replace(path)
-    sync_directory(path.parent)
+def fsync_and_rename(complete: Path, path: Path) -> None:
+    """Replace *path* by *complete* beside it; content and name are on the disk when this returns."""
+    with Directory(path.parent) as directory:
+        _sync(complete)
+        directory.rename(complete.name, path.name)
+        directory.sync()
 
 
 def sync_directory(directory: Path) -> None:
@@ -110,97 +293,95 @@ def _sync(path: Path) -> None:
 def atomic_directory(directory: Path) -> Iterator[Path]:
     """Yield a hidden directory that is renamed to *directory* if nothing is raised, and removed otherwise."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(directory.parent)
-    with half_made(directory, Path.mkdir) as hidden:
-        yield hidden
-        for path in (*hidden.rglob("*"), hidden):
-            _sync(path)
-        hidden.rename(directory)
-        sync_directory(directory.parent)
+    with Directory(directory.parent) as parent:
+        parent.remove_leftovers()
+        with half_made(parent, directory.name, parent.make_directory) as hidden:
+            made = directory.with_name(hidden)
+            yield made
+            for path in (*made.rglob("*"), made):
+                _sync(path)
+            parent.rename(hidden, directory.name)
+            parent.sync()
 
 
 @contextmanager
-def half_made(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
+def half_made(directory: Directory, name: str, create: Callable[[str], object]) -> Iterator[str]:
     """
-    Make a hidden file or directory next to *path* with *create*; remove it in the end, if it is still there.
+    Make a hidden file or directory for *name* with *create*; remove it in the end, if it is still there.
 
     It is locked meanwhile, so that no other process takes it for left behind.
     """
-    hidden, lock = _make_and_lock(path, create)
+    hidden, lock = _make_and_lock(directory, name, create)
     try:
         yield hidden
     finally:
-        _remove(hidden)
+        directory.remove(hidden)
         os.close(lock)
 
 
-def _make_and_lock(path: Path, create: Callable[[Path], object]) -> tuple[Path, int]:
-    """Make a hidden file or directory next to *path*; return it with the descriptor that holds its lock."""
+def _make_and_lock(directory: Directory, name: str, create: Callable[[str], object]) -> tuple[str, int]:
+    """Make a hidden file or directory for *name*; return it with the descriptor that holds its lock."""
     for _ in range(_MAX_ATTEMPTS):
-        hidden = path.with_name(f".{path.name}.{_boot()}-{uuid4().hex[:8]}.virnuc.partial")
+        hidden = f".{name}.{_boot()}-{uuid4().hex[:8]}.virnuc.partial"
         create(hidden)
         # In the moment before it is locked, another process may take it for left behind.
-        lock = _lock(hidden)
+        lock = _lock(directory, hidden)
         if lock is not None:
             return hidden, lock
-    raise BlockingIOError(errno.EAGAIN, "other processes keep removing what is being made", str(path))
+    raise BlockingIOError(errno.EAGAIN, "other processes keep removing what is being made", str(directory))
 
 
-def remove_leftovers(directory: Path) -> list[str]:
+def remove_leftovers(path: Path) -> list[str]:
     """
-    Remove what processes that were killed left half made in *directory*; return a line on what may be in use.
+    Remove what processes that were killed left half made in the directory *path*, as far as it is there.
 
-    That is what a process on another machine made, or one before this machine's last start, or on a file
-    system without locks. What a living process has locked, or another user made, is neither removed nor
-    returned.
+    Return a line on what may be in use: what a process on another machine made, or one before this
+    machine's last start, or on a file system without locks. What a living process has locked, or another
+    user made, is neither removed nor returned.
     """
-    in_doubt = []
-    with suppress(OSError), os.scandir(directory) as entries:
-        for path, boot in [*_half_made_here(entries)]:
-            if boot != _boot() or not _is_removed(path):
-                in_doubt.append(f"{path} {_IN_DOUBT}")
-    return sorted(in_doubt)
+    with suppress(OSError), Directory(path) as directory:
+        return directory.remove_leftovers()
+    return []
 
 
-def _half_made_here(entries: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[Path, str]]:
+def _half_made_here(directory: Directory) -> Iterator[tuple[str, str]]:
     """Yield what this user's processes are making or have left, and on which boot."""
-    for entry in entries:
-        made = _HALF_MADE.fullmatch(entry.name)
-        is_plain = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-        if made and is_plain:
-            with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                    yield Path(entry.path), made["boot"]
+    for name in directory.names():
+        made = _HALF_MADE.fullmatch(name)
+        found = directory.stat(name) if made else None
+        is_plain = found is not None and (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode))
+        if made and found and is_plain and found.st_uid == os.geteuid():
+            yield name, made["boot"]
 
 
-def _is_removed(path: Path) -> bool:
-    """Remove *path* if its process is dead; return False if that cannot be known or done."""
+def _is_removed(directory: Directory, name: str) -> bool:
+    """Remove *name* if its process is dead; return False if that cannot be known or done."""
     try:
-        lock = _lock(path, must_lock=True)
+        lock = _lock(directory, name, must_lock=True)
     except OSError:
         return False
     if lock is None:  # it is alive, or somebody else is removing it
         return True
     # Still locked: a process that has just made it, and not locked it yet, must notice.
-    _remove(path)
+    directory.remove(name)
     os.close(lock)
-    return not os.path.lexists(path)
+    return directory.stat(name) is None
 
 
-def _lock(path: Path, must_lock: bool = False) -> int | None:
+def _lock(directory: Directory, name: str, must_lock: bool = False) -> int | None:
     """
-    Lock *path*, and return the descriptor that holds the lock; None if it is another's, or gone.
+    Lock *name*, and return the descriptor that holds the lock; None if it is another's, or gone.
 
     Raises:
         OSError: the file system has no locks, and it *must_lock*
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = directory.opener(name, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     with ExitStack() as undo:
         undo.callback(os.close, file)
-        if _has_lock(file, must_lock) and _is_at(file, path):
+        if _has_lock(file, must_lock) and directory.has(name, os.fstat(file)):
             undo.pop_all()
             return file
     return None
@@ -215,22 +396,6 @@ def _has_lock(file: int, must_lock: bool) -> bool:
         if must_lock:
             raise
     return True
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Return whether the open *file* is still at *path*."""
-    try:
-        return os.path.samestat(os.fstat(file), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or directory, as far as possible."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _boot() -> str:
@@ -297,7 +462,11 @@ def read_bounded(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError("it is not a plain file")
     with open(path, "rb") as file:
-        content = file.read(most + 1)
+        return _read_at_most(file, most)
+
+
+def _read_at_most(file: BinaryIO, most: int) -> bytes:
+    content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it holds more than {most:,} bytes")
     return content

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virnuc_async.fileio import open_nofollow
+from virnuc_async.fileio import Directory
 from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
@@ -121,10 +120,12 @@ class ThrottledProgress:
 
 
 @contextmanager
-def run_log_files(run: str, directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+def run_log_files(
+    run: str, directory: Directory, clock: Callable[[], float] = time.monotonic
+) -> Iterator[None]:
     """Write the log of the run *run* to ``run.log``, and its failures to ``failed_files.txt``."""
-    log = _append_sink(directory / "run.log")
-    failed = _append_sink(directory / "failed_files.txt")
+    log = _append_sink(directory, "run.log")
+    failed = _append_sink(directory, "failed_files.txt")
     last = -EVERY_SECONDS
 
     def is_of_run(record: "Record") -> bool:
@@ -157,13 +158,13 @@ def run_log_files(run: str, directory: Path, clock: Callable[[], float] = time.m
             logger.remove(sink)
 
 
-def _append_sink(path: Path) -> Callable[[str], None]:
-    """Return a sink that appends to *path*, which the first line creates."""
+def _append_sink(directory: Directory, name: str) -> Callable[[str], None]:
+    """Return a sink that appends to the file *name*, which the first line creates."""
 
     def write(line: str) -> None:
         # A log that cannot be written must not stop the run: the results are in the store, and a
         # full disk is reported there.
-        with suppress(OSError), open(path, "ab", opener=open_nofollow) as file:
+        with suppress(OSError), open(name, "ab", opener=directory.opener) as file:
             file.write(line.encode("utf-8", "surrogateescape"))
 
     return write

@@ -34,6 +34,7 @@ from virnuc_async.errors import (
     FeatureError,
     InputError,
 )
+from virnuc_async.fileio import Directory
 from virnuc_async.models.bundle import PARTS, REFERENCE, find
 from virnuc_async.models.checkpoint_formats import read_classifier, read_nucleotide, read_protein
 from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
@@ -437,7 +438,7 @@ def features(data: bytes) -> None:
     with warnings.catch_warnings(action="error"):
         known = FeatureIndex(list(find_features(directory, _scratch())), _WIDTHS)
         try:
-            for _ in known.read(_scratch()):
+            for _ in known.read(Directory(_scratch())):
                 assert known.found_text().startswith("found 1 file of features")
         except FeatureError as error:
             message = str(error)

@@ -33,9 +33,9 @@ class Interrupted(io.BytesIO):
         return super().write(content)
 
 
-def open_interrupted(path: Path, mode: str, **_: Any) -> Any:
+def open_interrupted(name: str, mode: str, opener: Any) -> Any:
     """Create files, and interrupt what is written to them."""
-    return open(path, mode) if mode == "xb" else Interrupted()
+    return open(name, mode, opener=opener) if mode == "xb" else Interrupted()
 
 
 def test_interrupt_during_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 from example_features import NUCLEOTIDE, PROTEIN
 from example_runs import IDENTITY
 
+from virnuc_async.fileio import Directory
 from virnuc_async.runs.feature_files import find_features
 from virnuc_async.runs.reuse_embeddings import FeatureIndex
 from virnuc_async.runs.store import Store
@@ -23,7 +24,7 @@ def read(tmp_path: Path) -> Iterator[Callable[..., FeatureIndex]]:
         def read_all(directory: Path, rows_at_once: int = 1024) -> FeatureIndex:
             found = list(find_features(directory, but_not=scratch))
             features = opened.enter_context(closing(FeatureIndex(found, (NUCLEOTIDE, PROTEIN), rows_at_once)))
-            for _ in features.read(scratch):
+            for _ in features.read(Directory(scratch)):
                 assert not list(scratch.iterdir())  # a killed process leaves nothing behind
             return features
 

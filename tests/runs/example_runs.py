@@ -77,7 +77,7 @@ def orfs(store: Store) -> list[int]:
 
 def reopen(store: Store) -> Store:
     store.close()
-    store.__init__(store.directory)  # type: ignore[misc]
+    store.__init__(store.directory.path)  # type: ignore[misc]
     return store
 
 

@@ -17,6 +17,7 @@ import torch
 from example_features import IDS, NUCLEOTIDE, NUMBERS, PROTEIN, merged, nucleotides, proteins, saved
 
 from virnuc_async.errors import BadFeatures, NoFeatures
+from virnuc_async.fileio import Directory
 from virnuc_async.runs.feature_files import find_features
 from virnuc_async.runs.reuse_embeddings import FeatureIndex
 
@@ -223,4 +224,4 @@ def test_a_file_that_cannot_be_read(old: Path, read: Read) -> None:
     file.path.unlink()
     features = FeatureIndex([file], (NUCLEOTIDE, PROTEIN))
     with closing(features), pytest.raises(BadFeatures, match="No such file or directory"):
-        list(features.read(old))
+        list(features.read(Directory(old)))

@@ -16,6 +16,7 @@ import pytest
 from running import ROOT
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
+from virnuc_async.fileio import Directory
 from virnuc_async.runs import lock as module
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 
@@ -26,8 +27,9 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     script = """
 import sys
 from pathlib import Path
+from virnuc_async.fileio import Directory
 from virnuc_async.runs.lock import Lock
-lock = Lock(Path(sys.argv[1]))
+lock = Lock(Directory(Path(sys.argv[1])))
 print("locked", flush=True)
 sys.stdin.read()
 lock.release()
@@ -48,8 +50,8 @@ def write(directory: Path, owner: Owner) -> None:
 
 def own_owner(directory: Path) -> Owner:
     """Return this process as the owner of *directory*."""
-    lock = Lock(directory)
-    owner = owner_of(directory)
+    lock = Lock(Directory(directory))
+    owner = owner_of(Directory(directory))
     lock.release()
     assert owner is not None
     return owner
@@ -57,12 +59,12 @@ def own_owner(directory: Path) -> Owner:
 
 def test_a_living_process_is_named(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
     with pytest.raises(DirectoryLockedError) as caught:
-        Lock(tmp_path)
+        Lock(Directory(tmp_path))
     host = os.uname().nodename
     assert caught.value.reason.startswith(f"process {holder.pid} on {host} (since 2")
     assert caught.value.reason.endswith(") is writing there. Wait for it to end, or choose another directory")
     holder.communicate(b"")
-    Lock(tmp_path).release()
+    Lock(Directory(tmp_path)).release()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +72,7 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path, holder: "subproces
     holder.send_signal(signal.SIGKILL)
     # Not reaped: it is a zombie now, which still has its pid.
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
-    lock = Lock(tmp_path)
+    lock = Lock(Directory(tmp_path))
     assert lock.previous_owner is not None
     assert lock.previous_owner.pid == holder.pid
     lock.check()
@@ -80,12 +82,12 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path, holder: "subproces
 def test_a_stopped_process_is_alive(tmp_path: Path, holder: "subprocess.Popen[bytes]") -> None:
     holder.send_signal(signal.SIGSTOP)
     with pytest.raises(DirectoryLockedError, match=f"process {holder.pid}"):
-        Lock(tmp_path)
+        Lock(Directory(tmp_path))
 
 
 def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
     write(tmp_path, replace(own_owner(tmp_path), started="1"))
-    lock = Lock(tmp_path)
+    lock = Lock(Directory(tmp_path))
     assert lock.previous_owner is not None
     lock.release()
 
@@ -95,42 +97,42 @@ def test_an_owner_elsewhere_is_not_called_dead(fact: str, tmp_path: Path) -> Non
     owner = replace(own_owner(tmp_path), **{fact: "another"})
     write(tmp_path, owner)
     with pytest.raises(LockHeldRemotely, match="cannot be checked from this machine") as caught:
-        Lock(tmp_path)
+        Lock(Directory(tmp_path))
     assert caught.value.owner == owner
-    take_over(tmp_path, owner)
-    Lock(tmp_path).release()
+    take_over(Directory(tmp_path), owner)
+    Lock(Directory(tmp_path)).release()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b"\xff", b'{"pid": 3}'])
 def test_an_unreadable_lock_has_an_unknown_owner(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(content)
     with pytest.raises(LockHeldRemotely, match="process 0 on an unknown machine") as caught:
-        Lock(tmp_path)
+        Lock(Directory(tmp_path))
     assert isinstance(caught.value.owner, Owner)
-    take_over(tmp_path, caught.value.owner)
-    assert owner_of(tmp_path) is None
+    take_over(Directory(tmp_path), caught.value.owner)
+    assert owner_of(Directory(tmp_path)) is None
 
 
 def test_only_the_named_owner_is_followed(tmp_path: Path) -> None:
     owner = own_owner(tmp_path)
-    lock = Lock(tmp_path)
+    lock = Lock(Directory(tmp_path))
     with pytest.raises(DirectoryLockedError, match=f"process {os.getpid()} "):
-        take_over(tmp_path, owner)
+        take_over(Directory(tmp_path), owner)
     lock.check()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     lock.release()
-    take_over(tmp_path, owner)  # it has no owner: nothing to do
+    take_over(Directory(tmp_path), owner)  # it has no owner: nothing to do
 
 
 def test_a_lost_lock_is_noticed_at_the_next_check(tmp_path: Path) -> None:
-    lock = Lock(tmp_path)
-    owner = owner_of(tmp_path)
+    lock = Lock(Directory(tmp_path))
+    owner = owner_of(Directory(tmp_path))
     assert owner is not None
     lock.heartbeat()
-    take_over(tmp_path, owner)
+    take_over(Directory(tmp_path), owner)
     with pytest.raises(DirectoryLockedError, match=r"its run\.lock is gone"):
         lock.check()
-    other = Lock(tmp_path)
+    other = Lock(Directory(tmp_path))
     for method in (lock.check, lock.heartbeat):
         with pytest.raises(DirectoryLockedError, match="is writing there"):
             method()
@@ -140,18 +142,18 @@ def test_a_lost_lock_is_noticed_at_the_next_check(tmp_path: Path) -> None:
 
 
 def test_heartbeats_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
-    lock = Lock(tmp_path)
-    first = owner_of(tmp_path)
+    lock = Lock(Directory(tmp_path))
+    first = owner_of(Directory(tmp_path))
     assert first is not None
     for count in (1, 2, 3):
         lock.heartbeat()
-        assert owner_of(tmp_path) == replace(first, heartbeats=count)
+        assert owner_of(Directory(tmp_path)) == replace(first, heartbeats=count)
     lock.release()
     lock.release()
 
 
 def test_a_full_disk_does_not_end_a_run_by_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = Lock(tmp_path)
+    lock = Lock(Directory(tmp_path))
 
     def fails(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -170,7 +172,7 @@ def test_one_of_many_simultaneous_processes_gets_it(tmp_path: Path) -> None:
         def take(together: threading.Barrier = together, got: list[Lock] = got) -> None:
             together.wait()
             with suppress(DirectoryLockedError):
-                got.append(Lock(tmp_path))
+                got.append(Lock(Directory(tmp_path)))
 
         threads = [threading.Thread(target=take) for _ in range(4)]
         for thread in threads:
@@ -203,7 +205,7 @@ def raising(number: int) -> Callable[..., None]:
 def test_file_systems_without_locks_are_detected(
     error: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = Lock(tmp_path)
+    lock = Lock(Directory(tmp_path))
     assert lock.has_kernel_locks
     monkeypatch.setattr(fcntl, "lockf", raising(getattr(module.errno, error)))
     assert lock.has_kernel_locks is has

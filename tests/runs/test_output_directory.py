@@ -172,10 +172,10 @@ def test_overwrite_deletes_our_files_only(store: Store) -> None:
     store.finish()
     store.close()
     for name in (*OUTPUT_FILES, "notes.txt"):
-        (store.directory / name).write_bytes(b"x")
-    Store(store.directory, overwrite=True).close()
-    assert sorted(path.name for path in store.directory.iterdir()) == ["notes.txt", STORE]
-    store = Store(store.directory)
+        (store.directory.path / name).write_bytes(b"x")
+    Store(store.directory.path, overwrite=True).close()
+    assert sorted(path.name for path in store.directory.path.iterdir()) == ["notes.txt", STORE]
+    store = Store(store.directory.path)
     assert store.get_meta("identity") is None
     assert not store.is_finished
     store.bind_run({"model": "other"}, ["x"])
@@ -185,6 +185,7 @@ def test_overwrite_deletes_our_files_only(store: Store) -> None:
 
 def test_without_overwrite_nothing_is_deleted(store: Store) -> None:
     for name in (*OUTPUT_FILES, "notes.txt"):
-        (store.directory / name).write_bytes(b"x")
+        (store.directory.path / name).write_bytes(b"x")
     reopen(store)
-    assert {path.name for path in store.directory.iterdir()} == {*OUTPUT_FILES, "notes.txt", STORE, LOCK}
+    own = {STORE, f"{STORE}-journal", LOCK}
+    assert {path.name for path in store.directory.path.iterdir()} == {*OUTPUT_FILES, "notes.txt", *own}

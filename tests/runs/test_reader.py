@@ -155,7 +155,7 @@ def test_an_orf_without_a_score_needs_no_embedding(store: Store) -> None:
     first, second = batches(window)
     store.add_batch(score(first, embeddings=True))
     store.add_batch(score(second, row0=(Stage.PROTEIN, "no room"), row1=(Stage.PROTEIN, "no room")))
-    assert store.reader.features_end() == len(features(store.directory)) == 2
+    assert store.reader.features_end() == len(features(store.directory.path)) == 2
 
 
 def test_orf_ids_are_the_published_ones() -> None:
@@ -169,12 +169,12 @@ def test_damaged_pages_are_reported_as_damage(store: Store) -> None:
     for batch in batches(window, 600):
         store.add_batch(score(batch))
     store.close()
-    with open(store.directory / STORE, "r+b") as file:
+    with open(store.directory.path / STORE, "r+b") as file:
         file.seek(0, os.SEEK_END)
         for page in range(file.tell() // 4096 // 2, file.tell() // 4096):
             file.seek(4096 * page)
             file.write(b"\xa5" * 4096)
-    store = Store(store.directory)
+    store = Store(store.directory.path)
     with pytest.raises(DamagedStore, match=r"5 finished batches in it can be recovered: .* --repair"):
         list(store.reader.blocks())
     store.close()

@@ -59,37 +59,37 @@ def state(store: Store) -> tuple[object, ...]:
 
 
 def test_an_intact_store_is_left_as_it_is(filled: Store) -> None:
-    before = (filled.directory / STORE).read_bytes()
-    store = Store(filled.directory, repair=True)
+    before = (filled.directory.path / STORE).read_bytes()
+    store = Store(filled.directory.path, repair=True)
     assert store.recovered == (3, 6, True)
     assert store.is_finished
     store.close()
-    assert (filled.directory / STORE).read_bytes() == before
-    assert [path.name for path in filled.directory.iterdir()] == [STORE]
+    assert (filled.directory.path / STORE).read_bytes() == before
+    assert [path.name for path in filled.directory.path.iterdir()] == [STORE]
 
 
 def test_repair_of_a_store_of_which_no_row_is_lost_keeps_everything(filled: Store) -> None:
-    before = Store(filled.directory)
+    before = Store(filled.directory.path)
     expected = state(before)
     ((index,),) = before._database.rows("SELECT rootpage FROM sqlite_master WHERE type = 'index'")
     before.close()
-    with open(filled.directory / STORE, "r+b") as file:
+    with open(filled.directory.path / STORE, "r+b") as file:
         file.seek(4096 * (index - 1))
         file.write(b"\xff" * 4096)
-    store = Store(filled.directory, repair=True)
+    store = Store(filled.directory.path, repair=True)
     assert store.recovered == (3, 6, False)
     assert state(store) == expected
     assert store.is_finished
-    assert (store.directory / DAMAGED).exists()
+    assert (store.directory.path / DAMAGED).exists()
     store.close()
 
 
 def test_repair_drops_damaged_rows(filled: Store) -> None:
-    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+    with closing(sqlite3.connect(filled.directory.path / STORE)) as db, db:
         db.execute("UPDATE batches SET scores = zeroblob(LENGTH(scores)) WHERE window = 0 AND number = 1")
         db.execute("UPDATE windows SET ids = x'00' WHERE number = 1")
         db.execute("UPDATE batches SET failures = '[]' WHERE window = 2 AND number = 1")
-    store = Store(filled.directory, repair=True)
+    store = Store(filled.directory.path, repair=True)
     assert store.recovered == (2, 2, False)
     assert not store.is_finished
     assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
@@ -112,14 +112,14 @@ def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, stor
         store.add_batch(score(batch))
     expected = dict(zip(orfs(store), scores(store), strict=True))
     store.close()
-    pages = (store.directory / STORE).stat().st_size // 4096
+    pages = (store.directory.path / STORE).stat().st_size // 4096
     rng = np.random.default_rng(seed)
-    with open(store.directory / STORE, "r+b") as file:
+    with open(store.directory.path / STORE, "r+b") as file:
         for page in rng.integers(1, pages, 3).tolist():
             file.seek(4096 * page + 512 * int(rng.integers(8)))
             file.write(rng.bytes(512))
     with suppress(DamagedStore):  # if the tables themselves are gone, nothing can be recovered
-        store = Store(store.directory, repair=True)
+        store = Store(store.directory.path, repair=True)
     if store.recovered is None:
         return
     kept = b"".join(blob for (blob,) in store._database.rows("SELECT scores FROM batches"))
@@ -139,13 +139,13 @@ def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, stor
 
 
 def test_nothing_can_be_recovered_without_the_identity(filled: Store) -> None:
-    with closing(sqlite3.connect(filled.directory / STORE)) as db, db:
+    with closing(sqlite3.connect(filled.directory.path / STORE)) as db, db:
         db.execute("DELETE FROM run")
-    before = (filled.directory / STORE).read_bytes()
+    before = (filled.directory.path / STORE).read_bytes()
     with pytest.raises(DamagedStore, match=r"nothing in its run\.sqlite3 can be recovered"):
-        Store(filled.directory, repair=True)
-    assert (filled.directory / STORE).read_bytes() == before
-    assert [path.name for path in filled.directory.iterdir()] == [STORE]
+        Store(filled.directory.path, repair=True)
+    assert (filled.directory.path / STORE).read_bytes() == before
+    assert [path.name for path in filled.directory.path.iterdir()] == [STORE]
 
 
 def test_repair_does_not_touch_a_foreign_store(tmp_path: Path) -> None:

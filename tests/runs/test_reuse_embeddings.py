@@ -171,6 +171,7 @@ def test_embeddings_are_not_kept_in_memory(tmp_path: Path) -> None:
     script = f"""
 import re, torch
 from pathlib import Path
+from virnuc_async.fileio import Directory
 from virnuc_async.runs.feature_files import find_features
 from virnuc_async.runs.reuse_embeddings import FeatureIndex
 old = Path({str(tmp_path)!r}) / "old"
@@ -190,7 +191,7 @@ class Watched(FeatureIndex):
         used.append(int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
         super()._add(*args)
 features = Watched(list(find_features(old, out)), (400, 1600))
-for _ in features.read(out): pass
+for _ in features.read(Directory(out)): pass
 print(max(used) - used[0])
 features.close()
 """

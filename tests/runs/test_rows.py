@@ -74,7 +74,7 @@ def check_damage(store: Store) -> None:
         read_everything(store)
     store.close()
     try:
-        store.__init__(store.directory, repair=True)  # type: ignore[misc]
+        store.__init__(store.directory.path, repair=True)  # type: ignore[misc]
     except DamagedStore:
         return
     assert not store.is_finished

@@ -28,6 +28,7 @@ from virnuc_async.errors import (
     NoDevicesLeft,
     RunMismatchError,
 )
+from virnuc_async.fileio import Directory
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
@@ -71,8 +72,8 @@ async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: Pi
 
 def hold(out: Path, **facts: object) -> Owner:
     """Have *out* held by a process on another machine."""
-    held = Lock(out)
-    owner = owner_of(out)
+    held = Lock(Directory(out))
+    owner = owner_of(Directory(out))
     held.release()
     assert owner is not None
     owner = replace(owner, host="node7", pid=4711, **facts)  # type: ignore[arg-type]
@@ -131,10 +132,10 @@ async def test_a_run_shows_that_it_lives(bench: PipelineHarness) -> None:
     rules = Rules(pause_after=1)
     task = asyncio.create_task(bench.run(rules))
     await rules.paused.wait()
-    first = owner_of(bench.out / "out")
-    while owner_of(bench.out / "out") == first:  # noqa: ASYNC110 (a file has no event)
+    first = owner_of(Directory(bench.out / "out"))
+    while owner_of(Directory(bench.out / "out")) == first:  # noqa: ASYNC110 (a file has no event)
         await anyio.sleep(0.02)
-    later = owner_of(bench.out / "out")
+    later = owner_of(Directory(bench.out / "out"))
     assert first is not None
     assert later is not None
     assert (later.pid, later.token) == (os.getpid(), first.token)
@@ -149,9 +150,9 @@ async def test_a_run_that_was_taken_for_dead_writes_no_more(bench: PipelineHarne
     rules = Rules(pause_after=2)
     task = asyncio.create_task(bench.run(rules))
     await rules.paused.wait()
-    owner = owner_of(bench.out / "out")
+    owner = owner_of(Directory(bench.out / "out"))
     assert owner is not None
-    take_over(bench.out / "out", owner)
+    take_over(Directory(bench.out / "out"), owner)
     rules.go_on.set()
     with pytest.raises(DirectoryLockedError, match=r"its run\.lock is gone"):
         await task

@@ -156,19 +156,19 @@ def test_embeddings_are_at_the_position_of_their_orf(store: Store) -> None:
         store.add_window(window)
     late, early = batches(second, 100)[0], batches(first, 100)[0]
     store.add_batch(score(late, embeddings=True))
-    assert features(store.directory).tolist() == [[0] * 3] * 4 + [[n] * 3 for n in range(4, 8)]
+    assert features(store.directory.path).tolist() == [[0] * 3] * 4 + [[n] * 3 for n in range(4, 8)]
     store = reopen(store)
     store.add_batch(score(early, embeddings=True))
-    assert features(store.directory).tolist() == [[n] * 3 for n in range(8)]
+    assert features(store.directory.path).tolist() == [[n] * 3 for n in range(8)]
 
 
 def test_a_second_process_is_refused(store: Store) -> None:
     text = rf"process {os.getpid()} on {os.uname().nodename} \(since 20.*\) is writing there\. Wait for it"
     with pytest.raises(DirectoryLockedError, match=text) as caught:
-        Store(store.directory)
-    assert caught.value.path == str(store.directory)
+        Store(store.directory.path)
+    assert caught.value.path == str(store.directory.path)
     with pytest.raises(DirectoryLockedError):
-        Store(store.directory, overwrite=True)
+        Store(store.directory.path, overwrite=True)
     script = """
 import sys
 from pathlib import Path
@@ -180,7 +180,7 @@ try:
 except DirectoryLockedError as error:
     print(error)
 """
-    command = [sys.executable, "-c", script, store.directory]
+    command = [sys.executable, "-c", script, store.directory.path]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == f"{caught.value}\n"
     assert store.get_meta("identity") == IDENTITY
@@ -217,18 +217,18 @@ def test_a_file_system_without_locks(out: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_every_commit_is_on_the_disk(store: Store) -> None:
-    assert next(store._database.rows("PRAGMA synchronous")) == (3,)  # EXTRA: syncs the journal's removal
-    assert next(store._database.rows("PRAGMA journal_mode")) == ("delete",)
+    assert next(store._database.rows("PRAGMA synchronous")) == (3,)  # EXTRA
+    assert next(store._database.rows("PRAGMA journal_mode")) == ("persist",)
 
 
 def test_a_store_that_another_program_reads_is_busy(store: Store) -> None:
     store.close()
-    with closing(sqlite3.connect(store.directory / STORE)) as db:
+    with closing(sqlite3.connect(store.directory.path / STORE)) as db:
         db.execute("BEGIN")
         db.execute("SELECT * FROM run").fetchall()
         with pytest.raises(DirectoryLockedError, match=r"another program has run\.sqlite3 open, to read"):
-            Store(store.directory, busy_seconds=0.05)
-    assert not (store.directory / LOCK).exists()
+            Store(store.directory.path, busy_seconds=0.05)
+    assert not (store.directory.path / LOCK).exists()
     reopen(store)
 
 
@@ -238,11 +238,11 @@ def test_a_full_disk_is_reported_and_loses_nothing(embeddings: bool, store: Stor
     store.add_window(window)
     first, *rest = batches(window, 6000)
     store.add_batch(score(first, embeddings))
-    room = 8192 if embeddings else (store.directory / STORE).stat().st_size + 8192
+    room = 8192 if embeddings else (store.directory.path / STORE).stat().st_size + 8192
     with files_no_larger_than(room), pytest.raises(CannotWrite) as caught:  # noqa: PT012
         for batch in rest:
             store.add_batch(score(batch, embeddings))
-    text = str(caught.value).removeprefix(f"{store.directory}: ")
+    text = str(caught.value).removeprefix(f"{store.directory.path}: ")
     assert text == os.strerror(errno.EFBIG) if embeddings else re.match(f"cannot write {STORE}: .*disk", text)
     # It continues once there is room.
     done = store.finished_parts(0)
@@ -251,7 +251,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(embeddings: bool, store: Stor
             store.add_batch(score(batch, embeddings))
     assert orfs(reopen(store)) == list(range(10_000))
     if embeddings:
-        assert np.array_equal(features(store.directory)[:, 0], np.arange(10_000))
+        assert np.array_equal(features(store.directory.path)[:, 0], np.arange(10_000))
 
 
 def test_errors_keep_their_cause(tmp_path: Path) -> None:

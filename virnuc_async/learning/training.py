@@ -232,7 +232,7 @@ def read_examples(reader: RunReader, records: Records, record_index: NDArray[np.
     Raises:
         RunMismatchError: the numbers of features and scores differ
     """
-    path = reader.directory / "merged_features.pt"
+    path = reader.directory.path / "merged_features.pt"
     features = read_values(path)["data"].numpy()
     contigs, fragments = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for block in reader.blocks():

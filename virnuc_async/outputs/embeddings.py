@@ -1,6 +1,5 @@
 """``merged_features.pt``: the ids and embeddings of all scored ORFs, as VirNucPro writes them."""
 
-from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import numpy as np
@@ -29,9 +28,9 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
         return
     # Rows of failed ORFs are left out, so the others are copied to be next to each other: into a file
     # without a name, which no killed process leaves behind.
-    all_rows = np.memmap(reader.directory / FEATURES, np.float32, "r").reshape(-1, width)
     step = max(1, block_bytes // (4 * width))
-    with TemporaryFile(dir=reader.directory) as packed:
+    with reader.directory.open(FEATURES) as source, reader.directory.temporary_file() as packed:
+        all_rows = np.memmap(source, np.float32, "r").reshape(-1, width)
         # Written, not mapped for writing: a full disk kills a process that writes to a map.
         for start in range(0, len(orfs), step):
             packed.write(all_rows[orfs[start : start + step]].data)

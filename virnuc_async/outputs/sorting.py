@@ -5,16 +5,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO
+
+from virnuc_async.fileio import Directory
 
 RUN_BYTES = 64 << 20  # of lines that are sorted in memory
 PIECES = 256  # of a run on disk; one at a time is in memory while runs are merged
 
 
 def sort_lines(
-    blocks: Iterable[list[str]], directory: Path, run_bytes: int = RUN_BYTES, pieces: int = PIECES
+    blocks: Iterable[list[str]], directory: Directory, run_bytes: int = RUN_BYTES, pieces: int = PIECES
 ) -> Generator[list[str], None, None]:
     """
     Yield the lines of all *blocks*, sorted by what is before their last tab, in lists of many.
@@ -22,7 +22,7 @@ def sort_lines(
     Lines with equal keys stay in their order. What does not fit into memory goes to a temporary
     file in *directory*.
     """
-    with TemporaryFile(dir=directory) as file:
+    with directory.temporary_file() as file:
         runs = _sorted_runs(blocks, file, run_bytes, pieces)
         yield from _merge(list(runs))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from virnuc_async._version import __version__
+from virnuc_async.fileio import Directory
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
 from virnuc_async.runs.totals import Totals
@@ -43,9 +44,10 @@ def summary_text(summary: Summary) -> Chunks:
     yield json.dumps(summary.as_dict(), indent=2).encode() + b"\n"
 
 
-def read_summary(path: Path) -> Summary:
-    """Return the summary that a ``summary.json`` of ours holds."""
-    return Summary(**json.loads(path.read_bytes()))
+def read_summary(directory: Directory) -> Summary:
+    """Return the summary that the ``summary.json`` of a run holds."""
+    with directory.open("summary.json") as file:
+        return Summary(**json.loads(file.read()))
 
 
 def summary_line(summary: Summary, out_dir: Path) -> str:

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from anyio import from_thread
 
-from virnuc_async.errors import CannotWrite, DamagedStore
-from virnuc_async.fileio import atomic_write, sync_directory, writing_to
+from virnuc_async.errors import OutputError
+from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.identity import describe_differences
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES
 from virnuc_async.runs.session import RunSession
@@ -39,7 +38,7 @@ class OutputWriter:
         self._session = session
         self._command = command
         self._store = session.store
-        self._out_dir = session.out_dir
+        self._directory = session.store.directory
         self._log = session.log
 
     async def write_all(self) -> Summary:
@@ -63,7 +62,7 @@ class OutputWriter:
         summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
         await self._write("summary.json", summary_text(summary))
         await self._session.on_disk(self._remember_written)
-        self._log.info("{}", summary_line(summary, self._out_dir))
+        self._log.info("{}", summary_line(summary, self._directory.path))
         return summary
 
     @contextmanager
@@ -77,10 +76,12 @@ class OutputWriter:
     def _write_partial_summary(self) -> None:
         self._log.debug("stopped before the end; finished batches are kept, and the same command resumes")
         # What ended the run is being raised; that the summary cannot be written either is no news.
-        with suppress(CannotWrite, DamagedStore, OSError):
+        with suppress(OutputError, OSError):
+            # The directory may be another run's by now, or the reason.
+            self._store.check()
             # No contig has a verdict before all are scored; and all scored is not all written.
             facts = summarize(self._session, self._command, {}, Counter()).as_dict()
-            with atomic_write(self._out_dir / "summary.json") as file:
+            with self._new_file("summary.json") as file:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
     def _known_summary(self) -> Summary | None:
@@ -97,12 +98,12 @@ class OutputWriter:
         if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
-        if written["files"] != _file_stats(self._out_dir):
+        if written["files"] != _file_stats(self._directory):
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
-        summary = read_summary(self._out_dir / "summary.json")
-        self._log.info("{}", summary_line(of_earlier_sessions(summary), self._out_dir))
+        summary = read_summary(self._directory)
+        self._log.info("{}", summary_line(of_earlier_sessions(summary), self._directory.path))
         return summary
 
     def _output_settings(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class OutputWriter:
         written = {
             "settings": self._output_settings(),
             "paths": self._paths_digest(),
-            "files": _file_stats(self._out_dir),
+            "files": _file_stats(self._directory),
         }
         self._store.set_meta("written", written)
 
@@ -165,33 +166,42 @@ class OutputWriter:
     def _write_now(self, name: str, chunks: Chunks) -> None:
         """Write a temporary file next to *name*, and rename it when it is complete and on disk."""
         # The generator is closed whatever happens: a query that is open keeps the store's lock.
-        with writing_to(self._out_dir, name), closing(chunks), atomic_write(self._out_dir / name) as file:
+        with closing(chunks), self._new_file(name) as file:
             for chunk in chunks:
                 from_thread.check_cancelled()
                 file.write(chunk)
 
+    @contextmanager
+    def _new_file(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file that replaces *name* when it is complete, unless the directory is lost by then."""
+        self._store.check()
+        new_file = self._directory.atomic_write(name, self._store.check)
+        with writing_to(self._directory.path, name), new_file as file:
+            yield file
+
     def _remove(self, name: str) -> None:
-        (self._out_dir / name).unlink(missing_ok=True)
-        sync_directory(self._out_dir)
+        self._store.check()
+        self._directory.unlink(name)
+        self._directory.sync()
 
     def _write_or_remove_embeddings(self) -> None:
         """Write the embeddings that the run has kept, if they are asked for."""
-        has_kept, merged = (self._out_dir / FEATURES).exists(), self._out_dir / MERGED_FEATURES
-        if self._session.settings.embeddings and (has_kept or not merged.exists()):
+        has_kept = self._directory.stat(FEATURES) is not None
+        has_merged = self._directory.stat(MERGED_FEATURES) is not None
+        if self._session.settings.embeddings and (has_kept or not has_merged):
             self._write_embeddings()
-        elif has_kept and merged.exists():
+        elif has_kept and has_merged:
             self._remove(MERGED_FEATURES)  # of fewer inputs, and all that is in it has been kept
 
     def _write_embeddings(self) -> None:
         width = self._session.plan.bundle.shapes.classifier.inputs
-        with writing_to(self._out_dir, MERGED_FEATURES):
-            with atomic_write(self._out_dir / MERGED_FEATURES) as file:
-                save_features(self._store.reader, width, file)
-            (self._out_dir / FEATURES).unlink(missing_ok=True)
+        with self._new_file(MERGED_FEATURES) as file:
+            save_features(self._store.reader, width, file)
+        self._directory.unlink(FEATURES)
 
 
-def _file_stats(directory: Path) -> dict[str, Any]:
+def _file_stats(directory: Directory) -> dict[str, Any]:
     """Return size and modification time of every file that a run ends with."""
-    paths = ((name, directory / name) for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
-    stats = ((name, path.stat()) for name, path in paths if path.is_file())
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
+    names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
+    stats = ((name, directory.stat(name)) for name in names if directory.is_file(name))
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}

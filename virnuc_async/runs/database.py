@@ -5,22 +5,33 @@ There is a rollback journal, not a write-ahead log, whose shared memory does not
 file systems; and every commit is on the disk, journal and directory too, before it counts. Where a
 file system has no locks, SQLite does without: the directory has a lock of its own in any case.
 
+SQLite opens files by path only, also its journal, and also later; and a directory can be renamed, and
+another run begin under its name, at any moment. So a connection opens the file under a name that
+exists in this one directory, opens the journal at once, and keeps both open: no path is used again.
+
 Nothing that is read is trusted: the tables must be exactly ours, and each row has a checksum.
 """
 
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
-from virnuc_async.errors import CannotWrite, DamagedStore, DirectoryLockedError, ForeignDirectoryError
-from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, open_nofollow, writing_to
+from virnuc_async.errors import (
+    CannotWrite,
+    DamagedStore,
+    DirectoryLockedError,
+    ForeignDirectoryError,
+    OutputError,
+)
+from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, writing_to
 from virnuc_async.text import plural
 
-from .output_directory import STORE
+from .output_directory import OPENING, STORE
 from .rows import BatchRow, InvalidRow, Row
 
 BUSY_SECONDS = 5.0  # how long SQLite waits for another program that reads the file
@@ -28,6 +39,8 @@ BUSY_SECONDS = 5.0  # how long SQLite waits for another program that reads the f
 _MAX_MISSING = 10_000  # consecutive row numbers: after so many, there are no more rows
 _APPLICATION = 0x56697250  # "VirP", in the header of the file
 _FORMAT = 4  # of the tables, also in the header
+_JOURNAL = "-journal"  # that SQLite adds to the name of a file
+_HEADER_BYTES, _MARK_BYTES = 28, 8  # of a journal, and of its start, which are zeros if it is not needed
 _TABLES = {
     # Without an index, which could be damaged by itself: there are only a few rows.
     "run": "key TEXT NOT NULL, value TEXT NOT NULL, checksum INTEGER NOT NULL",
@@ -149,33 +162,97 @@ def _read_row(connection: sqlite3.Connection, query: str, number: int) -> Row | 
 
 class Database:
     """
-    The SQLite file at *path*, created if it does not exist; use from one thread at a time.
+    A SQLite file of *directory*, created if it does not exist; use from one thread at a time.
 
-    *has_locks* says whether its file system has locks.
+    Nobody else can open it before it is closed. *has_locks* says whether its file system has locks. If it
+    is *to_repair*, it is only read, and may be damaged.
 
-    Raises, from every method:
+    Raises, from every method and the constructor:
         CannotWrite: the disk is full, or the directory cannot be written
         DirectoryLockedError: another program has the file open
         ForeignDirectoryError: the file is not a database
         DamagedStore: a part of the file cannot be read
     """
 
-    def __init__(self, path: Path, has_locks: bool = True, busy_seconds: float = BUSY_SECONDS) -> None:
-        self.directory = path.parent
-        # SQLite would create a file that the group cannot write, whatever the umask is.
-        with writing_to(self.directory):
-            os.close(open_nofollow(str(path), os.O_CREAT | os.O_WRONLY))
-        self.connection = sqlite3.connect(
-            f"file:{quote(os.fsencode(path.absolute()))}{'' if has_locks else '?nolock=1'}",
-            timeout=busy_seconds,
-            isolation_level=None,
-            check_same_thread=False,
-            uri=True,
-        )
+    def __init__(
+        self,
+        directory: Directory,
+        name: str = STORE,
+        has_locks: bool = True,
+        busy_seconds: float = BUSY_SECONDS,
+        to_repair: bool = False,
+    ) -> None:
+        self.directory = directory
+        self._name = name
+        self._journal = name + _JOURNAL
+        with ExitStack() as undo, translated_errors(directory):
+            # SQLite would create files that the group cannot write, whatever the umask is.
+            with writing_to(directory.path, f"cannot write {name}"):
+                self._file = directory.create(name)
+                directory.create(self._journal)
+            undo.callback(self._remove_journal)
+            with _unique_name(directory, name) as opened:
+                self.connection = sqlite3.connect(
+                    f"file:{quote(os.fsencode(opened))}?mode=rw{'' if has_locks else '&nolock=1'}",
+                    timeout=busy_seconds,
+                    isolation_level=None,
+                    check_same_thread=False,
+                    uri=True,
+                )
+                undo.callback(self.connection.close)
+                with suppress(*[DamagedStore] * to_repair), self.translated_errors(_SCHEMA_DAMAGE):
+                    self._take_exclusively()
+            undo.pop_all()
 
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
+        self._remove_journal()
+
+    def check(self) -> None:
+        """
+        Check that the file has still its name.
+
+        Raises:
+            DamagedStore: somebody has deleted or replaced it
+        """
+        found = self.directory.stat(self._name)
+        if found is not None and os.path.samestat(found, self._file):
+            return
+        happened = "deleted" if found is None else "replaced by another file"
+        raise DamagedStore(
+            str(self.directory),
+            f"its {self._name} was {happened} during the run, and what was computed is lost. "
+            "Choose another directory to start again, or remove this one first",
+        )
+
+    def _take_exclusively(self) -> None:
+        # PERSIST: at the end of a transaction the journal is marked as empty, and stays open. With
+        # DELETE, closing would remove whatever has the name of the journal by then.
+        for setting in ("locking_mode=EXCLUSIVE", "journal_mode=PERSIST", "synchronous=EXTRA"):
+            self.execute(f"PRAGMA {setting}")
+        before = self._journal_header()
+        self.execute("BEGIN EXCLUSIVE")
+        try:
+            # A change opens the journal; taken back, it leaves the file as it was.
+            self.execute(f"PRAGMA user_version={_FORMAT}")
+            # SQLite writes a random number into the header.
+            is_own = self._journal_header() != before
+        finally:
+            if self.connection.in_transaction:
+                self.execute("ROLLBACK")
+        if not is_own:
+            raise _renamed_error(self.directory)
+
+    def _journal_header(self) -> bytes:
+        with self.directory.open(self._journal) as file:
+            return file.read(_HEADER_BYTES)
+
+    def _remove_journal(self) -> None:
+        """Remove the journal, unless it is needed to take back what was not finished."""
+        with suppress(OSError):
+            if not any(self._journal_header()[:_MARK_BYTES]):
+                self.directory.unlink(self._journal)
 
     def execute(self, query: str, *values: Any) -> None:
         """Execute a statement; within :meth:`transaction`, which translates its errors."""
@@ -204,12 +281,6 @@ class Database:
                 except InvalidRow as error:
                     raise self.damage(str(error)) from error
                 yield found
-
-    def prepare(self) -> None:
-        """Set how the file is locked, and how changes are written."""
-        with self.translated_errors(_SCHEMA_DAMAGE):
-            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=DELETE", "synchronous=EXTRA"):
-                self.execute(f"PRAGMA {setting}")
 
     def schema(self) -> set[Row]:
         """Return type, name, table and definition of everything in the database."""
@@ -262,6 +333,43 @@ class Database:
         )
 
 
+@contextmanager
+def _unique_name(directory: Directory, name: str) -> Iterator[Path]:
+    """
+    Yield a path that leads to the file *name* of *directory*, or nowhere: never to that of another run.
+
+    Its journal is that of the file.
+    """
+    own = f"{OPENING}{uuid4().hex}"
+    try:
+        directory.link(name + _JOURNAL, own + _JOURNAL)
+        directory.link(name, own)
+    except OSError:
+        directory.unlink(own + _JOURNAL)
+        # Without links there is a moment, between one look at the directory and the next, in which
+        # another run may get its name.
+        own = name
+    at = directory.path
+    try:
+        yield at.absolute() / own
+    except (sqlite3.Error, OutputError) as error:
+        if directory.is_at(at):
+            raise
+        raise _renamed_error(directory) from error
+    finally:
+        if own != name:
+            for file in (own, own + _JOURNAL):
+                directory.unlink(file)
+                # Created there if the directory was renamed in between.
+                with suppress(OSError):
+                    (at / file).unlink()
+
+
+def _renamed_error(directory: Directory) -> CannotWrite:
+    reason = "was renamed or removed while it was opened. Run the same command again, with its name of now"
+    return CannotWrite(str(directory), reason)
+
+
 def _is_valid(row: Row) -> bool:
     try:
         BatchRow.decode(row)
@@ -277,10 +385,10 @@ def _code(error: sqlite3.Error) -> int:
 
 
 @contextmanager
-def translated_errors(directory: Path) -> Iterator[None]:
+def translated_errors(directory: Directory) -> Iterator[None]:
     """Turn errors of SQLite and of the operating system into ours, all about the store of *directory*."""
     try:
-        with writing_to(directory):
+        with writing_to(directory.path):
             yield
     except sqlite3.Error as error:
         code = _code(error)

@@ -19,7 +19,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
-from virnuc_async.fileio import read_json
+from virnuc_async.fileio import Directory
 
 LOCK = "run.lock"
 HEARTBEAT_INTERVAL = 10.0  # seconds between two heartbeats
@@ -68,15 +68,14 @@ class Lock:
         OSError: the directory cannot be written
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
         self.previous_owner = owner = owner_of(directory)
         if owner is not None:
             _check_owner(directory, owner)
-        self._path = directory / LOCK
         self._owner = _current_owner()
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file = directory.opener(LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             raise _locked_error(directory, owner_of(directory)) from None
         with ExitStack() as undo:
@@ -101,12 +100,8 @@ class Lock:
         Raises:
             DirectoryLockedError: another process has taken it over
         """
-        try:
-            is_ours = os.path.samestat(os.stat(self._path), os.fstat(self._file))
-        except FileNotFoundError:
-            is_ours = False
-        if not is_ours:
-            raise _locked_error(self.directory, owner_of(self.directory))
+        if not self._directory.has(LOCK, os.fstat(self._file)):
+            raise _locked_error(self._directory, owner_of(self._directory))
 
     def heartbeat(self) -> None:
         """
@@ -127,7 +122,7 @@ class Lock:
             return
         with suppress(DirectoryLockedError, OSError):
             self.check()
-            self._path.unlink()
+            self._directory.unlink(LOCK)
         os.close(self._file)
         self._file = _RELEASED
 
@@ -136,12 +131,12 @@ class Lock:
         os.fsync(self._file)
 
 
-def owner_of(directory: Path) -> Owner | None:
+def owner_of(directory: Directory) -> Owner | None:
     """Return the owner of *directory*, if any; all of its fields are unknown if its file is unreadable."""
-    return _read_owner(directory / LOCK)
+    return _read_owner(directory, LOCK)
 
 
-def take_over(directory: Path, owner: Owner) -> None:
+def take_over(directory: Directory, owner: Owner) -> None:
     """
     Break the lock of *owner*, which is dead.
 
@@ -149,20 +144,20 @@ def take_over(directory: Path, owner: Owner) -> None:
         DirectoryLockedError: a different process has locked it by now
     """
     # If several processes do this at once, one moves the file away and checks whose it was.
-    aside = directory / f"{LOCK}.{uuid4().hex}"
+    aside = f"{LOCK}.{uuid4().hex}"
     with suppress(FileNotFoundError):
-        (directory / LOCK).rename(aside)
-        found = _read_owner(aside)
+        directory.rename(LOCK, aside)
+        found = _read_owner(directory, aside)
         is_owners = found is None or found.token == owner.token
         if not is_owners:
             with suppress(FileExistsError):
-                os.link(aside, directory / LOCK)
-        aside.unlink()
+                directory.link(aside, LOCK)
+        directory.unlink(aside)
         if not is_owners:
             raise _locked_error(directory, found)
 
 
-def _check_owner(directory: Path, owner: Owner) -> None:
+def _check_owner(directory: Directory, owner: Owner) -> None:
     alive = owner.is_alive
     if alive is None:
         raise LockHeldRemotely(str(directory), owner)
@@ -171,21 +166,22 @@ def _check_owner(directory: Path, owner: Owner) -> None:
     take_over(directory, owner)
 
 
-def _locked_error(directory: Path, owner: Owner | None) -> DirectoryLockedError:
-    if owner is None:
-        return DirectoryLockedError(
-            str(directory), f"its {LOCK} is gone: it or the directory was removed during the run"
-        )
-    reason = f"{owner} is writing there. Wait for it to end, or choose another directory"
+def _locked_error(directory: Directory, owner: Owner | None) -> DirectoryLockedError:
+    if owner is not None:
+        reason = f"{owner} is writing there. Wait for it to end, or choose another directory"
+    elif directory.is_removed:
+        reason = "was removed during the run. Run the same command again to start anew"
+    else:
+        reason = f"its {LOCK} is gone: it was removed during the run. Run the same command again to go on"
     return DirectoryLockedError(str(directory), reason)
 
 
-def _read_owner(path: Path) -> Owner | None:
+def _read_owner(directory: Directory, name: str) -> Owner | None:
     try:
-        return Owner(**read_json(path, 16 * _SIZE))
+        return Owner(**json.loads(directory.read_bounded(name, 16 * _SIZE)))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         # Its owner has not written into it yet, or died before.
         return Owner("an unknown machine", "", "", 0, "", "an unknown time", "")
 

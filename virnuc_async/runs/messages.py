@@ -90,7 +90,7 @@ class RunMessages(EngineEvents):
                 "repaired: kept {} of {}; the damaged store is in {}",
                 plural(kept.batches, "batch", "es"),
                 plural(kept.windows, "window"),
-                store.directory / DAMAGED,
+                store.directory.path / DAMAGED,
             )
         for device in hardware.devices:
             self.log.info("{}", _format_device(device, hardware))

@@ -1,13 +1,16 @@
 """The files of an output directory, and whether a directory is new, ours or somebody else's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
 
 from virnuc_async.errors import ForeignDirectoryError
-from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, list_names, sync_directory
+from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, list_names, sync_directory
 
 STORE = "run.sqlite3"
 DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces the store
+OPENING = ".open-"  # begins the names under which SQLite opens a file, for a moment
 FEATURES = "merged_features.partial"  # while a run proceeds
 MERGED_FEATURES = "merged_features.pt"
 OUTPUT_FILES = (
@@ -25,6 +28,7 @@ OUTPUT_FILES = (
 )
 
 _MOST_NAMED = 5  # files in one message
+_RUN = "run of this program"
 
 
 def is_written_name(name: str) -> bool:
@@ -45,41 +49,58 @@ def require_free_names(
     Raises:
         ForeignDirectoryError: it has such files, or it is not a directory
     """
-    if taken := list_names(directory, is_written):
+    _refuse(str(directory), list_names(directory, is_written), contents, hint)
+
+
+def _refuse(directory: str, taken: Sequence[str], contents: str, hint: str = USE_ANOTHER_DIRECTORY) -> None:
+    if taken:
         named = ", ".join(map(repr, taken[:_MOST_NAMED]))
         more = f" and {len(taken) - _MOST_NAMED:,} more" if len(taken) > _MOST_NAMED else ""
         reason = f"contains {named}{more} and no {contents}, which would write files of these names. {hint}"
-        raise ForeignDirectoryError(str(directory), reason)
+        raise ForeignDirectoryError(directory, reason)
 
 
-def claim_directory(directory: Path) -> None:
+def claim_directory(path: Path) -> Directory:
     """
-    Create *directory*, or check that it contains a store or nothing that a run would overwrite.
+    Open the directory *path*, which is created, or contains a store or nothing that a run would overwrite.
 
     Raises:
         ForeignDirectoryError: it contains files with names of ours, but no store
         OSError: it cannot be created or read
     """
-    require_claimable(directory)
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_directory(path.parent)
+    require_claimable(path)
+    missing = [above for above in (path, *path.parents) if not above.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for above in missing:
+        sync_directory(above.parent)
+    with ExitStack() as undo:
+        directory = undo.enter_context(Directory(path))
+        _require_claimable(directory)
+        undo.pop_all()
+    return directory
 
 
-def require_claimable(directory: Path) -> None:
+def require_claimable(path: Path) -> None:
     """
-    Check that a run can have *directory*, as far as that is known without writing.
+    Check that a run can have the directory *path*, as far as that is known without writing.
 
     Raises:
         ForeignDirectoryError: it contains files with names of ours, but no store; or it cannot be a directory
         OSError: it cannot be read
     """
-    store = directory / STORE
-    if store.is_symlink():
+    if path.is_dir():
+        with Directory(path) as directory:
+            _require_claimable(directory)
+    else:
+        list_names(path, is_written_name)
+
+
+def _require_claimable(directory: Directory) -> None:
+    store = directory.stat(STORE)
+    if store is not None and S_ISLNK(store.st_mode):
         reason = f"its {STORE} is a link to somewhere else. {USE_ANOTHER_DIRECTORY}"
         raise ForeignDirectoryError(str(directory), reason)
     # Without a store, no file is known to be ours, whatever its name. Only a lock may be there: a
     # process that is killed right after it started leaves one and nothing else.
-    if not store.is_file():
-        require_free_names(directory, is_written_name, "run of this program")
+    if store is None or not S_ISREG(store.st_mode):
+        _refuse(str(directory), [name for name in directory.names() if is_written_name(name)], _RUN)

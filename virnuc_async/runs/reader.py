@@ -4,13 +4,13 @@ import heapq
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import Stage
+from virnuc_async.fileio import Directory
 
 from .blocks import SCORE, Block
 from .database import Database
@@ -55,7 +55,7 @@ class RunReader:
         self._found: tuple[int, list[_Location]] = (-1, [])  # the changes of the store so far, and its files
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> Directory:
         """The output directory of the run."""
         return self._database.directory
 

@@ -11,11 +11,10 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from virnuc_async.errors import DamagedStore
-from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, fsync_and_rename
+from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory
 
 from .database import Database, create_tables, has_tables, readable_rows, translated_errors, values_of
 from .meta import decode_meta, load_meta, read_meta, set_meta
@@ -23,6 +22,8 @@ from .output_directory import DAMAGED, STORE
 from .reader import RunReader
 from .rows import BatchRow, InvalidRow, MetaRow, Row, WindowOrder, WindowRow, decode_scores
 from .totals import Totals
+
+_REPAIRED = f".{STORE}.repaired"
 
 
 class Recovered(NamedTuple):
@@ -33,7 +34,7 @@ class Recovered(NamedTuple):
     is_all: bool
 
 
-def repair_store(directory: Path, has_locks: bool = True) -> Recovered | None:
+def repair_store(directory: Directory, has_locks: bool = True) -> Recovered | None:
     """
     Replace the store in *directory* by a new one with all that is intact, and keep a copy of the old one.
 
@@ -44,31 +45,29 @@ def repair_store(directory: Path, has_locks: bool = True) -> Recovered | None:
         ForeignDirectoryError: the store is not ours
         CannotWrite: the disk is full, or the directory cannot be written
     """
-    path, new = directory / STORE, directory / f".{STORE}.repaired"
-    if not path.is_file():
+    if not directory.is_file(STORE):
         return None
-    with closing(Database(path, has_locks)) as damaged:
+    with closing(Database(directory, STORE, has_locks, to_repair=True)) as damaged:
         with suppress(DamagedStore):
             if not has_tables(damaged):
                 return None
             if totals := intact_totals(damaged):
                 return Recovered(totals.windows, totals.batches, True)
         with translated_errors(directory):
-            new.unlink(missing_ok=True)
-        with closing(Database(new, has_locks)) as repaired, repaired.transaction():
+            directory.unlink(_REPAIRED)
+        with closing(Database(directory, _REPAIRED, has_locks)) as repaired, repaired.transaction():
             create_tables(repaired.connection)
             recovered = recover(damaged.connection, repaired)
     with translated_errors(directory):
         if recovered is None:
-            new.unlink()
+            directory.unlink(_REPAIRED)
             reason = f"nothing in its {STORE} can be recovered. {USE_ANOTHER_DIRECTORY}, or --overwrite"
             raise DamagedStore(str(directory), reason)
         # The copy is on the disk before the only other one is replaced.
-        copy = directory / f".{DAMAGED}"
-        copy.unlink(missing_ok=True)
-        shutil.copyfile(path, copy)
-        fsync_and_rename(copy, directory / DAMAGED)
-        fsync_and_rename(new, path)
+        with directory.open(STORE) as damaged_file, directory.atomic_write(DAMAGED) as copy:
+            shutil.copyfileobj(damaged_file, copy)
+        directory.rename(_REPAIRED, STORE)
+        directory.sync()
     return recovered
 
 

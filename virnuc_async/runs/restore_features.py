@@ -1,21 +1,23 @@
 """Embeddings of a finished run, put back to where batches keep them, because the run goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 from virnuc_async import models
 from virnuc_async.errors import BadFeatures
-from virnuc_async.fileio import atomic_write, writing_to
+from virnuc_async.fileio import writing_to
 
-from .output_directory import FEATURES
+from .output_directory import FEATURES, MERGED_FEATURES
 from .reader import RunReader
 from .reuse_embeddings import ROWS_AT_ONCE
 
 
-def restore_features(reader: RunReader, path: Path, widths: tuple[int, int]) -> None:
+def restore_features(reader: RunReader, widths: tuple[int, int], check: Callable[[], None]) -> None:
     """
-    Write the embeddings in *path*, of every scored ORF in order, to the position of their ORF.
+    Write the embeddings of every scored ORF, which are in one file in order, to the position of their ORF.
+
+    *check* is called before the result gets its name.
 
     Raises:
         BadFeatures: the file is damaged, or not of this run
@@ -27,7 +29,9 @@ def restore_features(reader: RunReader, path: Path, widths: tuple[int, int]) -> 
     )
     row_bytes, offsets = 4 * sum(widths), (0, 4 * widths[0])
     orfs: list[int] = []
-    with writing_to(reader.directory), atomic_write(reader.directory / FEATURES) as file:
+    path = reader.directory.path / MERGED_FEATURES
+    new_file = reader.directory.atomic_write(FEATURES, check)
+    with writing_to(reader.directory.path), new_file as file:
         for part, ids, vectors in models.read_features(path, widths, ROWS_AT_ONCE):
             if part == 0:
                 known = list(islice(scored, len(ids)))
@@ -37,12 +41,6 @@ def restore_features(reader: RunReader, path: Path, widths: tuple[int, int]) -> 
                 file.seek(orf * row_bytes + offsets[part])
                 file.write(vector.data)
         _require(path, next(scored, None) is None)
-
-
-def _scored_orfs(reader: RunReader) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the published id of each ORF that has a score."""
-    for block in reader.blocks():
-        yield from zip(block.scores["orf"].tolist(), block.orf_ids(), strict=True)
 
 
 def _require(path: Path, is_of_run: bool) -> None:

@@ -10,8 +10,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO
 
 import numpy as np
@@ -22,6 +20,7 @@ from virnuc_async.errors import (
     AmbiguousFeatures,
     FeatureMismatchError,
 )
+from virnuc_async.fileio import Directory
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck
 from virnuc_async.sequences.windows import Window
 from virnuc_async.text import plural
@@ -82,7 +81,7 @@ class FeatureIndex:
         if self._scratch is not None:
             self._scratch.close()
 
-    def read(self, directory: Path) -> Iterator[None]:
+    def read(self, directory: Directory) -> Iterator[None]:
         """
         Read all files, one at each step, and copy their embeddings to an unnamed file in *directory*.
 
@@ -92,7 +91,7 @@ class FeatureIndex:
             OSError: the disk is full
         """
         # Without a name, the file is gone when this process ends, however that happens.
-        self._scratch = TemporaryFile(dir=directory)  # noqa: SIM115
+        self._scratch = directory.temporary_file()
         for number, file in enumerate(self._files):
             for part, ids, vectors in models.read_features(file.path, self._widths, self._rows_at_once):
                 self._add(number, part, ids, vectors)

@@ -102,7 +102,7 @@ class RunSession:
                     async with anyio.create_task_group() as background:
                         background.start_soon(session._heartbeats, name="heartbeats")
                         await session._bind()
-                        with run_log_files(session.id, out_dir):
+                        with run_log_files(session.id, session.store.directory):
                             watched = session.hardware.devices
                             background.start_soon(
                                 session.messages.watch_gpu_memory, watched, name="watch GPU memory"
@@ -220,8 +220,8 @@ class RunSession:
         if not self.features.files or self.is_finished:
             return
         self.counts.status = "reading embeddings to reuse"
-        with writing_to(self.out_dir, "embeddings to reuse"):
-            for _ in self.features.read(self.out_dir):
+        with writing_to(self.store.directory.path, "embeddings to reuse"):
+            for _ in self.features.read(self.store.directory):
                 from_thread.check_cancelled()
 
     def _identify(self) -> None:
@@ -247,12 +247,13 @@ class RunSession:
 
     def _require_embeddings(self) -> None:
         """Check that the embeddings of finished batches are there, or put them back from the file of all."""
-        merged = self.out_dir / MERGED_FEATURES
-        if self.store.is_finished and not (self.out_dir / FEATURES).exists() and merged.exists():
+        directory, width = self.store.directory, sum(self._widths)
+        has_all = directory.is_file(MERGED_FEATURES) and not directory.is_file(FEATURES)
+        if self.store.is_finished and has_all:
             self.counts.status = "reading the embeddings so far"
-            restore_features(self.store.reader, merged, self._widths)
-        path, width = self.out_dir / FEATURES, sum(self._widths)
-        if not path.exists() or path.stat().st_size < 4 * width * self.store.reader.features_end():
+            restore_features(self.store.reader, self._widths, self.store.check)
+        found = directory.stat(FEATURES)
+        if found is None or found.st_size < 4 * width * self.store.reader.features_end():
             raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are missing"])
 
     def _log_header(self) -> None:

@@ -23,7 +23,7 @@ from virnuc_async.errors import (
     RunMismatchError,
     Stage,
 )
-from virnuc_async.fileio import open_nofollow, remove_leftovers, writing_to
+from virnuc_async.fileio import writing_to
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
@@ -33,7 +33,7 @@ from .failure import Failure
 from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
 from .meta import get_meta, remove_meta, set_meta
-from .output_directory import FEATURES, OUTPUT_FILES, STORE, claim_directory
+from .output_directory import FEATURES, OPENING, OUTPUT_FILES, STORE, claim_directory
 from .reader import RunReader
 from .repair import Recovered, repair_store
 from .rows import BatchRow, FailedOrf, FileEnd, WindowRow
@@ -72,18 +72,17 @@ class Store:
             LockHeldRemotely: another process is using it, on another machine, and may be dead
             DamagedStore: it cannot be read
         """
-        self.directory = directory
         with ExitStack() as undo:
             with writing_to(directory):
-                claim_directory(directory)
-                self.lock = Lock(directory)
+                self.directory = undo.enter_context(claim_directory(directory))
+                self.lock = Lock(self.directory)
                 undo.callback(self.lock.release)
-                remove_leftovers(directory)
+                self._remove_leftovers()
                 has_locks = self.lock.has_kernel_locks
             self.recovered: Recovered | None = None
             if repair and not overwrite:
-                self.recovered = repair_store(directory, has_locks)
-            self._database = Database(directory / STORE, has_locks, busy_seconds)
+                self.recovered = repair_store(self.directory, has_locks)
+            self._database = Database(self.directory, STORE, has_locks, busy_seconds)
             undo.callback(self._database.close)
             self.reader = RunReader(self._database)
             self._open(overwrite)
@@ -98,6 +97,18 @@ class Store:
         """Close the file and release the directory."""
         self._database.close()
         self.lock.release()
+        self.directory.close()
+
+    def check(self) -> None:
+        """
+        Check that the directory is still ours, before something in it is written or replaced.
+
+        Raises:
+            DirectoryLockedError: another process has taken it over, or it was removed
+            DamagedStore: somebody has deleted or replaced the file of the store
+        """
+        self.lock.check()
+        self._database.check()
 
     def bind_run(self, identity: Identity, paths: Sequence[str]) -> None:
         """
@@ -188,6 +199,7 @@ class Store:
 
     def add_batch(self, done: "ScoredBatch") -> list[Failure]:
         """Store the scores of a batch and the failures of its ORFs, all or nothing; return the failures."""
+        self.check()
         batch, scores = done.batch, _score_columns(done)
         if done.embeddings is not None:
             self._write_embeddings(batch, done.embeddings)
@@ -212,7 +224,7 @@ class Store:
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        self.lock.check()
+        self.check()
         with self._database.transaction(kind):
             yield
 
@@ -221,7 +233,6 @@ class Store:
             set_meta(self._database, values)
 
     def _open(self, overwrite: bool) -> None:
-        self._database.prepare()
         with self._transaction("EXCLUSIVE"):
             is_ours = has_tables(self._database, overwrite)
             if is_ours and not overwrite:
@@ -230,7 +241,14 @@ class Store:
                 self._database.execute(f"DROP TABLE {name}")
             create_tables(self._database.connection)
             for name in OUTPUT_FILES if is_ours else ():
-                (self.directory / name).unlink(missing_ok=True)
+                self.directory.unlink(name)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a process left that was killed while it opened the store, or wrote a file."""
+        self.directory.remove_leftovers()
+        for name in self.directory.names():
+            if name.startswith(OPENING):
+                self.directory.unlink(name)
 
     def _set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
         window = self.reader.window(number)
@@ -256,8 +274,8 @@ class Store:
 
     def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
         """Write the row of each ORF at its position, on the disk before the batch counts as finished."""
-        with writing_to(self.directory):
-            file = open_nofollow(str(self.directory / FEATURES), os.O_RDWR | os.O_CREAT)
+        with writing_to(self.directory.path):
+            file = self.directory.opener(FEATURES, os.O_RDWR | os.O_CREAT)
             try:
                 for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
                     os.pwrite(file, row.tobytes(), orf * row.nbytes)

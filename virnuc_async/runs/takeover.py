@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
+from virnuc_async.fileio import Directory, writing_to
 
 from .lock import Owner, owner_of, take_over
 from .messages import RunMessages
@@ -41,8 +42,18 @@ async def open_store(plan: Plan, out_dir: Path, messages: RunMessages, on_disk: 
     assert isinstance(owner, Owner)
     await _wait_for_lease_expiry(owner, plan, out_dir, messages, on_disk)
     messages.log.warning("no heartbeat from {}: taking over its directory", owner)
-    await on_disk(take_over, out_dir, owner)
+    await on_disk(_take_over, out_dir, owner)
     return await on_disk(open_it)
+
+
+def _take_over(out_dir: Path, owner: Owner) -> None:
+    with writing_to(out_dir), Directory(out_dir) as directory:
+        take_over(directory, owner)
+
+
+def _owner_of(out_dir: Path) -> Owner | None:
+    with writing_to(out_dir), Directory(out_dir) as directory:
+        return owner_of(directory)
 
 
 async def _wait_for_lease_expiry(
@@ -59,7 +70,7 @@ async def _wait_for_lease_expiry(
         intervals.lease,
     )
     deadline = time.monotonic() + intervals.lease
-    while (found := await on_disk(owner_of, out_dir)) == owner:
+    while (found := await on_disk(_owner_of, out_dir)) == owner:
         if time.monotonic() > deadline:
             return
         await anyio.sleep(intervals.heartbeat / 10)
