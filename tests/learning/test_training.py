@@ -90,7 +90,7 @@ def test_bundle_is_complete(toys: Toys, work: Path, tmp_path: Path) -> None:
 def test_encoders_are_copied_if_they_cannot_be_linked(
     toys: Toys, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     linked, copied = tmp_path / "linked", tmp_path / "copied"
