@@ -68,8 +68,8 @@ def read(path: Path, column: str) -> Table:
     return Table(
         viral=np.array([row[column].startswith("viral") for row in rows]),
         scored=np.array([row["verdict"] != "no_orf" for row in rows]),
-        fraction=np.array([float(row["viral_fraction"]) for row in rows]),
-        mean=np.array([float(row["mean_p_virus"]) for row in rows]),
+        fraction=np.array([float(row["viral_fraction"] or "nan") for row in rows]),
+        mean=np.array([float(row["mean_p_virus"] or "nan") for row in rows]),
     )
 
 

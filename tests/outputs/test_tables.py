@@ -55,11 +55,12 @@ def expected_rows(
             b"%s_chunk_%d\t%s\n" % (name, fragment, str(is_viral).encode())
             for fragment, is_viral in zip(best, viral, strict=True)
         ]
-        share = sum(viral) / len(viral) if viral else 0.0
-        tops = [float(virus) for _, virus in best.values()]
-        numbers = (share, math.fsum(tops) / len(tops) if tops else 0.0, max(tops, default=0.0))
-        verdict = "no_orf" if not best else "virus" if share >= threshold else "others"
-        cells = ["dir 1/a.fa", 7 * number, 9, len(best), sum(viral), *map(np.float32, numbers), verdict]
+        cells = ["dir 1/a.fa", 7 * number, 9, len(best), sum(viral), "", "", "", "no_orf"]
+        if best:
+            share = sum(viral) / len(viral)
+            tops = [float(virus) for _, virus in best.values()]
+            numbers = (share, math.fsum(tops) / len(tops), max(tops))
+            cells[5:] = [*map(np.float32, numbers), "virus" if share >= threshold else "others"]
         contig_rows.append(name + b"\t" + "\t".join(map(str, cells)).encode() + b"\n")
     # By id. Python's sort is stable: equal ids stay in the order of the input.
     fragment_rows.sort(key=lambda row: row.split(b"\t")[0])

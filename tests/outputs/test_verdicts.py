@@ -26,7 +26,7 @@ def make_verdicts(*values: float) -> Verdicts:
 @pytest.mark.parametrize(
     ("scores", "expected", "label"),
     [
-        ([], (0, 0, 0.0, 0.0, 0.0), "no_orf"),
+        ([], (0, 0, math.nan, math.nan, math.nan), "no_orf"),
         ([(1, 0.25, 0.75)], (1, 1, 1.0, 0.75, 0.75), "virus"),
         ([(1, 0.5, 0.5)], (1, 1, 1.0, 0.5, 0.5), "virus"),  # a tie is viral
         ([(1, 0.625, 0.375)], (1, 0, 0.0, 0.375, 0.375), "others"),
@@ -42,7 +42,7 @@ def test_verdict_on_a_contig(
     scores: list[tuple[int, float, float]], expected: tuple[float, ...], label: str
 ) -> None:
     found = label_contigs(make_block(*scores))
-    assert tuple(column.item() for column in astuple(found)) == expected
+    np.testing.assert_equal(tuple(column.item() for column in astuple(found)), expected)
     assert LABELS[found.labels(0.5).item()] == label
 
 
@@ -52,7 +52,7 @@ def test_label_at_the_threshold() -> None:
     labels = [LABELS[found.labels(at).item()] for at in (0, 0.6, math.nextafter(0.6, 1), 1)]
     assert labels == ["virus", "virus", "others", "others"]
     assert LABELS[make_verdicts(1, 0, 0.0, 0.0, 0.0).labels(0).item()] == "virus"
-    assert LABELS[make_verdicts(0, 0, 0.0, 0.0, 0.0).labels(0).item()] == "no_orf"
+    assert LABELS[make_verdicts(0, 0, math.nan, math.nan, math.nan).labels(0).item()] == "no_orf"
 
 
 def test_mean_is_rounded_once() -> None:

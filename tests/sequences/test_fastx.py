@@ -161,7 +161,6 @@ NOT_DNA = "is not a nucleotide letter (is this protein or text?)"
         (b"\n\n  hello\n", 0, 3, "expected '>' (FASTA) or '@' (FASTQ), saw 'hello'"),
         (b"ACGT", 0, 1, "expected '>' (FASTA) or '@' (FASTQ), saw 'ACGT'"),
         (b"\x89PNG\r\n\x1a\n", 0, 1, "expected '>' (FASTA) or '@' (FASTQ), saw '\\x89PNG'"),
-        (b"\xff\xfe>\0a\0\n\0", 0, 1, "expected '>' (FASTA) or '@' (FASTQ), saw 'ÿþ>\\x00a\\x00'"),
         (b"x" * 99, 0, 1, f"expected '>' (FASTA) or '@' (FASTQ), saw '{'x' * 30}'"),
         (b">a\nMKVLAAGE\n", 0, 2, f"'L' {NOT_DNA}"),
         (b">a\nAC\n>b\nAC\nGT\nACEGT\n>c\nAC\n", 1, 6, f"'E' {NOT_DNA}"),
@@ -173,11 +172,10 @@ NOT_DNA = "is not a nucleotide letter (is this protein or text?)"
         (b">a\nAC\n@b\nAC\n+\nII\n", 0, 3, f"'@' {NOT_DNA}"),
         (b"@a\nAC\n+\nII\nb\nAC\n+\nII\n", 1, 5, "expected '@' and an id, saw 'b'"),
         (b"@a\nAC\n+\nII\n\n@b\nAC\n+\n", 1, 5, "expected '@' and an id, saw an empty line"),
-        (b"@a\nAC\nGT\n+\nIIII\n", 0, 3, "expected '+', saw 'GT'"),
+        (b"@a\nAC\nseq2\n+\nIIII\n", 0, 3, "expected '+', saw 'seq2'"),
         (b"@a\nAC\n\nII\n", 0, 3, "expected '+', saw an empty line"),
         (b"@a\nAC\n+\nIII\n", 0, 4, "the quality line is not as long as the bases"),
         (b"\n@a\nA\n+\nI\n@b\nAJ\n+\nII\n", 1, 7, f"'J' {NOT_DNA}"),
-        (b"@SQ\tSN:chr1\n@PG\tID:x\nr1\t0\t*\nr2\t0\t*\n", 0, 3, "expected '+', saw 'r1\\t0\\t*'"),
     ],
 )
 def test_the_error_names_the_line_that_is_not_dna(content, before, line, reason, block):

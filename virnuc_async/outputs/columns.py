@@ -64,6 +64,14 @@ def float_column(numbers: NDArray[np.floating[Any]]) -> TextColumn:
     return wide
 
 
+def optional_column(numbers: NDArray[np.floating[Any]]) -> TextColumn:
+    """Return *numbers* as :func:`float_column` does, with an empty field for each NaN."""
+    is_missing = np.isnan(numbers)
+    text = float_column(np.where(is_missing, 0, numbers))
+    text[is_missing] = _PADDING
+    return text
+
+
 def fragment_suffixes(numbers: NDArray[np.int32]) -> TextColumn:
     """Return what follows a contig's id in the published names of its fragments."""
     return np.hstack((constant_column(b"_chunk_", len(numbers)), integer_column(numbers)))

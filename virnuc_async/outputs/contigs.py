@@ -16,9 +16,9 @@ from .columns import (
     TextColumn,
     constant_column,
     encode_lines,
-    float_column,
     integer_column,
     join_lines,
+    optional_column,
     text_column,
 )
 from .verdicts import CALIBRATED, COUNTS, FRACTIONS, LABELS, VERDICT, count_labels, verdict_columns
@@ -69,4 +69,4 @@ def _format_verdicts(name: str, column: NDArray[Any]) -> TextColumn:
     if name == VERDICT:
         labels: TextColumn = text_column(label.encode() for label in LABELS)[column]
         return labels
-    return integer_column(column) if name in COUNTS else float_column(column)
+    return integer_column(column) if name in COUNTS else optional_column(column)

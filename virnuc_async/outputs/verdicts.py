@@ -32,7 +32,11 @@ class Votes:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """The verdict on each contig, in columns; means are over the contig's fragments with an ORF."""
+    """
+    The verdict on each contig, in columns; means are over the contig's fragments with an ORF.
+
+    Without one there is nothing to take a fraction, a mean or a maximum of: these are NaN.
+    """
 
     fragments_with_orf: NDArray[np.int64]
     viral_fragments: NDArray[np.int64]
@@ -47,9 +51,9 @@ class Verdicts:
         return labels
 
     def calibrated(self, calibration: Calibration) -> NDArray[np.float64]:
-        """Return each contig's calibrated probability, from its mean as it is printed; 0 without an ORF."""
+        """Return each contig's calibrated probability, from its mean as it is printed."""
         means = self.mean_p_virus.astype(np.float32)
-        return np.where(self.fragments_with_orf > 0, calibration.apply(means), 0.0)
+        return np.where(self.fragments_with_orf > 0, calibration.apply(means), np.nan)
 
 
 def vote(block: Block) -> Votes:
@@ -71,12 +75,13 @@ def label_contigs(block: Block) -> Verdicts:
     rows, size = fragments.rows, len(block.contigs)
     counts = np.bincount(rows, minlength=size)
     viral = np.bincount(rows[fragments.are_viral], minlength=size)
-    means, highest = np.zeros(size), np.zeros(size)
+    fractions, means, highest = np.full((3, size), np.nan)
     starts = _group_starts(rows)
     with_orf = rows[starts]
+    fractions[with_orf] = viral[with_orf] / counts[with_orf]
     means[with_orf] = _exact_sums(fragments.highest, starts) / counts[with_orf]
     highest[with_orf] = np.maximum.reduceat(fragments.highest, starts)
-    return Verdicts(counts, viral, viral / np.maximum(counts, 1), means, highest)
+    return Verdicts(counts, viral, fractions, means, highest)
 
 
 def verdict_columns(

@@ -14,15 +14,24 @@ from typing import NamedTuple
 from virnuc_async.errors import BrokenInput, NotSequences, TooLarge
 
 from .decompression import DAMAGED, TextStream
+from .foreign_formats import HEAD_BYTES, foreign_bases, foreign_fastq, foreign_format
+from .line_ends import (
+    GAPS,
+    NUCLEOTIDES,
+    count_line_ends,
+    end_fasta_lines,
+    has_lone_cr,
+    join_crlf,
+    join_fastq_headers,
+    split_last_crs,
+)
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EXCERPT_BYTES = 80  # that are looked at to quote a line
 
-_IUPAC = b"ACGTURYSWKMBDHVNXacgturyswkmbdhvnx"
-_GAPS = b"-. \t\r"
-_INVALID = bytes(range(256)).translate(None, _IUPAC + _GAPS)
+_INVALID = bytes(range(256)).translate(None, NUCLEOTIDES + GAPS)
 # An RNA contig would have no stops, and an aligned one no frames: U is read as T, gaps are removed.
-_AS_DNA = bytes.maketrans(b"Uu" + _GAPS + _INVALID, b"Tt" + b"-" * len(_GAPS) + b"?" * len(_INVALID))
+_AS_DNA = bytes.maketrans(b"Uu" + GAPS + _INVALID, b"Tt" + b"-" * len(GAPS) + b"?" * len(_INVALID))
 
 
 class Contig(NamedTuple):
@@ -73,6 +82,7 @@ class FastxParser:
         self._has_changed = has_changed
         self._name = name
         self._limits = limits
+        self._has_lone_cr = False  # so far
         self._line = 1  # of the record that is being read
 
     def contigs(self) -> Iterator[Contig]:
@@ -89,23 +99,38 @@ class FastxParser:
         if not first:
             return
         if first[:1] not in (b">", b"@"):
-            while len(first) < _EXCERPT_BYTES and b"\n" not in first and (more := next(blocks, b"")):
+            while len(first) < HEAD_BYTES and b"\n" not in first and (more := next(blocks, b"")):
                 first += more
-            raise self._format_error(0, f"expected '>' (FASTA) or '@' (FASTQ), saw {_quote(first)}")
+            expected = f"expected '>' (FASTA) or '@' (FASTQ), saw {_quote(first)}"
+            raise self._format_error(0, foreign_format(first) or expected)
         parse = self._fasta if first[:1] == b">" else self._fastq
         for contig in parse(chain([first], blocks)):
             self.records += 1
             yield contig
 
     def _blocks(self) -> Iterator[bytes]:
+        """Yield the text, in which a CR is left where no LF follows it."""
+        held = b""
         # read1 returns what is available: what comes before a break is not lost with it.
         try:
             while block := self._text.read1(self._limits.block):
+                if held or b"\r" in block:
+                    block, held = split_last_crs(held + block)
+                    block = self._joined_crlf(block)
                 yield block
         except DAMAGED as error:
+            if held:
+                yield self._joined_crlf(held)
             raise BrokenInput(self.path, self.records, describe_error(error)) from error
+        if held:
+            yield self._joined_crlf(held)
         if self._has_changed():
             raise BrokenInput(self.path, self.records, "it changed while it was being read")
+
+    def _joined_crlf(self, block: bytes) -> bytes:
+        """Return *block* with LF alone for CR LF, but as it is if the text has no CR alone so far."""
+        self._has_lone_cr = self._has_lone_cr or has_lone_cr(block)
+        return join_crlf(block) if self._has_lone_cr else block
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
         """Return the beginning of the text without the blank lines before it; nothing if there is no more."""
@@ -116,7 +141,7 @@ class FastxParser:
                 continue
             text = head.removeprefix(mark).lstrip()
             mark = b""
-            self._line += head.count(b"\n") - text.count(b"\n")
+            self._line += count_line_ends(head[: len(head) - len(text)])
             head = text
             if head:
                 break
@@ -128,12 +153,12 @@ class FastxParser:
         begun = io.BytesIO()
         pieces: list[bytes] = []
         for block in blocks:
-            # Looking for the single letter is three times as fast as for "\n>".
+            # Looking for the single letter is three times as fast as for a line end and the letter.
             continuation, *others = block.split(b">")
             if continuation:
                 pieces.append(continuation)
             for piece in others:
-                if pieces and pieces[-1].endswith(b"\n"):
+                if pieces and self._ends_line(pieces[-1]):
                     yield self._fasta_record(_take_text(begun, pieces))
                 elif pieces:
                     pieces.append(b">")
@@ -144,12 +169,18 @@ class FastxParser:
             self._check_size(begun.tell() + len(pieces[0]))
         yield self._fasta_record(_take_text(begun, pieces))
 
+    def _ends_line(self, text: bytes) -> bool:
+        return text.endswith(b"\n") or (self._has_lone_cr and text.endswith(b"\r"))
+
     def _fasta_record(self, text: bytes) -> Contig:
         if len(text) > self._limits.record:
             self._check_size(len(text))
+        if self._has_lone_cr and b"\r" in text:
+            text = end_fasta_lines(text)
         header, end, body = text.partition(b"\n")
         letters = body.replace(b"\n", b"")
-        contig = Contig(self._id(header), self._bases(letters, body))
+        # Without CR there are no gaps to remove from the text of most files.
+        contig = Contig(self._id(header), self._checked(letters.translate(_AS_DNA, b"\r"), body))
         self._line += len(end) + len(body) - len(letters)
         return contig
 
@@ -166,7 +197,7 @@ class FastxParser:
         """Yield the text in blocks of whole lines."""
         begun = io.BytesIO()  # a line may be longer than many blocks
         for block in blocks:
-            end = block.rfind(b"\n") + 1
+            end = block.rfind(b"\n") + 1 or block.rfind(b"\r") + 1
             if end:
                 yield _take_text(begun, [block[:end]])
             begun.write(block[end:])
@@ -175,48 +206,62 @@ class FastxParser:
             yield begun.getvalue()
 
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
-        lines: list[bytes] = []
+        lines: list[bytes] = []  # from the beginning of a record on
         begun = 0  # letters of the record that is not complete yet
+        block = b""
         for block in self._whole_lines(blocks):
             may_be_large = begun + len(block) > self._limits.record
+            if self._has_lone_cr:
+                block = block.replace(b"\r", b"\r\n")
             lines += block.removesuffix(b"\n").split(b"\n")
-            whole = len(lines) // 4 * 4
-            for number in range(0, whole, 4):
-                record = lines[number : number + 4]
+            if self._has_lone_cr:
+                complete, lines = join_fastq_headers(lines)
+            else:
+                whole = len(lines) // 4 * 4
+                complete, lines = lines[:whole], lines[whole:]
+            for number in range(0, len(complete), 4):
+                record = complete[number : number + 4]
                 if may_be_large:
                     self._check_size(sum(map(len, record)))
                 if record[0][:1] == b"@" or any(line.strip() for line in record):
                     yield self._fastq_record(*record)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
-            del lines[:whole]
             begun = sum(map(len, lines))
             self._check_size(begun)
-        if any(line.strip() for line in lines):
-            raise BrokenInput(self.path, self.records, f"line {self._line:,}: the last record ends early")
+        if len(lines) == 3 and block.endswith(b"\n") and not lines[1].strip() and lines[2][:1] == b"+":
+            # The last line of a record without bases is empty, and may have no end.
+            yield self._fastq_record(lines[0], lines[1], lines[2], b"")
+        elif any(line.strip() for line in lines):
+            reason = foreign_fastq(lines) or "the last record ends early"
+            raise BrokenInput(self.path, self.records, f"line {self._line:,}: {reason}")
 
     def _fastq_record(self, header: bytes, bases: bytes, plus: bytes, quality: bytes) -> Contig:
         if header[:1] != b"@":
             raise self._format_error(0, f"expected '@' and an id, saw {_quote(header)}")
         if plus[:1] != b"+":
-            raise self._format_error(2, f"expected '+', saw {_quote(plus)}")
+            foreign = foreign_fastq((header, bases, plus))
+            what = f": {foreign}" if foreign else ""
+            raise self._format_error(2, f"expected '+', saw {_quote(plus)}{what}")
         if len(quality.rstrip()) != len(bases.rstrip()):
             raise self._format_error(3, "the quality line is not as long as the bases")
-        contig = Contig(self._id(header[1:]), self._bases(bases, bases))
+        contig = Contig(self._id(header[1:]), self._checked(bases.translate(_AS_DNA), bases))
         self._line += 4
         return contig
 
-    def _bases(self, letters: bytes, text: bytes) -> bytes:
-        """Return *letters* as DNA; they are those of *text*, which begins at the record's second line."""
-        bases = letters.translate(_AS_DNA)
+    def _checked(self, bases: bytes, text: bytes) -> bytes:
+        """Return the translated *bases* of *text*, which begins at the record's second line, without gaps."""
         if b"?" in bases:
-            invalid = letters.translate(None, _IUPAC + _GAPS)[:1]
-            what = f"{_quote(invalid)} is not a nucleotide letter (is this protein or text?)"
+            invalid = text.translate(None, NUCLEOTIDES + GAPS + b"\n")[:1]
+            what = (
+                foreign_bases(text)
+                or f"{_quote(invalid)} is not a nucleotide letter (is this protein or text?)"
+            )
             raise self._format_error(1 + text.count(b"\n", 0, text.index(invalid)), what)
         return bases.replace(b"-", b"")
 
     def _id(self, header: bytes) -> bytes:
-        if (size := len(first_word(header))) > self._limits.id:
+        if len(header) > self._limits.id and (size := len(first_word(header))) > self._limits.id:
             reason = f"an id of {size:,} letters; at most {self._limits.id:,} are read. Shorten it"
             raise TooLarge(self.path, self._line, reason)
         return self._name(header)

@@ -33,6 +33,9 @@ _READ = re.compile(
 _FASTQ = (".fq", ".fastq")
 
 _ENDS = ((b"/1", b"/2"), (b".1", b".2"))  # of ids: as Illumina wrote them, and as SRA's tools do
+# A run of an archive, in which spots are numbered: SRR9.1 and SRR9.2 are two of them, SRR9.1.1 and SRR9.1.2
+# are mates.
+_ACCESSION = re.compile(rb"[SED]RR\d+", re.IGNORECASE)
 _QUOTED_LETTERS = 80  # of an id
 
 SAMPLE_RECORDS = 1000  # enough: files that were trimmed or sorted separately differ within so many
@@ -112,9 +115,10 @@ def pair_id(first: bytes, second: bytes) -> bytes | None:
     """Return the id of the pair that two records with these ids form; None if they are not mates."""
     if first == second:
         return first or None  # two records without an id need not be mates
-    if first[:-2] == second[:-2] and (first[-2:], second[-2:]) in _ENDS:
-        return first[:-2] or None
-    return None
+    stem, ends = first[:-2], (first[-2:], second[-2:])
+    if stem != second[:-2] or ends not in _ENDS or (ends == _ENDS[1] and _ACCESSION.fullmatch(stem)):
+        return None
+    return stem or None
 
 
 def compare(mates: Mates, ids: Ids, limit: int | None = None) -> PairComparison:
