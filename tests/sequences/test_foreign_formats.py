@@ -93,6 +93,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
         (b"hello\n", 1, "expected '>' (FASTA) or '@' (FASTQ), saw 'hello'"),
         (b"\x89PNG\r\n\x1a\n", 1, "expected '>' (FASTA) or '@' (FASTQ), saw '\\x89PNG'"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,  # archives hold the time
 )
 def test_the_failure_says_what_it_is(content: bytes, line: int, reason: str, tmp_path: Path):
     path = tmp_path / "reads.fa"
