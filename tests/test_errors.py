@@ -33,6 +33,7 @@ from virnuc_async.errors import (
     LabelError,
     LockHeldRemotely,
     MissingClassError,
+    MissingInputs,
     MixedDevices,
     NoDevicesLeft,
     NoFeatures,
@@ -65,6 +66,15 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (UsageError("name an input"), "name an input"),
     (InputError("a.fa", "odd"), "a.fa: odd"),
     (UnreadableInput("a.fa", "Permission denied"), "a.fa: Permission denied"),
+    (
+        MissingInputs([UnreadableInput("a.fa", "gone")], ", or skip it"),
+        "a.fa: gone. Nothing was begun: correct the name, or skip it",
+    ),
+    (MissingInputs([UnreadableInput("a.fa", "gone")]), "a.fa: gone"),
+    (
+        MissingInputs([UnreadableInput("a.fa", "gone"), UnreadableInput("b.fa", "no")]),
+        "2 inputs cannot be read. Nothing was begun: correct the names\na.fa: gone\nb.fa: no",
+    ),
     (NotSequences("a.fa", 12345, "saw 'x'"), "a.fa: line 12,345: saw 'x'"),
     (TooLarge("a.fa", 12345, "an endless record"), "a.fa: line 12,345: an endless record"),
     (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
@@ -232,6 +242,7 @@ def test_facts_are_fields() -> None:
     assert RunMismatchError("out", ["a"]).differences == ("a",)
     assert CannotWrite("out", "why").path == "out"
     gone = UnreadableInput("b", "c")
+    assert (MissingInputs([gone]).path, MissingInputs([gone], "h").hint) == ("b", "h")
     assert (NoRecords(["a"], [gone]).paths, NoRecords(["a"], [gone]).failures) == (("a",), (gone,))
 
 

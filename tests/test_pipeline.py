@@ -62,10 +62,13 @@ async def test_contigs_by_the_published_scores(
         cuts = list(cut(len(contig.bases), golden_bundle.length))
         assert (file, int(length), int(fragments)) == (str(source), len(contig.bases), len(cuts))
         assert (int(with_orf), int(viral)) == (len(best), count)
-        share = count / len(best) if best else 0
-        means = (np.mean([virus for _, virus in best]), max(virus for _, virus in best)) if best else (0, 0)
+        if not best:
+            assert (*shares, verdict) == ("", "", "", "no_orf")
+            continue
+        share = count / len(best)
+        means = np.mean([virus for _, virus in best]), max(virus for _, virus in best)
         np.testing.assert_allclose([float(share) for share in shares], [share, *means], rtol=0, atol=1e-5)
-        assert verdict == ("no_orf" if not best else "virus" if share >= 0.6 else "others")
+        assert verdict == ("virus" if share >= 0.6 else "others")
 
 
 async def test_one_or_three_replicas_give_the_same_bytes(

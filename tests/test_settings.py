@@ -23,6 +23,9 @@ def test_defaults() -> None:
         "calibrated": True,
         "pairs": Pairing.AUTO,
         "reuse_features": None,
+        "skip_missing": False,
+        "recursive": False,
+        "allow_duplicates": False,
         "overwrite": False,
         "repair": False,
     }

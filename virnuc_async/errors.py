@@ -7,10 +7,11 @@ Every error that this package raises on purpose.
     ├── UsageError                  exit code 64: the command line or the settings make no sense
     ├── InputError                  one input file; the run continues without it
     │   ├── UnreadableInput         missing, a directory without sequence files, no permission
+    │   │   └── MissingInputs       all of them that were found before the start
     │   ├── NotSequences            not FASTA, not FASTQ, or not DNA; names the line and what is there
     │   ├── TooLarge                a record or an id above the limit; names the line and the limit
     │   └── BrokenInput             truncated or damaged; the records before that count
-    ├── NoRecords                   no input has a single record
+    ├── NoRecords                   no input has a single record, and some cannot be read
     ├── BundleError                 a model bundle
     │   ├── UnknownBundle           no such name and no such directory; lists those that exist
     │   ├── BadBundle               a file is missing, changed, or of the wrong shape
@@ -109,6 +110,22 @@ class InputError(_PathError):
 
 class UnreadableInput(InputError):
     """The file is missing, may not be read, or is a directory without sequence files."""
+
+
+class MissingInputs(UnreadableInput):
+    """Inputs cannot be read, and nothing was begun; *failures* has all of them. *hint* says what to do."""
+
+    def __init__(self, failures: Sequence[UnreadableInput], hint: str = "") -> None:
+        super().__init__(failures[0].path, failures[0].reason)
+        self.args = (tuple(failures), hint)
+        self.failures, self.hint = tuple(failures), hint
+
+    def __str__(self) -> str:
+        if len(self.failures) == 1:
+            what_now = f". Nothing was begun: correct the name{self.hint}" if self.hint else ""
+            return f"{self.failures[0]}{what_now}"
+        count, what_now = len(self.failures), f"Nothing was begun: correct the names{self.hint}"
+        return "\n".join((f"{count:,} inputs cannot be read. {what_now}", *map(str, self.failures)))
 
 
 class NotSequences(InputError):

@@ -23,7 +23,8 @@ from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.input_windows import InputFiles
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.session import RunSession
-from virnuc_async.sequences.inputs import Reader, list_sequence_files, read_contigs
+from virnuc_async.sequences.inputs import Reader, read_contigs
+from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.settings import Precision, Settings
 
@@ -51,7 +52,8 @@ async def run_pipeline(
     can be resumed.
 
     Raises:
-        NoRecords: no input holds a record
+        MissingInputs: inputs cannot be read, found before anything else
+        NoRecords: no input holds a record, and some cannot be read
         UnknownBundle, BadBundle: the model
         UnknownDevice, MixedDevices: the devices
         NoFeatures, BadFeatures, AmbiguousFeatures, FeatureMismatchError: the embeddings to be reused
@@ -59,9 +61,20 @@ async def run_pipeline(
         ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
     """
     settings = settings or Settings()
+    listed = await to_thread.run_sync(
+        partial(
+            list_inputs,
+            inputs,
+            recursive=settings.recursive,
+            allow_duplicates=settings.allow_duplicates,
+            skip_missing=settings.skip_missing,
+            but_not=Path(out_dir),
+            stdin=stdin,
+        )
+    )
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
-    paths = tuple(await to_thread.run_sync(list, list_sequence_files(inputs)))
-    return await execute(Plan(paths, settings, bundle), Path(out_dir), stdin=stdin, command=command)
+    plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
+    return await execute(plan, Path(out_dir), stdin=stdin, command=command)
 
 
 async def execute(
@@ -112,9 +125,19 @@ async def _run(
         writer = OutputWriter(session, command)
         with writer.partial_summary_on_failure():
             await session.log_header()
-            if not session.is_finished:
+            if session.has_no_records:
+                await _store_no_records(session)
+            elif not session.is_finished:
                 await _score(session, make_scorer)
             return await writer.write_all()
+
+
+async def _store_no_records(session: RunSession) -> None:
+    """Store an input without records, without loading a model for it."""
+    session.log.warning("no input holds a record: the tables have their header lines alone")
+    async for _ in session.pending_batches():
+        pass  # there is no batch, but a window with the files
+    await session.finish()
 
 
 async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:

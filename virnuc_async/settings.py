@@ -52,6 +52,9 @@ class Settings:
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
+    skip_missing: bool = False  # go on without inputs that cannot be read, which fail
+    recursive: bool = False  # also read the directories in directories
+    allow_duplicates: bool = False  # read a file as often as it is named
     overwrite: bool = False  # discard an existing run in the directory and start over
     repair: bool = False  # recover intact batches from a damaged store, recompute the rest
 

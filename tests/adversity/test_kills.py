@@ -50,7 +50,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     names = [
         [str(directory / "contigs.fa")],
         [str(directory / "reads.fq.gz"), "--embeddings"],
-        [str(directory / "open.fa"), str(directory / "broken.fa"), str(directory / "missing.fa")],
+        [*(str(directory / f"{name}.fa") for name in ("open", "broken", "missing")), "--skip-missing"],
         small,
     ]
     return [_run_undisturbed(words, directory / f"undisturbed{number}") for number, words in enumerate(names)]

@@ -49,7 +49,7 @@ def modes(directory: Path) -> dict[str, int]:
 
 
 def test_files_of_a_finished_run_follow_the_umask(umask: int, reads: Path, tmp_path: Path, out: Path) -> None:
-    assert predict(reads, tmp_path / "missing.fa", out, *EVERYTHING).code == 2
+    assert predict(reads, tmp_path / "missing.fa", out, "--skip-missing", *EVERYTHING).code == 2
     assert modes(out) == dict.fromkeys(FINISHED, 0o666 & ~umask)
     assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask
 
@@ -81,7 +81,7 @@ def test_files_of_a_bundle_follow_the_umask(umask: int, golden_parts: Checkpoint
 def test_links_in_place_of_output_files_are_not_followed(
     name: str, reads: Path, tmp_path: Path, out: Path, elsewhere: Path
 ) -> None:
-    arguments = (reads, tmp_path / "missing.fa", out, *EVERYTHING)
+    arguments = (reads, tmp_path / "missing.fa", out, "--skip-missing", *EVERYTHING)
     assert predict(*arguments).code == 2
     expected = tables(out) | {"pairs.tsv": (out / "pairs.tsv").read_bytes()}
     (out / name).unlink(missing_ok=True)

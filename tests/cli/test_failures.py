@@ -22,30 +22,29 @@ PROTEIN = ">p1\nACGT\n>p2 insulin\nMALWMRLLPLLALLALWGPDPAAA\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, NO_FILE),
-        (b"", ""),
+        (b"hello", "line 1: expected '>' (FASTA) or '@' (FASTQ), saw 'hello'"),
         (PROTEIN.encode()[9:], "line 2: 'L' is not a nucleotide letter (is this protein or text?)"),
     ],
 )
 def test_inputs_without_records_fail_before_the_model_is_loaded(
-    content: bytes | None, message: str, tmp_path: Path, out: Path, model: Bundle
+    content: bytes, message: str, tmp_path: Path, out: Path, model: Bundle
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model.directory, broken)
     (broken / "protein.safetensors").write_bytes(b"")
     source = tmp_path / "in.fa"
-    if content is not None:
-        source.write_bytes(content)
+    source.write_bytes(content)
     ended = predict(source, out, "--model", broken)
-    lines = [f"virnuc-async: no sequence record in {source}", *([f"{source}: {message}"] if message else [])]
-    assert ended == (1, "", "\n".join(lines) + "\n")
+    assert ended == (1, "", f"virnuc-async: no sequence record in {source}\n{source}: {message}\n")
     assert not out.exists()
 
 
 def test_several_inputs_without_a_record(tmp_path: Path, out: Path) -> None:
     one, two = tmp_path / "one.fa", tmp_path / "two.fa"
-    lines = ["no sequence record in the 2 inputs", f"{one}: {NO_FILE}", f"{two}: {NO_FILE}"]
-    assert predict(one, two, out) == (1, "", "virnuc-async: " + "\n".join(lines) + "\n")
+    two.touch()
+    lines = ["no sequence record in the 2 inputs", f"{one}: {NO_FILE}"]
+    assert predict(one, two, out, "--skip-missing") == (1, "", "virnuc-async: " + "\n".join(lines) + "\n")
+    assert not out.exists()
 
 
 def test_unknown_model_lists_the_known_ones(good: Path, out: Path) -> None:
@@ -133,7 +132,7 @@ def test_bad_file_next_to_a_good_one(
     make, message, kept = BAD[case]
     bad = tmp_path / "bad.fa"
     make(bad)
-    ended = predict(good, bad, out)
+    ended = predict(good, bad, out, "--skip-missing")
     assert ended.code == 2
     assert (out / "failed_files.txt").read_text() == f"{bad}|Input|{message}\n"
     assert f"1 failure in {out}/failed_files.txt" in ended.err
@@ -161,7 +160,7 @@ def test_bad_file_next_to_a_good_one(
         {"path": str(bad), "contigs": len(kept), "status": "broken" if kept else "failed"},
     ]
     assert summary(out)["counts"]["failures"] == 1
-    assert predict(good, bad, out).code == 2  # the same answer again
+    assert predict(good, bad, out, "--skip-missing").code == 2  # the same answer again
 
 
 def test_empty_file_is_a_warning(good: Path, tmp_path: Path, out: Path) -> None:

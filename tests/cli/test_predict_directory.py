@@ -27,7 +27,7 @@ def test_finished_run_is_not_repeated(good: Path, out: Path) -> None:
 
 def test_finished_run_with_failures_keeps_its_exit_code(good: Path, tmp_path: Path, out: Path) -> None:
     for _ in range(2):
-        assert predict(good, tmp_path / "missing.fa", out).code == 2
+        assert predict(good, tmp_path / "missing.fa", out, "--skip-missing").code == 2
         assert (out / "failed_files.txt").read_text() == f"{tmp_path / 'missing.fa'}|Input|{NO_FILE}\n"
 
 
@@ -111,7 +111,7 @@ def test_different_run_is_refused_with_the_differences(
 
 def test_overwrite_replaces_the_run_and_keeps_other_files(good: Path, tmp_path: Path, out: Path) -> None:
     missing = tmp_path / "missing.fa"
-    assert predict(good, missing, out, "--embeddings").code == 2
+    assert predict(good, missing, out, "--skip-missing", "--embeddings").code == 2
     (out / "notes.txt").write_text("mine")
     other = tmp_path / "other.fa"
     other.write_text(">other\nGCAGCA\n")

@@ -93,7 +93,7 @@ def test_quiet_prints_only_errors(good: Path, tmp_path: Path, out: Path, model: 
     quiet = ("--quiet", "--model", model.directory)
     assert predict(good, out, *quiet) == (0, "", "")
     missing = tmp_path / "missing.fa"
-    ended = predict(good, missing, tmp_path / "two", *quiet)
+    ended = predict(good, missing, tmp_path / "two", "--skip-missing", *quiet)
     assert ended == (2, "", f"ERROR: {missing}: {NO_FILE}\n")
 
 
@@ -105,7 +105,7 @@ def test_verbose_prints_every_batch(good: Path, tmp_path: Path) -> None:
 
 def test_run_log(good: Path, tmp_path: Path, out: Path, model: Bundle) -> None:
     missing = tmp_path / "missing.fa"
-    predict(good, missing, out, "--quiet", "--model", model.directory)
+    predict(good, missing, out, "--skip-missing", "--quiet", "--model", model.directory)
     lines = log(out).splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+ +\S", line) for line in lines)
     messages = [line[20:] for line in lines if " PROGRESS " not in line]

@@ -696,7 +696,7 @@ def test_a_mate_that_cannot_be_read(content: bytes | None, mates: tuple[Path, Pa
     mates[1].unlink()
     if content is not None:
         mates[1].write_bytes(content)
-    assert predict(*mates, out).code == 2
+    assert predict(*mates, out, "--skip-missing").code == 2
     assert not (out / "pairs.tsv").exists()
     assert len(rows(out / "contigs.tsv")) == 1 + 12
     assert "pairs" not in summary(out)["counts"]

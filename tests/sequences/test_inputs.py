@@ -1,7 +1,6 @@
-"""Input files: which ones there are, standard input, and files that fail or change while they are read."""
+"""Input files: standard input, and files that fail or change while they are read."""
 
 import gc
-import gzip
 import io
 import os
 import shutil
@@ -20,7 +19,7 @@ from sequence_files import (
 
 from virnuc_async.errors import BrokenInput, UnreadableInput
 from virnuc_async.sequences.fastx import Contig, Limits
-from virnuc_async.sequences.inputs import list_sequence_files, read_contigs
+from virnuc_async.sequences.inputs import read_contigs
 
 # Standard input, and files that are closed
 
@@ -193,45 +192,3 @@ def test_a_pipe_has_no_size_that_could_change(tmp_path: Path):
     os.close(sending)
     assert len(list(contigs)) == 2
     os.close(receiving)
-
-
-# Which files
-
-
-def test_a_directory_stands_for_its_sequence_files_sorted(tmp_path: Path):
-    expected = ["B.FASTA", "a.fa", "c.fq.gz", "d.fna.ZST", "noname", "packed"]
-    for name in expected[:4]:
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "noname").write_bytes(b">a\nAC\n")
-    (tmp_path / "packed").write_bytes(gzip.compress(b"@a\nAC\n+\nII\n"))
-    (tmp_path / "README.md").write_bytes(b"# Reads\n")
-    (tmp_path / "table.tsv.gz").write_bytes(gzip.compress(b"a\tb\n"))
-    (tmp_path / "broken.gz").write_bytes(gzip.compress(b">a\nAC\n")[:10])
-    (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / ".hidden.fa").write_bytes(b">a\nAC\n")
-    (tmp_path / "deeper.fa").mkdir()
-    (tmp_path / "deeper.fa" / "e.fa").write_bytes(b">a\nAC\n")
-    os.mkfifo(tmp_path / "pipe.fa")
-    assert list(list_sequence_files([tmp_path])) == [str(tmp_path / name) for name in expected]
-
-
-def test_files_directories_and_standard_input_keep_their_order(tmp_path: Path):
-    for name in ("in/b.fa", "in/a.fa", "one.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b">a\nAC\n")
-    inputs = [tmp_path / "one.txt", "-", tmp_path / "in", tmp_path / "missing.fa"]
-    expected = [
-        tmp_path / "one.txt",
-        "-",
-        tmp_path / "in/a.fa",
-        tmp_path / "in/b.fa",
-        tmp_path / "missing.fa",
-    ]
-    assert list(list_sequence_files(inputs)) == [str(each) for each in expected]
-
-
-def test_a_directory_without_sequences_is_reported_when_read(tmp_path: Path):
-    (tmp_path / "README").write_bytes(b"nothing here\n")
-    assert list(list_sequence_files([tmp_path])) == [str(tmp_path)]
-    with pytest.raises(UnreadableInput, match="a directory without sequence files"):
-        list(read_contigs(*list_sequence_files([tmp_path])))

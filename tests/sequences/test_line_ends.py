@@ -104,7 +104,8 @@ def test_fasta_with_any_line_ends_reads_the_same(records, width, ends, ended, bl
     assert read(content, Limits(block)) == [(i, as_read(bases)) for i, _, bases in records]
 
 
-@given(RECORDS, ENDS, st.integers(1, 40))
+# An empty line between a CR and a CR LF would be one line end with them.
+@given(RECORDS.map(lambda records: [record for record in records if record[2]]), ENDS, st.integers(1, 40))
 def test_fastq_with_any_line_ends_reads_the_same(records, ends, block):
     content = b"".join(
         b"@%s%s\n%s\n+%s\n%s\n"

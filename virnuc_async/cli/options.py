@@ -3,13 +3,16 @@
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virnuc_async.learning.options import EvaluationOptions
 from virnuc_async.settings import Compile, Precision, Settings
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, token_count
+
+if TYPE_CHECKING:
+    from virnuc_async.learning.dataset import LabelledFiles
 
 
 def add_verbosity_options(parser: Any) -> None:
@@ -99,6 +102,7 @@ def add_data_options(group: Any, output: str) -> None:
     files = {"nargs": "+", "action": "extend", "required": True, "metavar": "FILE"}
     group.add_argument("--viral", help="viral sequences: files or directories", **files)
     group.add_argument("--nonviral", help="non-viral sequences: files or directories", **files)
+    add_listing_options(group)
     group.add_argument(
         "--clusters",
         type=Path,
@@ -114,6 +118,32 @@ def add_data_options(group: Any, output: str) -> None:
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help=output)
     group.add_argument(
         "--overwrite", action="store_true", help="discard existing scores of a different run and start over"
+    )
+
+
+def add_listing_options(group: Any) -> None:
+    """Add --recursive and --allow-duplicates."""
+    group.add_argument(
+        "--recursive", action="store_true", help="also read the directories in directories, and so on"
+    )
+    group.add_argument(
+        "--allow-duplicates",
+        action="store_true",
+        help="read a file as often as it is named; without it, once, with a warning",
+    )
+
+
+def label_files_from(options: Namespace) -> "LabelledFiles":
+    """Return the labelled sequences that *options* name."""
+    from virnuc_async.learning.dataset import label_files
+
+    return label_files(
+        options.viral,
+        options.nonviral,
+        options.clusters,
+        options.groups,
+        recursive=options.recursive,
+        allow_duplicates=options.allow_duplicates,
     )
 
 

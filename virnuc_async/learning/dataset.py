@@ -16,10 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import BadTable, MissingClassError, NoRecords, TooFewClusters, UsageError
+from virnuc_async.errors import (
+    BadTable,
+    MissingClassError,
+    MissingInputs,
+    NoRecords,
+    TooFewClusters,
+    UnreadableInput,
+    UsageError,
+)
 from virnuc_async.fileio import read_bounded
+from virnuc_async.log import logger
 from virnuc_async.sequences.fastx import Contig, first_word
-from virnuc_async.sequences.inputs import STDIN, list_sequence_files, read_contigs
+from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.listing import file_key, is_stdin, list_inputs
 
 KINDS = ("nonviral", "viral")  # indexed by is_viral
 TRAINING, VALIDATION, TEST, EXCLUDED = range(4)
@@ -89,20 +99,39 @@ class Records:
 
 
 def label_files(
-    viral: Sequence[str | Path], nonviral: Sequence[str | Path], clusters: Path | None, groups: Path | None
+    viral: Sequence[str | Path],
+    nonviral: Sequence[str | Path],
+    clusters: Path | None,
+    groups: Path | None,
+    *,
+    recursive: bool = False,
+    allow_duplicates: bool = False,
 ) -> LabelledFiles:
     """
-    Return the files of each class, with directories expanded.
+    Return the files of each class, with directories expanded; log what is left out of them.
 
     Raises:
         UsageError: a file belongs to both classes, or is standard input
+        MissingInputs: files cannot be read
     """
-    files = [tuple(list_sequence_files(paths)) for paths in (viral, nonviral)]
-    if STDIN in (*files[0], *files[1]):
+    if any(map(is_stdin, map(str, (*viral, *nonviral)))):
         raise UsageError("labelled sequences are read more than once: name files, not standard input")
-    resolved = [{Path(path).resolve() for path in paths} for paths in files]
-    if both := resolved[0] & resolved[1]:
-        raise UsageError(f"{min(both)} cannot be both viral and nonviral. Name it once")
+    files: list[tuple[str, ...]] = []
+    missing: list[UnreadableInput] = []
+    for inputs in (viral, nonviral):
+        try:
+            listed = list_inputs(inputs, recursive=recursive, allow_duplicates=allow_duplicates)
+        except MissingInputs as error:
+            missing += error.failures
+            continue
+        files.append(listed.paths)
+        for level, text in listed.notices:
+            logger.log(level, "{}", text)
+    if missing:
+        raise MissingInputs(missing)
+    names = {file_key(path): path for path in files[0]}
+    if both := sorted(names[key] for key in set(map(file_key, files[1])) & names.keys()):
+        raise UsageError(f"{both[0]} cannot be both viral and nonviral. Name it once")
     return LabelledFiles(files[0], files[1], clusters, groups)
 
 

@@ -219,7 +219,8 @@ class _Scorer:
     def _score(
         self, paths: Sequence[str], directory: Path, record_index: NDArray[np.int64]
     ) -> dict[str, Level]:
-        self.run_pipeline(paths, directory, replace(self.settings, calibrated=False, pairs=Pairing.OFF))
+        settings = replace(self.settings, calibrated=False, pairs=Pairing.OFF, allow_duplicates=True)
+        self.run_pipeline(paths, directory, settings)
         with closing(Store(directory)) as store:
             check_record_count(store.reader, len(record_index))
             return collect_levels(store.reader.blocks(), record_index, self.settings.threshold)

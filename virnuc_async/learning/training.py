@@ -214,6 +214,7 @@ def _compute_features(task: Task, records: Records, run_pipeline: PipelineRunner
         embeddings=True,
         calibrated=False,
         pairs=Pairing.OFF,
+        allow_duplicates=True,
         threshold=Settings().threshold,
     )
     sampler = task.sampler

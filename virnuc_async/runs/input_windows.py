@@ -39,12 +39,12 @@ class InputWindows:
         Return the first window; it is read once.
 
         Raises:
-            NoRecords: no input holds a record
+            NoRecords: no input holds a record, and some cannot be read
         """
         if self._first is None:
             first = await self._next()
-            if first is None or not first.contigs:
-                failures = [file.failure for file in first.files if file.failure] if first else []
+            failures = [file.failure for file in first.files if file.failure] if first else []
+            if first is None or (failures and not first.contigs):
                 raise NoRecords(self._plan.paths, failures)
             self._first = first
         return self._first

@@ -42,6 +42,7 @@ class RunMessages(EngineEvents):
         self.load_seconds = 0.0  # until the last device was ready
         self.peak_memory: dict[str, int] = {}  # device -> bytes
         self._plan = plan
+        self._notices = plan.notices
 
     async def report_progress(self) -> None:
         """Log the progress until cancelled."""
@@ -75,11 +76,12 @@ class RunMessages(EngineEvents):
         self.peak_memory[device] = peak_memory
 
     def log_header(self, store: Store, hardware: Hardware) -> None:
-        """Log version, model, what *store* had to recover from, and the devices."""
+        """Log version, model, what is left out or had to be recovered, and the devices."""
         bundle = self._plan.bundle
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
             self.log.warning(bundle.notice)
+        self.log_left_out()
         if store.lock.previous_owner:
             self.log.info("taking over from {}, which has ended", store.lock.previous_owner)
         kept = store.recovered
@@ -94,6 +96,12 @@ class RunMessages(EngineEvents):
             )
         for device in hardware.devices:
             self.log.info("{}", _format_device(device, hardware))
+
+    def log_left_out(self) -> None:
+        """Log what is left out of the inputs, once."""
+        for level, text in self._notices:
+            self.log.log(level, "{}", text)
+        self._notices = ()
 
     def log_failure(self, failure: Failure) -> None:
         """Log an input or an ORF that failed; the line is written to failed_files.txt as well."""

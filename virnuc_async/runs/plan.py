@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration
+from virnuc_async.sequences.listing import Notice
 from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
 
@@ -38,6 +39,7 @@ class Plan:
     memory_use: Callable[["Device"], MemoryUse | None] = memory_use
     compiled: bool | None = None  # whether GPUs compute with compiled kernels; None: by the settings
     intervals: Intervals = Intervals()
+    notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
 
     @property
     def calibration(self) -> Calibration | None:

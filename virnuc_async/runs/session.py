@@ -16,7 +16,7 @@ import anyio
 from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.abc import TaskGroup
 
-from virnuc_async.errors import RunMismatchError
+from virnuc_async.errors import NoRecords, RunMismatchError
 from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
@@ -66,6 +66,7 @@ class RunSession:
         self.log = logger.bind(run=self.id)
         self.messages = RunMessages(plan, self.log)
         self.counts = self.messages.counts
+        self.has_no_records = False  # the input was read to its end, and has none
         self.is_finished = False  # whether nothing is left to compute
         self.scored = Counter(orfs=0, batches=0)  # in this session, without failed ORFs
         self.mates = MateCheck(plan, self.messages)
@@ -85,7 +86,7 @@ class RunSession:
         While it is open, heartbeats keep the lock, progress is logged, and run.log is written.
 
         Raises:
-            NoRecords: no input holds a record; the directory is not touched
+            NoRecords: no input holds a record, and some cannot be read; the directory is not touched
             ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the directory
             NoFeatures, BadFeatures, AmbiguousFeatures: the embeddings to be reused
         """
@@ -187,9 +188,17 @@ class RunSession:
         # A directory is not touched for nothing, but a run that is there is asked first.
         if self.settings.overwrite or not (self.out_dir / STORE).is_file():
             self._devices = await to_thread.run_sync(choose_devices, self.plan)
-            await self._windows.first()
+            await self._read_first()
         self.features = await self._find_features()
         self.store = await open_store(self.plan, self.out_dir, self.messages, self.on_disk)
+
+    async def _read_first(self) -> None:
+        try:
+            first = await self._windows.first()
+        except NoRecords:
+            self.messages.log_left_out()
+            raise
+        self.has_no_records = not first.contigs
 
     async def _find_features(self) -> FeatureIndex:
         directory = self.settings.reuse_features

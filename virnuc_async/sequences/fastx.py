@@ -26,7 +26,7 @@ from .line_ends import (
     split_last_crs,
 )
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EXCERPT_BYTES = 80  # that are looked at to quote a line
 
 _INVALID = bytes(range(256)).translate(None, NUCLEOTIDES + GAPS)
@@ -134,7 +134,7 @@ class FastxParser:
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
         """Return the beginning of the text without the blank lines before it; nothing if there is no more."""
-        head, mark = b"", _BYTE_ORDER_MARK  # which stands at the very beginning or nowhere
+        head, mark = b"", BYTE_ORDER_MARK  # which stands at the very beginning or nowhere
         for block in blocks:
             head += block
             if len(head) < len(mark) and mark.startswith(head):
@@ -208,13 +208,16 @@ class FastxParser:
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         lines: list[bytes] = []  # from the beginning of a record on
         begun = 0  # letters of the record that is not complete yet
-        block = b""
+        block, ends_are_mixed = b"", False
         for block in self._whole_lines(blocks):
+            if self._has_lone_cr and not ends_are_mixed:
+                # The CRs of lines before this block were in front of a LF.
+                ends_are_mixed, lines = True, [line.rstrip(b"\r") for line in lines]
             may_be_large = begun + len(block) > self._limits.record
-            if self._has_lone_cr:
+            if ends_are_mixed:
                 block = block.replace(b"\r", b"\r\n")
             lines += block.removesuffix(b"\n").split(b"\n")
-            if self._has_lone_cr:
+            if ends_are_mixed:
                 complete, lines = join_fastq_headers(lines)
             else:
                 whole = len(lines) // 4 * 4

@@ -117,5 +117,6 @@ def foreign_bases(text: bytes) -> str | None:
 
 
 def is_utf16(text: bytes) -> bool:
-    """Whether about every second byte is zero, as in the UTF-16 of letters."""
-    return len(text) > 1 and 5 * text.count(0) >= 2 * len(text)
+    """Whether half of *text* is zeros, line ends aside, as in the UTF-16 of letters."""
+    zeros = text.count(0)
+    return zeros > 1 and 2 * zeros >= len(text.translate(None, b"\r\n"))

@@ -1,19 +1,18 @@
-"""Input files: which ones there are, what identifies their content, and the contigs in each."""
+"""Input files: their names, what identifies their content, and the contigs in each."""
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
 from virnuc_async.errors import UnreadableInput
 
-from .decompression import DAMAGED, TextStream, decompressed
-from .fastx import DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
+from .decompression import TextStream, decompressed
+from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
 
 STDIN = "-"
 
@@ -23,18 +22,6 @@ _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 Reader = Callable[[str], Iterator[Contig]]
 OpenFile = Callable[[str], io.BufferedReader]
-
-
-def list_sequence_files(inputs: Iterable[str | Path]) -> Iterator[str]:
-    """
-    Yield the files that *inputs* stand for: a directory stands for its sequence files, sorted.
-
-    A directory without any is yielded as it is, so that :func:`read_contigs` reports it.
-    """
-    for name in map(str, inputs):
-        # Not Path.is_dir, which raises where a name is too long or a directory may not be entered.
-        found = _sequence_files(Path(name)) if name != STDIN and os.path.isdir(name) else [name]
-        yield from found or [name]
 
 
 def split_extensions(name: str) -> tuple[str, str]:
@@ -107,20 +94,19 @@ def _hash_samples(file: BinaryIO, size: int) -> str:
     return digest.hexdigest()
 
 
-def _sequence_files(directory: Path) -> list[str]:
-    try:
-        paths = sorted(p for p in directory.iterdir() if p.name[0] != "." and p.is_file())
-    except OSError:
-        return []
-    return [str(path) for path in paths if split_extensions(path.name)[1] or _looks_like_fastx(path)]
+def read_head(path: str, size: int) -> bytes:
+    """
+    Return about *size* bytes of the decompressed text of *path*, from its first letter on.
 
-
-def _looks_like_fastx(path: Path) -> bool:
-    try:
-        with _open_text(str(path), None, open_file) as (text, _):
-            return text.read1(1) in (b">", b"@")
-    except (UnreadableInput, *DAMAGED):
-        return False
+    Raises:
+        UnreadableInput: it cannot be opened
+        what is in DAMAGED: it breaks before that
+    """
+    with _open_text(path, None, open_file) as (text, _):
+        head = b""
+        while len(head) < size and (block := text.read1(size)):
+            head = (head + block).removeprefix(BYTE_ORDER_MARK).lstrip()
+        return head
 
 
 @contextmanager
@@ -135,10 +121,18 @@ def _open_text(
             raw = stack.enter_context(_standard_input(stdin) if path == STDIN else open_file(path))
             text = stack.enter_context(decompressed(raw))
         except IsADirectoryError as error:
-            raise UnreadableInput(path, "a directory without sequence files") from error
+            raise UnreadableInput(path, _why_no_files(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, describe_error(error)) from error
         yield text, partial(_has_changed, path, raw, before)
+
+
+def _why_no_files(directory: str) -> str:
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        return describe_error(error)
+    return "a directory without sequence files"
 
 
 def _has_changed(path: str, raw: BinaryIO, before: tuple[int, ...] | None) -> bool:

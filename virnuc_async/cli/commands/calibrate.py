@@ -12,6 +12,7 @@ from virnuc_async.cli.options import (
     add_device_options,
     add_model_options,
     add_verbosity_options,
+    label_files_from,
     settings_from,
 )
 from virnuc_async.cli.parser import add_command, fraction
@@ -55,13 +56,12 @@ def run(options: Namespace) -> int:
     """Calibrate a model, and print what it gained."""
     settings = settings_from(options)
     prepare_torch(options.gpus)
-    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.evaluation import calibrate
     from virnuc_async.models.calibration import Method
 
-    data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
     method = Method(options.method)
     with run_log(options), sigterm_interrupts():
+        data = label_files_from(options)
         found = calibrate(data, options.output, settings, method, options.fpr, run_interruptibly)
     _print_calibration(found, options.model)
     return DONE

@@ -16,6 +16,7 @@ from virnuc_async.cli.options import (
     add_resamples_option,
     add_verbosity_options,
     fields_from,
+    label_files_from,
     settings_from,
 )
 from virnuc_async.cli.parser import add_command, numbers
@@ -59,12 +60,11 @@ def run(options: Namespace) -> int:
     """Evaluate a model, and print its metrics."""
     measuring, settings = fields_from(EvaluationOptions, options), settings_from(options)
     prepare_torch(options.gpus)
-    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.evaluation import evaluate
 
-    data = label_files(options.viral, options.nonviral, options.clusters, options.groups)
     command = shlex.join(command_line())
     with run_log(options), sigterm_interrupts():
+        data = label_files_from(options)
         report = evaluate(data, options.output, settings, measuring, run_interruptibly, command)
     _print_report(report["at"])
     return DONE

@@ -10,6 +10,7 @@ from virnuc_async.cli.environment import prepare_torch
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import (
     add_device_options,
+    add_listing_options,
     add_model_options,
     add_verbosity_options,
     settings_from,
@@ -63,6 +64,13 @@ def _add_file_options(parser: Any) -> None:
         "--input", action="append", default=[], metavar="FILE", help="an input; can be repeated"
     )
     parser.add_argument("--input-list", metavar="FILE", help="a file with one input per line")
+    add_listing_options(parser)
+    parser.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="go on without inputs that cannot be read, and list them in failed_files.txt; without it, "
+        "nothing is begun",
+    )
     parser.add_argument(
         "--output-dir", metavar="DIR", help="the output directory; then all other names are inputs"
     )
@@ -110,6 +118,9 @@ def run(options: Namespace) -> int:
         embeddings=options.embeddings,
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),
+        skip_missing=options.skip_missing,
+        recursive=options.recursive,
+        allow_duplicates=options.allow_duplicates,
         reuse_features=options.reuse_features,
         repair=options.repair,
     )
@@ -130,6 +141,9 @@ def _inputs_and_output(options: Namespace) -> tuple[list[str], str]:
         raise UsageError(f"the input list {options.input_list!r} is empty")
     if not inputs:
         raise UsageError(f"name an input before the output directory {out_dir!r}")
+    from virnuc_async.sequences.listing import check_names
+
+    check_names(inputs)
     if os.path.isfile(out_dir):
         raise UsageError(f"the last name must be the output directory, but {out_dir!r} is a file")
     return inputs, out_dir

@@ -16,6 +16,7 @@ from virnuc_async.cli.options import (
     add_resamples_option,
     add_verbosity_options,
     fields_from,
+    label_files_from,
     settings_from,
 )
 from virnuc_async.cli.parser import add_command, fraction
@@ -109,22 +110,21 @@ def run(options: Namespace) -> int:
     recipe, measuring = fields_from(Recipe, options), fields_from(EvaluationOptions, options, lengths=())
     settings = settings_from(options)
     prepare_torch(options.gpus)
-    from virnuc_async.learning.dataset import label_files
     from virnuc_async.learning.training import Task, train
 
     output: Path = options.output
-    task = Task(
-        data=label_files(options.viral, options.nonviral, options.clusters, options.groups),
-        output=output,
-        work=options.work or output.with_name(f"{output.absolute().name}.work"),
-        settings=settings,
-        split=split,
-        recipe=recipe,
-        augment=options.augment,
-        evaluation=measuring,
-        command=shlex.join(command_line()),
-    )
     with run_log(options), sigterm_interrupts():
+        task = Task(
+            data=label_files_from(options),
+            output=output,
+            work=options.work or output.with_name(f"{output.absolute().name}.work"),
+            settings=settings,
+            split=split,
+            recipe=recipe,
+            augment=options.augment,
+            evaluation=measuring,
+            command=shlex.join(command_line()),
+        )
         bundle, report = train(task, run_interruptibly)
     _print_report(bundle, report)
     return DONE
