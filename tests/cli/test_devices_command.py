@@ -33,7 +33,7 @@ class ImportObserver:
 sys.meta_path.insert(0, ImportObserver())
 os.environ["CUDA_VISIBLE_DEVICES"] = "7"
 sys.stderr = sys.stdout
-print(main(["predict", "--gpus", "98,99", "no.fa", "no-such-directory"]))
+print(main(["predict", "--gpus", "98,99", "/dev/null", "no-such-directory"]))
 """
     order, message, code = python(script).splitlines()
     assert order == "PCI_BUS_ID 98,99"

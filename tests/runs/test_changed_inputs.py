@@ -2,7 +2,7 @@
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from running import log, summary
 from support import TABLES
 
-from virnuc_async.errors import CannotWrite, NoDevicesLeft, NoRecords, RunMismatchError
+from virnuc_async.errors import CannotWrite, NoDevicesLeft, NoRecords, RunMismatchError, UnreadableInput
 from virnuc_async.log import PROGRESS, Counts, logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
+from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Window, form_windows
@@ -200,8 +201,12 @@ async def test_a_run_that_was_interrupted_and_corrected_twice(runs: Bench, count
 async def test_interrupted_before_the_first_difference_nothing_is_lost(runs: Bench) -> None:
     runs.write(a=A, b=B)
     await runs.run(["a"])
+
+    def read(path: str) -> Iterator[Contig]:
+        raise UnreadableInput(path, "gone")
+
     with pytest.raises(NoRecords):  # the very first read fails
-        await execute(runs.plan(["a", "b"]), runs.directory / "out", Rules().scorer, read=lambda _: iter(()))
+        await execute(runs.plan(["a", "b"]), runs.directory / "out", Rules().scorer, read=read)
     assert not await runs.run(["a"])
     await runs.assert_same_as_fresh(["a"])
 
