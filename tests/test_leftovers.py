@@ -5,36 +5,18 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import ROOT, run
+from half_made import MAKER, half_made
+from running import run
 from support import final_name
 
 from virnuc_async.fileio import atomic_directory, atomic_write, remove_leftovers
 from virnuc_async.models.bundle import find
 from virnuc_async.models.import_checkpoint import CheckpointPaths
 
-# Makes a directory or a file, and waits in the middle of it for a line from standard input.
-MAKER = """
-import sys
-from pathlib import Path
-from virnuc_async import fileio
-kind, path = sys.argv[1], Path(sys.argv[2])
-with getattr(fileio, "atomic_" + kind)(path) as made:
-    if kind == "directory":
-        (made / "weights").write_bytes(bytes(9))
-    else:
-        made.write(bytes(9))
-        made.flush()
-    print("half made", flush=True)
-    sys.stdin.readline()
-"""
 # The command line, which waits as soon as a model lacks only its manifest.
 WAITS = """
 import sys, threading
@@ -45,19 +27,6 @@ run()
 """
 
 each_kind = pytest.mark.parametrize("kind", ["directory", "write"])
-
-
-@contextmanager
-def half_made(script: str, *arguments: str | Path) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a process that has made something by half, and kill it in the end."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        try:
-            assert process.stdout.readline() == b"half made\n"
-            yield process
-        finally:
-            process.send_signal(signal.SIGKILL)
 
 
 def killed(kind: str, path: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from half_made import MAKER, half_made
 from running import OPEN, SHUT, Ran, predict, rows, run, some_reads
 from support import fasta
 from tiny_models import Toys, records, write_toys
@@ -45,6 +46,13 @@ def report(out: Path) -> dict[str, Any]:
 
 def metrics(out: Path, data: str = "records", level: str = "contig") -> dict[str, float]:
     return {name: each["value"] for name, each in report(out)["at"][data][level]["figures"].items()}
+
+
+def test_what_a_killed_process_left_beside_the_output_is_removed(done: Path, long_toys: Toys) -> None:
+    with half_made(MAKER, "directory", done.parent / "killed"), half_made(MAKER, "write", done / "a.json"):
+        pass
+    assert evaluate(long_toys, done).code == 0
+    assert not [*done.parent.glob(".*.partial"), *done.glob(".*.partial")]
 
 
 # Metrics

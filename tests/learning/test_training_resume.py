@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from half_made import MAKER, half_made
 from running import run, start, wait_until
 from tiny_models import Toys, write_toys
 from training_command import QUICK, auroc_of, report, train, weights
@@ -120,6 +121,17 @@ def test_interrupted_epochs_resume(
     assert re.search(r"resuming after \d+ epochs", ended.err)
     assert run(*command(other, epochs)).code == 0
     assert weights(tmp_path / "model") == weights(tmp_path / "model2")
+
+
+def test_what_a_killed_process_left_beside_the_output_is_removed(
+    toys: Toys, work: Path, tmp_path: Path
+) -> None:
+    with half_made(MAKER, "directory", tmp_path / "killed"), half_made(MAKER, "write", work / "epochs.pt"):
+        pass
+    assert len([*tmp_path.glob(".*.partial"), *work.glob(".*.partial")]) == 2
+    assert train(toys, tmp_path / "model", "--work", work).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "work"]
+    assert sorted(path.name for path in work.iterdir()) == ["epochs.pt", "features"]
 
 
 def test_checkpoint_does_not_follow_a_symbolic_link(toys: Toys, work: Path, tmp_path: Path) -> None:

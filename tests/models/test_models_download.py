@@ -51,6 +51,26 @@ def test_an_existing_model_is_not_downloaded_again(server: Server, cache: Path) 
     assert "tokenizer.json has changed or is damaged" in ended.err
 
 
+def test_what_a_download_left_that_was_killed_at_its_end_is_removed(server: Server, cache: Path) -> None:
+    assert download(server, "virnucpro-500").code == 0
+    work = cache / ".download"
+    (work / "DNABERT-S").mkdir(parents=True)
+    for name in ("lock", "esm2.pt", "500.pth", "DNABERT-S/config.json"):
+        (work / name).touch()
+    assert download(server, "virnucpro-500").code == 0
+    assert [path.name for path in cache.iterdir()] == ["virnucpro-500"]
+
+
+def test_what_was_received_of_another_model_is_kept(server: Server, cache: Path) -> None:
+    assert download(server, "virnucpro-500").code == 0
+    work = cache / ".download"
+    work.mkdir()
+    for name in ("esm2.pt", "another.pth", "300.pth.part"):
+        (work / name).touch()
+    assert download(server, "virnucpro-500").code == 0
+    assert sorted(path.name for path in work.iterdir()) == ["300.pth.part", "another.pth", "lock"]
+
+
 def test_a_directory_to_be_moved(server: Server, cache: Path, golden: Path, tmp_path: Path) -> None:
     ended = download(server, "virnucpro-500", "--to", tmp_path / "usb" / "model")
     assert ended.code == 0
