@@ -152,3 +152,10 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "work")
         with exclusive_lock(tmp_path / "work"):
             assert os.path.exists(tmp_path / "work" / "lock")
+
+
+def test_a_lock_that_never_stays_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that numbers its files anew each time, no lock is ever found in its place."""
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with pytest.raises(DownloadBusy), exclusive_lock(tmp_path / "work"):
+        pass

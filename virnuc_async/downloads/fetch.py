@@ -36,6 +36,7 @@ from .source import Source
 _PROGRESS_BYTES = 1 << 18  # attempts that bring the file as much further than it ever was have not failed
 _POLL_INTERVAL = 0.1  # seconds between looks at the connections of a file
 _PROGRESS_INTERVAL = 0.5  # seconds between calls of the progress callback
+_MAX_LOCK_ATTEMPTS = 100
 _SHUTDOWN_TIMEOUT = 0.5  # seconds that connections have to end after a failure or Ctrl-C
 
 
@@ -145,10 +146,13 @@ def exclusive_lock(directory: Path) -> Iterator[None]:
     Raises:
         DownloadBusy: another process does
     """
-    while not (file := _lock(directory)):
-        pass  # the process that had the lock deleted the directory meanwhile
-    with file:
-        yield
+    for _ in range(_MAX_LOCK_ATTEMPTS):
+        # If there is none, the process that had the lock deleted the directory meanwhile.
+        if file := _lock(directory):
+            with file:
+                yield
+            return
+    raise DownloadBusy(str(directory))
 
 
 def _lock(directory: Path) -> IO[bytes] | None:
