@@ -146,6 +146,7 @@ class MishapScenario:
         is_mute = self.rng.random() < _MUTE
         with failing_messages() if is_mute else nullcontext():
             error = run.run(run.site.source)
+        run.site.find_run()
         self._trace.update("\n".join(run.loop.trace).encode())
         how = f"{'mute, ' if is_mute else ''}{'killed, ' if run.killed else ''}{run.loop.steps} steps"
         self.history.append(f"  {how}: {error!r}")

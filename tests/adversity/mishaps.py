@@ -28,9 +28,16 @@ class Site:
     source: Source
     another_run: Path  # a finished run of other inputs
     rng: random.Random
+    before: Path | None = None  # where it was before it was renamed
     seconds: int = 0  # by which each change of an input is younger than the one before
     in_place: list[Path] = field(default_factory=list)  # copies of the other run in the place of this one
     history: list[str] = field(default_factory=list)
+
+    def find_run(self) -> None:
+        """Go back to where the run was, if it was renamed before a session opened it: that began it anew."""
+        if self.before and self.before.exists() and self.before not in self.in_place:
+            self.out = self.before
+        self.before = None
 
     def note(self, text: str) -> None:
         self.history.append(f"  mishap: {text}")
@@ -47,7 +54,7 @@ def directory_is_renamed(site: Site) -> None:
         aside = site.out.with_name(f"{site.out.name} renamed")
         site.note(f"{site.out.name} becomes {aside.name}")
         site.out.rename(aside)
-        site.out = aside
+        site.before, site.out = site.out, aside
 
 
 def directory_is_replaced(site: Site) -> None:
@@ -167,13 +174,20 @@ BETWEEN: tuple[Mishap, ...] = (
     store_is_removed,
     file_is_removed,
     leftover_of_a_killed_process,
+    bits_of_the_store_flip,
+    bits_of_the_store_flip,
+    bits_of_the_store_flip,
     bits_of_a_table_flip,
     input_is_corrected,
     input_grows,
     input_is_replaced,
 )
 OF_INPUTS: tuple[Mishap, ...] = (input_is_corrected, input_grows, input_is_replaced)
-DURING: tuple[Mishap, ...] = (store_is_removed,)
+DURING: tuple[Mishap, ...] = (
+    directory_is_renamed,
+    directory_is_replaced,
+    store_is_removed,
+)
 
 
 def _boot(directory: Path) -> str:

@@ -155,3 +155,27 @@ def test_repair_does_not_touch_a_foreign_store(tmp_path: Path) -> None:
         Store(tmp_path, repair=True)
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new", repair=True).close()  # without a store, there is nothing to repair
+
+
+@pytest.mark.parametrize("length", [600, 4096, 5000, 9000, 16_000])
+def test_a_damaged_store_can_be_overwritten(length: int, filled: Store) -> None:
+    directory = filled.directory.path
+    path = directory / STORE
+    path.write_bytes(path.read_bytes()[:length])
+    (directory / "contigs.tsv").touch()
+    with pytest.raises((DamagedStore, ForeignDirectoryError)):
+        Store(directory).reader.totals()
+    with closing(Store(directory, overwrite=True)) as store:
+        assert store.reader.window_count() == 0
+        assert store.get_meta("identity") is None
+        assert not (directory / "contigs.tsv").exists()
+    with closing(Store(directory)) as store:
+        assert not store.is_finished
+
+
+@pytest.mark.parametrize("content", [b"precious", b"SQLite format 3\0" + bytes(84) + b"precious"])
+def test_what_is_not_known_to_be_ours_is_not_overwritten(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / STORE).write_bytes(content)
+    with pytest.raises(ForeignDirectoryError):
+        Store(tmp_path, overwrite=True)
+    assert (tmp_path / STORE).read_bytes() == content

@@ -38,6 +38,7 @@ BUSY_SECONDS = 5.0  # how long SQLite waits for another program that reads the f
 
 _MAX_MISSING = 10_000  # consecutive row numbers: after so many, there are no more rows
 _APPLICATION = 0x56697250  # "VirP", in the header of the file
+_SQLITE, _MARK = b"SQLite format 3\0", slice(68, 72)  # where the header says what the file is
 _FORMAT = 4  # of the tables, also in the header
 _JOURNAL = "-journal"  # that SQLite adds to the name of a file
 _HEADER_BYTES, _MARK_BYTES = 28, 8  # of a journal, and of its start, which are zeros if it is not needed
@@ -118,6 +119,13 @@ def has_tables(database: "Database", overwrite: bool = False) -> bool:
     if not is_exact or header | _HEADER != header:
         raise database.damage("its header or its tables have changed")
     return True
+
+
+def is_marked(directory: Directory) -> bool:
+    """Return whether the header of a store, which may be damaged elsewhere, says that it is one."""
+    with directory.open(STORE) as file:
+        header = file.read(_MARK.stop)
+    return header.startswith(_SQLITE) and header[_MARK] == _APPLICATION.to_bytes(4, "big")
 
 
 def readable_rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import (
+    DamagedStore,
+    ForeignDirectoryError,
     RunMismatchError,
     Stage,
 )
@@ -28,7 +30,7 @@ from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 from .blocks import CONTIG, SCORE, orf_id
-from .database import BUSY_SECONDS, Database, create_tables, has_tables, values_of
+from .database import BUSY_SECONDS, Database, create_tables, has_tables, is_marked, values_of
 from .failure import Failure
 from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
@@ -82,10 +84,14 @@ class Store:
             self.recovered: Recovered | None = None
             if repair and not overwrite:
                 self.recovered = repair_store(self.directory, has_locks)
-            self._database = Database(self.directory, STORE, has_locks, busy_seconds)
-            undo.callback(self._database.close)
-            self.reader = RunReader(self._database)
-            self._open(overwrite)
+            try:
+                self._open(overwrite, has_locks, busy_seconds)
+            except (DamagedStore, ForeignDirectoryError):
+                # What is damaged cannot be emptied; its header says that it is no other program's.
+                if not (overwrite and is_marked(self.directory)):
+                    raise
+                self._remove_run()
+                self._open(overwrite, has_locks, busy_seconds)
             undo.pop_all()
 
     @property
@@ -232,16 +238,29 @@ class Store:
         with self._transaction():
             set_meta(self._database, values)
 
-    def _open(self, overwrite: bool) -> None:
-        with self._transaction("EXCLUSIVE"):
-            is_ours = has_tables(self._database, overwrite)
-            if is_ours and not overwrite:
-                return
-            for name in self._database.tables():
-                self._database.execute(f"DROP TABLE {name}")
-            create_tables(self._database.connection)
-            for name in OUTPUT_FILES if is_ours else ():
-                self.directory.unlink(name)
+    def _open(self, overwrite: bool, has_locks: bool, busy_seconds: float) -> None:
+        with ExitStack() as undo:
+            self._database = Database(self.directory, STORE, has_locks, busy_seconds)
+            undo.callback(self._database.close)
+            self.reader = RunReader(self._database)
+            with self._transaction("EXCLUSIVE"):
+                self._create_or_check(overwrite)
+            undo.pop_all()
+
+    def _create_or_check(self, overwrite: bool) -> None:
+        is_ours = has_tables(self._database, overwrite)
+        if is_ours and not overwrite:
+            return
+        for name in self._database.tables():
+            self._database.execute(f"DROP TABLE {name}")
+        create_tables(self._database.connection)
+        for name in OUTPUT_FILES if is_ours else ():
+            self.directory.unlink(name)
+
+    def _remove_run(self) -> None:
+        """Remove every file of a run; its journal first, which must not be taken for that of a new store."""
+        for name in (*OUTPUT_FILES, f"{STORE}-journal", STORE):
+            self.directory.unlink(name)
 
     def _remove_leftovers(self) -> None:
         """Remove what a process left that was killed while it opened the store, or wrote a file."""
