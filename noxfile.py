@@ -1,22 +1,47 @@
 """
-Checks: ``nox`` runs lint, types and tests.
+Checks: ``nox`` runs lint, types, tests, and the tests of errors with the oldest Python.
 
 ``nox -s gpu_tests`` needs a GPU and ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and
 ``nox -s fuzz`` searches for inputs that break a guarantee.
 """
 
+import subprocess
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "errors_oldest"]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
+# Of what is said to users, and of the groups of errors behind it.
+ERROR_TESTS = (
+    "tests/cli/test_failures.py",
+    "tests/cli/test_mistakes.py",
+    "tests/cli/test_streams.py",
+    "tests/cli/test_usage.py",
+    "tests/engine/test_failing_devices.py",
+    "tests/runs/test_last_line.py",
+    "tests/test_errors.py",
+)
+
+
+def _oldest_python() -> str | bool:
+    """Return the path of the system's Python 3.11.0 to 3.11.3, which groups errors differently, or False."""
+    path = "/usr/bin/python3.11"
+    ask = "import sys; print(sys.version_info < (3, 11, 4))"
+    try:
+        is_old = subprocess.run([path, "-c", ask], capture_output=True, text=True).stdout == "True\n"
+    except FileNotFoundError:
+        return False
+    return path if is_old else False
+
+
+OLDEST = _oldest_python()
 
 
 @nox.session
@@ -39,6 +64,15 @@ def tests(session: nox.Session) -> None:
     """Run the fast tests on all cores, up to eight, with coverage; arguments are passed to pytest."""
     session.install(*TESTED, "-e", ".[test]")
     session.run("pytest", *_SIDE_BY_SIDE, "--cov", "--cov-fail-under=90", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def errors_oldest(session: nox.Session) -> None:
+    """Run the tests of errors with the system's Python, if that is 3.11.0 to 3.11.3."""
+    if not OLDEST:
+        session.skip("the system has no Python 3.11.0 to 3.11.3")
+    session.install(*TESTED, "-e", ".[test]")
+    session.run("pytest", "-n", "2", *ERROR_TESTS, *session.posargs)
 
 
 @nox.session

@@ -35,6 +35,7 @@ from virnuc_async.errors import (
     MissingClassError,
     MissingInputs,
     MixedDevices,
+    NoCacheDirectory,
     NoDevicesLeft,
     NoFeatures,
     NoRecords,
@@ -109,6 +110,15 @@ TEXTS: list[tuple[VirnucError, str]] = [
         "the ESM-2 of fair-esm cannot be used: No module named 'esm'. The installation is broken; repair it "
         "with: pip install --force-reinstall fair-esm==2.0.0 'transformers>=4.50' (and without the "
         "package 'esm', which hides fair-esm)",
+    ),
+    (
+        UnknownBundle("x", ["tiny-500"], ["x"], "/c: Permission denied"),
+        "no model 'x' here. Installed: tiny-500. Others cannot be seen: /c: Permission denied",
+    ),
+    (
+        NoCacheDirectory("the home directory is unknown"),
+        "there is no directory for models: the home directory is unknown. "
+        "Choose another directory for models with --cache-dir, or set VIRNUC_ASYNC_CACHE_DIR",
     ),
     (DownloadError("text"), "text"),
     (

@@ -5,6 +5,7 @@ import gzip
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import numpy as np
@@ -15,8 +16,10 @@ from harness import PipelineHarness
 from support import TABLES, assert_published_scores, read_table
 
 from virnuc_async.errors import (
+    CannotWrite,
     NoRecords,
     UnknownDevice,
+    UsageError,
 )
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute, run_pipeline
@@ -239,6 +242,41 @@ async def test_nothing_to_do_leaves_nothing_behind(bench: PipelineHarness, tmp_p
     with pytest.raises(NoRecords, match=r"in the 2 inputs\n.*missing\.fa: No such file"):
         await execute(plan, tmp_path / "out", rules.scorer)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: [path], lambda path: iter([str(path)])])
+async def test_one_input_is_one_file(form: Any, bundle: Bundle, source: Path, tmp_path: Path) -> None:
+    """And not its letters, of which a full stop would be the whole directory."""
+    few = tmp_path / "val.fa"
+    few.write_text(">one\nGCAGCAGCA\n")
+    settings = Settings(bundle.directory, devices="cpu")  # type: ignore[arg-type]
+    summary = await run_pipeline(form(few), str(tmp_path / "out"), settings)
+    assert summary.inputs == [{"path": str(few), "contigs": 1, "status": "read"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], "out"), "an input is missing: there are none"),
+        (("", "out"), "an input has an empty name"),
+        ((None, "out"), "an input must be a path, or paths, not None"),
+        ((["a.fa", 1], "out"), "an input must be a path, not 1"),
+        (("a.fa", ""), "the output directory has an empty name"),
+        (("a.fa", None), "the output directory must be a path, not None"),
+        (("a.fa", "o\0"), "the output directory must be a path, not 'o\\x00': no name has a zero byte"),
+        (("a.fa", "out", {"model": "x"}), "settings must be Settings, not {'model': 'x'}"),
+    ],
+)
+async def test_arguments_of_other_types(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        await run_pipeline(*arguments)
+    assert caught.value.reason == message
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
+async def test_an_output_directory_with_too_long_a_name(name: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite, match="File name too long$"):
+        await run_pipeline(source, tmp_path / name)
 
 
 async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path: Path) -> None:

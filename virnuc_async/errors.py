@@ -14,6 +14,7 @@ Every error that this package raises on purpose.
     ├── NoRecords                   no input has a single record, and some cannot be read
     ├── BundleError                 a model bundle
     │   ├── UnknownBundle           no such name and no such directory; lists those that exist
+    │   ├── NoCacheDirectory        there is no place for models, since the user has no home directory
     │   ├── BadBundle               a file is missing, changed, or of the wrong shape
     │   ├── BadCheckpoint           a third-party file that cannot be imported
     │   ├── NoReference             there is no reference to verify the model against
@@ -53,10 +54,29 @@ An error has its facts as fields and makes its text in one place, ``__str__``. A
 a bug and keeps its traceback.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from virnuc_async.text import did_you_mean, plural
+
+
+def first_error(error: BaseException) -> BaseException:
+    """Return the error to raise of a group, or *error* itself: a bug before one that may follow from it."""
+    found = list(leaves(error))
+    bugs = [leaf for leaf in found if not isinstance(leaf, VirnucError)]
+    return (bugs or found)[0]
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors that the group *error* has, at any depth; *error* itself if it is no group."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+ANOTHER_CACHE = "Choose another directory for models with --cache-dir, or set VIRNUC_ASYNC_CACHE_DIR"
 
 
 class Stage(StrEnum):
@@ -171,18 +191,34 @@ class BundleError(VirnucError):
 class UnknownBundle(BundleError):
     """*name* is neither an installed bundle nor a directory with one."""
 
-    def __init__(self, name: str, known: Iterable[str], published: Iterable[str] = ()) -> None:
+    def __init__(
+        self, name: str, known: Iterable[str], published: Iterable[str] = (), unseen: str = ""
+    ) -> None:
         super().__init__(name)
         self.name, self.known, self.published = name, tuple(known), tuple(published)
+        self.unseen = unseen  # why there may be more, in a directory that cannot be read
 
     def __str__(self) -> str:
         installed = f"Installed: {', '.join(self.known)}."
+        if self.unseen:
+            return f"no model {self.name!r} here. {installed} Others cannot be seen: {self.unseen}"
         if self.name in self.published:
             return f"no model {self.name!r} here. {installed} Get it with: models download {self.name}"
         hint = did_you_mean(self.name, [*self.known, *self.published])
         others = [name for name in self.published if name not in self.known]
         download = f" To download: {', '.join(others)}." if others else ""
         return f"no model {self.name!r} here.{hint} {installed}{download}"
+
+
+class NoCacheDirectory(BundleError):
+    """There is no directory for installed models, since *reason*."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"there is no directory for models: {self.reason}. {ANOTHER_CACHE}"
 
 
 class BadBundle(BundleError, _PathError):

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import struct
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -57,6 +58,28 @@ def writing_to(path: Path, what: str = "", hint: str = "", names_file: bool = Fa
         text = f"{what}: {reason}" if what else reason
         about = error.filename if names_file and error.filename else path
         raise CannotWrite(str(about), f"{text}. {hint}" if hint else text) from error
+
+
+def read_lines(path: str, most: int, has_comments: bool = False) -> Iterator[tuple[int, bytes]]:
+    """
+    Yield number and content of each line of a list or table that a user wrote, in UTF-8 with any line ends.
+
+    A byte order mark, empty lines and, if the format *has_comments*, those that begin with # are left out.
+
+    Raises:
+        OSError: it cannot be read
+        ValueError: it is not such a text, or has more than *most* bytes
+    """
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"a list of more than {most:,} bytes")
+    # Without a mark, half of the bytes of Latin letters are zero.
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE, BOM_UTF32_BE)) or 3 * content.count(0) > len(content):
+        raise ValueError("it is UTF-16 text. Save it as UTF-8, for example with: iconv -f UTF-16 -t UTF-8")
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).splitlines(), 1):
+        if line.strip() and not (has_comments and line.startswith(b"#")):
+            yield number, line
 
 
 @contextmanager

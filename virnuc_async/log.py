@@ -8,6 +8,7 @@ use: the sinks of the host receive nothing from it, and nothing is printed unles
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from loguru import Logger, Record
 
 PROGRESS = "PROGRESS"
+EVERY_RUN = "every run"  # in the place of a run's id: the record is of all runs of this process
 EVERY_SECONDS = 10.0  # between two lines of progress
 
 
@@ -36,6 +38,9 @@ def _own_logger() -> "Logger":
 
 
 logger = _own_logger()
+
+# Says why the runs of this context are cancelled, if their caller knows: a signal, for example.
+why_cancelled: ContextVar[Callable[[], str]] = ContextVar("why_cancelled", default=lambda: "cancelled")
 
 
 @dataclass(slots=True)
@@ -130,7 +135,7 @@ def run_log_files(
 
     def is_of_run(record: "Record") -> bool:
         nonlocal last
-        if record["extra"].get("run") != run:
+        if record["extra"].get("run") not in (run, EVERY_RUN):
             return False
         if record["level"].name != PROGRESS:
             return True
@@ -164,7 +169,7 @@ def _append_sink(directory: Directory, name: str) -> Callable[[str], None]:
     def write(line: str) -> None:
         # A log that cannot be written must not stop the run: the results are in the store, and a
         # full disk is reported there.
-        with suppress(OSError), open(name, "ab", opener=directory.opener) as file:
+        with suppress(OSError, UnicodeError), open(name, "ab", opener=directory.opener) as file:
             file.write(line.encode("utf-8", "surrogateescape"))
 
     return write

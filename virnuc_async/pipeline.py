@@ -6,9 +6,10 @@ the batches that are running finish and be stored; nothing else is waited for.
 """
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,17 +17,19 @@ import anyio
 from anyio import to_thread
 
 from virnuc_async import engine
-from virnuc_async.errors import VirnucError
+from virnuc_async.errors import UsageError, first_error, leaves
+from virnuc_async.fileio import writing_to
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.input_windows import InputFiles
+from virnuc_async.runs.output_directory import require_claimable
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.session import RunSession
 from virnuc_async.sequences.inputs import Reader, read_contigs
 from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.readahead import ReadAhead
-from virnuc_async.settings import Precision, Settings
+from virnuc_async.settings import Precision, Settings, user_path, user_paths
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -36,8 +39,8 @@ MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
 
 
 async def run_pipeline(
-    inputs: Iterable[str | Path],
-    out_dir: str | Path,
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    out_dir: str | PathLike[str],
     settings: Settings | None = None,
     *,
     stdin: BinaryIO | None = None,
@@ -46,12 +49,14 @@ async def run_pipeline(
     """
     Predict every sequence of *inputs*, write the tables into *out_dir*, and return the summary.
 
+    *inputs* is one path or several: files, directories, or ``-`` for *stdin*. ~ in a path is expanded.
     Resumes the run that is in *out_dir*. Runs inside any asyncio event loop, several times at once if
     the directories differ. It prints nothing and installs no signal handler; ``virnuc_async.logger``
     takes sinks. When it is cancelled, it ends within one batch, frees the devices and leaves a run that
     can be resumed.
 
     Raises:
+        UsageError: *inputs*, *out_dir* or *settings* are not of their types
         MissingInputs: inputs cannot be read, found before anything else
         NoRecords: no input holds a record, and some cannot be read
         UnknownBundle, BadBundle: the model
@@ -60,21 +65,26 @@ async def run_pipeline(
         NoDevicesLeft: too many devices failed; finished batches are kept
         ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
     """
-    settings = settings or Settings()
+    named, place = user_paths(inputs, "an input"), Path(user_path(out_dir, "the output directory"))
+    settings = Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise UsageError(f"settings must be Settings, not {settings!r}")
+    with writing_to(place):
+        await to_thread.run_sync(require_claimable, place)
     listed = await to_thread.run_sync(
         partial(
             list_inputs,
-            inputs,
+            named,
             recursive=settings.recursive,
             allow_duplicates=settings.allow_duplicates,
             skip_missing=settings.skip_missing,
-            but_not=Path(out_dir),
+            but_not=place,
             stdin=stdin,
         )
     )
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
-    return await execute(plan, Path(out_dir), stdin=stdin, command=command)
+    return await execute(plan, place, stdin=stdin, command=command)
 
 
 async def execute(
@@ -107,7 +117,8 @@ async def execute(
             tasks.start_soon(run, name="run")
     except BaseExceptionGroup as group:
         # Tasks fail in groups; a caller wants the one error that there nearly always is.
-        error = _first_error(group)
+        error = first_error(group)
+        _note_others(error, group)
     else:
         return summaries[0]
     # Not inside the handler, and without a name that stays: a cycle of errors and frames would keep files
@@ -160,20 +171,8 @@ def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFile
     return InputFiles(read, partial(read, open_file=ahead.open), ahead.run)
 
 
-def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error to raise: a bug before one that may follow from it; the others become its notes."""
-    leaves = list(_leaves(group))
-    bugs = [leaf for leaf in leaves if not isinstance(leaf, VirnucError)]
-    first = (bugs or leaves)[0]
-    for other in leaves:
-        if other is not first:
-            first.add_note(f"at the same time: {type(other).__name__}: {other}")
-    return first
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+def _note_others(error: BaseException, group: BaseExceptionGroup[BaseException]) -> None:
+    """Note the other errors of *group* on *error*."""
+    for other in leaves(group):
+        if other is not error:
+            error.add_note(f"at the same time: {type(other).__name__}: {other}")

@@ -1,10 +1,21 @@
-"""The settings of a run, validated once and immutable."""
+"""The settings of a run, checked once and immutable; and the checks, which other options share."""
 
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from virnuc_async.errors import UsageError
+from virnuc_async.text import did_you_mean
+
+# Returns what a field holds for the value that it was given. It is given what messages call the field.
+Check = Callable[[str, Any], Any]
+
+_WITH_ARTICLE = frozenset({"threshold", "rate", "seed", "leakage share"})
 
 
 class Precision(StrEnum):
@@ -31,13 +42,173 @@ class Pairing(StrEnum):
     OFF = "off"
 
 
+def check_fields(options: object, checks: Mapping[str, Check]) -> None:
+    """
+    Replace each field of the frozen dataclass *options* by what its check returns.
+
+    Raises:
+        UsageError: a value is of another type or out of its range; it names the field and what is expected
+    """
+    for name, check in checks.items():
+        label = name.replace("_", " ")
+        if label in _WITH_ARTICLE:
+            label = f"the {label}"
+        object.__setattr__(options, name, check(label, getattr(options, name)))
+
+
+def user_path(name: object, what: str) -> str:
+    """
+    Return the path that a user gave for *what*, with ~ expanded.
+
+    Raises:
+        UsageError: it is no path, or a name that no file can have, or the home directory is unknown
+    """
+    text = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if not isinstance(text, str):
+        raise UsageError(f"{what} must be a path, not {name!r}")
+    if not text:
+        raise UsageError(f"{what} has an empty name")
+    if "\0" in text:
+        raise UsageError(f"{what} must be a path, not {text!r}: no name has a zero byte")
+    return expand_home(text, what)
+
+
+def user_paths(names: object, what: str) -> tuple[str, ...]:
+    """
+    Return the paths that a user gave, each *what*: one path, or several.
+
+    Raises:
+        UsageError: there are none, or one is not a path
+    """
+    if isinstance(names, str | os.PathLike):
+        names = (names,)
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise UsageError(f"{what} must be a path, or paths, not {names!r}")
+    # What a list names may have a zero byte, and is then one of the files that are missing.
+    paths = tuple(name if _has_zero(name) else user_path(name, what) for name in names)
+    if not paths:
+        raise UsageError(f"{what} is missing: there are none")
+    return paths
+
+
+def _has_zero(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and "\0" in name
+
+
+def expand_home(text: str, what: str) -> str:
+    """
+    Return the path *text*, the name of *what*, with ~ expanded.
+
+    Raises:
+        UsageError: the home directory is unknown, or no file can have this name
+    """
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} must be a path, not {text!r}: no name has half a character") from None
+    if not text.startswith("~") or os.path.lexists(text):
+        return text  # a file may be called so
+    expanded = os.path.expanduser(text)
+    if not os.path.isabs(expanded):
+        user = text.partition("/")[0]
+        raise UsageError(f"{what}: the home directory {user} of {text!r} is unknown. Write the whole path")
+    return expanded
+
+
+def flag(label: str, value: object) -> bool:
+    """Return *value*, True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{label} must be True or False, not {value!r}")
+    return value
+
+
+def word(label: str, value: object) -> str:
+    """Return *value*, a text."""
+    if not isinstance(value, str):
+        raise UsageError(f"{label} must be a text, not {value!r}")
+    return value
+
+
+def path(label: str, value: object) -> Path:
+    """Return the path *value*, with ~ expanded."""
+    return Path(user_path(value, label))
+
+
+def name_or_path(label: str, value: object) -> str | Path:
+    """Return a name or a path, with ~ expanded; a text stays one, since it may be either."""
+    found = user_path(value, label)
+    return found if isinstance(value, str) else Path(found)
+
+
+def whole(least: int | None = None) -> Check:
+    """Return a check for whole numbers of at least *least*."""
+
+    def check(label: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise UsageError(f"{label} must be a whole number, not {value!r}")
+        if least is not None and value < least:
+            raise UsageError(f"{label} must be at least {least}, not {value}")
+        return operator.index(value)
+
+    return check
+
+
+def number(requirement: str, is_valid: Callable[[float], bool]) -> Check:
+    """Return a check for numbers that are valid; *requirement* says which are."""
+
+    def check(label: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UsageError(f"{label} must be a number, not {value!r}")
+        if not is_valid(float(value)):
+            raise UsageError(f"{label} must be {requirement}, not {value}")
+        return float(value)
+
+    return check
+
+
+def one_of(kind: type[StrEnum]) -> Check:
+    """Return a check for members of *kind*, or their texts."""
+
+    def check(label: str, value: object) -> StrEnum:
+        choices = [str(member) for member in kind]
+        if isinstance(value, str) and value in choices:
+            return kind(value)
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        expected = f"{label} must be one of {', '.join(choices)}, not {value!r}"
+        raise UsageError(f"{expected}.{hint}" if hint else expected)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Return a check for None, and what *check* accepts."""
+    return lambda label, value: None if value is None else check(label, value)
+
+
+def tuple_of(check: Check, single: type, what: str) -> Check:
+    """Return a check for several values, called *what*, that *check* accepts; one *single* is one value."""
+
+    def check_all(label: str, value: Any) -> tuple[Any, ...]:
+        values = (value,) if isinstance(value, single) else value
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise UsageError(f"{label} must be {what}, not {value!r}")
+        return tuple(check(label, item) for item in values)
+
+    return check_all
+
+
+fraction = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
     The settings of one run.
 
+    Texts become paths and members of enums, ~ in a path is expanded, and one device or GPU may stand alone.
+
     Raises:
-        UsageError: a value is out of its range
+        UsageError: a value is of another type or out of its range
     """
 
     model: str | Path = "tiny-500"  # name or directory of a bundle
@@ -59,13 +230,31 @@ class Settings:
     repair: bool = False  # recover intact batches from a damaged store, recompute the rest
 
     def __post_init__(self) -> None:
+        check_fields(self, _CHECKS)
         if self.devices and self.gpus:
             raise UsageError("choose devices or gpus, not both")
-        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
-            raise UsageError(f"tokens per batch must be at least 1, not {self.tokens_per_batch}")
-        if not 0 <= self.threshold <= 1:
-            raise UsageError(f"the threshold must be a number from 0 to 1, not {self.threshold}")
         if self.overwrite and self.repair:
             raise UsageError("choose overwrite or repair, not both")
         if len(set(self.gpus)) < len(self.gpus):
             raise UsageError("a GPU is listed twice")
+
+
+_CHECKS: dict[str, Check] = {
+    "model": name_or_path,
+    "cache_dir": optional(path),
+    "devices": tuple_of(word, str, "names such as 'cuda:0' or 'cpu'"),
+    "gpus": tuple_of(whole(), Integral, "numbers such as 0 or (0, 2)"),
+    "precision": one_of(Precision),
+    "compile": one_of(Compile),
+    "tokens_per_batch": optional(whole(1)),
+    "threshold": fraction,
+    "embeddings": flag,
+    "calibrated": flag,
+    "pairs": one_of(Pairing),
+    "reuse_features": optional(path),
+    "skip_missing": flag,
+    "recursive": flag,
+    "allow_duplicates": flag,
+    "overwrite": flag,
+    "repair": flag,
+}

@@ -41,6 +41,8 @@ def test_interrupted_run_resumes(
     stderr = (tmp_path / "stderr").read_text()
     assert "Stopping after the current batches ...\n" in stderr
     assert stderr.endswith("Interrupted. The same command resumes this run.\n")
+    end = f"WARNING  interrupted by {number.name}; what is finished is kept, and the same command resumes"
+    assert log(out).splitlines()[-1].endswith(end)
     assert not summary(out)["finished"]
     assert not (out / "prediction_results.txt").exists()
     assert_resumes(predict("-", out, "--devices", "cpu,cpu", stdin=reads))
@@ -61,6 +63,7 @@ def test_second_signal_stops_at_once(
     stderr = (tmp_path / "stderr").read_text()
     assert "Stopping after the current batches ...\n" in stderr
     assert stderr.endswith("Interrupted. The same command resumes this run.\n")
+    assert re.search(r"WARNING  interrupted by (SIGINT and SIGTERM|SIGTERM and SIGINT)\n$", log(out))
     assert_resumes(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from virnuc_async.errors import BadBundle, UnknownBundle
+from virnuc_async.errors import BadBundle, NoCacheDirectory, UnknownBundle
 from virnuc_async.fileio import sha256
 from virnuc_async.models import bundle as bundles
 from virnuc_async.models.bundle import Bundle, cache_directory, find, known, write_manifest
@@ -89,6 +89,36 @@ def test_another_cache_directory(empty_cache: Path, tmp_path: Path):
     assert [name for name, _ in known(tmp_path / "other")] == ["tiny-500", "mine"]
     with pytest.raises(UnknownBundle):
         find("mine")
+
+
+def no_home(_: str) -> Path:
+    raise RuntimeError("could not determine the home directory")
+
+
+# Older versions of platformdirs return the path as it is.
+@pytest.mark.parametrize("cache_path", [no_home, lambda name: Path("~/.cache", name)])
+def test_without_a_home_the_shipped_model_is_found(cache_path: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bundles, "user_cache_path", cache_path)
+    assert [name for name, _ in known()] == ["tiny-500"]
+    assert find("tiny-500").name == "tiny-500"
+    reason = "the home directory of this user is unknown (HOME is unset or relative)"
+    advice = "Choose another directory for models with --cache-dir, or set VIRNUC_ASYNC_CACHE_DIR"
+    with pytest.raises(NoCacheDirectory) as caught:
+        cache_directory()
+    assert str(caught.value) == f"there is no directory for models: {reason}. {advice}"
+    with pytest.raises(UnknownBundle) as unknown:
+        find("virnucpro-500")
+    others = f"Others cannot be seen: {reason}. {advice}"
+    assert str(unknown.value) == f"no model 'virnucpro-500' here. Installed: tiny-500. {others}"
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a/" * 3000])
+def test_a_name_that_is_too_long(name: str, tmp_path: Path):
+    with pytest.raises(UnknownBundle, match="Others cannot be seen: .*File name too long"):
+        find("nonesuch", tmp_path / name)
+    assert find("tiny-500", tmp_path / name).name == "tiny-500"
+    with pytest.raises(UnknownBundle):
+        find(name)
 
 
 def test_a_known_name_wins_over_a_directory_here(empty_cache: Path, tmp_path: Path, monkeypatch):

@@ -40,8 +40,14 @@ def run_log(options: Namespace) -> Iterator[None]:
     with ExitStack() as stack:
         has_bars = console.is_terminal and not options.quiet
         sink = stack.enter_context(Bars(console)) if has_bars else Lines(sys.stderr)
-        stack.callback(logger.remove, logger.add(sink, format=_log_format, level=level, catch=False))
+        added = logger.add(sink, format=_log_format, filter=_is_shown, level=level, catch=False)
+        stack.callback(logger.remove, added)
         yield
+
+
+def _is_shown(record: "Record") -> bool:
+    """Return False for what ends a run: it is printed as the last message of the command."""
+    return "is_end" not in record["extra"]
 
 
 def _log_format(record: "Record") -> str:

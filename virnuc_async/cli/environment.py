@@ -5,6 +5,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from virnuc_async.settings import user_path
+
 from .parser import PROGRAM
 
 
@@ -15,8 +17,10 @@ def command_line() -> tuple[str, ...]:
 
 def cache_from(options: Namespace) -> Path | None:
     """Return the directory of --cache-dir or VIRNUC_ASYNC_CACHE_DIR; None for the default of this user."""
-    path = options.cache_dir or os.environ.get("VIRNUC_ASYNC_CACHE_DIR")
-    return Path(path).expanduser() if path else None
+    if options.cache_dir is not None:
+        return Path(options.cache_dir)
+    path = os.environ.get("VIRNUC_ASYNC_CACHE_DIR")
+    return Path(user_path(path, "VIRNUC_ASYNC_CACHE_DIR")) if path else None
 
 
 def mirror_from(options: Namespace) -> str:

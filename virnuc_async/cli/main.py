@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from signal import SIGINT
 from typing import NoReturn
 
@@ -14,6 +14,7 @@ from .commands import calibrate, devices, evaluate, help, models, predict, train
 from .exit_codes import FAILED
 from .parser import PROGRAM, CommandParser
 from .signals import Interrupted
+from .streams import ResultStream, command_streams, discard_unwritable, open_missing_streams
 
 _EXAMPLES = """\
 examples:
@@ -33,8 +34,11 @@ To resume a run that was interrupted, repeat the command.
 
 def run() -> NoReturn:
     """Run the command line of this process and exit."""
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
+    open_missing_streams()
+    try:
+        code = main(sys.argv[1:])
+    finally:
+        discard_unwritable()
     if code > 128:
         # Interrupted while a thread may still wait for standard input: nothing wakes it up.
         os._exit(code)
@@ -43,24 +47,35 @@ def run() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; bugs keep their traceback."""
-    options = Namespace(interrupted="Interrupted.")
-    try:
+    options = Namespace(interrupted="Interrupted.", prints_result=True)
+    with command_streams() as stdout:
         try:
-            options = _parser().parse_args(arguments, options)
-            command: Callable[[Namespace], int] = options.run
-            return command(options)
-        finally:
-            sys.stdout.flush()  # a closed pipe shows here, not while Python exits
-    except VirnucError as error:
-        print(f"{PROGRAM}: {escape_control_chars(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, Interrupted) as error:
-        print(options.interrupted, file=sys.stderr)
-        return 128 + (error.signal if isinstance(error, Interrupted) else SIGINT)
-    except BrokenPipeError:
-        # The reader of our output has closed it; Python would complain again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+            return _run(arguments, options, stdout)
+        except VirnucError as error:
+            stdout.give_up()
+            print(f"{PROGRAM}: {escape_control_chars(str(error))}", file=sys.stderr)
+            return error.exit_code
+        except (KeyboardInterrupt, Interrupted) as error:
+            stdout.give_up()
+            print(options.interrupted, file=sys.stderr)
+            return 128 + (error.signal if isinstance(error, Interrupted) else SIGINT)
+        except BrokenPipeError:  # the reader of our output has had enough
+            return FAILED
+
+
+def _run(arguments: Sequence[str], options: Namespace, stdout: ResultStream) -> int:
+    """Run the command that *arguments* name, add its options to *options*, and return its exit code."""
+    try:
+        _parser().parse_args(arguments, options)
+    except SystemExit:  # after --help or --version
+        stdout.flush()  # what cannot be written shows here, not while Python exits
+        raise
+    stdout.is_result = options.prints_result
+    code: int = options.run(options)
+    stdout.flush()
+    if stdout.failure:
+        print(f"{PROGRAM}: standard output: {stdout.failure}", file=sys.stderr)
+    return code
 
 
 def _parser() -> CommandParser:

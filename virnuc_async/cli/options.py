@@ -9,7 +9,7 @@ from virnuc_async.learning.options import EvaluationOptions
 from virnuc_async.settings import Compile, Precision, Settings
 
 from .environment import cache_from
-from .parser import fraction, names, numbers, token_count
+from .parser import fraction, names, numbers, path, path_text, token_count
 
 if TYPE_CHECKING:
     from virnuc_async.learning.dataset import LabelledFiles
@@ -26,6 +26,7 @@ def add_model_options(group: Any) -> None:
     """Add --model, --cache-dir and --threshold."""
     group.add_argument(
         "--model",
+        type=path_text,
         default="tiny-500",
         metavar="NAME|DIR",
         help="the model to use; 'models list' shows the installed ones (default: tiny-500)",
@@ -40,11 +41,18 @@ def add_model_options(group: Any) -> None:
     )
 
 
+def add_installed_model(parser: Any) -> None:
+    """Add the name of a model, and --cache-dir."""
+    what = "an installed model, or the directory of one"
+    parser.add_argument("name", type=path_text, metavar="NAME|DIR", help=what)
+    add_cache_option(parser)
+
+
 def add_cache_option(group: Any) -> None:
     """Add --cache-dir."""
     group.add_argument(
         "--cache-dir",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="where models are stored (default: $VIRNUC_ASYNC_CACHE_DIR, else ~/.cache/virnuc-async)",
     )
@@ -97,25 +105,25 @@ def add_device_choice(
     )
 
 
-def add_data_options(group: Any, output: str) -> None:
-    """Add the labelled sequences and the output directory, whose help is *output*."""
-    files = {"nargs": "+", "action": "extend", "required": True, "metavar": "FILE"}
+def add_data_options(group: Any, output: str, kind: Callable[[str], Path] = path) -> None:
+    """Add the labelled sequences and the output directory, of this *kind* and with the help *output*."""
+    files = {"nargs": "+", "action": "extend", "type": path_text, "required": True, "metavar": "FILE"}
     group.add_argument("--viral", help="viral sequences: files or directories", **files)
     group.add_argument("--nonviral", help="non-viral sequences: files or directories", **files)
     add_listing_options(group)
     group.add_argument(
         "--clusters",
-        type=Path,
+        type=path,
         metavar="TSV",
         help="table of clusters: records of one cluster are never separated by a split",
     )
     group.add_argument(
         "--groups",
-        type=Path,
+        type=path,
         metavar="TSV",
         help="table of groups, which are balanced and reported separately",
     )
-    group.add_argument("--output", type=Path, required=True, metavar="DIR", help=output)
+    group.add_argument("--output", type=kind, required=True, metavar="DIR", help=output)
     group.add_argument(
         "--overwrite", action="store_true", help="discard existing scores of a different run and start over"
     )

@@ -11,10 +11,12 @@ from argparse import (
 )
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import UsageError
+from virnuc_async.settings import user_path
 from virnuc_async.text import did_you_mean
 
 PROGRAM = "virnuc-async"
@@ -111,6 +113,34 @@ def add_command(commands: Any, name: str, purpose: str, examples: str) -> Any:
 
 
 # Types of arguments
+
+
+def path_text(text: str, what: str = "it") -> str:
+    """Return the path that *text* names, with ~ expanded; messages call it *what*."""
+    try:
+        return user_path(text, what)
+    except UsageError as error:
+        raise ArgumentTypeError(error.reason) from None
+
+
+def path(text: str) -> Path:
+    """Return the path that *text* names, with ~ expanded."""
+    return Path(path_text(text))
+
+
+def new_directory(text: str) -> Path:
+    """Return the path that *text* names, whose last part is a name."""
+    found = path(text)
+    if found.name in ("", ".."):
+        raise ArgumentTypeError(f"it must be the name of a new directory, not {text!r}")
+    return found
+
+
+def word(text: str) -> str:
+    """Return *text*, which is not empty."""
+    if not text.strip():
+        raise ArgumentTypeError("it is empty")
+    return text
 
 
 def names(text: str) -> tuple[str, ...]:

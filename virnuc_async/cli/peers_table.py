@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from virnuc_async.errors import NoReference, PeerUnavailable, Stage, UsageError
-from virnuc_async.settings import Precision
+from virnuc_async.errors import NoReference, PeerUnavailable, Stage
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -17,18 +16,15 @@ HEADER = ("device", "peer", "embeddings", "cosine", "peer's tokens/s", "our toke
 
 
 def compare_on_devices(
-    bundle: "Bundle", devices: "Sequence[Device]", precision: Precision, report_status: Callable[[str], None]
+    bundle: "Bundle", devices: "Sequence[Device]", report_status: Callable[[str], None]
 ) -> "list[tuple[Device, PeerResult]]":
     """
     Return how fair-esm's and transformers' ESM-2 agree with ours on each of *devices*, in FP32.
 
     Raises:
-        UsageError: another *precision* than FP32 was requested
         PeerUnavailable: a package is missing, or does not have the ESM-2 that is known here
         DeviceError: a device has not enough memory, or failed
     """
-    if precision not in (Precision.AUTO, Precision.FP32):
-        raise UsageError("--peers compares in FP32: leave out --precision, or use --precision fp32")
     from virnuc_async.engine.torch_errors import is_responsive, translate_torch_errors
 
     try:

@@ -21,6 +21,8 @@ from virnuc_async.downloads.fetch import Transfer, TransferState
 from virnuc_async.log import EVERY_SECONDS, PROGRESS, Counts, duration
 from virnuc_async.text import escape_control_chars
 
+from .streams import write_or_give_up
+
 if TYPE_CHECKING:
     from loguru import Message
 
@@ -43,8 +45,7 @@ class Lines:
             if now - self._last < EVERY_SECONDS:
                 return
             self._last = now
-        self.stream.write(escape_control_chars(message))
-        self.stream.flush()
+        write_or_give_up(self.stream, escape_control_chars(message))
 
 
 class Bars:
@@ -114,8 +115,7 @@ class TransferLines:
             _of_transfer(transfer) for transfer in transfers if transfer.state is not TransferState.DONE
         )
         rate = max(done - self._before, 0) / seconds
-        self.stream.write(f"{rate / 1e6:.1f} MB/s: {each}\n")
-        self.stream.flush()
+        write_or_give_up(self.stream, f"{rate / 1e6:.1f} MB/s: {each}\n")
         self._last, self._before = self.clock(), done
 
 

@@ -14,7 +14,7 @@ import anyio
 from anyio import CancelScope
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from virnuc_async.errors import DeviceLost, NoDevicesLeft
+from virnuc_async.errors import DeviceLost, NoDevicesLeft, leaves
 from virnuc_async.log import logger
 from virnuc_async.sequences.batches import Batch
 
@@ -101,8 +101,11 @@ class Engine:
                 async with anyio.create_task_group() as slots:
                     for _ in range(worker.depth):
                         slots.start_soon(worker.run, queue, send, name=f"score on {worker.name}")
-            except* DeviceLost as group:
-                self._drop_device(first_leaf(group))
+            # Not except*: before Python 3.11.4, what is raised in it arrives in a group.
+            except (DeviceLost, BaseExceptionGroup) as error:
+                if isinstance(error, BaseExceptionGroup) and error.split(DeviceLost)[1]:
+                    raise  # something else has failed, too, and ends the run
+                self._drop_device(next(leaves(error)))
             finally:
                 self._events.device_closed(worker.name, await worker.close())
 
@@ -126,11 +129,3 @@ async def _feed(batches: AsyncGenerator[Batch, None], queue: BatchQueue) -> None
         async for batch in batches:
             await queue.put(batch)
     await queue.close()
-
-
-def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first exception of *group* that is not a group itself."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -25,11 +25,12 @@ from virnuc_async.errors import (
     UnreadableInput,
     UsageError,
 )
-from virnuc_async.fileio import read_bounded
+from virnuc_async.fileio import read_lines
 from virnuc_async.log import logger
 from virnuc_async.sequences.fastx import Contig, first_word
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.listing import file_key, is_stdin, list_inputs
+from virnuc_async.settings import user_paths
 
 KINDS = ("nonviral", "viral")  # indexed by is_viral
 TRAINING, VALIDATION, TEST, EXCLUDED = range(4)
@@ -114,11 +115,12 @@ def label_files(
         UsageError: a file belongs to both classes, or is standard input
         MissingInputs: files cannot be read
     """
-    if any(map(is_stdin, map(str, (*viral, *nonviral)))):
+    named = user_paths(viral, "a viral file"), user_paths(nonviral, "a nonviral file")
+    if any(map(is_stdin, (*named[0], *named[1]))):
         raise UsageError("labelled sequences are read more than once: name files, not standard input")
     files: list[tuple[str, ...]] = []
     missing: list[UnreadableInput] = []
-    for inputs in (viral, nonviral):
+    for inputs in named:
         try:
             listed = list_inputs(inputs, recursive=recursive, allow_duplicates=allow_duplicates)
         except MissingInputs as error:
@@ -192,12 +194,10 @@ def _read_table(path: Path) -> Mapping[str, str]:
     """Return the label by record or genome, from lines of both with a tab between."""
     table: dict[str, str] = {}
     try:
-        lines = read_bounded(path, _LARGEST_TABLE).splitlines()
+        lines = list(read_lines(str(path), _LARGEST_TABLE, has_comments=True))
     except (OSError, ValueError) as error:
         raise BadTable(str(path), getattr(error, "strerror", None) or str(error)) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith(b"#"):
-            continue
+    for number, line in lines:
         key, *values = (_printable(word.strip()) for word in line.split(b"\t"))
         if len(values) != 1 or not key or not values[0]:
             raise BadTable(str(path), f"line {number:,} is not a name, a tab and another name")

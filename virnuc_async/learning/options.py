@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 
 from virnuc_async.errors import UsageError
+from virnuc_async.settings import Check, check_fields, flag, fraction, number, one_of, tuple_of, whole
 
 
 class Optimizer(StrEnum):
@@ -35,7 +37,7 @@ class Recipe:
     How a classifier is trained; the defaults are those of the published VirNucPro.
 
     Raises:
-        UsageError: a value is out of its range
+        UsageError: a value is of another type or out of its range
     """
 
     optimizer: Optimizer = Optimizer.SGD
@@ -53,22 +55,25 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("step", "epochs", "patience", "batch", "hidden"):
-            if getattr(self, name) < 1 + (name == "batch"):
-                raise UsageError(
-                    f"{name} must be at least {1 + (name == 'batch')}, not {getattr(self, name)}"
-                )
-        if not 0 < self.rate < float("inf"):
-            raise UsageError(f"the rate must be a finite number above 0, not {self.rate}")
-        for name in ("momentum", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        if not 0 < self.decay <= 1:
-            raise UsageError(f"decay must be above 0 and at most 1, not {self.decay}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise UsageError(f"weight decay must be a finite number of at least 0, not {self.weight_decay}")
-        if self.seed < 0:
-            raise UsageError(f"the seed must be at least 0, not {self.seed}")
+        check_fields(self, _RECIPE_CHECKS)
+
+
+_BELOW_1 = number("at least 0 and below 1", lambda value: 0 <= value < 1)
+_RECIPE_CHECKS: dict[str, Check] = {
+    "optimizer": one_of(Optimizer),
+    "rate": number("a finite number above 0", lambda value: 0 < value < float("inf")),
+    "momentum": _BELOW_1,
+    "weight_decay": number("a finite number of at least 0", lambda value: 0 <= value < float("inf")),
+    "step": whole(1),
+    "decay": number("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "epochs": whole(1),
+    "patience": whole(1),
+    "batch": whole(2),
+    "hidden": whole(1),
+    "dropout": _BELOW_1,
+    "balance": one_of(Balance),
+    "seed": whole(0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Split:
     Which labelled sequences are held out of training.
 
     Raises:
-        UsageError: a value is out of its range
+        UsageError: a value is of another type or out of its range
     """
 
     validation: float = 0.1  # fraction that decides when training stops
@@ -87,13 +92,22 @@ class Split:
     leakage_share: float = 0.0  # fraction of the k-mers of a record that training records may contain
 
     def __post_init__(self) -> None:
+        check_fields(self, _SPLIT_CHECKS)
         if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
             raise UsageError(
                 "validation and test must be fractions above 0 whose sum is below 1, "
                 f"not {self.validation} and {self.test}"
             )
-        if not 0 <= self.leakage_share <= 1:
-            raise UsageError(f"the leakage share must be a number from 0 to 1, not {self.leakage_share}")
+
+
+_ANY_NUMBER = number("a number", lambda value: True)  # the sum of two is checked
+_SPLIT_CHECKS: dict[str, Check] = {
+    "validation": _ANY_NUMBER,
+    "test": _ANY_NUMBER,
+    "by_fragment": flag,
+    "leakage": one_of(LeakPolicy),
+    "leakage_share": fraction,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +116,7 @@ class EvaluationOptions:
     How a model is evaluated.
 
     Raises:
-        UsageError: a value is out of its range
+        UsageError: a value is of another type or out of its range
     """
 
     lengths: tuple[int, ...] = (150, 300, 500, 1000)  # of subsequences that are cut from the records
@@ -111,10 +125,14 @@ class EvaluationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, _EVALUATION_CHECKS)
         if any(length < 1 for length in self.lengths) or len(set(self.lengths)) < len(self.lengths):
             raise UsageError(f"lengths must be different numbers of bases, not {list(self.lengths)}")
-        for name in ("subsequences", "resamples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise UsageError(f"the seed must be at least 0, not {self.seed}")
+
+
+_EVALUATION_CHECKS: dict[str, Check] = {
+    "lengths": tuple_of(whole(), Integral, "numbers of bases such as 500 or (150, 500)"),
+    "subsequences": whole(1),
+    "resamples": whole(1),
+    "seed": whole(0),
+}

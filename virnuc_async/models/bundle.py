@@ -8,14 +8,17 @@ bundle has one. The directory may also contain a ``calibration.json``, which cha
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
-from virnuc_async.errors import BadBundle, UnknownBundle
+from virnuc_async.errors import ANOTHER_CACHE, BadBundle, NoCacheDirectory, UnknownBundle
 from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -99,18 +102,50 @@ def is_shipped(bundle: Bundle) -> bool:
 
 
 def cache_directory(cache: Path | None = None) -> Path:
-    """Return the directory of the installed bundles, in *cache* or the user's own cache."""
-    return (cache or user_cache_path("virnuc-async")) / "models"
+    """
+    Return the directory of the installed bundles, in *cache* or the user's own cache.
+
+    Raises:
+        NoCacheDirectory: the user has no home directory
+    """
+    return (cache or _user_cache()) / "models"
+
+
+def _user_cache() -> Path:
+    try:
+        path = user_cache_path("virnuc-async")
+    except RuntimeError:
+        path = Path()
+    if not path.is_absolute():
+        raise NoCacheDirectory("the home directory of this user is unknown (HOME is unset or relative)")
+    return path
 
 
 def known(cache: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """Yield the name and directory of every installed bundle, the default one first."""
-    for directory in (_SHIPPED, cache_directory(cache)):
-        if directory.is_dir():
-            for path in sorted(directory.iterdir()):
-                # A hidden one is being made or replaced.
-                if path.name[0] != "." and (path / "bundle.json").is_file():
-                    yield path.name, path
+    """Yield the name and directory of every installed bundle that can be seen, the default one first."""
+    yield from _bundles_in(_SHIPPED)
+    with suppress(NoCacheDirectory, OSError):
+        yield from _bundles_in(cache_directory(cache))
+
+
+def why_unseen(cache: Path | None = None) -> str:
+    """Return why installed bundles cannot be seen, "" if they can."""
+    try:
+        deque(_bundles_in(cache_directory(cache)), 0)
+    except NoCacheDirectory as error:
+        return f"{error.reason}. {ANOTHER_CACHE}"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}. {ANOTHER_CACHE}"
+    return ""
+
+
+def _bundles_in(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and directory of every bundle in *directory*; raise OSError if it cannot be read."""
+    if directory.is_dir():
+        for path in sorted(directory.iterdir()):
+            # A hidden one is being made or replaced.
+            if path.name[0] != "." and (path / "bundle.json").is_file():
+                yield path.name, path
 
 
 def find(name: str | Path, cache: Path | None = None) -> Bundle:
@@ -122,8 +157,10 @@ def find(name: str | Path, cache: Path | None = None) -> Bundle:
         BadBundle: its ``bundle.json`` is invalid
     """
     directory = dict(known(cache)).get(str(name), Path(name))
-    if not (directory / "bundle.json").is_file():
-        raise UnknownBundle(str(name), [name for name, _ in known(cache)], PUBLISHED)
+    # Not Path.is_file, which raises where a name is too long or a directory may not be entered.
+    if not os.path.isfile(directory / "bundle.json"):
+        installed = [name for name, _ in known(cache)]
+        raise UnknownBundle(str(name), installed, PUBLISHED, why_unseen(cache))
     return _read(directory)
 
 

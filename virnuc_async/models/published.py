@@ -6,6 +6,7 @@ checksums inside torch's files, and the names and shapes of their tensors. The b
 of each downloaded file, so that another model with the same encoders can reuse them.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -196,7 +197,7 @@ def _check_dnabert_s(path: Path) -> None:
 
 def download(
     targets: Mapping[Path, ModelFiles],
-    cache: Path,
+    cache: Path | None,
     on_progress: ProgressCallback,
     report_status: Callable[[str], object],
     options: FetchOptions = DEFAULT_OPTIONS,
@@ -205,7 +206,7 @@ def download(
     Download and check the models *targets*, by directory; the directories have the same parent.
 
     Files that several models need are downloaded once; files from earlier downloads, next to *targets* or
-    in *cache*, are reused if they pass their checks.
+    in *cache* if there is one, are reused if they pass their checks.
 
     Raises:
         DownloadError: a file could not be downloaded; received data is kept
@@ -224,9 +225,12 @@ def download(
     with exclusive_lock(work):
         # The process that had the lock before may have made one meanwhile.
         missing = _missing(missing, report_status)
-        base = _find_base(missing.values(), (parent, cache / "models"), report_status)
+        caches = [] if cache is None else [cache]
+        models = (parent, *(cache / "models" for cache in caches))
+        base = _find_base(missing.values(), models, report_status)
         bases = [base] if base else []
-        local = [directory / name for directory in (parent, cache / "encoders") for name in ESM2]
+        encoders = (parent, *(cache / "encoders" for cache in caches))
+        local = [directory / name for directory in encoders for name in ESM2]
         missing = {
             target: files if _base(files, bases) else _with_local_encoders(files, local, work, report_status)
             for target, files in missing.items()
@@ -265,7 +269,10 @@ def _missing(
 
 def _is_present(target: Path, report_status: Callable[[str], object]) -> bool:
     """Return whether *target* exists; then it is complete, since it is created atomically."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    if not target.exists():
+        require_empty_directory(target)  # which a link that leads nowhere is not
+        return False
+    if target.is_dir() and not any(target.iterdir()):
         return False
     if (target / "bundle.json").is_file():
         report_status(f"{target} exists: checking its files")
@@ -281,7 +288,7 @@ def _find_base(
     """Return a model from an earlier download whose encoders a *missing* model needs, after checking them."""
     for directory in dict.fromkeys(parent / name for parent in parents for name in MODELS):
         try:
-            base = find(directory) if (directory / "bundle.json").is_file() else None
+            base = find(directory) if os.path.isfile(directory / "bundle.json") else None
             if base and (names := [files.name for files in missing if _has_encoders(base, files)]):
                 source = f"the encoders are taken from {directory} after a check"
                 report_status(f"{' and '.join(names)}: only the classifier is downloaded, {source}")
@@ -320,7 +327,7 @@ def _with_local_encoders(
 ) -> ModelFiles:
     """Link encoders from earlier downloads into *work*, where existing files are checked."""
     for directory in directories:
-        found = [source.name for source in files.sources if (directory / source.name).is_file()]
+        found = [source.name for source in files.sources if os.path.isfile(directory / source.name)]
         new = [name for name in found if not (work / name).exists()]
         for name in new:
             (work / name).parent.mkdir(exist_ok=True)

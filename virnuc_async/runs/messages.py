@@ -1,7 +1,8 @@
 """What a run logs: its header, its progress, the memory of its GPUs, its failures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -10,7 +11,8 @@ from anyio import to_thread
 from virnuc_async import engine
 from virnuc_async._version import __version__
 from virnuc_async.engine.events import EngineEvents
-from virnuc_async.log import PROGRESS, Counts
+from virnuc_async.errors import VirnucError, first_error
+from virnuc_async.log import PROGRESS, Counts, why_cancelled
 from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
@@ -43,6 +45,25 @@ class RunMessages(EngineEvents):
         self.peak_memory: dict[str, int] = {}  # device -> bytes
         self._plan = plan
         self._notices = plan.notices
+
+    @contextmanager
+    def end_logged(self) -> Iterator[None]:
+        """Log what ends the body early; the record is marked with *is_end*, since the error says the same."""
+        with ExitStack() as stack:
+            stack.push(self._log_end)
+            yield
+
+    def _log_end(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
+        cause = first_error(error)
+        log = self.log.bind(is_end=True)
+        if isinstance(cause, anyio.get_cancelled_exc_class()):
+            log.warning("{}; what is finished is kept, and the same command resumes", why_cancelled.get()())
+        elif isinstance(cause, VirnucError):
+            log.error("{}", "; ".join(str(cause).splitlines()))
+        else:
+            log.error("{}: {}", type(cause).__name__, "; ".join(str(cause).splitlines()))
 
     async def report_progress(self) -> None:
         """Log the progress until cancelled."""

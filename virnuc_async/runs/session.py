@@ -7,7 +7,7 @@ compares each window with the stored one, and hands out the batches that are not
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -92,24 +92,25 @@ class RunSession:
         """
         session = cls(plan, out_dir, input_files)
         try:
-            async with anyio.create_task_group() as tasks:
-                session._tasks = tasks
-                if input_files.run is not None:
-                    tasks.start_soon(input_files.run, name="read files ahead")
-                tasks.start_soon(session.messages.report_progress, name="report progress")
-                await session._open()
-                with closing(session.store), closing(session.features):
+            # Outside of the tasks: whichever of them fails, its error is the last line of run.log.
+            with ExitStack() as opened, session.messages.end_logged():
+                async with anyio.create_task_group() as tasks:
+                    session._tasks = tasks
+                    if input_files.run is not None:
+                        tasks.start_soon(input_files.run, name="read files ahead")
+                    tasks.start_soon(session.messages.report_progress, name="report progress")
+                    await session._open()
+                    opened.enter_context(closing(session.store))
+                    opened.enter_context(closing(session.features))
                     # A group of its own: the last heartbeat has ended before the lock is released.
                     async with anyio.create_task_group() as background:
                         background.start_soon(session._heartbeats, name="heartbeats")
                         await session._bind()
-                        with run_log_files(session.id, session.store.directory):
-                            watched = session.hardware.devices
-                            background.start_soon(
-                                session.messages.watch_gpu_memory, watched, name="watch GPU memory"
-                            )
-                            yield session
-                            background.cancel_scope.cancel()
+                        opened.enter_context(run_log_files(session.id, session.store.directory))
+                        watched, watch = session.hardware.devices, session.messages.watch_gpu_memory
+                        background.start_soon(watch, watched, name="watch GPU memory")
+                        yield session
+                        background.cancel_scope.cancel()
                     tasks.cancel_scope.cancel()
         finally:
             session._windows.close()

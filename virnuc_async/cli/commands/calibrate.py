@@ -49,19 +49,19 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser.add_argument_group("model"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
-    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
 
 
 def run(options: Namespace) -> int:
     """Calibrate a model, and print what it gained."""
     settings = settings_from(options)
-    prepare_torch(options.gpus)
-    from virnuc_async.learning.evaluation import calibrate
-    from virnuc_async.models.calibration import Method
-
-    method = Method(options.method)
     with run_log(options), sigterm_interrupts():
         data = label_files_from(options)
+        prepare_torch(options.gpus)
+        from virnuc_async.learning.evaluation import calibrate
+        from virnuc_async.models.calibration import Method
+
+        method = Method(options.method)
         found = calibrate(data, options.output, settings, method, options.fpr, run_interruptibly)
     _print_calibration(found, options.model)
     return DONE

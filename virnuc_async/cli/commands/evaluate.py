@@ -53,18 +53,18 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser.add_argument_group("model"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
-    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
 
 
 def run(options: Namespace) -> int:
     """Evaluate a model, and print its metrics."""
     measuring, settings = fields_from(EvaluationOptions, options), settings_from(options)
-    prepare_torch(options.gpus)
-    from virnuc_async.learning.evaluation import evaluate
-
     command = shlex.join(command_line())
     with run_log(options), sigterm_interrupts():
         data = label_files_from(options)
+        prepare_torch(options.gpus)
+        from virnuc_async.learning.evaluation import evaluate
+
         report = evaluate(data, options.output, settings, measuring, run_interruptibly, command)
     _print_report(report["at"])
     return DONE

@@ -8,8 +8,8 @@ from virnuc_async.cli.console import download_progress, status_lines
 from virnuc_async.cli.environment import cache_from, hugging_face_server, mirror_from
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.options import add_cache_option
-from virnuc_async.cli.parser import add_command
-from virnuc_async.errors import UsageError
+from virnuc_async.cli.parser import add_command, new_directory, word
+from virnuc_async.errors import ANOTHER_CACHE, UsageError
 from virnuc_async.fileio import writing_to
 from virnuc_async.text import did_you_mean
 
@@ -41,25 +41,29 @@ def add_parser(actions: Any) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="virnucpro-500 or virnucpro-300")
     parser.add_argument(
         "--protein",
+        type=word,
         metavar="ESM2",
         help="instead of a model, download this ESM-2 and DNABERT-S, to train a classifier on",
     )
     parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="a new directory for the model, instead of the cache"
+        "--to", type=new_directory, metavar="DIR", help="a new directory for the model, instead of the cache"
     )
     parser.add_argument(
         "--mirror",
+        type=word,
         metavar="URL",
         help="download from URL/HOST/PATH instead of https://HOST/PATH (default: $VIRNUC_ASYNC_MIRROR)",
     )
     add_cache_option(parser)
     parser.add_argument("--quiet", action="store_true", help="print only errors")
-    parser.set_defaults(run=run, interrupted="Interrupted. The same command resumes the download.")
+    parser.set_defaults(
+        run=run, interrupted="Interrupted. The same command resumes the download.", prints_result=False
+    )
 
 
 def run(options: Namespace) -> int:
     """Download models, and print how to use them."""
-    from virnuc_async.models.bundle import cache_directory
+    from virnuc_async.models.bundle import why_unseen
     from virnuc_async.models.published import Mirrors, download
 
     if bool(options.names) == bool(options.protein):
@@ -67,9 +71,11 @@ def run(options: Namespace) -> int:
     if options.to and len(options.names) > 1:
         raise UsageError("--to takes one model")
     targets = _targets(options, Mirrors(hugging_face_server(), mirror_from(options)))
-    cache = cache_directory(cache_from(options)).parent
+    # Into a directory of their own, models can be downloaded without a cache.
+    cache = None if options.to and why_unseen(cache_from(options)) else _models(options).parent
+    hint = "" if options.to else ANOTHER_CACHE
     with (
-        writing_to(next(iter(targets)), names_file=True),
+        writing_to(next(iter(targets)), hint=hint, names_file=True),
         download_progress(options.quiet) as progress,
         status_lines(options.quiet) as report_status,
     ):
@@ -81,18 +87,22 @@ def run(options: Namespace) -> int:
 
 def _targets(options: Namespace, mirrors: "Mirrors") -> "dict[Path, ModelFiles]":
     """Return the files of each directory that is to be created."""
-    from virnuc_async.models.bundle import cache_directory
     from virnuc_async.models.published import MODELS, published_encoders
 
-    models = cache_directory(cache_from(options))
     if options.protein:
-        target = options.to or models.with_name("encoders") / options.protein
-        return {target: published_encoders(options.protein, mirrors)}
+        files = published_encoders(options.protein, mirrors)
+        return {options.to or _models(options).with_name("encoders") / options.protein: files}
     for name in options.names:
         if name not in MODELS:
             known = f"Published models: {', '.join(MODELS)}"
             raise UsageError(f"no published model is called {name!r}.{did_you_mean(name, MODELS)} {known}")
-    return {options.to or models / name: MODELS[name](mirrors) for name in options.names}
+    return {options.to or _models(options) / name: MODELS[name](mirrors) for name in options.names}
+
+
+def _models(options: Namespace) -> Path:
+    from virnuc_async.models.bundle import cache_directory
+
+    return cache_directory(cache_from(options))
 
 
 def _how_to_use(options: Namespace, target: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.exit_codes import DONE
-from virnuc_async.cli.parser import add_command
+from virnuc_async.cli.parser import add_command, new_directory, path, path_text, word
 from virnuc_async.errors import UsageError
 from virnuc_async.fileio import remove_leftovers, writing_to
 
@@ -32,36 +32,37 @@ def add_parser(actions: Any) -> None:
     parser = add_command(actions, "import", "convert published checkpoints to a model", _EXAMPLES)
     parser.add_argument(
         "--protein",
-        type=Path,
+        type=path,
         required=True,
         metavar="FILE",
         help="ESM-2, in the format of fair-esm or Hugging Face",
     )
     parser.add_argument(
         "--nucleotide",
-        type=Path,
+        type=path,
         required=True,
         metavar="DIR",
         help="DNABERT-S, a directory with the files of Hugging Face",
     )
     parser.add_argument(
-        "--classifier", type=Path, required=True, metavar="FILE", help="300_model.pth or 500_model.pth"
+        "--classifier", type=path, required=True, metavar="FILE", help="300_model.pth or 500_model.pth"
     )
     parser.add_argument(
         "--length", type=int, required=True, metavar="BP", help="length of the fragments: 300 or 500"
     )
-    parser.add_argument("--name", required=True, help="name of the new model")
+    parser.add_argument("--name", type=word, required=True, help="name of the new model")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="a new directory for the model"
+        "--output", type=new_directory, required=True, metavar="DIR", help="a new directory for the model"
     )
     parser.add_argument(
         "--reference",
+        type=path_text,
         default="published",
         metavar="FILE|record|none",
         help="what 'models verify' compares with: a reference.json, or with 'record' the scores of this "
         "machine (default: the published scores for the published models, else none)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, prints_result=False)
 
 
 def run(options: Namespace) -> int:

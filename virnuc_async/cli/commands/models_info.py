@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.environment import cache_from
 from virnuc_async.cli.exit_codes import DONE
-from virnuc_async.cli.options import add_cache_option
+from virnuc_async.cli.options import add_installed_model
 from virnuc_async.cli.parser import add_command
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ examples:
 def add_parser(actions: Any) -> None:
     """Add the action."""
     parser = add_command(actions, "info", "describe a model and check its files", _EXAMPLES)
-    parser.add_argument("name", metavar="NAME|DIR", help="an installed model, or the directory of one")
-    add_cache_option(parser)
+    add_installed_model(parser)
     parser.set_defaults(run=run)
 
 

@@ -1,5 +1,6 @@
 """``models list``: the models that are installed, and those that can be downloaded."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from virnuc_async.cli.console import print_table
 from virnuc_async.cli.environment import cache_from
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.options import add_cache_option
-from virnuc_async.cli.parser import add_command
+from virnuc_async.cli.parser import PROGRAM, add_command
 from virnuc_async.errors import BadBundle
 
 _EXAMPLES = """\
@@ -28,14 +29,17 @@ def add_parser(actions: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Print a table of the models."""
-    from virnuc_async.models.bundle import PUBLISHED, known
+    from virnuc_async.models.bundle import PUBLISHED, known, why_unseen
 
-    installed = dict(known(cache_from(options)))
+    cache = cache_from(options)
+    installed = dict(known(cache))
     missing = [name for name in PUBLISHED if name not in installed]
     rows = [("model", "fragments", "directory"), *_installed_rows(installed)]
     print_table(rows + [(name, "-", "not on this machine") for name in missing])
     if missing:
         print("Download published models with: models download NAME (docs/how-to/models.md)")
+    if reason := why_unseen(cache):
+        print(f"{PROGRAM}: models of this user cannot be listed: {reason}", file=sys.stderr)
     return DONE
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async.cli.console import print_table, status_lines
 from virnuc_async.cli.environment import cache_from, hide_other_gpus
 from virnuc_async.cli.exit_codes import DONE, FAILED
-from virnuc_async.cli.options import add_cache_option, add_device_choice
+from virnuc_async.cli.options import add_device_choice, add_installed_model
 from virnuc_async.cli.parser import PROGRAM, add_command
+from virnuc_async.errors import UsageError
 from virnuc_async.fileio import writing_to
 from virnuc_async.settings import Precision, Settings
 
@@ -39,8 +40,7 @@ def add_parser(actions: Any) -> None:
     parser = add_command(
         actions, "verify", "check that a model gives the expected scores on this machine", _EXAMPLES
     )
-    parser.add_argument("name", metavar="NAME|DIR", help="an installed model, or the directory of one")
-    add_cache_option(parser)
+    add_installed_model(parser)
     add_device_choice(parser, auto="auto: every precision that the device supports (default: auto)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -59,6 +59,8 @@ def add_parser(actions: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Verify a model on each device, and print the deviations."""
+    if options.peers and options.precision not in (Precision.AUTO, Precision.FP32):
+        raise UsageError("--peers compares in FP32: leave out --precision, or use --precision fp32")
     hide_other_gpus(options.gpus)
     from virnuc_async.models.bundle import find
 
@@ -106,7 +108,7 @@ def _compare_with_peers(bundle: "Bundle", options: Namespace) -> int:
         report_status(f"{bundle.name}: checking its files")
         bundle.check()
         devices = choose(Settings(devices=options.devices, gpus=options.gpus))
-        results = compare_on_devices(bundle, devices, Precision(options.precision), report_status)
+        results = compare_on_devices(bundle, devices, report_status)
     if not options.quiet:
         print_table(format_rows(results))
     messages = list(format_disagreements(bundle.name, results))

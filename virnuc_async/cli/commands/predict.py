@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from virnuc_async.cli.console import run_log
@@ -15,10 +15,11 @@ from virnuc_async.cli.options import (
     add_verbosity_options,
     settings_from,
 )
-from virnuc_async.cli.parser import PROGRAM, add_command
+from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 from virnuc_async.errors import UnreadableInput, UsageError
-from virnuc_async.settings import Pairing
+from virnuc_async.fileio import read_lines
+from virnuc_async.settings import Pairing, expand_home, user_path
 
 _EXAMPLE = f"{PROGRAM} predict contigs.fa out/"
 _LARGEST_LIST = 1 << 28  # bytes: millions of names
@@ -53,7 +54,7 @@ def add_parser(commands: Any) -> None:
     _add_output_options(model)
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
-    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
 
 
 def _add_file_options(parser: Any) -> None:
@@ -61,9 +62,13 @@ def _add_file_options(parser: Any) -> None:
         "names", nargs="*", metavar="INPUT ... OUT_DIR", help="inputs, then the output directory"
     )
     parser.add_argument(
-        "--input", action="append", default=[], metavar="FILE", help="an input; can be repeated"
+        "--input",
+        action="append",
+        type=partial(path_text, what="an input"),
+        default=[],
+        metavar="FILE",
+        help="an input; can be repeated",
     )
-    parser.add_argument("--input-list", metavar="FILE", help="a file with one input per line")
     add_listing_options(parser)
     parser.add_argument(
         "--skip-missing",
@@ -72,7 +77,13 @@ def _add_file_options(parser: Any) -> None:
         "nothing is begun",
     )
     parser.add_argument(
-        "--output-dir", metavar="DIR", help="the output directory; then all other names are inputs"
+        "--input-list", type=path_text, metavar="FILE", help="a file with one input per line, in UTF-8"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=path_text,
+        metavar="DIR",
+        help="the output directory; then all other names are inputs",
     )
     parser.add_argument(
         "--pairs",
@@ -103,7 +114,7 @@ def _add_output_options(group: Any) -> None:
     )
     group.add_argument(
         "--reuse-features",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="reuse embeddings of the same sequences from the *_DNABERT_S.pt, *_ESM.pt and *_merged.pt that "
         "VirNucPro wrote anywhere in DIR, and compute only the missing ones",
@@ -135,7 +146,8 @@ def _inputs_and_output(options: Namespace) -> tuple[list[str], str]:
     if out_dir is None:
         if not names:
             raise UsageError(f"name an input and an output directory. For example: {_EXAMPLE}")
-        out_dir = names.pop()
+        out_dir = user_path(names.pop(), "the output directory")
+    names = [user_path(name, "an input") for name in names]
     inputs = [*options.input, *names, *_read_list(options.input_list)]
     if not inputs and options.input_list:
         raise UsageError(f"the input list {options.input_list!r} is empty")
@@ -153,10 +165,9 @@ def _read_list(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        with open(path, "rb") as file:
-            lines = file.read(_LARGEST_LIST + 1)
-    except OSError as error:
-        raise UnreadableInput(path, error.strerror or str(error)) from error
-    if len(lines) > _LARGEST_LIST:
-        raise UnreadableInput(path, f"a list of more than {_LARGEST_LIST:,} bytes")
-    return [os.fsdecode(line.strip()) for line in lines.splitlines() if line.strip()]
+        lines = [(number, os.fsdecode(line.strip())) for number, line in read_lines(path, _LARGEST_LIST)]
+    except (OSError, ValueError) as error:
+        raise UnreadableInput(path, getattr(error, "strerror", None) or str(error)) from error
+    if lines and lines[0][1].startswith((">", "@")) and not os.path.lexists(lines[0][1]):
+        raise UsageError(f"{path!r} has sequences, not names of files: it is an input, not an --input-list")
+    return [expand_home(name, f"line {number:,} of {path}") for number, name in lines]

@@ -19,7 +19,7 @@ from virnuc_async.cli.options import (
     label_files_from,
     settings_from,
 )
-from virnuc_async.cli.parser import add_command, fraction
+from virnuc_async.cli.parser import add_command, fraction, new_directory, path
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly, sigterm_interrupts
 from virnuc_async.learning.options import Balance, EvaluationOptions, LeakPolicy, Optimizer, Recipe, Split
 
@@ -42,10 +42,10 @@ describes how to split the data and how to read the metrics. The same command re
 def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "train", "train a classifier on labelled sequences", _EXAMPLES)
-    add_data_options(parser.add_argument_group("data"), "a new directory for the model")
+    add_data_options(parser.add_argument_group("data"), "a new directory for the model", new_directory)
     parser.add_argument(
         "--work",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="where features and epochs are kept for resuming (default: OUTPUT.work, next to --output)",
     )
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     add_resamples_option(parser)
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
-    parser.set_defaults(run=run, interrupted=INTERRUPTED)
+    parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
 
 
 def _add_split_options(group: Any) -> None:
@@ -109,15 +109,16 @@ def run(options: Namespace) -> int:
     split = fields_from(Split, options, by_fragment=options.split_by_fragment)
     recipe, measuring = fields_from(Recipe, options), fields_from(EvaluationOptions, options, lengths=())
     settings = settings_from(options)
-    prepare_torch(options.gpus)
-    from virnuc_async.learning.training import Task, train
-
     output: Path = options.output
     with run_log(options), sigterm_interrupts():
+        data = label_files_from(options)
+        prepare_torch(options.gpus)
+        from virnuc_async.learning.training import Task, train
+
         task = Task(
-            data=label_files_from(options),
+            data=data,
             output=output,
-            work=options.work or output.with_name(f"{output.absolute().name}.work"),
+            work=options.work or output.with_name(f"{output.name}.work"),
             settings=settings,
             split=split,
             recipe=recipe,
