@@ -108,6 +108,13 @@ def some_reads(count: int, length: int, seed: int = 0) -> dict[str, str]:
     return {f"read{number}": "".join(rng.choices("ACGT", k=length)) for number in range(count)}
 
 
+def flip(path: Path, position: int) -> None:
+    """Change a bit of the byte at *position* of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 16
+    path.write_bytes(content)
+
+
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """Make writes beyond *size* bytes fail, as on a full disk."""

@@ -473,6 +473,14 @@ def open_nofollow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
+def write_all(file: int, content: bytes, offset: int) -> None:
+    """Write *content* at *offset* of an open file."""
+    # A disk that is almost full may take a part of it without an error.
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """
     Read all of *path*.

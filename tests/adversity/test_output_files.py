@@ -11,6 +11,7 @@ from support import fasta
 
 from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.runs.output_directory import DAMAGED, OUTPUT_FILES, STORE
+from virnuc_async.runs.store import Store
 
 # The files of a run with pairs, embeddings and failures; report.html is not written yet.
 EVERYTHING = ("--embeddings", "--pairs", "interleaved")
@@ -120,8 +121,7 @@ def test_links_in_place_of_the_files_that_sqlite_adds_are_not_followed(
 
 
 def test_a_link_in_place_of_partial_embeddings_is_refused(reads: Path, out: Path, elsewhere: Path) -> None:
-    out.mkdir()
-    (out / STORE).touch()  # like a run that was killed at its start
+    Store(out).close()  # like a run that was killed at its start
     (out / "merged_features.partial").symlink_to(elsewhere)
     ran = predict(reads, out, "--embeddings")
     assert ran.code == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,18 @@ async def test_what_a_finished_run_has_lost_is_written_again(
         assert path.read_bytes() == content
     else:
         assert json.loads(path.read_bytes())["counts"] == json.loads(content)["counts"]
+
+
+async def test_a_summary_that_was_damaged_under_its_date_is_written_again(bench: PipelineHarness) -> None:
+    await bench.run()
+    path = bench.out / "out" / "summary.json"
+    content, facts = path.read_bytes(), path.stat()
+    path.write_bytes(content.replace(b'"counts"', b'"c\xffunts"'))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    rules = Rules()
+    summary = await bench.run(rules)
+    assert not rules.seen
+    assert json.loads(path.read_bytes()) == summary.as_dict()
 
 
 async def test_records_without_orfs_are_kept(bench: PipelineHarness, tmp_path: Path) -> None:

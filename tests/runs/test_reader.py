@@ -24,6 +24,7 @@ from virnuc_async.errors import (
     UnreadableInput,
 )
 from virnuc_async.runs.blocks import orf_id
+from virnuc_async.runs.embedding_rows import fingerprints
 from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.reader import FileLine
@@ -148,14 +149,17 @@ def test_failures_are_in_input_order(store: Store) -> None:
     assert list(store.reader.files()) == [FileLine("/data/a.fa", 2, False), FileLine("/data/b.fa", 0, True)]
 
 
-def test_an_orf_without_a_score_needs_no_embedding(store: Store) -> None:
+def test_embeddings_have_fingerprints_in_the_order_of_their_orfs(store: Store) -> None:
     window = make_window()
     store.add_window(window)
-    assert store.reader.features_end() == 0
     first, second = batches(window)
+    store.add_batch(score(second, embeddings=True, row0=(Stage.PROTEIN, "no room")))
     store.add_batch(score(first, embeddings=True))
-    store.add_batch(score(second, row0=(Stage.PROTEIN, "no room"), row1=(Stage.PROTEIN, "no room")))
-    assert store.reader.features_end() == len(features(store.directory.path)) == 2
+    rows = features(store.directory.path)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3]
+    (known,) = store.reader.fingerprints()
+    assert known.tolist() == fingerprints(rows[[0, 1, 3]]).tolist()
+    assert len(set(known.tolist())) == 3
 
 
 def test_orf_ids_are_the_published_ones() -> None:

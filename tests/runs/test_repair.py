@@ -27,6 +27,7 @@ from virnuc_async.runs.blocks import SCORE
 from virnuc_async.runs.output_directory import DAMAGED, STORE
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.store import Store
+from virnuc_async.runs.totals import Totals
 from virnuc_async.sequences.windows import FileRow
 
 
@@ -138,6 +139,22 @@ def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, stor
     store.close()
 
 
+@pytest.mark.parametrize("key", ["identity", "identity again", "paths"])
+def test_what_is_known_of_the_run_can_be_recovered(key: str, filled: Store) -> None:
+    with closing(sqlite3.connect(filled.directory.path / STORE)) as db, db:
+        db.execute("UPDATE run SET value = '{' WHERE key = ?", (key,))
+    with (
+        closing(Store(filled.directory.path)) as store,
+        pytest.raises(DamagedStore, match="a checksum is wrong"),
+    ):
+        store.get_meta("identity")
+    with closing(Store(filled.directory.path, repair=True)) as store:
+        assert store.recovered == (3, 6, False)
+        assert store.is_finished
+        assert store.get_meta("identity") == store.get_meta("identity again") == IDENTITY
+        assert store.get_meta("paths") == ["/data/a.fa", "/data/b.fa"]
+
+
 def test_nothing_can_be_recovered_without_the_identity(filled: Store) -> None:
     with closing(sqlite3.connect(filled.directory.path / STORE)) as db, db:
         db.execute("DELETE FROM run")
@@ -179,3 +196,28 @@ def test_what_is_not_known_to_be_ours_is_not_overwritten(content: bytes, tmp_pat
     with pytest.raises(ForeignDirectoryError):
         Store(tmp_path, overwrite=True)
     assert (tmp_path / STORE).read_bytes() == content
+
+
+@pytest.mark.parametrize("page", range(1, 6))
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_damaged_run_can_be_overwritten(is_cut: bool, page: int, filled: Store) -> None:
+    content = (filled.directory.path / STORE).read_bytes()
+    damaged = content[: 4096 * page] + b"\xff" * 4096 + content[4096 * (page + 1) :]
+    (filled.directory.path / STORE).write_bytes(content[: 4096 * page] if is_cut else damaged)
+    (filled.directory.path / "contigs.tsv").write_bytes(b"old")
+    with closing(Store(filled.directory.path, overwrite=True)) as store:
+        assert store.get_meta("identity") is None
+        store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
+    assert [path.name for path in filled.directory.path.iterdir()] == [STORE]
+    with closing(Store(filled.directory.path)) as store:
+        assert store.reader.totals() == Totals()
+
+
+def test_a_store_that_was_emptied_is_damage(filled: Store) -> None:
+    (filled.directory.path / "contigs.tsv").write_bytes(b"old")
+    (filled.directory.path / STORE).write_bytes(b"")
+    for repair in (False, True):
+        with pytest.raises(DamagedStore, match=r"it is empty, and there is contigs\.tsv"):
+            Store(filled.directory.path, repair=repair)
+    assert (filled.directory.path / "contigs.tsv").read_bytes() == b"old"
+    Store(filled.directory.path, overwrite=True).close()

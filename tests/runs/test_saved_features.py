@@ -2,13 +2,15 @@
 
 import errno
 import os
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
-from running import files_no_larger_than
+from running import files_no_larger_than, flip
 from stored_runs import WIDTH, Record, ScoredOrf, store_run
 
+from virnuc_async.errors import DamagedStore
 from virnuc_async.outputs.embeddings import BLOCK_BYTES, save_features
 from virnuc_async.runs.output_directory import FEATURES, STORE
 from virnuc_async.runs.store import Store
@@ -61,4 +63,16 @@ def test_features_on_a_full_disk(tmp_path: Path) -> None:
             save(store, path)
     save(store, path)
     assert len(torch.load(path, weights_only=True)["ids"]) == 4999
+    store.close()
+
+
+@pytest.mark.parametrize("position", [0, 4 * WIDTH - 1, None])
+def test_damaged_rows_are_not_saved(position: int | None, tmp_path: Path) -> None:
+    store = store_run(tmp_path, [Record(b"x", (orf(1, 0), orf(1, 3), orf(2, 5)))], embeddings=True)
+    if position is None:
+        os.truncate(tmp_path / FEATURES, 5 * WIDTH)
+    else:
+        flip(tmp_path / FEATURES, position)
+    with pytest.raises(DamagedStore, match="merged_features.partial is damaged. The same command"):
+        save_features(store.reader, WIDTH, BytesIO())
     store.close()

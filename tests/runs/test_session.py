@@ -311,15 +311,6 @@ async def test_content_that_changed_under_its_date_is_another_run(
         await bench.run()
 
 
-async def test_embeddings_that_are_gone_cannot_be_resumed(bench: PipelineHarness) -> None:
-    bench.settings = replace(bench.settings, embeddings=True)
-    with pytest.raises(NoDevicesLeft):
-        await bench.run(Rules(lost={"fake:0": 2}))
-    (bench.out / "out" / "merged_features.partial").unlink()
-    with pytest.raises(RunMismatchError, match=r"merged_features\.partial, are missing\. .* --overwrite"):
-        await bench.run()
-
-
 async def test_precision_and_budget_of_a_run_are_kept(bench: PipelineHarness) -> None:
     bench.settings = Settings(tokens_per_batch=300)
     with pytest.raises(NoDevicesLeft):

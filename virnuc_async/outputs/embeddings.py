@@ -5,6 +5,8 @@ from typing import BinaryIO
 import numpy as np
 
 from virnuc_async import models
+from virnuc_async.errors import DamagedStore
+from virnuc_async.runs.embedding_rows import EmbeddingRows, fingerprints
 from virnuc_async.runs.output_directory import FEATURES
 from virnuc_async.runs.reader import RunReader
 
@@ -16,6 +18,10 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
     Write the ids and embeddings of every scored ORF to *file*, in input order.
 
     *width* is that of both embeddings together. Only the ids are all in memory at once.
+
+    Raises:
+        DamagedStore: a row is not as it was computed
+        OSError: the disk is full
     """
     ids: list[str] = []
     numbers = [np.empty(0, np.int64)]
@@ -28,12 +34,17 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
         return
     # Rows of failed ORFs are left out, so the others are copied to be next to each other: into a file
     # without a name, which no killed process leaves behind.
+    known = np.concatenate(list(reader.fingerprints()))
     step = max(1, block_bytes // (4 * width))
-    with reader.directory.open(FEATURES) as source, reader.directory.temporary_file() as packed:
-        all_rows = np.memmap(source, np.float32, "r").reshape(-1, width)
+    opened = EmbeddingRows.open(reader.directory, width)
+    with opened as all_rows, reader.directory.temporary_file() as packed:
         # Written, not mapped for writing: a full disk kills a process that writes to a map.
         for start in range(0, len(orfs), step):
-            packed.write(all_rows[orfs[start : start + step]].data)
+            rows = all_rows.read(orfs[start : start + step])
+            if not np.array_equal(fingerprints(rows), known[start : start + step]):
+                reason = f"its {FEATURES} is damaged. The same command computes again what is lost of it"
+                raise DamagedStore(str(reader.directory), reason)
+            packed.write(rows.data)
         packed.flush()
         data = np.memmap(packed, np.float32, "c", shape=(len(orfs), width))
         models.save_features(ids, data, file)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from hashlib import sha256
 from typing import Any, BinaryIO
+from zlib import crc32
 
 from anyio import from_thread
 
@@ -12,6 +13,7 @@ from virnuc_async.errors import OutputError
 from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.identity import describe_differences
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES
+from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
 
 from .columns import Chunks
@@ -23,6 +25,7 @@ from .pair_table import pair_chunks
 from .predictions import prediction_chunks
 from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
 
+_SUMMARY = "summary.json"
 # Of our files, those that may change behind a finished run.
 _VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
 
@@ -60,7 +63,7 @@ class OutputWriter:
         await self._write_failures()
         await self._session.on_disk(self._write_or_remove_embeddings)
         summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
-        await self._write("summary.json", summary_text(summary))
+        await self._write(_SUMMARY, summary_text(summary))
         await self._session.on_disk(self._remember_written)
         self._log.info("{}", summary_line(summary, self._directory.path))
         return summary
@@ -81,7 +84,7 @@ class OutputWriter:
             self._store.check()
             # No contig has a verdict before all are scored; and all scored is not all written.
             facts = summarize(self._session, self._command, {}, Counter()).as_dict()
-            with self._new_file("summary.json") as file:
+            with self._new_file(_SUMMARY) as file:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
     def _known_summary(self) -> Summary | None:
@@ -188,20 +191,28 @@ class OutputWriter:
         """Write the embeddings that the run has kept, if they are asked for."""
         has_kept = self._directory.stat(FEATURES) is not None
         has_merged = self._directory.stat(MERGED_FEATURES) is not None
-        if self._session.settings.embeddings and (has_kept or not has_merged):
+        if self._session.settings.embeddings:
             self._write_embeddings()
-        elif has_kept and has_merged:
+        elif has_kept and has_merged and not are_saved(self._store):
             self._remove(MERGED_FEATURES)  # of fewer inputs, and all that is in it has been kept
 
     def _write_embeddings(self) -> None:
+        """Write the embeddings, unless they are there as they were written; then no other copy is needed."""
         width = self._session.plan.bundle.shapes.classifier.inputs
-        with self._new_file(MERGED_FEATURES) as file:
-            save_features(self._store.reader, width, file)
+        if not are_saved(self._store):
+            with self._new_file(MERGED_FEATURES) as file:
+                save_features(self._store.reader, width, file)
+            certify_saved(self._store)
         self._directory.unlink(FEATURES)
 
 
 def _file_stats(directory: Directory) -> dict[str, Any]:
-    """Return size and modification time of every file that a run ends with."""
+    """Return size and modification time of every file that a run ends with, and the summary's checksum."""
     names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
     stats = ((name, directory.stat(name)) for name in names if directory.is_file(name))
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
+    facts: dict[str, Any] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
+    # The summary is small, and it is read again.
+    if _SUMMARY in facts:
+        with directory.open(_SUMMARY) as file:
+            facts["checksum"] = crc32(file.read())
+    return facts

@@ -20,6 +20,7 @@ from .failure import Failure, failure_line
 from .hardware import Hardware
 from .output_directory import DAMAGED, STORE
 from .plan import Plan
+from .saved_embeddings import EmbeddingCheck
 from .store import Store
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class RunMessages(EngineEvents):
         """Remember the peak memory of *device*."""
         self.peak_memory[device] = peak_memory
 
-    def log_header(self, store: Store, hardware: Hardware) -> None:
+    def log_header(self, store: Store, hardware: Hardware, embeddings: EmbeddingCheck) -> None:
         """Log version, model, what is left out or had to be recovered, and the devices."""
         bundle = self._plan.bundle
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
@@ -115,6 +116,8 @@ class RunMessages(EngineEvents):
                 plural(kept.windows, "window"),
                 store.directory.path / DAMAGED,
             )
+        if text := embeddings.text():
+            self.log.log("WARNING" if embeddings.lost else "INFO", "{}", text)
         for device in hardware.devices:
             self.log.info("{}", _format_device(device, hardware))
 

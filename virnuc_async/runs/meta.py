@@ -10,6 +10,8 @@ from .database import Database
 from .rows import InvalidRow, MetaRow
 from .totals import Totals
 
+ENDING = ("finished", "written", "saved features")  # what is only known of a run that is finished
+IDENTITY_COPY = "identity again"
 _FILE_LISTS = ("inputs", "reused features")  # of an identity
 
 
@@ -47,6 +49,9 @@ def load_meta(row: MetaRow) -> Any:
 
 def set_meta(database: Database, values: Mapping[str, Any]) -> None:
     """Store each of *values*, anything that JSON can hold, under its key; within a transaction."""
+    # Without its identity a run is lost: there are two rows of it.
+    copies = {IDENTITY_COPY: values["identity"]} if "identity" in values else {}
+    values = {**values, **copies}
     remove_meta(database, values)
     for key, value in values.items():
         row = MetaRow(key, json.dumps(value)).encode()
@@ -74,6 +79,10 @@ def _is_file(value: Any) -> bool:
     return type(value) is list and bool(value) and type(value[0]) is str
 
 
+def _is_batch_key(value: Any) -> bool:
+    return type(value) is list and list(map(type, value)) == [int, int, str] and not value[2].strip("01")
+
+
 def _is_list_of_text(value: Any) -> bool:
     return type(value) is list and all(type(item) is str for item in value)
 
@@ -84,8 +93,11 @@ def _are_totals(value: Any) -> bool:
 
 _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "identity": _is_identity,
+    IDENTITY_COPY: _is_identity,
     "paths": _is_list_of_text,
     "finished": _are_totals,
+    "dropped": lambda value: type(value) is list and all(map(_is_batch_key, value)),
+    "saved features": lambda value: type(value) is list and list(map(type, value)) == [int, int, str],
     "written": lambda value: type(value) is dict,
     "mates": lambda value: type(value) is list,
 }

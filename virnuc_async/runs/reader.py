@@ -16,7 +16,7 @@ from .blocks import SCORE, Block
 from .database import Database
 from .failure import Failure
 from .meta import get_meta
-from .rows import BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
+from .rows import FINGERPRINT, BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
 from .totals import Totals, add_up
 
 _WINDOWS = "SELECT * FROM windows WHERE number BETWEEN ? AND ? ORDER BY number"
@@ -133,18 +133,25 @@ class RunReader:
         """Return how much there is: of a finished run, how much it was finished with."""
         return self._sealed() or self.add_up()[0]
 
-    def features_end(self) -> int:
-        """Return the number of rows that the file of embeddings must have at least."""
-        scores = (self._scores(window)[1] for window in self.windows())
-        return max((int(found["orf"][-1]) + 1 for found in scores if len(found)), default=0)
+    def all_batches(self) -> Generator[BatchRow, None, None]:
+        """Yield each batch, in any order."""
+        # In the order of the rows: an index may be damaged where these are not.
+        return self._database.decoded(BatchRow.decode, "SELECT * FROM batches NOT INDEXED")
+
+    def fingerprints(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield what the embeddings of a window are known by, in the order of its ORFs, for each window."""
+        with closing(self.windows()) as windows:
+            for window in windows:
+                batches, scores = self._scores(window)
+                known = np.frombuffer(b"".join([batch.fingerprints for batch in batches]), FINGERPRINT)
+                self._require(len(known) in (0, len(scores)), "fingerprints of embeddings are missing")
+                orfs = np.frombuffer(b"".join([batch.scores for batch in batches]), SCORE)["orf"]
+                yield known[np.argsort(orfs)]
 
     def add_up(self) -> tuple[Totals, bool]:
         """Read and add up everything; return also whether each window has all of its batches."""
-        # In the order of the rows: an index may be damaged where these are not.
-        query = "SELECT * FROM batches NOT INDEXED"
-        decoded = self._database.decoded(BatchRow.decode, query)
         are_all = self._sealed() is not None
-        with closing(self.windows(are_all=are_all)) as windows, closing(decoded) as batches:
+        with closing(self.windows(are_all=are_all)) as windows, closing(self.all_batches()) as batches:
             try:
                 return add_up(windows, batches)
             except InvalidRow as error:
@@ -157,6 +164,16 @@ class RunReader:
     def window(self, number: int) -> WindowRow | None:
         """Return a window, or None."""
         return next(self._database.decoded(WindowRow.decode, _WINDOWS, number, number), None)
+
+    def locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
+        """Return file and id of a record that begins in *window* or before."""
+        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
+        with closing(self._database.decoded(WindowRow.decode, query, window)) as windows:
+            for found in windows:
+                if len(found.contigs) and found.contigs["number"][0] <= contig:
+                    row = contig - int(found.contigs["number"][0])
+                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
+        raise self._database.damage("records are missing")
 
     def batches(self, window: int) -> list[BatchRow]:
         """Return what there is of *window*, in any order."""

@@ -17,7 +17,7 @@ from virnuc_async.errors import DamagedStore
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory
 
 from .database import Database, create_tables, has_tables, readable_rows, translated_errors, values_of
-from .meta import decode_meta, load_meta, read_meta, set_meta
+from .meta import ENDING, IDENTITY_COPY, decode_meta, load_meta, read_meta, set_meta
 from .output_directory import DAMAGED, STORE
 from .reader import RunReader
 from .rows import BatchRow, InvalidRow, MetaRow, Row, WindowOrder, WindowRow, decode_scores
@@ -100,7 +100,7 @@ def recover(damaged: sqlite3.Connection, new: Database) -> Recovered | None:
     values = {key: load_meta(row) for key, row in meta.items()}
     values.setdefault("paths", [path for path, *_ in values["identity"].get("inputs", [])])
     # Whether it is still finished, and written, is known when everything is copied.
-    ending: dict[str, Any] = {key: values.pop(key) for key in ("finished", "written") if key in values}
+    ending: dict[str, Any] = {key: values.pop(key) for key in ENDING if key in values}
     set_meta(new, values)
     for table, decode in (("windows", WindowRow.decode), ("batches", BatchRow.decode)):
         for row in readable_rows(damaged, table):
@@ -125,6 +125,8 @@ def _recover_meta(damaged: sqlite3.Connection) -> dict[str, MetaRow]:
             value = MetaRow.decode(row)
             load_meta(value)
             found[value.key] = value
+    if IDENTITY_COPY in found:
+        found.setdefault("identity", found[IDENTITY_COPY]._replace(key="identity"))
     return found
 
 

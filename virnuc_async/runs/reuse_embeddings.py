@@ -20,7 +20,7 @@ from virnuc_async.errors import (
     AmbiguousFeatures,
     FeatureMismatchError,
 )
-from virnuc_async.fileio import Directory
+from virnuc_async.fileio import Directory, write_all
 from virnuc_async.sequences.batches import BASES, RESIDUES, PrecomputedEmbeddings, SpotCheck
 from virnuc_async.sequences.windows import Window
 from virnuc_async.text import plural
@@ -153,7 +153,7 @@ class FeatureIndex:
                 for sources in self._sources:
                     sources.append(_NONE)
             if files[row] == _NONE:
-                _write_all(scratch, vector.tobytes(), row * self._row_bytes + self._offset(part))
+                write_all(scratch, vector.tobytes(), row * self._row_bytes + self._offset(part))
                 files[row] = file
             elif not np.array_equal(self.vectors(part, np.array([row]))[0], vector):
                 paths = " and ".join(self.paths((files[row], file)))
@@ -231,13 +231,6 @@ def _count_parts(parts: NDArray[np.int64]) -> Counter[int]:
 def _format_counts(counts: Mapping[int, int]) -> str:
     both, bases, residues = (counts.get(part, 0) for part in (BASES + RESIDUES, BASES, RESIDUES))
     return f"{both:,} with both embeddings, {bases:,} with DNABERT-S's alone, {residues:,} with ESM-2's alone"
-
-
-def _write_all(file: int, content: bytes, offset: int) -> None:
-    # A disk that is almost full may take a part of it without an error.
-    while content:
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written
 
 
 def _window_ids(window: Window) -> Iterator[bytes]:

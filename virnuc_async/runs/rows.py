@@ -19,9 +19,10 @@ from virnuc_async.errors import Stage
 from .blocks import CONTIG, FRAMES, SCORE
 
 Row = tuple[Any, ...]
+BatchKey = tuple[int, int, str]  # window, number, part
 
 DIGEST_BYTES = 32  # of a window
-FINGERPRINT_BYTES = 8  # of an embedding
+FINGERPRINT = np.dtype("<u8")  # of an embedding
 _MOST = (1 << 63) - 1  # the largest number that SQLite has
 _MAX_PROBABILITY = 1.001  # devices round
 _ENDLESS = float("inf")
@@ -131,10 +132,10 @@ class BatchRow(NamedTuple):
     scored: int
     failures: tuple[FailedOrf, ...]
     scores: bytes
-    fingerprints: bytes  # FINGERPRINT_BYTES of each score, or nothing
+    fingerprints: bytes  # FINGERPRINT, of each score, or nothing
 
     @property
-    def key(self) -> tuple[int, int, str]:
+    def key(self) -> BatchKey:
         """What no two batches have in common."""
         return self[:3]
 
@@ -153,13 +154,17 @@ class BatchRow(NamedTuple):
             failed = tuple(_decode_items(FailedOrf, failures, (int, int, str, str)))
             _require(all(one.stage in _STAGES for one in failed), "a batch failed at an unknown stage")
         batch = cls._make((*values, failed, scores, fingerprints))
-        _require(min(*row[:2], *row[4:8]) >= 0, "a count is negative")
-        _require(batch.seconds < _ENDLESS, "the time of a batch is endless")
-        _require(not batch.part.strip("01"), "a batch is of an unknown part")
-        _require(batch.scored * SCORE.itemsize == len(batch.scores), "scores of a batch are missing")
-        of_each = FINGERPRINT_BYTES * batch.scored
-        _require(len(batch.fingerprints) in (0, of_each), "fingerprints of embeddings are missing")
-        _require(batch.orfs == batch.scored + len(failed) > 0, "ORFs of a batch are missing")
+        size, fingerprints_size = len(batch.scores), len(batch.fingerprints)
+        # At once: there are a hundred million ORFs in batches of some forty.
+        makes_sense = (
+            min(*row[:2], *row[4:8]) >= 0
+            and batch.seconds < _ENDLESS
+            and not batch.part.strip("01")
+            and size == batch.scored * SCORE.itemsize
+            and fingerprints_size in (0, batch.scored * FINGERPRINT.itemsize)
+            and batch.orfs == batch.scored + len(failed) > 0
+        )
+        _require(makes_sense, "the values of a batch make no sense")
         return batch
 
 
@@ -190,8 +195,8 @@ _BATCH_TYPES = (int, int, str, str, int, int, float, int, str, bytes, bytes, int
 
 
 def checksum(table: str, values: Row, blobs: Row) -> int:
-    """Return the CRC-32 of a row of *table*: its *values*, of which the types count too, and its *blobs*."""
-    total = zlib.crc32(ascii((table, values, [*map(len, blobs)])).encode())
+    """Return the CRC-32 of a row of *table*: its *values*, with their types, and its *blobs*."""
+    total = zlib.crc32(ascii((table, values)).encode())
     for blob in blobs:
         total = zlib.crc32(blob, total)
     return total

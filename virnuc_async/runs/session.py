@@ -6,7 +6,7 @@ compares each window with the stored one, and hands out the batches that are not
 """
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ import anyio
 from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.abc import TaskGroup
 
-from virnuc_async.errors import NoRecords, RunMismatchError
+from virnuc_async.errors import NoRecords
 from virnuc_async.fileio import writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
@@ -29,10 +29,11 @@ from .identity import run_identity
 from .input_windows import InputFiles, InputWindows
 from .mate_check import MateCheck
 from .messages import RunMessages
-from .output_directory import FEATURES, MERGED_FEATURES, STORE
+from .output_directory import STORE
 from .plan import Plan
-from .restore_features import restore_features
 from .reuse_embeddings import FeatureIndex, check_similarity
+from .rows import BatchKey
+from .saved_embeddings import EmbeddingCheck, are_saved
 from .store import Store
 from .takeover import open_store
 from .window_check import WindowCheck
@@ -40,6 +41,8 @@ from .window_check import WindowCheck
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
     from virnuc_async.engine.worker import ScoredBatch
+
+Parts = Set[tuple[int, str]]  # of the batches of a window: number and split path
 
 _Result = TypeVar("_Result")
 
@@ -74,6 +77,7 @@ class RunSession:
         self._windows = InputWindows(plan, input_files)
         self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
+        self._embeddings = EmbeddingCheck()
         shapes = plan.bundle.shapes
         self._widths = (shapes.nucleotide.width, shapes.protein.width)  # of embeddings
 
@@ -165,7 +169,7 @@ class RunSession:
         Raises:
             DamagedStore: not every batch is there
         """
-        await self.on_disk(self._remember_devices)
+        await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
         reused = self.features.reused if self.features.files else None
         if reused is not None:
             level = "INFO" if reused else "WARNING"
@@ -235,39 +239,40 @@ class RunSession:
                 from_thread.check_cancelled()
 
     def _identify(self) -> None:
-        """Decide what the run is computed with, as the store has it, and check that the run is the same."""
+        """Decide what the run is, check that it is the one of the store, and what of that is left to do."""
         known = self.store.get_meta("identity") or {}
         # A run keeps the embeddings that it was begun with, whether they are written this time or not.
         self.keeps_embeddings = self.settings.embeddings or bool(known.get("embeddings"))
         identity = run_identity(self.plan, self.features.files)
         self._changes = FileChanges(known.get("inputs", identity["inputs"]), identity["inputs"])
         self.is_finished = self.store.is_finished and not str(self._changes)
+        bound = self._bind_hardware(identity, known)
+        if lost := self._find_lost_embeddings():
+            self.is_finished = False
+            bound = self._bind_hardware(identity, known)
+            self.store.drop_batches(lost)
+        self._check = WindowCheck(self.store, bound, self.plan.paths, self._changes, self.messages)
+
+    def _bind_hardware(self, identity: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+        """Decide what the run is computed with, as it is *known*, and bind the store to the whole."""
         if self.is_finished:
             self.hardware = recorded_hardware(self.plan, known)
         else:
             self.hardware = decide_hardware(self.plan, self._devices or choose_devices(self.plan), known)
-        identity |= {"embeddings": self.keeps_embeddings, **self.hardware.as_identity()}
-        self.store.bind_run(identity, self.plan.paths)
-        self._check = WindowCheck(self.store, identity, self.plan.paths, self._changes, self.messages)
-        if self.keeps_embeddings and not self.is_finished and self.store.reader.totals().scores:
-            self._require_embeddings()
+        bound = {**identity, "embeddings": self.keeps_embeddings, **self.hardware.as_identity()}
+        self.store.bind_run(bound, self.plan.paths)
+        return bound
 
-    def _remember_devices(self) -> None:
-        self.store.set_meta("devices used", self.devices_used())
-
-    def _require_embeddings(self) -> None:
-        """Check that the embeddings of finished batches are there, or put them back from the file of all."""
-        directory, width = self.store.directory, sum(self._widths)
-        has_all = directory.is_file(MERGED_FEATURES) and not directory.is_file(FEATURES)
-        if self.store.is_finished and has_all:
-            self.counts.status = "reading the embeddings so far"
-            restore_features(self.store.reader, self._widths, self.store.check)
-        found = directory.stat(FEATURES)
-        if found is None or found.st_size < 4 * width * self.store.reader.features_end():
-            raise RunMismatchError(str(self.out_dir), [f"the embeddings so far, {FEATURES}, are missing"])
+    def _find_lost_embeddings(self) -> list[BatchKey]:
+        """Return the batches whose embeddings are needed, and are lost or damaged."""
+        are_needed = self.settings.embeddings if self.is_finished else self.keeps_embeddings
+        if are_needed and not (self.is_finished and are_saved(self.store)):
+            self.counts.status = "checking embeddings"
+            self._embeddings.run(self.store, sum(self._widths))
+        return self._embeddings.lost
 
     def _log_header(self) -> None:
-        self.messages.log_header(self.store, self.hardware)
+        self.messages.log_header(self.store, self.hardware, self._embeddings)
         if self.is_finished:
             return
         if changes := str(self._changes):
@@ -283,21 +288,25 @@ class RunSession:
         """Store or check *window*, and return its batches that are not done."""
         await self.on_disk(self._check.add, window)
         done = await self.on_disk(self.store.finished_parts, window.number)
-        pending = await to_thread.run_sync(self._pack, window, done)
+        dropped = await self.on_disk(self.store.dropped_parts, window.number)
+        pending = await to_thread.run_sync(self._pack, window, done, dropped)
         self.counts.read += len(window.origins)
         self.counts.done += len(window.origins) - sum(map(len, pending))
         return pending
 
-    def _pack(self, window: Window, done: set[tuple[int, str]]) -> list[Batch]:
+    def _pack(self, window: Window, done: Parts, dropped: Parts) -> list[Batch]:
         batches = window.batches(self.hardware.budget, self.features.lookup(window))
-        return [part for batch in batches for part in unfinished_parts(batch, done)]
+        return [part for batch in batches for part in unfinished_parts(batch, done, dropped)]
 
 
-def unfinished_parts(batch: Batch, done: set[tuple[int, str]]) -> Iterator[Batch]:
-    """Yield what is not done of *batch*, split where an earlier session split it."""
-    parts = {path for number, path in done if number == batch.number and path.startswith(batch.split_path)}
-    if not parts:
-        yield batch
-    elif batch.split_path not in parts:
+def unfinished_parts(batch: Batch, done: Parts, dropped: Parts = frozenset()) -> Iterator[Batch]:
+    """Yield what is not *done* of *batch*, split where an earlier session split what it did or *dropped*."""
+    own, key = [part for part in done | dropped if part[0] == batch.number], (batch.number, batch.split_path)
+    below = {part for part in own if part[1].startswith(batch.split_path) and part != key}
+    if key in done:
+        return
+    if below & done or below and key not in dropped:
         for half in batch.halves():
-            yield from unfinished_parts(half, done)
+            yield from unfinished_parts(half, done, dropped)
+    else:
+        yield batch

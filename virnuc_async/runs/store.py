@@ -11,7 +11,7 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,23 +25,26 @@ from virnuc_async.errors import (
     RunMismatchError,
     Stage,
 )
-from virnuc_async.fileio import writing_to
+from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 from .blocks import CONTIG, SCORE, orf_id
 from .database import BUSY_SECONDS, Database, create_tables, has_tables, is_marked, values_of
+from .embedding_rows import EmbeddingRows, Rows, fingerprints
 from .failure import Failure
 from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
-from .meta import get_meta, remove_meta, set_meta
-from .output_directory import FEATURES, OPENING, OUTPUT_FILES, STORE, claim_directory
+from .meta import ENDING, get_meta, remove_meta, set_meta
+from .output_directory import OPENING, OUTPUT_FILES, STORE, claim_directory
 from .reader import RunReader
 from .repair import Recovered, repair_store
-from .rows import BatchRow, FailedOrf, FileEnd, WindowRow
+from .rows import BatchKey, BatchRow, FailedOrf, FileEnd, WindowRow
 
 if TYPE_CHECKING:
     from virnuc_async.engine.worker import ScoredBatch
+
+_LOG = "run.log"  # may be there before the store is
 
 
 class Store:
@@ -79,7 +82,7 @@ class Store:
                 self.directory = undo.enter_context(claim_directory(directory))
                 self.lock = Lock(self.directory)
                 undo.callback(self.lock.release)
-                self._remove_leftovers()
+                _remove_leftovers(self.directory)
                 has_locks = self.lock.has_kernel_locks
             self.recovered: Recovered | None = None
             if repair and not overwrite:
@@ -90,7 +93,7 @@ class Store:
                 # What is damaged cannot be emptied; its header says that it is no other program's.
                 if not (overwrite and is_marked(self.directory)):
                     raise
-                self._remove_run()
+                _remove_run(self.directory)
                 self._open(overwrite, has_locks, busy_seconds)
             undo.pop_all()
 
@@ -157,7 +160,7 @@ class Store:
         totals, is_complete = self.reader.add_up()
         if not is_complete:
             raise self._database.damage("batches are missing")
-        self._set_meta(finished=replace(totals, reused=reused).to_json())
+        self._set_meta(finished=replace(totals, reused=reused).to_json(), dropped=[])
 
     def window(self, number: int) -> bytes | None:
         """Return the digest of a window that was stored before, or None."""
@@ -178,13 +181,27 @@ class Store:
         which is one of the first, these files end.
         """
         values = {"identity": json.loads(json.dumps(identity)), "paths": list(paths)}
+        values["dropped"] = [key for key in self._dropped() if key[0] < count]
         with self._transaction():
             self._database.execute("DELETE FROM batches WHERE window >= ?", count)
             self._database.execute("DELETE FROM windows WHERE number >= ?", count)
             for number, files in ends.items():
                 self._set_file_ends(number, files)
-            remove_meta(self._database, ("finished", "written"))
+            remove_meta(self._database, ENDING)
             set_meta(self._database, values)
+
+    def dropped_parts(self, window: int) -> set[tuple[int, str]]:
+        """Return the number and the split path of every batch of *window* that was dropped, and was split."""
+        return {(number, part) for of_window, number, part in self._dropped() if of_window == window}
+
+    def drop_batches(self, keys: Sequence[BatchKey]) -> None:
+        """Drop batches, to be computed again as they were split: the run is not finished."""
+        dropped = {*self._dropped(), *(key for key in keys if key[2])}
+        with self._transaction():
+            for key in keys:
+                self._database.execute("DELETE FROM batches WHERE (window, number, part) = (?, ?, ?)", *key)
+            set_meta(self._database, {"dropped": sorted(dropped)})
+            remove_meta(self._database, ENDING)
 
     def add_window(self, window: Window) -> None:
         """Store the records of a window, before any of its batches."""
@@ -207,8 +224,7 @@ class Store:
         """Store the scores of a batch and the failures of its ORFs, all or nothing; return the failures."""
         self.check()
         batch, scores = done.batch, _score_columns(done)
-        if done.embeddings is not None:
-            self._write_embeddings(batch, done.embeddings)
+        known = b"" if done.embeddings is None else self._write_embeddings(done, done.embeddings)
         failed = [self._failed_orf(batch, row, *why) for row, why in sorted(done.failures.items())]
         row = BatchRow(
             window=batch.window,
@@ -220,7 +236,7 @@ class Store:
             seconds=float(done.seconds),
             scored=len(scores),
             scores=scores.tobytes(),
-            fingerprints=b"",
+            fingerprints=known,
             failures=tuple(failed),
         ).encode()
         with self._transaction():
@@ -233,6 +249,9 @@ class Store:
         self.check()
         with self._database.transaction(kind):
             yield
+
+    def _dropped(self) -> list[BatchKey]:
+        return list(map(tuple, self.get_meta("dropped") or []))
 
     def _set_meta(self, **values: Any) -> None:
         with self._transaction():
@@ -251,23 +270,14 @@ class Store:
         is_ours = has_tables(self._database, overwrite)
         if is_ours and not overwrite:
             return
+        outputs = [name for name in OUTPUT_FILES if self.directory.stat(name) and name != _LOG]
+        if outputs and not overwrite:
+            raise self._database.damage(f"it is empty, and there is {outputs[0]}")
         for name in self._database.tables():
             self._database.execute(f"DROP TABLE {name}")
         create_tables(self._database.connection)
         for name in OUTPUT_FILES if is_ours else ():
             self.directory.unlink(name)
-
-    def _remove_run(self) -> None:
-        """Remove every file of a run; its journal first, which must not be taken for that of a new store."""
-        for name in (*OUTPUT_FILES, f"{STORE}-journal", STORE):
-            self.directory.unlink(name)
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a process left that was killed while it opened the store, or wrote a file."""
-        self.directory.remove_leftovers()
-        for name in self.directory.names():
-            if name.startswith(OPENING):
-                self.directory.unlink(name)
 
     def _set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
         window = self.reader.window(number)
@@ -277,30 +287,33 @@ class Store:
 
     def _failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> FailedOrf:
         contig, fragment, frame = batch.origins[row].tolist()
-        file, name = self._locate_contig(contig, batch.window)
+        file, name = self.reader.locate_contig(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
         return FailedOrf(int(batch.orfs[row]), file, str(stage), os.fsdecode(text))
 
-    def _locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
-        """Return file and id of a record that begins in *window* or before."""
-        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
-        with closing(self._database.decoded(WindowRow.decode, query, window)) as windows:
-            for found in windows:
-                if len(found.contigs) and found.contigs["number"][0] <= contig:
-                    row = contig - int(found.contigs["number"][0])
-                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
-        raise self._database.damage("records are missing")
+    def _write_embeddings(self, done: "ScoredBatch", rows: Rows) -> bytes:
+        """
+        Write the row of each ORF, on the disk before the batch counts as finished.
 
-    def _write_embeddings(self, batch: Batch, rows: NDArray[np.float32]) -> None:
-        """Write the row of each ORF at its position, on the disk before the batch counts as finished."""
-        with writing_to(self.directory.path):
-            file = self.directory.opener(FEATURES, os.O_RDWR | os.O_CREAT)
-            try:
-                for orf, row in zip(batch.orfs.tolist(), rows, strict=True):
-                    os.pwrite(file, row.tobytes(), orf * row.nbytes)
-                os.fsync(file)
-            finally:
-                os.close(file)
+        Return the fingerprints of those that did not fail.
+        """
+        with writing_to(self.directory.path), EmbeddingRows.open(self.directory, rows.shape[1]) as file:
+            file.write(done.batch.orfs, rows)
+        return fingerprints(np.delete(rows, list(done.failures), 0)).tobytes()
+
+
+def _remove_leftovers(directory: Directory) -> None:
+    """Remove what a process left that was killed while it opened the store, or wrote a file."""
+    directory.remove_leftovers()
+    for name in directory.names():
+        if name.startswith(OPENING):
+            directory.unlink(name)
+
+
+def _remove_run(directory: Directory) -> None:
+    """Remove every file of a run; its journal first, which must not be taken for that of a new store."""
+    for name in (*OUTPUT_FILES, f"{STORE}-journal", STORE):
+        directory.unlink(name)
 
 
 def file_end(file: FileRow) -> FileEnd:

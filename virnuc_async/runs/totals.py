@@ -82,8 +82,9 @@ def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[T
         count, scores, failures = count + 1, scores + batch.scored, failures + len(batch.failures)
         is_split |= bool(batch.part)
         sums, seconds = devices.setdefault(batch.device, ([0, 0, 0], []))
-        for at, value in enumerate((1, batch.orfs, batch.tokens)):
-            sums[at] += value
+        sums[0] += 1
+        sums[1] += batch.orfs
+        sums[2] += batch.tokens
         seconds.append(batch.seconds)
     of_devices: dict[str, DeviceTotals] = {
         name: (sums[0], sums[1], sums[2], fsum(seconds)) for name, (sums, seconds) in sorted(devices.items())
