@@ -28,7 +28,7 @@ from .mishaps import BETWEEN, DURING, OF_INPUTS, Mishap, Site
 from .scenario import Results, SessionRun, Workspace
 
 _ELSEWHERE = ("another directory", "new or empty directory")
-_MUTE = 0.0  # share of the sessions whose messages cannot be written
+_MUTE = 0.3  # share of the sessions whose messages cannot be written
 _MAX_CALM = 6  # sessions without a fault or mishap, within which the run must finish
 
 
