@@ -143,7 +143,7 @@ def test_contigs_without_a_score_have_none(model: Path, toys: Toys, tmp_path: Pa
     path.write_text(fasta([("shut", "TTAATTAATTAATTAA"), ("open", "GCA" * 50)]))
     assert predict(path, tmp_path / "out", "--model", model).code == 0
     shut, opened = rows(tmp_path / "out" / "contigs.tsv")[1:]
-    assert shut[-3:] == ["0.0", "no_orf", "0.0"]
+    assert shut[-3:] == ["", "no_orf", ""]
     found = find(model).calibration
     assert found is not None
     mean = np.array([float(opened[7])], np.float32)

@@ -160,9 +160,8 @@ class FastxParser:
             for piece in others:
                 if pieces and self._ends_line(pieces[-1]):
                     yield self._fasta_record(_take_text(begun, pieces))
-                elif pieces:
-                    pieces.append(b">")
-                pieces.append(piece)
+                # One piece, not two: joining takes 80 bytes for each.
+                pieces.append(b">" + piece if pieces else piece)
             text = b"".join(pieces)
             begun.write(text[:-1])
             pieces = [text[-1:]]
