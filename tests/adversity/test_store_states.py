@@ -201,7 +201,9 @@ class Machine(RuleBasedStateMachine):
         for number, window in self.expected.windows.items():
             parts = {key[1:] for key in self.expected.batches if key[0] == number}
             assert self.store.finished_parts(number) == parts
-            assert self.store.window(number) == window.digest
+            stored = self.store.reader.window(number)
+            assert stored is not None
+            assert stored.digest == window.digest
 
     def _window(self, orfs: list[int], ends: bool, breaks: bool) -> Window:
         number = len(self.expected.windows)

@@ -75,6 +75,12 @@ def orfs(store: Store) -> list[int]:
     return [row[0] for row in scores(store)]
 
 
+def window_digest(store: Store, number: int) -> bytes | None:
+    """Return the digest of a window that is stored, or None."""
+    window = store.reader.window(number)
+    return window and window.digest
+
+
 def reopen(store: Store) -> Store:
     store.close()
     store.__init__(store.directory.path)  # type: ignore[misc]

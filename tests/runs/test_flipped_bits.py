@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from example_runs import IDENTITY, digest, score
+from example_runs import IDENTITY, digest, score, window_digest
 from running import MEMORY
 
 from virnuc_async.engine.worker import ScoredBatch
@@ -62,7 +62,7 @@ def resume(store: Store) -> None:
     if store.is_finished:
         return
     for window in WINDOWS:
-        known = store.window(window.number)
+        known = window_digest(store, window.number)
         if known is None:
             store.add_window(window)
         assert known in (None, window.digest)

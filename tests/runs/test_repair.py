@@ -15,6 +15,7 @@ from example_runs import (
     orfs,
     score,
     scores,
+    window_digest,
 )
 
 from virnuc_async.errors import (
@@ -94,7 +95,11 @@ def test_repair_drops_damaged_rows(filled: Store) -> None:
     assert store.recovered == (2, 2, False)
     assert not store.is_finished
     assert [store.finished_parts(number) for number in range(3)] == [{(0, "")}, set(), {(0, "")}]
-    assert (store.window(0), store.window(1), store.window(2)) == (digest(0), None, digest(2))
+    assert (window_digest(store, 0), window_digest(store, 1), window_digest(store, 2)) == (
+        digest(0),
+        None,
+        digest(2),
+    )
     assert list(store.reader.files()) == [
         FileLine("/data/a.fa", None, False),
         FileLine("/data/b.fa", None, False),
@@ -128,7 +133,7 @@ def test_repair_after_damage_to_any_page_keeps_only_correct_rows(seed: int, stor
     assert all(row == expected[row[0]] for row in found)
     assert len(found) < len(expected) or store.recovered == (1, 30, store.recovered.is_all)
     # What is missing can be added again, and then the store is complete.
-    if store.window(0) is None:
+    if window_digest(store, 0) is None:
         store.bind_run(IDENTITY, ["/data/a.fa", "/data/b.fa"])
         store.add_window(window)
     for batch in batches(window, 600):

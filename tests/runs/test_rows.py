@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from example_runs import IDENTITY, batches, make_window, reopen, score
+from example_runs import IDENTITY, batches, make_window, reopen, score, window_digest
 
 from virnuc_async.errors import BrokenInput, DamagedStore, Stage
 from virnuc_async.runs.blocks import CONTIG, SCORE
@@ -65,7 +65,7 @@ def write_row(store: Store, table: str, values: list[Any]) -> None:
 def read_everything(store: Store) -> tuple[Any, ...]:
     reader = store.reader
     parts = (reader.blocks(), reader.blocks(0), reader.ids(0), reader.files(), reader.failures())
-    return (*map(list, parts), reader.add_up(), store.finished_parts(0), store.window(0))
+    return (*map(list, parts), reader.add_up(), store.finished_parts(0), window_digest(store, 0))
 
 
 def check_damage(store: Store) -> None:

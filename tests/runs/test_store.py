@@ -25,6 +25,7 @@ from example_runs import (
     reopen,
     score,
     scores,
+    window_digest,
 )
 from running import ROOT, files_no_larger_than
 
@@ -54,8 +55,8 @@ def test_everything_is_read_back_after_reopening(store: Store) -> None:
     assert store.is_finished
     assert store.get_meta("identity") == IDENTITY
     assert store.get_meta("no such") is None
-    assert store.window(0) == digest(0)
-    assert store.window(1) is None
+    assert window_digest(store, 0) == digest(0)
+    assert window_digest(store, 1) is None
     assert store.finished_parts(0) == {(0, ""), (1, "")}
     assert store.finished_parts(1) == set()
     assert contigs(store) == [(b"c0", 0, 100, 0, 1), (b"c1", 1, 101, 0, 1)]

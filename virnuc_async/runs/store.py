@@ -162,11 +162,6 @@ class Store:
             raise self._database.damage("batches are missing")
         self._set_meta(finished=replace(totals, reused=reused).to_json(), dropped=[])
 
-    def window(self, number: int) -> bytes | None:
-        """Return the digest of a window that was stored before, or None."""
-        window = self.reader.window(number)
-        return window and window.digest
-
     def finished_parts(self, window: int) -> set[tuple[int, str]]:
         """Return the number and the split path of every batch of *window* that is finished."""
         return {(batch.number, batch.part) for batch in self.reader.batches(window)}
