@@ -74,7 +74,7 @@ def store_is_removed(site: Site) -> None:
 
 
 def file_is_removed(site: Site) -> None:
-    path = site.out / site.rng.choice((*TABLES, "summary.json", "run.log"))
+    path = site.out / site.rng.choice((*TABLES, "summary.json", "run.log", _PT, FEATURES))
     if path.exists():
         site.note(f"{path.name} is removed")
         path.unlink()
