@@ -29,6 +29,7 @@ from virnuc_async.errors import (
     FeatureError,
     FeatureMismatchError,
     ForeignDirectoryError,
+    InputChanged,
     InputError,
     LabelError,
     LockHeldRemotely,
@@ -79,6 +80,11 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (NotSequences("a.fa", 12345, "saw 'x'"), "a.fa: line 12,345: saw 'x'"),
     (TooLarge("a.fa", 12345, "an endless record"), "a.fa: line 12,345: an endless record"),
     (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
+    (
+        InputChanged("a.fa"),
+        "a.fa has changed since this run began. Rerun the same command when nothing writes to it: what was "
+        "scored before the change is kept",
+    ),
     (NoRecords(["a.fa"]), "no sequence record in a.fa"),
     (
         NoRecords(["a.fa", "b.fa"], [UnreadableInput("b.fa", "gone")]),

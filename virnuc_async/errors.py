@@ -11,6 +11,7 @@ Every error that this package raises on purpose.
     │   ├── NotSequences            not FASTA, not FASTQ, or not DNA; names the line and what is there
     │   ├── TooLarge                a record or an id above the limit; names the line and the limit
     │   └── BrokenInput             truncated or damaged; the records before that count
+    ├── InputChanged                an input is not what it was when the run began
     ├── NoRecords                   no input has a single record, and some cannot be read
     ├── BundleError                 a model bundle
     │   ├── UnknownBundle           no such name and no such directory; lists those that exist
@@ -170,6 +171,20 @@ class BrokenInput(InputError):
     def __init__(self, path: str, records: int, reason: str) -> None:
         super().__init__(path, f"breaks after {plural(records, 'record')}: {reason}")
         self.records = records
+
+
+class InputChanged(VirnucError):
+    """The input at *path* is not the one any more that the run was begun with."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has changed since this run began. Rerun the same command when nothing writes to "
+            "it: what was scored before the change is kept"
+        )
 
 
 class NoRecords(VirnucError):

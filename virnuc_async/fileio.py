@@ -552,6 +552,14 @@ def _bomb_reason(members: Sequence[ZipInfo], size: int) -> str:
     return ""
 
 
+def stat_signature(file: int | str) -> tuple[int, ...] | None:
+    """Return what changes when a regular file is written or replaced; None for a pipe or a device."""
+    stat = os.stat(file)
+    if not S_ISREG(stat.st_mode):
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:

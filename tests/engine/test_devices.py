@@ -1,7 +1,7 @@
 """Which devices a run uses, in which precision and batch size; the GPUs are simulated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pynvml
 import pytest
@@ -21,10 +21,11 @@ from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Compile, Precision, Settings
 
 GIB = 1 << 30
-CPU = Device("cpu:0", "CPU", 8 * GIB)
+CPU = Device("cpu:0", "CPU (AVX2)", 8 * GIB)
 VOLTA = Device("cuda:0", "V100", 32 * GIB, (7, 0))
 TURING = Device("cuda:1", "T4", 16 * GIB, (7, 5), index=1)
-AMPERE = Device("cuda:2", "A100", 80 * GIB, (8, 0), index=2)
+AMPERE = Device("cuda:2", "A100", 80 * GIB, (8, 0), index=2, multiprocessors=108)
+SLICE = replace(AMPERE, model="A100 MIG 3g.40gb", memory=40 * GIB, multiprocessors=42)
 HOPPER = Device("cuda:3", "H100", 80 * GIB, (9, 0), index=3)
 
 
@@ -38,6 +39,7 @@ class Gpu:
     minor: int = 0
     total_memory: int = 80 * GIB
     free_memory: int = 70 * GIB
+    multi_processor_count: int = 132
 
 
 @dataclass
@@ -90,7 +92,7 @@ def names(settings: Settings) -> list[str]:
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_one_cpu_replica_is_used() -> None:
     (cpu,) = choose(Settings())
-    assert (cpu.name, cpu.capability, cpu.kind) == ("cpu:0", None, "CPU")
+    assert (cpu.name, cpu.capability, cpu.kind) == ("cpu:0", None, cpu.model)
     assert cpu.threads == torch.get_num_threads()
     assert cpu.memory > GIB // 4
     assert cpu.torch_device == torch.device("cpu")
@@ -109,8 +111,8 @@ def test_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_visible_gpu_is_used() -> None:
     assert names(Settings()) == ["cuda:0", "cuda:1"]
     t4, a100 = choose(Settings())
-    assert t4 == Device("cuda:0", "T4", 16 * GIB, (7, 5), index=0, uuid="GPU-cc")
-    assert a100 == Device("cuda:1", "A100", 80 * GIB, (8, 0), index=1, uuid="GPU-aa")
+    assert t4 == Device("cuda:0", "T4", 16 * GIB, (7, 5), index=0, uuid="GPU-cc", multiprocessors=132)
+    assert a100 == Device("cuda:1", "A100", 80 * GIB, (8, 0), index=1, uuid="GPU-aa", multiprocessors=132)
     assert a100.torch_device == torch.device("cuda", 1)
     assert (t4.free_memory(), a100.free_memory()) == (9 * GIB, 70 * GIB)
     assert [device.name for device in available()] == ["cuda:0", "cuda:1", "cpu:0"]
@@ -184,12 +186,16 @@ def test_machine_without_a_driver_has_no_numbers(monkeypatch: pytest.MonkeyPatch
 
 def test_kinds() -> None:
     assert [device.kind for device in (CPU, VOLTA, TURING, AMPERE, HOPPER)] == [
-        "CPU",
-        "GPU without BF16",
-        "GPU without BF16",
-        "GPU with BF16",
-        "GPU with BF16",
+        "CPU (AVX2)",
+        "V100 (capability 7.0)",
+        "T4 (capability 7.5)",
+        "A100 (capability 8.0, 108 multiprocessors)",
+        "H100 (capability 9.0)",
     ]
+    # Slices of one size are of one kind, and of another kind than the whole.
+    assert SLICE.kind == "A100 MIG 3g.40gb (capability 8.0, 42 multiprocessors)"
+    assert replace(SLICE, name="cuda:5", index=5, uuid="MIG-2").kind == SLICE.kind
+    assert replace(AMPERE, multiprocessors=42).kind != AMPERE.kind
     assert [device.has_bf16 for device in (CPU, TURING, AMPERE)] == [False, False, True]
 
 
@@ -197,8 +203,9 @@ def test_kinds() -> None:
     ("some", "requested", "used"),
     [
         ([AMPERE], "auto", "bf16"),
-        ([AMPERE, HOPPER], "auto", "bf16"),
-        ([VOLTA, TURING], "auto", "fp32"),
+        ([AMPERE, replace(AMPERE, name="cuda:4", index=4)], "auto", "bf16"),
+        ([TURING, TURING], "auto", "fp32"),
+        ([AMPERE, HOPPER], "bf16", "bf16"),
         ([CPU, CPU], "auto", "fp32"),
         ([AMPERE], "fp32", "fp32"),
         ([CPU], "bf16", "bf16"),
@@ -214,9 +221,10 @@ def test_precision(some: list[Device], requested: str, used: str) -> None:
 @pytest.mark.parametrize(
     ("some", "kinds"),
     [
-        ([CPU, AMPERE], ("CPU", "GPU with BF16")),
-        ([VOLTA, CPU], ("CPU", "GPU without BF16")),
-        ([HOPPER, TURING, AMPERE], ("GPU with BF16", "GPU without BF16")),
+        ([CPU, AMPERE], (AMPERE.kind, CPU.kind)),
+        ([VOLTA, TURING], (TURING.kind, VOLTA.kind)),
+        ([HOPPER, AMPERE, HOPPER], (AMPERE.kind, HOPPER.kind)),
+        ([AMPERE, SLICE], (AMPERE.kind, SLICE.kind)),
     ],
 )
 def test_devices_of_different_kinds_are_not_mixed_by_default(

@@ -212,11 +212,107 @@ def test_file_systems_without_locks_are_detected(
     lock.release()
 
 
-def test_without_start_times_the_pid_alone_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: "subprocess.Popen[bytes]"
+class Kernel:
+    """What the kernel shows of processes, instead of what it shows."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.texts: dict[str, str] = {}  # what files in /proc hold
+        self.links: dict[str, str] = {}
+        self.error: type[OSError] | None = None  # of a signal to a process
+        read_text, read_link, kill = module._read_text, module._read_link, os.kill
+        patch.setattr(module, "_read_text", lambda path: self.texts.get(path, read_text(path)))
+        patch.setattr(module, "_read_link", lambda path: self.links.get(path, read_link(path)))
+
+        def signalled(pid: int, number: int) -> None:
+            if number == 0 and self.error is not None:
+                raise self.error
+            kill(pid, number)
+
+        patch.setattr(os, "kill", signalled)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+BOOT_ID, PID_NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
+ALIVE, DEAD, UNKNOWN = True, False, None
+
+
+def seen(kernel: Kernel, holder: "subprocess.Popen[bytes]", how: str) -> None:
+    """Have the process *holder* be seen in some way."""
+    stat = f"/proc/{holder.pid}/stat"
+    if how == "hidden":  # hidepid: another user's process is not in /proc
+        kernel.error, kernel.texts[stat] = PermissionError, ""
+    elif how == "another user's":
+        kernel.error = PermissionError
+    elif how == "ended":
+        kernel.error, kernel.texts[stat] = ProcessLookupError, ""
+    elif how == "a zombie":
+        kernel.texts[stat] = f"{holder.pid} (a) b) Z " + "0 " * 20
+    elif how == "another process":
+        kernel.texts[stat] = f"{holder.pid} (a) b) S " + "0 " * 20
+    elif how == "without /proc":
+        kernel.links |= {"/proc/self": "", PID_NAMESPACE: ""}
+        kernel.texts |= {stat: "", BOOT_ID: ""}
+    elif how == "in the /proc of other pids":
+        kernel.links["/proc/self"] = "1"
+    elif how == "without a boot id":
+        kernel.texts[BOOT_ID] = ""
+    elif how == "without a namespace":
+        kernel.links[PID_NAMESPACE] = ""
+
+
+@pytest.mark.parametrize(
+    ("how", "is_alive"),
+    [
+        ("as it is", ALIVE),
+        ("another user's", ALIVE),
+        ("ended", DEAD),
+        ("a zombie", DEAD),
+        ("another process", DEAD),
+        ("hidden", UNKNOWN),
+        ("in the /proc of other pids", UNKNOWN),
+    ],
+)
+def test_unknown_is_not_dead(
+    how: str, is_alive: bool | None, kernel: Kernel, tmp_path: Path, holder: "subprocess.Popen[bytes]"
 ) -> None:
-    real = Path.exists
-    monkeypatch.setattr(Path, "exists", lambda path: path != Path("/proc/self/stat") and real(path))
-    assert module._start_time(holder.pid) == ""
-    holder.communicate(b"")
-    assert module._start_time(holder.pid) == "gone"
+    seen(kernel, holder, how)
+    with Directory(tmp_path) as directory:
+        owner = owner_of(directory)
+        assert owner is not None
+        assert owner.is_alive is is_alive
+        if is_alive is DEAD:
+            Lock(directory).release()
+        else:
+            kind = DirectoryLockedError if is_alive else LockHeldRemotely
+            with pytest.raises(kind):
+                Lock(directory)
+
+
+@pytest.mark.parametrize("how", ["without /proc", "without a boot id", "without a namespace"])
+@pytest.mark.parametrize("pid", [1, 4_000_000])
+def test_without_an_id_of_the_machine_no_process_is_called_dead(
+    how: str, pid: int, kernel: Kernel, tmp_path: Path, holder: "subprocess.Popen[bytes]"
+) -> None:
+    """As for a container of the same name on another machine, which has other processes."""
+    seen(kernel, holder, how)
+    write(tmp_path, replace(module._current_owner(), pid=pid, started=""))
+    with Directory(tmp_path) as directory, pytest.raises(LockHeldRemotely):
+        Lock(directory)
+
+
+def test_without_start_times_a_process_that_is_gone_is_known_to_be(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.links["/proc/self"] = "1"
+    write(tmp_path, replace(module._current_owner(), pid=4_190_000))
+    with Directory(tmp_path) as directory:
+        Lock(directory).release()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 70])
+def test_an_impossible_pid_is_not_asked_for(pid: int, tmp_path: Path) -> None:
+    write(tmp_path, replace(own_owner(tmp_path), pid=pid))
+    with Directory(tmp_path) as directory, pytest.raises(LockHeldRemotely):
+        Lock(directory)

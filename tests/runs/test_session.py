@@ -37,7 +37,7 @@ from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Intervals, Plan
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import read_contigs
-from virnuc_async.settings import Settings
+from virnuc_async.settings import Precision, Settings
 
 
 async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench: PipelineHarness) -> None:
@@ -70,6 +70,37 @@ async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: Pi
     assert await execute(plan, bench.out / "out", Rules().scorer) == first
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (
+            Device("cpu:0", "CPU (AVX512, oneDNN AVX512_CORE)", 1),
+            Device("cpu:0", "CPU (AVX512, oneDNN AVX2)", 1),
+        ),
+        (Device("cuda:0", "A100", 1, (8, 0)), Device("cuda:0", "A10", 1, (8, 6))),
+        (Device("cuda:0", "A100", 1, (8, 0)), Device("cuda:0", "A100 MIG 3g.40gb", 1, (8, 0))),
+    ],
+    ids=["instruction set", "model", "slice"],
+)
+async def test_a_run_does_not_go_on_on_devices_of_another_kind(
+    before: Device, now: Device, bench: PipelineHarness
+) -> None:
+    def plan(device: Device) -> Plan:
+        settings = replace(bench.settings, precision=Precision.FP32)
+        return Plan((str(bench.source),), settings, bench.bundle, (device,), bench.window, lambda _: None)
+
+    out = bench.out / "out"
+    with pytest.raises(NoDevicesLeft):
+        await execute(plan(before), out, Rules(lost={before.name: 2}).scorer)
+    with pytest.raises(RunMismatchError) as caught:
+        await execute(plan(now), out, Rules().scorer)
+    assert caught.value.differences == (
+        f"devices: {before.kind} -> {now.kind} "
+        "(last digits would differ: go on with the kind that it was begun on)",
+    )
+    assert (await execute(plan(before), out, Rules().scorer)).finished
+
+
 def hold(out: Path, **facts: object) -> Owner:
     """Have *out* held by a process on another machine."""
     held = Lock(Directory(out))
@@ -97,8 +128,8 @@ async def test_what_a_dead_process_elsewhere_holds_is_taken_over(bench: Pipeline
     assert summary.finished
     assert bench.tables() == bench.tables("calm")
     assert said == [
-        f"{bench.out / 'out'} is locked by process 4711 on node7 (since {owner.since}) on another machine "
-        "or in another container. If it sends no heartbeat for 0 s, it is taken for dead",
+        f"{bench.out / 'out'} is locked by process 4711 on node7 (since {owner.since}), whose process cannot "
+        "be seen from here. If it sends no heartbeat for 0 s, it is taken for dead",
         f"no heartbeat from process 4711 on node7 (since {owner.since}): taking over its directory",
     ]
     assert not (bench.out / "out" / LOCK).exists()

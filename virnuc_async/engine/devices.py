@@ -10,8 +10,10 @@ import torch
 
 from virnuc_async.errors import MixedDevices, UnknownDevice
 from virnuc_async.settings import Compile, Precision, Settings
+from virnuc_async.text import plural
 
 from .gpu_memory import nvml_session
+from .instruction_sets import instruction_sets
 
 BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}
 
@@ -29,19 +31,22 @@ class Device:
     """A GPU, or a share of the CPU's cores."""
 
     name: str  # cuda:1, or cuda:1/1 for a second replica there; cpu:0, cpu:1
-    model: str
+    model: str  # of a CPU with the instruction sets that are used; of a slice of a GPU with its profile
     memory: int  # total, in bytes
     capability: tuple[int, int] | None = None  # CUDA's; None on the CPU
     threads: int = 1  # of a CPU replica
     index: int = 0  # CUDA's number of the GPU
     uuid: str = ""  # of the GPU, as the driver writes it
+    multiprocessors: int = 0  # of the GPU, or of the slice of it
 
     @property
     def kind(self) -> str:
-        """Devices of one kind compute identical results, to the last bit."""
+        """Devices of one kind compute identical results, to the last bit; so do equal slices of GPUs."""
         if self.capability is None:
-            return "CPU"
-        return "GPU with BF16" if self.has_bf16 else "GPU without BF16"
+            return self.model
+        major, minor = self.capability
+        cores = f", {plural(self.multiprocessors, 'multiprocessor')}" if self.multiprocessors else ""
+        return f"{self.model} (capability {major}.{minor}{cores})"
 
     @property
     def has_bf16(self) -> bool:
@@ -121,12 +126,20 @@ def _gpu(number: int) -> Device:
     properties = torch.cuda.get_device_properties(number)
     capability = (properties.major, properties.minor)
     name, uuid = f"cuda:{number}", f"GPU-{properties.uuid}"
-    return Device(name, properties.name, properties.total_memory, capability, index=number, uuid=uuid)
+    return Device(
+        name,
+        properties.name,
+        properties.total_memory,
+        capability,
+        index=number,
+        uuid=uuid,
+        multiprocessors=properties.multi_processor_count,
+    )
 
 
 def _cpu_replicas(count: int) -> list[Device]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    model = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    model = f"CPU ({instruction_sets()})"
     threads = max(1, torch.get_num_threads() // max(1, count))
     return [Device(f"cpu:{number}", model, memory, threads=threads) for number in range(count)]
 

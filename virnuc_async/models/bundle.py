@@ -19,7 +19,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from virnuc_async.errors import ANOTHER_CACHE, BadBundle, NoCacheDirectory, UnknownBundle
-from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256
+from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256, stat_signature
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.text import is_printable
@@ -78,6 +78,21 @@ class Bundle:
                     str(self.directory), f"{name} has changed or is damaged (sha256 {found[:12]})"
                 )
 
+    def signatures(self) -> dict[str, tuple[int, ...] | None]:
+        """Return what changes when one of the files that decide the scores is written or replaced."""
+        return {name: _signature(self.directory / name) for name in PARTS}
+
+    def require_unchanged(self, before: Mapping[str, tuple[int, ...] | None]) -> None:
+        """
+        Check that the files are still those of *before*, so that what was checked is what was loaded.
+
+        Raises:
+            BadBundle: one was written or replaced
+        """
+        if changed := [name for name, signature in self.signatures().items() if signature != before[name]]:
+            reason = f"{', '.join(changed)} changed while the model was loaded. Rerun the same command"
+            raise BadBundle(str(self.directory), reason)
+
     def tokenizer(self) -> str:
         """
         Return the definition of the tokenizer for bases, as text.
@@ -94,6 +109,13 @@ class Bundle:
             reason = f"{vocabulary} tokens, but the network {self.shapes.nucleotide.vocabulary}"
             raise BadBundle(str(self.directory), f"tokenizer.json: it has {reason}")
         return text
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    try:
+        return stat_signature(str(path))
+    except OSError:
+        return None
 
 
 def is_shipped(bundle: Bundle) -> bool:

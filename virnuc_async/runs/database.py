@@ -40,7 +40,7 @@ _MAX_MISSING = 10_000  # consecutive row numbers: after so many, there are no mo
 _APPLICATION = 0x56697250  # "VirP", in the header of the file
 _SQLITE, _MARK = b"SQLite format 3\0", slice(68, 72)  # where the header says what the file is
 _FORMAT = 4  # of the tables, also in the header
-_JOURNAL = "-journal"  # that SQLite adds to the name of a file
+JOURNAL = "-journal"  # that SQLite adds to the name of a file
 _HEADER_BYTES, _MARK_BYTES = 28, 8  # of a journal, and of its start, which are zeros if it is not needed
 _TABLES = {
     # Without an index, which could be damaged by itself: there are only a few rows.
@@ -192,7 +192,7 @@ class Database:
     ) -> None:
         self.directory = directory
         self._name = name
-        self._journal = name + _JOURNAL
+        self._journal = name + JOURNAL
         with ExitStack() as undo, translated_errors(directory):
             # SQLite would create files that the group cannot write, whatever the umask is.
             with writing_to(directory.path, f"cannot write {name}"):
@@ -350,10 +350,10 @@ def _unique_name(directory: Directory, name: str) -> Iterator[Path]:
     """
     own = f"{OPENING}{uuid4().hex}"
     try:
-        directory.link(name + _JOURNAL, own + _JOURNAL)
+        directory.link(name + JOURNAL, own + JOURNAL)
         directory.link(name, own)
     except OSError:
-        directory.unlink(own + _JOURNAL)
+        directory.unlink(own + JOURNAL)
         # Without links there is a moment, between one look at the directory and the next, in which
         # another run may get its name.
         own = name
@@ -366,7 +366,7 @@ def _unique_name(directory: Directory, name: str) -> Iterator[Path]:
         raise _renamed_error(directory) from error
     finally:
         if own != name:
-            for file in (own, own + _JOURNAL):
+            for file in (own, own + JOURNAL):
                 directory.unlink(file)
                 # Created there if the directory was renamed in between.
                 with suppress(OSError):

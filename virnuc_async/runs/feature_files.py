@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from virnuc_async.errors import BadFeatures, NoFeatures
-from virnuc_async.fileio import sha256
+from virnuc_async.fileio import sha256, stat_signature
 
 # The names that VirNucPro gives them, those of its later versions, and ours.
 _PATTERNS = ("*_DNABERT_S.pt", "*_DNABERT.pt", "*_ESM.pt", "*_merged.pt", "merged_features.pt")
@@ -20,6 +20,21 @@ class FeatureFile:
     path: Path
     name: str
     sha256: str
+    signature: tuple[int, ...] | None  # when it was hashed
+
+    def require_unchanged(self) -> None:
+        """
+        Check that it is still the file that was hashed.
+
+        Raises:
+            BadFeatures: it was written or replaced
+        """
+        try:
+            now = stat_signature(str(self.path))
+        except OSError as error:
+            raise BadFeatures(str(self.path), error.strerror or str(error)) from error
+        if now != self.signature:
+            raise BadFeatures(str(self.path), "it has changed since this run began")
 
 
 def find_features(directory: Path, but_not: Path) -> Iterator[FeatureFile]:
@@ -35,10 +50,11 @@ def find_features(directory: Path, but_not: Path) -> Iterator[FeatureFile]:
         raise NoFeatures(str(directory), f"no file there is named {' or '.join(_PATTERNS)}")
     for path in paths:
         try:
+            signature = stat_signature(str(path))
             checksum = sha256(path)
         except OSError as error:
             raise BadFeatures(str(path), error.strerror or str(error)) from error
-        yield FeatureFile(path, str(path.relative_to(directory)), checksum)
+        yield FeatureFile(path, str(path.relative_to(directory)), checksum, signature)
 
 
 def _matching_paths(directory: Path, but_not: Path) -> Iterator[Path]:

@@ -10,13 +10,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from virnuc_async.sequences.inputs import STDIN, fingerprint
+from virnuc_async.sequences.inputs import STDIN, InputVersion
 
 from .feature_files import FeatureFile
 from .file_changes import FileChanges
 from .plan import Plan
 
 Identity = Mapping[str, Any]
+
+_HINTS = {"devices": " (last digits would differ: go on with the kind that it was begun on)"}
 
 
 def describe_differences(old: Identity, new: Identity) -> Iterator[str]:
@@ -29,7 +31,7 @@ def describe_differences(old: Identity, new: Identity) -> Iterator[str]:
             if changes := str(FileChanges(before, after)):
                 yield f"{key}: {changes}"
         else:
-            yield f"{key}: {before} -> {after}"
+            yield f"{key}: {before} -> {after}{_HINTS.get(key, '')}"
 
 
 def has_corrected_inputs(old: Identity, new: Identity) -> bool:
@@ -40,16 +42,21 @@ def has_corrected_inputs(old: Identity, new: Identity) -> bool:
     )
 
 
-def run_identity(plan: Plan, reused: Iterable[FeatureFile]) -> dict[str, Any]:
-    """Return what identifies a run of *plan*, whatever its hardware: what changes its scores."""
+def run_identity(
+    plan: Plan, versions: Mapping[str, InputVersion], reused: Iterable[FeatureFile]
+) -> dict[str, Any]:
+    """
+    Return what identifies a run of *plan*, whatever its hardware: what changes its scores.
+
+    *versions* has what its inputs are.
+    """
     return {
-        "inputs": [_location_and_fingerprint(path) for path in plan.paths],
+        "inputs": [[_location(path), versions[path].fingerprint] for path in plan.paths],
         "model": f"{plan.bundle.name} ({plan.bundle.fingerprint})",
         "ORFs per window": plan.window,
         "reused features": [[file.name, file.sha256] for file in reused],
     }
 
 
-def _location_and_fingerprint(path: str) -> list[Any]:
-    """Return where a file is, which may change, and the fingerprint of its content, which may not."""
-    return [path if path == STDIN else os.path.abspath(path), fingerprint(path)]
+def _location(path: str) -> str:
+    return path if path == STDIN else os.path.abspath(path)

@@ -10,7 +10,7 @@ from anyio import to_thread
 from anyio.streams.memory import MemoryObjectSendStream
 
 from virnuc_async.errors import NoRecords
-from virnuc_async.sequences.inputs import Reader
+from virnuc_async.sequences.inputs import InputVersion, Reader, unchanged
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Window, form_windows
 
@@ -30,9 +30,17 @@ class InputWindows:
     """The windows of the inputs of *plan*, which are read once, in order, by worker threads."""
 
     def __init__(self, plan: Plan, files: InputFiles) -> None:
+        self.versions: dict[str, InputVersion] = {}  # what the inputs are, by their paths
+        self.model_files: dict[str, tuple[int, ...] | None] = {}
         self._plan = plan
-        self._windows = _windows(plan, files.read_ahead or files.read)
+        self._windows = _windows(plan, unchanged(files.read_ahead or files.read, self.versions))
         self._first: Window | None = None
+
+    def identify(self) -> None:
+        """Find out what the inputs and the model's files are, which must be the same when they are read."""
+        self.model_files = self._plan.bundle.signatures()
+        for path in self._plan.paths:
+            self.versions[path] = InputVersion.of(path)
 
     async def first(self) -> Window:
         """
@@ -72,6 +80,8 @@ class InputWindows:
 
 
 def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
+    before = plan.bundle.signatures()
     plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
+    plan.bundle.require_unchanged(before)
     yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)

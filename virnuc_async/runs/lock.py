@@ -49,11 +49,13 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether its process is alive; None if that cannot be checked from this machine or container."""
-        current = _current_owner()
-        if (self.host, self.boot, self.namespace) != (current.host, current.boot, current.namespace):
+        """Whether its process is alive; None if that cannot be known from here."""
+        if (self.host, self.boot, self.namespace) != (os.uname().nodename, _boot(), _namespace()):
             return None
-        return self.started == _start_time(self.pid)
+        # Without these, a process of another machine or container could be meant, of the same host name.
+        if not self.boot or not self.namespace or self.pid <= 0:
+            return None
+        return _is_running(self.pid, self.started)
 
 
 class Lock:
@@ -189,8 +191,8 @@ def _read_owner(directory: Directory, name: str) -> Owner | None:
 def _current_owner() -> Owner:
     return Owner(
         host=os.uname().nodename,
-        boot=_read_text("/proc/sys/kernel/random/boot_id"),
-        namespace=_read_link("/proc/self/ns/pid"),
+        boot=_boot(),
+        namespace=_namespace(),
         pid=os.getpid(),
         started=_start_time(os.getpid()),
         since=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -198,19 +200,39 @@ def _current_owner() -> Owner:
     )
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process started, in ticks of the kernel, or "" if the kernel does not say."""
-    if Path("/proc/self/stat").exists():
-        # The name may contain anything and ends at the last parenthesis; the state follows.
-        fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        return fields[19] if fields and fields[0] not in "ZX" else _NO_SUCH_PROCESS
+def _boot() -> str:
+    """Return the id of this machine's current boot; "" if it is not known."""
+    return _read_text("/proc/sys/kernel/random/boot_id")
+
+
+def _namespace() -> str:
+    """Return in which namespaces pids and start times are counted; "" if that is not known."""
+    pid, time = (_read_link(f"/proc/self/ns/{name}") for name in ("pid", "time"))
+    return f"{pid} {time}".strip() if pid else ""
+
+
+def _is_running(pid: int, started: str) -> bool | None:
+    """Return whether the process *pid* that *started* then is running; None if that cannot be known."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return _NO_SUCH_PROCESS
-    except PermissionError:
-        pass
-    return ""
+        return False
+    except (PermissionError, OverflowError):
+        pass  # it is another user's, and perhaps hidden in /proc
+    found = _start_time(pid)
+    return found == started if found and started else None
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in ticks of the kernel, or "" if that cannot be known."""
+    # Mounted for other pids than ours, /proc has other processes under these numbers.
+    if _read_link("/proc/self") != str(os.getpid()):
+        return ""
+    # The name may contain anything and ends at the last parenthesis; the state follows.
+    fields = _read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if not fields:
+        return ""
+    return fields[19] if fields[0] not in "ZX" else _NO_SUCH_PROCESS
 
 
 def _read_text(path: str) -> str:

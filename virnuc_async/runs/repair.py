@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 from virnuc_async.errors import DamagedStore
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory
 
-from .database import Database, create_tables, has_tables, readable_rows, translated_errors, values_of
+from .database import (
+    JOURNAL,
+    Database,
+    create_tables,
+    has_tables,
+    readable_rows,
+    translated_errors,
+    values_of,
+)
 from .meta import ENDING, IDENTITY_COPY, decode_meta, load_meta, read_meta, set_meta
 from .output_directory import DAMAGED, STORE
 from .reader import RunReader
@@ -34,11 +42,14 @@ class Recovered(NamedTuple):
     is_all: bool
 
 
-def repair_store(directory: Directory, has_locks: bool = True) -> Recovered | None:
+def repair_store(
+    directory: Directory, has_locks: bool = True, check: Callable[[], None] = lambda: None
+) -> Recovered | None:
     """
     Replace the store in *directory* by a new one with all that is intact, and keep a copy of the old one.
 
-    A store that is intact is left as it is. Returns None if there is no store.
+    A store that is intact is left as it is. Returns None if there is no store. *check* is called before
+    something is replaced: it raises if the directory is another process's by then.
 
     Raises:
         DamagedStore: nothing can be recovered; the directory is as it was
@@ -64,8 +75,11 @@ def repair_store(directory: Directory, has_locks: bool = True) -> Recovered | No
             reason = f"nothing in its {STORE} can be recovered. {USE_ANOTHER_DIRECTORY}, or --overwrite"
             raise DamagedStore(str(directory), reason)
         # The copy is on the disk before the only other one is replaced.
-        with directory.open(STORE) as damaged_file, directory.atomic_write(DAMAGED) as copy:
+        with directory.open(STORE) as damaged_file, directory.atomic_write(DAMAGED, check) as copy:
             shutil.copyfileobj(damaged_file, copy)
+        check()
+        # What could not be taken back of the damaged store must not be taken back of the new one.
+        directory.unlink(STORE + JOURNAL)
         directory.rename(_REPAIRED, STORE)
         directory.sync()
     return recovered

@@ -93,8 +93,10 @@ class FeatureIndex:
         # Without a name, the file is gone when this process ends, however that happens.
         self._scratch = directory.temporary_file()
         for number, file in enumerate(self._files):
+            file.require_unchanged()
             for part, ids, vectors in models.read_features(file.path, self._widths, self._rows_at_once):
                 self._add(number, part, ids, vectors)
+            file.require_unchanged()
             yield
 
     def lookup(self, window: Window) -> "WindowFeatures | None":

@@ -151,9 +151,12 @@ class RunSession:
         Store a scored batch: from now on it is never computed again.
 
         Raises:
+            BadBundle: the model's files were replaced while they were read
             FeatureMismatchError: reused embeddings are not those of their sequences
             CannotWrite: the disk is full
         """
+        if not self.counts.devices[scored.device].batches:  # it has just loaded the model
+            self.plan.bundle.require_unchanged(self._windows.model_files)
         if scored.similarity is not None:
             check_similarity(scored.batch.known, scored.similarity)
         for failure in await self.on_disk(self.store.add_batch, scored):
@@ -190,11 +193,14 @@ class RunSession:
         return await to_thread.run_sync(work, *args, limiter=self._disk)
 
     async def _open(self) -> None:
+        await to_thread.run_sync(self._windows.identify, abandon_on_cancel=True)
         # A directory is not touched for nothing, but a run that is there is asked first.
         if self.settings.overwrite or not (self.out_dir / STORE).is_file():
             self._devices = await to_thread.run_sync(choose_devices, self.plan)
             await self._read_first()
-        self.features = await self._find_features()
+        if self.settings.reuse_features is not None:
+            self.counts.status = "looking for embeddings to reuse"
+        self.features = FeatureIndex(await _find_features(self.plan, self.out_dir), self._widths)
         self.store = await open_store(self.plan, self.out_dir, self.messages, self.on_disk)
 
     async def _read_first(self) -> None:
@@ -204,17 +210,6 @@ class RunSession:
             self.messages.log_left_out()
             raise
         self.has_no_records = not first.contigs
-
-    async def _find_features(self) -> FeatureIndex:
-        directory = self.settings.reuse_features
-        found: list[FeatureFile] = []
-        if directory is not None:
-            self.counts.status = "looking for embeddings to reuse"
-            searched = find_features(directory, but_not=self.out_dir)
-            # Checksums of large files take a while.
-            while (file := await to_thread.run_sync(next, searched, None)) is not None:
-                found.append(file)
-        return FeatureIndex(found, self._widths)
 
     async def _heartbeats(self) -> None:
         """Show other processes that want the directory that this one lives."""
@@ -243,7 +238,7 @@ class RunSession:
         known = self.store.get_meta("identity") or {}
         # A run keeps the embeddings that it was begun with, whether they are written this time or not.
         self.keeps_embeddings = self.settings.embeddings or bool(known.get("embeddings"))
-        identity = run_identity(self.plan, self.features.files)
+        identity = run_identity(self.plan, self._windows.versions, self.features.files)
         self._changes = FileChanges(known.get("inputs", identity["inputs"]), identity["inputs"])
         self.is_finished = self.store.is_finished and not str(self._changes)
         bound = self._bind_hardware(identity, known)
@@ -297,6 +292,17 @@ class RunSession:
     def _pack(self, window: Window, done: Parts, dropped: Parts) -> list[Batch]:
         batches = window.batches(self.hardware.budget, self.features.lookup(window))
         return [part for batch in batches for part in unfinished_parts(batch, done, dropped)]
+
+
+async def _find_features(plan: Plan, out_dir: Path) -> list[FeatureFile]:
+    """Return the files of embeddings that *plan* reuses, which are not in *out_dir*."""
+    directory, found = plan.settings.reuse_features, list[FeatureFile]()
+    if directory is not None:
+        searched = find_features(directory, but_not=out_dir)
+        # Checksums of large files take a while.
+        while (file := await to_thread.run_sync(next, searched, None)) is not None:
+            found.append(file)
+    return found
 
 
 def unfinished_parts(batch: Batch, done: Parts, dropped: Parts = frozenset()) -> Iterator[Batch]:

@@ -86,7 +86,7 @@ class Store:
                 has_locks = self.lock.has_kernel_locks
             self.recovered: Recovered | None = None
             if repair and not overwrite:
-                self.recovered = repair_store(self.directory, has_locks)
+                self.recovered = repair_store(self.directory, has_locks, self.lock.check)
             try:
                 self._open(overwrite, has_locks, busy_seconds)
             except (DamagedStore, ForeignDirectoryError):
@@ -109,13 +109,7 @@ class Store:
         self.directory.close()
 
     def check(self) -> None:
-        """
-        Check that the directory is still ours, before something in it is written or replaced.
-
-        Raises:
-            DirectoryLockedError: another process has taken it over, or it was removed
-            DamagedStore: somebody has deleted or replaced the file of the store
-        """
+        """Check that directory and store are still ours: before anything is written or replaced."""
         self.lock.check()
         self._database.check()
 

@@ -63,8 +63,8 @@ async def _wait_for_lease_expiry(
     intervals = plan.intervals
     messages.counts.status = f"waiting for a heartbeat of {owner}"
     messages.log.warning(
-        "{} is locked by {} on another machine or in another container. If it sends no heartbeat for "
-        "{:.0f} s, it is taken for dead",
+        "{} is locked by {}, whose process cannot be seen from here. If it sends no heartbeat for {:.0f} s, "
+        "it is taken for dead",
         out_dir,
         owner,
         intervals.lease,

@@ -3,18 +3,21 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
-from virnuc_async.errors import UnreadableInput
+from virnuc_async.errors import InputChanged, UnreadableInput
+from virnuc_async.fileio import stat_signature
 
 from .decompression import TextStream, decompressed
 from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
 
 STDIN = "-"
+_STREAM: list[int | str] = ["stream"]  # in the place of a fingerprint
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # blocks of a file that are hashed, and the bytes of each
 _SEQUENCE_SUFFIXES = frozenset({".fa", ".fasta", ".fas", ".fna", ".ffn", ".fq", ".fastq"})
@@ -58,30 +61,60 @@ def read_contigs(
         yield from FastxParser(path, text, has_changed, name, limits).contigs()
 
 
-def fingerprint(path: str) -> list[int | str] | None:
+@dataclass(frozen=True, slots=True)
+class InputVersion:
     """
-    Return the size of *path* and a hash of 16 blocks spread over it; None if it cannot be read.
+    What an input was when it was looked at.
 
-    A file of up to 1 MiB is hashed whole. What can be read only once is a stream, like any other.
+    ``fingerprint`` has the size of the file and a hash of 16 blocks spread over it, of all of it up to
+    1 MiB; None if it cannot be read. What can be read only once is a stream, like any other.
     """
-    if path == STDIN:
-        return ["stream"]
-    try:
-        stat = os.stat(path)
-        if not S_ISREG(stat.st_mode):
-            return None if S_ISDIR(stat.st_mode) else ["stream"]
-        with open(path, "rb") as file:
-            return [stat.st_size, _hash_samples(file, stat.st_size)]
-    except (OSError, ValueError):
-        return None
+
+    fingerprint: list[int | str] | None
+    signature: tuple[int, ...] | None = None  # of a file
+
+    @classmethod
+    def of(cls, path: str) -> "InputVersion":
+        """Return what *path* is now."""
+        if path == STDIN:
+            return cls(_STREAM)
+        try:
+            stat = os.stat(path)
+            if not S_ISREG(stat.st_mode):
+                return cls(None if S_ISDIR(stat.st_mode) else _STREAM)
+            with open(path, "rb") as file:
+                signature, size = stat_signature(file.fileno()), os.fstat(file.fileno()).st_size
+                return cls([size, _hash_samples(file, size)], signature)
+        except (OSError, ValueError):
+            return cls(None)
+
+    def is_of(self, path: str) -> bool:
+        """Return whether *path* is still this; a file may have been moved or touched."""
+        if self.fingerprint == _STREAM:
+            return True
+        with suppress(OSError, ValueError):
+            if self.signature is not None and stat_signature(path) == self.signature:
+                return True
+        return InputVersion.of(path).fingerprint == self.fingerprint
 
 
-def stat_signature(file: int | str) -> tuple[int, ...] | None:
-    """Return what changes when a regular file is written or replaced; None for a pipe or a device."""
-    stat = os.stat(file)
-    if not S_ISREG(stat.st_mode):
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+def unchanged(read: Reader, versions: Mapping[str, InputVersion]) -> Reader:
+    """
+    Return a reader like *read*, for inputs that must be what they are in *versions*.
+
+    Raises, from the reader:
+        InputChanged: one is not, when it is opened, or was not at its end
+    """
+
+    def read_unchanged(path: str) -> Iterator[Contig]:
+        version = versions[path]
+        if not version.is_of(path):
+            raise InputChanged(path)
+        yield from read(path)
+        if not version.is_of(path):
+            raise InputChanged(path)
+
+    return read_unchanged
 
 
 def _hash_samples(file: BinaryIO, size: int) -> str:

@@ -19,7 +19,9 @@ import anyio
 from aiofiles.threadpool import wrap
 from anyio.abc import TaskGroup
 
-from .inputs import STDIN, OpenFile, open_file, stat_signature
+from virnuc_async.fileio import stat_signature
+
+from .inputs import STDIN, OpenFile, open_file
 
 FILES = 4  # the current one and those to come: many small files on a distant disk take their time to open
 BLOCKS = 4  # of each
