@@ -189,6 +189,9 @@ DURING: tuple[Mishap, ...] = (
     directory_is_renamed,
     directory_is_replaced,
     store_is_removed,
+    input_is_corrected,
+    input_grows,
+    input_is_replaced,
 )
 
 
