@@ -133,6 +133,8 @@ async def _run(
     opened: AbstractAsyncContextManager[RunSession], make_scorer: MakeScorer | None, command: str
 ) -> Summary:
     async with opened as session:
+        if session.is_finished:
+            await session.compare_streams()
         writer = OutputWriter(session, command)
         with writer.partial_summary_on_failure():
             await session.log_header()

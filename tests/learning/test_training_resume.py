@@ -150,11 +150,14 @@ def test_work_directory_of_other_sequences(toys: Toys, work: Path, tmp_path: Pat
     assert train(other, tmp_path / "one", "--work", work, "--overwrite").code == 0
 
 
-def test_features_of_another_run_are_rejected(toys: Toys, work: Path, tmp_path: Path) -> None:
+def test_features_that_were_changed_are_computed_again(
+    toys: Toys, work: Path, tmp_path: Path, default_weights: bytes
+) -> None:
     path = work / "features" / "merged_features.pt"
     found = torch.load(path, weights_only=True)
     torch.save({"ids": found["ids"][1:], "data": found["data"][1:].clone()}, path)
     # Neither joined by position nor silently dropped.
     ended = train(toys, tmp_path / "one", "--work", work)
-    assert ended.code == 1
-    assert "merged_features.pt" in ended.err
+    assert ended.code == 0
+    assert torch.load(path, weights_only=True)["ids"] == found["ids"]
+    assert weights(tmp_path / "one") == default_weights

@@ -396,6 +396,17 @@ async def test_another_stream(runs: Bench) -> None:
     assert b"r10" in runs.files("out")["contigs.tsv"]
 
 
+@pytest.mark.parametrize("text", [B, A + B, A[: len(A) // 2], b""])
+async def test_another_stream_for_a_finished_run(text: bytes, runs: Bench) -> None:
+    await pipe(runs, A)
+    before = runs.files("out")
+    with pytest.raises(RunMismatchError, match="the sequences have changed"):
+        await pipe(runs, text)
+    assert runs.files("out") == before
+    assert await pipe(runs, A) == set()
+    assert runs.files("out") == before
+
+
 # Any edits of any inputs
 
 NAMES = "abcdef"

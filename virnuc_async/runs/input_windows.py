@@ -42,6 +42,11 @@ class InputWindows:
         for path in self._plan.paths:
             self.versions[path] = InputVersion.of(path)
 
+    @property
+    def have_streams(self) -> bool:
+        """Whether an input is a stream, whose content is not known before it is read."""
+        return any(version.is_stream for version in self.versions.values())
+
     async def first(self) -> Window:
         """
         Return the first window; it is read once.

@@ -135,16 +135,29 @@ class RunSession:
         # It only reads: a caller that is cancelled need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.status = "loading the model"
-        send, receive = anyio.create_memory_object_stream[Window](1)
-        self._tasks.start_soon(self._windows.send_all, send, name="read ahead")
         count = 0
-        async with receive:
-            async for window in receive:
-                count += 1
-                for batch in await self._pending_of(window):
-                    yield batch
+        async for window in self._each_window():
+            count += 1
+            for batch in await self._pending_of(window):
+                yield batch
         await self.on_disk(self._check.end, count)
         self.counts.is_all_read = True
+
+    async def compare_streams(self) -> None:
+        """
+        Check that the streams of a finished run bring what it was made of: only reading them shows it.
+
+        Raises:
+            RunMismatchError: the sequences are others
+        """
+        if not self._windows.have_streams:
+            return
+        self.counts.status = "comparing the sequences with those of the finished run"
+        count = 0
+        async for window in self._each_window():
+            count += 1
+            await self.on_disk(self._check.require_same, window)
+        await self.on_disk(self._check.require_count, count)
 
     async def commit(self, scored: "ScoredBatch") -> None:
         """
@@ -278,6 +291,14 @@ class RunSession:
         totals = self.store.reader.totals()
         if totals.batches:
             self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
+
+    async def _each_window(self) -> AsyncGenerator[Window, None]:
+        """Yield every window of the input, while the next one is being read."""
+        send, receive = anyio.create_memory_object_stream[Window](1)
+        self._tasks.start_soon(self._windows.send_all, send, name="read ahead")
+        async with receive:
+            async for window in receive:
+                yield window
 
     async def _pending_of(self, window: Window) -> list[Batch]:
         """Store or check *window*, and return its batches that are not done."""

@@ -13,6 +13,8 @@ from .messages import RunMessages
 from .rows import WindowRow
 from .store import Store, file_end
 
+_OTHER_SEQUENCES = "the sequences have changed"
+
 
 class WindowCheck:
     """
@@ -59,6 +61,18 @@ class WindowCheck:
         self._store.add_window(window)
         self._log_files(window.files)
 
+    def require_same(self, window: Window) -> None:
+        """Check that *window* is stored, and its files ended as they do now; else raise RunMismatchError."""
+        stored = self._store.reader.window(window.number)
+        ends = tuple(map(file_end, window.files))
+        if stored is None or (stored.digest, stored.files) != (window.digest, ends):
+            raise self._mismatch(_OTHER_SEQUENCES)
+
+    def require_count(self, count: int) -> None:
+        """Check that no more than *count* windows are stored; raise RunMismatchError if there are."""
+        if self._store.reader.window_count() > count:
+            raise self._mismatch(_OTHER_SEQUENCES)
+
     def end(self, count: int) -> None:
         """Drop the stored windows from number *count* on: the input has no more than that."""
         if self._is_pending or self._store.reader.window_count() > count:
@@ -85,7 +99,7 @@ class WindowCheck:
         is_empty = not stored.orfs and self._store.reader.window_count() == 1
         if window.number or is_empty or (self._is_changed and self._changes.share_content):
             return
-        raise self._mismatch(f"inputs: {self._changes}" if self._is_changed else "the sequences have changed")
+        raise self._mismatch(f"inputs: {self._changes}" if self._is_changed else _OTHER_SEQUENCES)
 
     def _check_readable(self, window: Window) -> None:
         """Check that no file breaks that was read to its end before: it may be read again another time."""

@@ -88,9 +88,14 @@ class InputVersion:
         except (OSError, ValueError):
             return cls(None)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read only once."""
+        return self.fingerprint == _STREAM
+
     def is_of(self, path: str) -> bool:
         """Return whether *path* is still this; a file may have been moved or touched."""
-        if self.fingerprint == _STREAM:
+        if self.is_stream:
             return True
         with suppress(OSError, ValueError):
             if self.signature is not None and stat_signature(path) == self.signature:
