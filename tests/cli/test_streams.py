@@ -177,7 +177,14 @@ def in_shell(command: str, redirections: str, directory: Path) -> Ran:
 
 
 @pytest.mark.parametrize(
-    "redirections", ["0<&-", "0<&- 1>&- 2>&-", "2>/dev/full", "2> >(exit)", ">/dev/full 2>&1"]
+    "redirections",
+    [
+        pytest.param("0<&-", marks=pytest.mark.slow),
+        "0<&- 1>&- 2>&-",
+        "2>/dev/full",
+        "2> >(exit)",
+        pytest.param(">/dev/full 2>&1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_without_streams(
     redirections: str, good: Path, good_tables: dict[str, bytes], tmp_path: Path

@@ -65,6 +65,7 @@ def test_later_epochs_of_a_longer_training_have_no_effect(
     assert weights(again) == default_weights
 
 
+@pytest.mark.slow
 def test_interrupted_features_resume(tmp_path: Path) -> None:
     toys = write_toys(tmp_path, 60, 500)
     command = ("train", *toys.options, "--output", tmp_path / "model", "--devices", "cpu", *QUICK)

@@ -336,7 +336,7 @@ class FailingConnection(sqlite3.Connection):
         return super().execute(query, *values)
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("goes_back", [False, True])
 async def test_at_any_statement_the_store_is_of_the_old_inputs_or_of_the_new(
     goes_back: bool, step: int, runs: Bench, monkeypatch: pytest.MonkeyPatch
@@ -485,7 +485,7 @@ async def check_edits(bundle: Bundle, directory: Path, seed: int) -> None:
     assert again | last == every - {batch for batch in done if batch[0] < kept}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1 << 20))
 def test_whatever_is_edited_the_tables_are_those_of_a_fresh_run(bundle: Bundle, seed: int) -> None:
     with TemporaryDirectory() as directory:
