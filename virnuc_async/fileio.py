@@ -517,6 +517,10 @@ def read_json(path: Path, limit: int) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+# What zipfile raises at a damaged file, beside BadZipFile; RuntimeError is also what it does not support.
+ZIP_ERRORS = (RuntimeError, ValueError, EOFError, OverflowError, struct.error)
+
+
 def check_zip(path: Path, verify_checksums: bool = False) -> list[ZipInfo]:
     """
     Return the members of an untrusted zip file that is as torch writes them: stored, not compressed.
@@ -533,7 +537,7 @@ def check_zip(path: Path, verify_checksums: bool = False) -> list[ZipInfo]:
             members = archive.infolist()
             reason = _bomb_reason(members, path.stat().st_size)
             damaged = archive.testzip() if verify_checksums and not reason else None
-    except (RuntimeError, ValueError, EOFError, OverflowError, struct.error) as error:
+    except ZIP_ERRORS as error:
         raise BadZipFile(str(error)) from error
     if reason:
         raise ValueError(reason)

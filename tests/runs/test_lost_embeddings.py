@@ -60,7 +60,13 @@ async def test_rows_of_an_unfinished_run_that_are_gone(
     assert not (embedding.out / "out" / FEATURES).exists()
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, cut, flip_all])
+def need_a_later_zip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 128  # the version that is needed to read a member
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut, flip_all, need_a_later_zip])
 async def test_the_file_of_a_finished_run_that_is_gone(
     damage: Callable[[Path], None], embedding: PipelineHarness
 ) -> None:

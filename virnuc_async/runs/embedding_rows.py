@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from struct import Struct
-from struct import error as StructError
 from typing import Self
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.fileio import Directory, write_all
+from virnuc_async.fileio import ZIP_ERRORS, Directory, write_all
 
 from .output_directory import FEATURES, MERGED_FEATURES
 from .rows import FINGERPRINT
@@ -105,5 +104,5 @@ def _map_rows(directory: Directory, width: int) -> Rows:
             if data.compress_type != ZIP_STORED or rest or not rows:
                 return none
             return np.memmap(file, np.float32, "r", begin, (rows, width))
-    except (OSError, ValueError, BadZipFile, StructError):
+    except (OSError, BadZipFile, *ZIP_ERRORS):
         return none
