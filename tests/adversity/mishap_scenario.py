@@ -24,7 +24,7 @@ from virnuc_async.runs.plan import Plan
 from virnuc_async.settings import Settings
 
 from .faults import Bug, Session, Source, World
-from .mishaps import BETWEEN, DURING, OF_INPUTS, Mishap, Site
+from .mishaps import BETWEEN, DURING, OF_INPUTS, Mishap, Site, directory_is_replaced
 from .scenario import Results, SessionRun, Workspace
 
 _ELSEWHERE = ("another directory", "new or empty directory")
@@ -104,7 +104,9 @@ class MishapScenario:
             mishap = self._next_mishap(site)
             session = self.world.session(number)
             run = MishapRun(session, self._plan(site, session), site, number, mishap)
+            site.is_running = True
             is_finished = self._run_session(run)
+            site.is_running = False
             for copy in site.in_place:
                 assert _content(copy) == _content(another), f"the other run in {copy.name} has changed"
             is_calm = number >= self.world.faulty_sessions and not mishap and not self.mishaps_left
@@ -132,7 +134,9 @@ class MishapScenario:
             return None
         self.mishaps_left -= 1
         if self.rng.random() < 0.5:
-            return self.rng.choice(DURING)
+            mishap = self.rng.choice(DURING)
+            # If another run gets there first, a command that overwrites does what it says.
+            return None if mishap is directory_is_replaced and self.flags else mishap
         self.rng.choice(BETWEEN)(site)
         return None
 

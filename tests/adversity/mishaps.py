@@ -28,6 +28,8 @@ class Site:
     source: Source
     another_run: Path  # a finished run of other inputs
     rng: random.Random
+    is_running: bool = False  # whether a session has begun
+    renamed: int = 0  # how often
     before: Path | None = None  # where it was before it was renamed
     seconds: int = 0  # by which each change of an input is younger than the one before
     in_place: list[Path] = field(default_factory=list)  # copies of the other run in the place of this one
@@ -51,7 +53,8 @@ Mishap = Callable[[Site], None]
 
 def directory_is_renamed(site: Site) -> None:
     if site.out.exists():
-        aside = site.out.with_name(f"{site.out.name} renamed")
+        site.renamed += 1
+        aside = site.out.with_name(f"renamed {site.renamed}")
         site.note(f"{site.out.name} becomes {aside.name}")
         site.out.rename(aside)
         site.before, site.out = site.out, aside
@@ -155,7 +158,10 @@ def input_is_replaced(site: Site) -> None:
 
 def _rewrite(site: Site, how: str, change: Callable[[bytes], bytes]) -> None:
     if site.source.piped is not None:
-        return  # a run that has everything does not read standard input again
+        if not site.is_running:  # else the session has its pipe
+            site.source = Source(site.source.paths, change(site.source.piped))
+            site.note(f"standard input is {how}")
+        return
     paths = [Path(path) for path in site.source.paths if path.endswith(".fa") and Path(path).is_file()]
     path = site.rng.choice(paths)
     other = change(path.read_bytes())
