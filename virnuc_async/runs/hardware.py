@@ -1,7 +1,7 @@
 """What a run computes with: its devices, its precision, the size of its batches, its kernels."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,3 +94,14 @@ def _input_bytes(paths: Sequence[str]) -> int | None:
         return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
     except (OSError, ValueError):  # ValueError: a name with a zero byte in it
         return None
+
+
+def devices_used(
+    before: Mapping[str, Mapping[str, Any]], devices: Iterable["Device"], peak_memory: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Return kind and peak memory in bytes, by their names, of the devices used *before* and of *devices*."""
+    used = {name: dict(facts) for name, facts in before.items()}
+    for device in devices:
+        peak = max(peak_memory.get(device.name, 0), used.get(device.name, {}).get("peak_memory_bytes", 0))
+        used[device.name] = {"kind": device.model, "peak_memory_bytes": peak}
+    return used

@@ -1,12 +1,13 @@
 """The inputs of a run, formed into windows ahead of the devices."""
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from virnuc_async.errors import NoRecords
@@ -62,8 +63,20 @@ class InputWindows:
             self._first = first
         return self._first
 
-    async def send_all(self, send: MemoryObjectSendStream[Window]) -> None:
-        """Send every window, forming the next one while the receiver has not asked for it."""
+    async def each(self, tasks: TaskGroup) -> AsyncGenerator[Window, None]:
+        """Yield every window, while one of *tasks* forms the next one."""
+        send, receive = anyio.create_memory_object_stream[Window](1)
+        tasks.start_soon(self._send_all, send, name="read ahead")
+        async with receive:
+            async for window in receive:
+                yield window
+
+    def close(self) -> None:
+        """Close the open input, unless a thread still waits for it."""
+        with suppress(ValueError):
+            self._windows.close()
+
+    async def _send_all(self, send: MemoryObjectSendStream[Window]) -> None:
         async with send:
             window: Window | None = await self.first()
             self._first = None
@@ -72,11 +85,6 @@ class InputWindows:
                 while window is not None:
                     await send.send(window)
                     window = await self._next()
-
-    def close(self) -> None:
-        """Close the open input, unless a thread still waits for it."""
-        with suppress(ValueError):
-            self._windows.close()
 
     async def _next(self) -> Window | None:
         # Forming a window parses, translates and tokenizes: too long to hold the event loop for.

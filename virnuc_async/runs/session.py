@@ -24,7 +24,7 @@ from virnuc_async.sequences.windows import Window
 
 from .feature_files import FeatureFile, find_features
 from .file_changes import FileChanges
-from .hardware import Hardware, choose_devices, decide_hardware, recorded_hardware
+from .hardware import Hardware, choose_devices, decide_hardware, devices_used, recorded_hardware
 from .identity import run_identity
 from .input_windows import InputFiles, InputWindows
 from .mate_check import MateCheck
@@ -35,7 +35,7 @@ from .reuse_embeddings import FeatureIndex, check_similarity
 from .rows import BatchKey
 from .saved_embeddings import EmbeddingCheck, are_saved
 from .store import Store
-from .takeover import open_store
+from .takeover import open_store, send_heartbeats
 from .window_check import WindowCheck
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class RunSession:
                     opened.enter_context(closing(session.features))
                     # A group of its own: the last heartbeat has ended before the lock is released.
                     async with anyio.create_task_group() as background:
-                        background.start_soon(session._heartbeats, name="heartbeats")
+                        lock, interval = session.store.lock, plan.intervals.heartbeat
+                        background.start_soon(send_heartbeats, lock, interval, name="heartbeats")
                         await session._bind()
                         opened.enter_context(run_log_files(session.id, session.store.directory))
                         watched, watch = session.hardware.devices, session.messages.watch_gpu_memory
@@ -136,7 +137,7 @@ class RunSession:
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.status = "loading the model"
         count = 0
-        async for window in self._each_window():
+        async for window in self._windows.each(self._tasks):
             count += 1
             for batch in await self._pending_of(window):
                 yield batch
@@ -154,7 +155,7 @@ class RunSession:
             return
         self.counts.status = "comparing the sequences with those of the finished run"
         count = 0
-        async for window in self._each_window():
+        async for window in self._windows.each(self._tasks):
             count += 1
             await self.on_disk(self._check.require_same, window)
         await self.on_disk(self._check.require_count, count)
@@ -188,18 +189,13 @@ class RunSession:
         await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
         reused = self.features.reused if self.features.files else None
         if reused is not None:
-            level = "INFO" if reused else "WARNING"
-            self.log.log(level, "{}", self.features.used_text())
+            self.log.log("INFO" if reused else "WARNING", "{}", self.features.used_text())
         await self.on_disk(self.store.finish, reused)
 
     def devices_used(self) -> dict[str, dict[str, Any]]:
         """Return kind and peak memory of the devices of this and earlier sessions, by their names."""
-        used: dict[str, dict[str, Any]] = self.store.get_meta("devices used") or {}
-        for device in self.hardware.devices:
-            peak = self.messages.peak_memory.get(device.name, 0)
-            before = used.get(device.name, {}).get("peak_memory_bytes", 0)
-            used[device.name] = {"kind": device.model, "peak_memory_bytes": max(peak, before)}
-        return used
+        before = self.store.get_meta("devices used") or {}
+        return devices_used(before, self.hardware.devices, self.messages.peak_memory)
 
     async def on_disk(self, work: Callable[..., _Result], *args: Any) -> _Result:
         """Run *work* in a worker thread, the only one at the time that uses the store."""
@@ -223,12 +219,6 @@ class RunSession:
             self.messages.log_left_out()
             raise
         self.has_no_records = not first.contigs
-
-    async def _heartbeats(self) -> None:
-        """Show other processes that want the directory that this one lives."""
-        while True:
-            await anyio.sleep(self.plan.intervals.heartbeat)
-            await to_thread.run_sync(self.store.lock.heartbeat)
 
     async def _bind(self) -> None:
         """Decide what the run is, check that the store is of it, and read the embeddings that it reuses."""
@@ -291,14 +281,6 @@ class RunSession:
         totals = self.store.reader.totals()
         if totals.batches:
             self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
-
-    async def _each_window(self) -> AsyncGenerator[Window, None]:
-        """Yield every window of the input, while the next one is being read."""
-        send, receive = anyio.create_memory_object_stream[Window](1)
-        self._tasks.start_soon(self._windows.send_all, send, name="read ahead")
-        async with receive:
-            async for window in receive:
-                yield window
 
     async def _pending_of(self, window: Window) -> list[Batch]:
         """Store or check *window*, and return its batches that are not done."""

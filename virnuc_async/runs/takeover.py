@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import anyio
+from anyio import to_thread
 
 from virnuc_async.errors import DirectoryLockedError, LockHeldRemotely
 from virnuc_async.fileio import Directory, writing_to
 
-from .lock import Owner, owner_of, take_over
+from .lock import Lock, Owner, owner_of, take_over
 from .messages import RunMessages
 from .plan import Plan
 from .store import Store
@@ -54,6 +55,18 @@ def _take_over(out_dir: Path, owner: Owner) -> None:
 def _owner_of(out_dir: Path) -> Owner | None:
     with writing_to(out_dir), Directory(out_dir) as directory:
         return owner_of(directory)
+
+
+async def send_heartbeats(lock: Lock, interval: float) -> None:
+    """
+    Show every *interval* seconds, until cancelled, that this process lives; others may want its directory.
+
+    Raises:
+        DirectoryLockedError: another process has taken the directory over
+    """
+    while True:
+        await anyio.sleep(interval)
+        await to_thread.run_sync(lock.heartbeat)
 
 
 async def _wait_for_lease_expiry(
