@@ -171,8 +171,10 @@ def delete_store(out: Path) -> None:
 
 
 def replace_store(out: Path) -> None:
-    (out / STORE).rename(out / "mine")
-    (out / STORE).write_bytes(b"theirs")
+    # In one step, so that nobody finds none.
+    os.link(out / STORE, out / "mine")
+    (out / "theirs").write_bytes(b"theirs")
+    (out / "theirs").rename(out / STORE)
 
 
 def remove_lock(out: Path) -> None:
