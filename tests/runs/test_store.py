@@ -261,3 +261,12 @@ def test_errors_keep_their_cause(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "out")
     assert isinstance(caught.value.__cause__, OSError)
     assert not isinstance(caught.value, InputError)
+
+
+def test_the_journal_of_a_process_that_was_killed_before_its_first_commit(tmp_path: Path) -> None:
+    (tmp_path / STORE).touch()
+    (tmp_path / f"{STORE}-journal").write_bytes(bytes(12) + b"mark" + bytes(496))
+    for _ in range(2):
+        with closing(Store(tmp_path)) as store:
+            assert not store.is_finished
+    assert [path.name for path in tmp_path.iterdir()] == [STORE]

@@ -197,6 +197,9 @@ class Database:
             # SQLite would create files that the group cannot write, whatever the umask is.
             with writing_to(directory.path, f"cannot write {name}"):
                 self._file = directory.create(name)
+                if not self._file.st_size:
+                    # Of a process that was killed before its first commit: SQLite would not take it.
+                    directory.unlink(self._journal)
                 directory.create(self._journal)
             undo.callback(self._remove_journal)
             with _unique_name(directory, name) as opened:
