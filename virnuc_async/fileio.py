@@ -18,6 +18,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO, Self
@@ -156,7 +157,7 @@ class Directory:
         """Open a file of it; can be used as the opener of ``open``."""
         return self._open_with(os.O_NOFOLLOW, name, flags)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """Open a file for reading."""
         return open(name, "rb", opener=self.opener)
 

@@ -25,7 +25,7 @@ from virnuc_async.settings import Settings
 
 from .faults import Bug, Session, Source, World
 from .mishaps import BETWEEN, DURING, OF_INPUTS, Mishap, Site, directory_is_replaced
-from .scenario import Results, SessionRun, Workspace
+from .scenario import Results, SessionRun, Workspace, replayable
 
 _ELSEWHERE = ("another directory", "new or empty directory")
 _MUTE = 0.3  # share of the sessions whose messages cannot be written
@@ -83,16 +83,8 @@ class MishapScenario:
 
     def run(self) -> str:
         """Run all sessions; return a digest of everything that happened."""
-        self.directory.mkdir()
-        try:
+        with replayable(self.directory, self.seed, self.history):
             self._run()
-        except BaseException as error:
-            error.add_note(f"SIMULATION_SEED={self.seed} runs this again:")
-            for line in self.history:
-                error.add_note(line)
-            raise
-        finally:
-            shutil.rmtree(self.directory)
         return self._trace.hexdigest()
 
     def _run(self) -> None:

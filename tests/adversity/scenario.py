@@ -6,7 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -241,6 +241,20 @@ class SessionRun:
                 make_stale(self.copy)
 
 
+@contextmanager
+def replayable(directory: Path, seed: int, history: Sequence[str]) -> Iterator[None]:
+    """Make *directory* for the scenario of *seed*, and remove it; an error gets what to replay as notes."""
+    directory.mkdir()
+    try:
+        yield
+    except BaseException as error:
+        for line in (f"SIMULATION_SEED={seed} runs this again:", *history):
+            error.add_note(line)
+        raise
+    finally:
+        shutil.rmtree(directory)
+
+
 class Scenario:
     """All sessions of one seed."""
 
@@ -257,16 +271,8 @@ class Scenario:
 
     def run(self) -> str:
         """Run all sessions; return a digest of everything that happened."""
-        self.directory.mkdir()
-        try:
+        with replayable(self.directory, self.seed, self.history):
             self._run()
-        except BaseException as error:
-            error.add_note(f"SIMULATION_SEED={self.seed} runs this again:")
-            for line in self.history:
-                error.add_note(line)
-            raise
-        finally:
-            shutil.rmtree(self.directory)
         return self._trace.hexdigest()
 
     def _run(self) -> None:

@@ -241,7 +241,7 @@ ALIVE, DEAD, UNKNOWN = True, False, None
 
 
 def seen(kernel: Kernel, holder: "subprocess.Popen[bytes]", how: str) -> None:
-    """Have the process *holder* be seen in some way."""
+    """Show the process *holder* to others in some way."""
     stat = f"/proc/{holder.pid}/stat"
     if how == "hidden":  # hidepid: another user's process is not in /proc
         kernel.error, kernel.texts[stat] = PermissionError, ""

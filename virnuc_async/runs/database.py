@@ -227,10 +227,9 @@ class Database:
         Raises:
             DamagedStore: somebody has deleted or replaced it
         """
-        found = self.directory.stat(self._name)
-        if found is not None and os.path.samestat(found, self._file):
+        if self.directory.has(self._name, self._file):
             return
-        happened = "deleted" if found is None else "replaced by another file"
+        happened = "deleted" if self.directory.stat(self._name) is None else "replaced by another file"
         raise DamagedStore(
             str(self.directory),
             f"its {self._name} was {happened} during the run, and what was computed is lost. "

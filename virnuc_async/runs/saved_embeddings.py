@@ -9,8 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
-from hashlib import sha256
-from typing import BinaryIO
+from hashlib import file_digest
 
 import numpy as np
 from anyio import from_thread
@@ -25,7 +24,6 @@ from .rows import FINGERPRINT, BatchKey, BatchRow
 from .store import Store
 
 _META = "saved features"
-_BLOCK_BYTES = 1 << 20
 
 
 def are_saved(store: Store) -> bool:
@@ -42,7 +40,7 @@ def are_saved(store: Store) -> bool:
                 return False
             if facts.st_mtime_ns == known[1]:
                 return True
-            if _checksum(file) != known[2]:
+            if file_digest(file, "sha256").hexdigest() != known[2]:
                 return False
     except OSError:
         return False
@@ -59,15 +57,8 @@ def certify_saved(store: Store) -> None:
     """
     with writing_to(store.directory.path, MERGED_FEATURES), store.directory.open(MERGED_FEATURES) as file:
         facts = os.fstat(file.fileno())
-        digest = _checksum(file)
+        digest = file_digest(file, "sha256").hexdigest()
     store.set_meta(_META, [facts.st_size, facts.st_mtime_ns, digest])
-
-
-def _checksum(file: BinaryIO) -> str:
-    digest = sha256()
-    while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(slots=True)
@@ -123,5 +114,6 @@ def _restore(batch: BatchRow, rows: EmbeddingRows, saved: Callable[[], SavedRows
     if not is_missing.any():
         return 0, False
     are_there, found = saved().find(known[is_missing])
-    rows.write(orfs[is_missing][are_there], found)
+    if len(found):
+        rows.write(orfs[is_missing][are_there], found)
     return len(found), not are_there.all()
