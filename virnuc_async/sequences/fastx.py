@@ -28,6 +28,7 @@ from .line_ends import (
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EXCERPT_BYTES = 80  # that are looked at to quote a line
+_MOST_PIECES = 4096  # of a block that are joined at once: a block may hold nothing but ">"
 
 _INVALID = bytes(range(256)).translate(None, NUCLEOTIDES + GAPS)
 # An RNA contig would have no stops, and an aligned one no frames: U is read as T, gaps are removed.
@@ -160,6 +161,10 @@ class FastxParser:
             for piece in others:
                 if pieces and self._ends_line(pieces[-1]):
                     yield self._fasta_record(_take_text(begun, pieces))
+                elif len(pieces) == _MOST_PIECES:
+                    begun.write(b"".join(pieces))
+                    pieces.clear()
+                    piece = b">" + piece
                 # One piece, not two: joining takes 80 bytes for each.
                 pieces.append(b">" + piece if pieces else piece)
             text = b"".join(pieces)
