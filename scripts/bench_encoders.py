@@ -39,18 +39,17 @@ from virnuc_async.models.peers import (
     hugging_face,
     hugging_face_states,
 )
-from virnuc_async.networks.compiling import compile_layers
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.linear import can_prepack
-from virnuc_async.networks.packing import dummy_batch, pack
+from virnuc_async.networks.packing import pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 from virnuc_async.sequences.batches import longest_first
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import form_windows
 
-OURS = ("plain", "packed", "eager", "compiled")
+OURS = ("plain", "packed", "eager")
 WORKS = ("168", "52", "mix")
 REFERENCE = "fair-esm FP32"
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -108,8 +107,6 @@ def ours(network: Esm2 | DnabertS, way: str) -> Engine:
         ready.prepack()
     elif device.type == "cuda" and way != "plain":
         ready.use_fastest_attention()
-    if way == "compiled" and (warning := compile_layers(ready, pack(dummy_batch(7, 5)).to(device))):
-        raise SystemExit(warning)
 
     def run(work: Work) -> Tensor:
         return torch.cat([ready.embeddings(pack(rows).to(device)) for rows in work.batches()])
@@ -308,9 +305,7 @@ def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: Exi
 
 def every_way(network: Esm2 | DnabertS, options: argparse.Namespace) -> list[Engine]:
     """Return an engine for each of our ways and both precisions; the weights are in memory once each."""
-    ways = ["plain", "packed"] if options.device == "cpu" else ["plain", "eager", "compiled"]
-    if options.compiled and "compiled" not in ways:
-        ways.append("compiled")
+    ways = ["plain", "packed"] if options.device == "cpu" else ["plain", "eager"]
     copies = [copy.deepcopy(network).to(options.device, dtype) for dtype in (FP32, BF16)]
     return [ours(copied, way) for way in ways for copied in copies]
 
@@ -367,7 +362,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16384 if cuda else 2048, help="tokens of our batches")
     parser.add_argument("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"))
     parser.add_argument("--esm-cpp-python", type=Path, help="the interpreter of an environment with esm-cpp")
-    parser.add_argument("--compiled", action="store_true", help="compile on the CPU too")
     parser.add_argument("--no-bases", action="store_true", help="without DNABERT-S")
     parser.add_argument("--output", type=Path, help="a JSON file")
     return parser.parse_args()

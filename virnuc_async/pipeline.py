@@ -156,7 +156,7 @@ async def _store_no_records(session: RunSession) -> None:
 async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
     """Score and store every batch that is not done."""
     hardware = session.hardware
-    make_scorer = make_scorer or partial(engine.Replica, compiled=hardware.compiled)
+    make_scorer = make_scorer or engine.Replica
 
     def make(device: "Device") -> "BatchScorer":
         return make_scorer(device, session.plan.bundle, hardware.precision, session.keeps_embeddings)

@@ -27,7 +27,7 @@ class Precision(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether kernels are compiled for the networks before the first batch."""
+    """A choice of earlier versions; it has no effect."""
 
     AUTO = "auto"
     ON = "on"
@@ -216,7 +216,7 @@ class Settings:
     devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
     gpus: tuple[int, ...] = ()  # numbers that nvidia-smi shows; excludes *devices*
     precision: Precision = Precision.AUTO
-    compile: Compile = Compile.AUTO  # auto: if the input is large enough to be worth it
+    compile: Compile | None = None  # of earlier versions, without effect
     tokens_per_batch: int | None = None  # residue tokens; None: by the memory of the devices
     threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
     embeddings: bool = False  # also write merged_features.pt
@@ -245,7 +245,7 @@ _CHECKS: dict[str, Check] = {
     "devices": tuple_of(word, str, "names such as 'cuda:0' or 'cpu'"),
     "gpus": tuple_of(whole(), Integral, "numbers such as 0 or (0, 2)"),
     "precision": one_of(Precision),
-    "compile": one_of(Compile),
+    "compile": optional(one_of(Compile)),
     "tokens_per_batch": optional(whole(1)),
     "threshold": fraction,
     "embeddings": flag,

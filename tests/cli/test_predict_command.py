@@ -1,11 +1,13 @@
 """``predict``: inputs of every kind, and the tables that it writes."""
 
 import gzip
+import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from running import NO_FILE, OPEN, SHUT, predict, rows, verdicts
 from support import TABLES, fasta
 
@@ -72,6 +74,14 @@ def test_options_between_names(good: Path, tmp_path: Path, out: Path) -> None:
     other.write_text(">other\nGCAGCA\n")
     assert predict("--threshold", "0", good, "--quiet", other, "--devices", "cpu", out).code == 0
     assert list(verdicts(out)) == ["good", "shut", "other"]
+
+
+@pytest.mark.parametrize("choice", ["auto", "on", "off"])
+def test_compile_of_earlier_versions_has_no_effect_and_says_so(good: Path, out: Path, choice: str) -> None:
+    ended = predict(good, out, "--compile", choice)
+    assert ended.code == 0
+    assert ended.err.count("WARNING: compile has no effect: ") == 1
+    assert "compile" not in json.loads((out / "summary.json").read_text())["settings"]
 
 
 def test_input_and_output_dir_options(good: Path, tmp_path: Path, out: Path) -> None:

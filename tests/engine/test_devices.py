@@ -14,11 +14,10 @@ from virnuc_async.engine.devices import (
     available,
     choose,
     decide_budget,
-    decide_compile,
     decide_precision,
 )
 from virnuc_async.errors import MixedDevices, UnknownDevice
-from virnuc_async.settings import Compile, Precision, Settings
+from virnuc_async.settings import Precision, Settings
 
 GIB = 1 << 30
 CPU = Device("cpu:0", "CPU (AVX2)", 8 * GIB)
@@ -261,20 +260,3 @@ def test_budget_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine([], [Gpu("aa", free_memory=0)]).install(monkeypatch)
     assert decide_budget(choose(Settings()), Precision.FP32, 100_000) == 100_000
     assert decide_budget([CPU], Precision.FP32, 1) == 1
-
-
-@pytest.mark.parametrize(
-    ("choice", "on_gpu", "input_bytes", "decision"),
-    [
-        (Compile.ON, True, 1, True),
-        (Compile.ON, True, None, True),
-        (Compile.OFF, True, 1 << 40, False),
-        (Compile.AUTO, True, 1 << 40, True),
-        (Compile.AUTO, True, 1 << 20, False),
-        (Compile.AUTO, True, None, False),
-        (Compile.AUTO, False, 1 << 40, False),
-        (Compile.ON, False, 1 << 40, False),
-    ],
-)
-def test_when_to_compile(choice: Compile, on_gpu: bool, input_bytes: int | None, decision: bool) -> None:
-    assert decide_compile(choice, on_gpu, input_bytes) is decision

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from support import TABLES, assert_published_scores, read_table
-from torch._dynamo.utils import counters
 
 from virnuc_async.engine.devices import Device, available, choose
 from virnuc_async.engine.replica import Replica
@@ -52,11 +51,9 @@ def batches(bundle: Bundle, source: str, budget: int) -> Iterator[Batch]:
         yield from window.batches(budget)
 
 
-async def scored(
-    device: Device, bundle: Bundle, source: str, precision: Precision, compiled: bool = False
-) -> np.ndarray:
+async def scored(device: Device, bundle: Bundle, source: str, precision: Precision) -> np.ndarray:
     """Return embeddings and scores of every ORF, two batches at a time as in the pipeline."""
-    replica = Replica(device, bundle, precision, embeddings=True, compiled=compiled)
+    replica = Replica(device, bundle, precision, embeddings=True)
     try:
         assert await replica.load() is None
         done = []
@@ -72,12 +69,6 @@ async def test_fp32_matches_the_cpu(gpu: Device, golden_bundle: Bundle, source: 
     cpu = await scored(choose(Settings(devices=("cpu",)))[0], golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.FP32)
     np.testing.assert_allclose(ours, cpu, rtol=0, atol=1e-5)
-
-
-async def test_compiled_kernels_match_plain_ones(gpu: Device, golden_bundle: Bundle, source: str) -> None:
-    plain = await scored(gpu, golden_bundle, source, Precision.FP32)
-    ours = await scored(gpu, golden_bundle, source, Precision.FP32, compiled=True)
-    np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5)
 
 
 async def test_bf16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source: str) -> None:
@@ -128,19 +119,6 @@ async def test_batches_under_load_equal_those_one_at_a_time(
     for one, other in zip(calm, loaded, strict=True):
         assert np.array_equal(one.probabilities, other.probabilities)
         assert np.array_equal(one.embeddings, other.embeddings)  # type: ignore[arg-type]
-
-
-async def test_nothing_is_compiled_after_the_start(gpu: Device, golden_bundle: Bundle, source: str) -> None:
-    replica = Replica(gpu, golden_bundle, Precision.BF16, compiled=True)
-    try:
-        assert await replica.load() is None
-        before = counters["stats"]["unique_graphs"]
-        for budget in (300, 1000, 10**6):
-            for batch in batches(golden_bundle, source, budget):
-                await replica.score(batch)
-        assert counters["stats"]["unique_graphs"] == before
-    finally:
-        await replica.close()
 
 
 async def test_a_proof_leaves_the_memory_reserved(gpu: Device, golden_bundle: Bundle, source: str) -> None:

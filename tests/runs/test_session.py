@@ -6,7 +6,7 @@ import os
 import resource
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from io import BytesIO
@@ -35,6 +35,7 @@ from virnuc_async.pipeline import execute
 from virnuc_async.runs.lock import LOCK, Lock, Owner, owner_of, take_over
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Intervals, Plan
+from virnuc_async.runs.store import Store
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.settings import Precision, Settings
@@ -64,9 +65,7 @@ async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench:
 async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: PipelineHarness) -> None:
     first = await bench.run()
     gpu = Device("cuda:0", "GPU", 1 << 30, (9, 0), uuid="GPU-1")
-    plan = Plan(
-        (str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: None, compiled=True
-    )
+    plan = Plan((str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: None)
     assert await execute(plan, bench.out / "out", Rules().scorer) == first
 
 
@@ -280,15 +279,19 @@ async def test_another_setting_is_another_run(
     assert rules.seen
 
 
-async def test_compiled_kernels_are_another_run(bench: PipelineHarness) -> None:
-    """They may differ from plain ones in their last digits."""
-    with pytest.raises(NoDevicesLeft):
-        await bench.run(Rules(lost={"fake:0": 2}))
-    plan = Plan(
-        (str(bench.source),), bench.settings, bench.bundle, fake_devices(1), bench.window, compiled=True
-    )
-    with pytest.raises(RunMismatchError, match="compiled kernels: False -> True"):
-        await execute(plan, bench.out / "out", Rules().scorer)
+@pytest.mark.parametrize("lost", [{}, {"fake:0": 2}], ids=["finished", "unfinished"])
+@pytest.mark.parametrize("compiled", [False, True])
+async def test_a_run_of_a_version_that_compiled_kernels_is_the_same_run(
+    bench: PipelineHarness, lost: dict[str, int], compiled: bool
+) -> None:
+    calm = await bench.run(out="calm")
+    with suppress(NoDevicesLeft):
+        await bench.run(Rules(lost=lost))
+    with closing(Store(bench.out / "out")) as store:
+        store.set_meta("identity", store.get_meta("identity") | {"compiled kernels": compiled})
+    again = await bench.run()
+    assert again.counts == calm.counts
+    assert bench.tables() == bench.tables("calm")
 
 
 async def test_another_input_is_another_run(bench: PipelineHarness, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Groups of options that several commands have, and the settings that they make."""
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,9 +64,7 @@ def add_device_options(group: Any) -> None:
     group.add_argument(
         "--compile",
         choices=[choice.value for choice in Compile],
-        default=Compile.AUTO.value,
-        help="compile kernels for the GPUs before the first batch; auto: if the input is large "
-        "(default: auto)",
+        help=SUPPRESS,  # an option of earlier versions, without effect
     )
     group.add_argument(
         "--tokens-per-batch",
@@ -180,7 +178,7 @@ def settings_from(options: Namespace, **others: Any) -> Settings:
         devices=options.devices,
         gpus=options.gpus,
         precision=Precision(options.precision),
-        compile=Compile(options.compile),
+        compile=options.compile,
         tokens_per_batch=options.tokens_per_batch,
         threshold=options.threshold,
         overwrite=options.overwrite,

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .devices import BASE_BUDGET, choose, decide_budget, decide_compile, decide_precision
+    from .devices import BASE_BUDGET, choose, decide_budget, decide_precision
     from .engine import Engine
     from .replica import Replica
 
@@ -19,7 +19,6 @@ __all__ = [
     "Replica",
     "choose",
     "decide_budget",
-    "decide_compile",
     "decide_precision",
 ]
 

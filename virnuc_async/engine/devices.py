@@ -1,4 +1,4 @@
-"""Which devices are available, which of them a run uses, in which precision and batch size, and how."""
+"""Which devices are available, which of them a run uses, in which precision and batch size."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import pynvml
 import torch
 
 from virnuc_async.errors import MixedDevices, UnknownDevice
-from virnuc_async.settings import Compile, Precision, Settings
+from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
 from .gpu_memory import nvml_session
@@ -20,10 +20,6 @@ BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
 # Activations of ESM-2 3B: at most about 12 rows of 2,560 numbers at the same time.
 _BYTES_PER_TOKEN = {Precision.FP32: 12 * 2560 * 4, Precision.BF16: 12 * 2560 * 2}
-
-# Compiling takes about ten seconds on each device, which a long run saves again. Plain FASTA of this
-# size is about 60,000 fragments of 500 bases.
-_MIN_INPUT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +97,6 @@ def decide_precision(devices: Iterable[Device], requested: Precision) -> Precisi
 def decide_budget(devices: Iterable[Device], precision: Precision, requested: int | None) -> int:
     """Return the token budget of a run: as requested, else what fits on the smallest device."""
     return requested or min(_budget_by_memory(device, precision) for device in devices)
-
-
-def decide_compile(choice: Compile, on_gpu: bool, input_bytes: int | None) -> bool:
-    """Return whether to compile: on a GPU, by *choice*; auto compiles if *input_bytes* are many."""
-    if not on_gpu or choice is Compile.OFF:
-        return False
-    return choice is Compile.ON or (input_bytes is not None and input_bytes >= _MIN_INPUT_BYTES)
 
 
 def _budget_by_memory(device: Device, precision: Precision) -> int:

@@ -29,7 +29,6 @@ from .torch_errors import call_and_free, is_responsive, translate_torch_errors
 STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
-_COMPILE_LENGTHS = (7, 5)  # tokens of the two sequences that kernels are compiled with
 _Result = TypeVar("_Result")
 
 
@@ -78,14 +77,12 @@ class Replica:
         bundle: Bundle,
         precision: Precision,
         embeddings: bool = False,
-        compiled: bool = False,
     ) -> None:
         self.device = device
         self.name = device.name
         self._bundle = bundle
         self._dtype = _DTYPES[precision]
         self._embeddings = embeddings
-        self._compiled = compiled
         self._model: Model | None = None
         self._thread = ThreadPoolExecutor(1, f"replica {device.name}")
         # A second thread waits for a GPU's batch, while the first one submits the next.
@@ -180,8 +177,7 @@ class Replica:
             if self.device.capability is None:
                 self._model.prepack()
                 return None
-            sample = self._to_gpu(pack(dummy_batch(*_COMPILE_LENGTHS))) if self._compiled else None
-            return self._model.use_gpu_kernels(sample)
+            return self._model.use_gpu_kernels()
 
     def _check_not_closed(self) -> None:
         """Raise DeviceLost if the replica was closed: loading takes minutes, and nobody waits for it."""

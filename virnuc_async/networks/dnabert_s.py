@@ -20,7 +20,7 @@ from .shapes import NucleotideShape
 
 
 class Layer(nn.Module):
-    """One transformer layer in two regions, before and after attention."""
+    """One transformer layer, before and after attention."""
 
     def __init__(self, shape: NucleotideShape) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Layer(nn.Module):
 
     def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the projected attention output (T, H, D), then the MLP's, to *x* (T, C); normalize each sum."""
-        x = self.attention_norm(self.out.linear_add(attended.flatten(1), x))
-        return self.mlp_norm(self.down.linear_add(self.gate_up(x), x))  # type: ignore[no-any-return]
+        x = self.out.normed_sum(attended.flatten(1), x, self.attention_norm)
+        return self.down.normed_sum(self.gate_up(x), x, self.mlp_norm)
 
 
 class DnabertS(nn.Module):

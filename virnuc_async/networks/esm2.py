@@ -26,7 +26,7 @@ _MAX_RESIDUES = 1024  # the published features average at most this many residue
 
 
 class Layer(nn.Module):
-    """One transformer layer in two regions, before and after attention."""
+    """One transformer layer, before and after attention; its norms follow the sums that they are of."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -39,16 +39,16 @@ class Layer(nn.Module):
         self.up = Linear(width, 4 * width)
         self.down = Linear(4 * width, width)
 
-    def pre_attention(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of *x* (T, C), each (T, H, D); queries and keys are rotated."""
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, -1)  # T 3 H D
+    def pre_attention(self, normed: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of *normed* (T, C), (T, H, D) each; the first two are rotated."""
+        qkv = self.qkv(normed).view(len(normed), 3, self.heads, -1)  # T 3 H D
         rotated = self._rotate(qkv[:, :2], angles)
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 
-    def post_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add the projected attention output (T, H, D), then the MLP's output, to *x* (T, C)."""
-        x = self.out.linear_add(attended.flatten(1), x)
-        return self.down.linear_add(self.up.linear_gelu(self.mlp_norm(x)), x)
+    def post_attention(self, x: Tensor, attended: Tensor, next_norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Add the projected attention output (T, H, D), then the MLP's, to *x* (T, C); norm the sum."""
+        x, normed = self.out.add_norm(attended.flatten(1), x, self.mlp_norm)
+        return self.down.add_norm(self.up.linear_gelu(normed), x, next_norm)
 
     def interleave_heads(self) -> None:
         """Reorder the rows of queries and keys so that the numbers of a rotated pair are neighbours."""
@@ -78,11 +78,14 @@ class Esm2(nn.Module):
         """Return the last hidden state of every token, (T, C)."""
         angles = rotary_angles(positions(packed), self.head_width)
         attend = self.attention(packed, None)
+        layers = list(cast(Iterable[Layer], self.layers))
+        first, *others = [*(layer.attention_norm for layer in layers), self.norm]
         x = self.embed(packed.ids) * _TOKEN_DROPOUT_SCALE
-        for layer in cast(Iterable[Layer], self.layers):
-            q, k, v = layer.pre_attention(x, angles)
-            x = layer.post_attention(x, attend(q, k, v))
-        return self.norm(x)  # type: ignore[no-any-return]
+        normed = first(x)
+        for layer, next_norm in zip(layers, others, strict=True):
+            q, k, v = layer.pre_attention(normed, angles)
+            x, normed = layer.post_attention(x, attend(q, k, v), next_norm)
+        return normed  # type: ignore[no-any-return]
 
     def prepack(self) -> None:
         """Pack the weights for inference on the CPU, if this torch and this processor can."""

@@ -20,9 +20,14 @@ class Linear(nn.Linear):
         """Return gelu(layer(x))."""
         return functional.gelu(self(x))
 
-    def linear_add(self, x: Tensor, other: Tensor) -> Tensor:
-        """Return layer(x) + other."""
-        return cast(Tensor, other + self(x))
+    def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Return the sum residual + layer(x), and norm(sum)."""
+        total = residual + self(x)
+        return total, norm(total)
+
+    def normed_sum(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return norm(residual + layer(x))."""
+        return self.add_norm(x, residual, norm)[1]
 
     def packed(self) -> nn.Module:
         """Return the same layer with its weights packed for the CPU."""
@@ -61,9 +66,14 @@ class PackedLinear(nn.Module):
         """Return gelu(layer(x))."""
         return self._pointwise(x, "gelu")
 
-    def linear_add(self, x: Tensor, other: Tensor) -> Tensor:
-        """Return layer(x) + other."""
-        return self._binary(x, other, "add")
+    def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Return the sum residual + layer(x), and norm(sum)."""
+        total = self._binary(x, residual, "add")
+        return total, norm(total)
+
+    def normed_sum(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return norm(residual + layer(x))."""
+        return self.add_norm(x, residual, norm)[1]
 
     def linear_mul(self, x: Tensor, other: Tensor) -> Tensor:
         """Return layer(x) * other."""

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from .classifier import Classifier
-from .compiling import compile_layers
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
 from .loading import load
-from .packing import Packed
 from .shapes import Shapes
 
 Encoder = DnabertS | Esm2
@@ -67,18 +65,12 @@ class Model:
         for network in (self.nucleotide, self.protein, self.classifier):
             network.prepack()
 
-    def use_gpu_kernels(self, compile_with: Packed | None) -> str | None:
-        """
-        Select the fastest attention of each encoder; compile their layers with a sample, if given.
-
-        Return a warning if an encoder cannot be compiled; the next one is then not tried.
-        """
+    def use_gpu_kernels(self) -> str | None:
+        """Select the fastest correct kernels of each encoder; return a warning if some cannot be used."""
         encoders: tuple[Encoder, ...] = (self.nucleotide, self.protein)
         for encoder in encoders:
             encoder.use_fastest_attention()
-        if compile_with is None:
-            return None
-        return next(filter(None, (compile_layers(encoder, compile_with) for encoder in encoders)), None)
+        return None
 
     def classify(self, bases: Tensor, residues: Tensor) -> Outputs:
         """Return the scores of the embeddings *bases* and *residues* (B, C each)."""

@@ -126,7 +126,9 @@ def _session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str
 
 def _settings_used(session: RunSession) -> dict[str, Any]:
     used = {"precision": session.hardware.precision, "tokens_per_batch": session.hardware.budget}
-    return {key: _to_json(value) for key, value in (asdict(session.settings) | used).items()}
+    settings = asdict(session.settings) | used
+    del settings["compile"]  # it has no effect
+    return {key: _to_json(value) for key, value in settings.items()}
 
 
 def _device_facts(

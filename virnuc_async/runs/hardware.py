@@ -1,20 +1,18 @@
-"""What a run computes with: its devices, its precision, the size of its batches, its kernels."""
+"""What a run computes with: its devices, its precision, the size of its batches."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async import engine
-from virnuc_async.sequences.inputs import STDIN
-from virnuc_async.settings import Compile, Precision
+from virnuc_async.settings import Precision
 
 from .plan import Plan
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
 
-_KIND, _PRECISION, _BUDGET, _COMPILED = "devices", "precision", "tokens per batch", "compiled kernels"
+_KIND, _PRECISION, _BUDGET = "devices", "precision", "tokens per batch"
 _SEVERAL = "of several kinds"
 
 
@@ -26,7 +24,6 @@ class Hardware:
     kind: str  # of the devices that the run is computed on
     precision: Precision
     budget: int  # residue tokens per batch
-    compiled: bool  # whether GPUs compute with compiled kernels
 
     @property
     def is_uniform(self) -> bool:
@@ -35,12 +32,7 @@ class Hardware:
 
     def as_identity(self) -> dict[str, Any]:
         """Return its part of a run's identity."""
-        return {
-            _KIND: self.kind,
-            _PRECISION: self.precision,
-            _BUDGET: self.budget,
-            _COMPILED: self.compiled,
-        }
+        return {_KIND: self.kind, _PRECISION: self.precision, _BUDGET: self.budget}
 
 
 def choose_devices(plan: Plan) -> "tuple[Device, ...]":
@@ -64,36 +56,19 @@ def decide_hardware(plan: Plan, devices: "tuple[Device, ...]", known: Mapping[st
     budget = engine.decide_budget(devices, precision, plan.settings.tokens_per_batch or known.get(_BUDGET))
     kinds = sorted({device.kind for device in devices})
     kind = kinds[0] if len(kinds) == 1 else _SEVERAL
-    return Hardware(devices, kind, precision, budget, _is_compiled(plan, devices, known))
+    return Hardware(devices, kind, precision, budget)
 
 
 def recorded_hardware(plan: Plan, known: Mapping[str, Any]) -> Hardware:
     """Return what the finished run of the identity *known* was computed with, or is now asked for."""
     # Whatever devices there are now, nothing will be computed.
     budget = plan.settings.tokens_per_batch or known[_BUDGET]
-    return Hardware((), known[_KIND], _precision(plan, known), budget, known[_COMPILED])
+    return Hardware((), known[_KIND], _precision(plan, known), budget)
 
 
 def _precision(plan: Plan, known: Mapping[str, Any]) -> Precision:
     wanted = plan.settings.precision
     return Precision(known[_PRECISION]) if wanted is Precision.AUTO and known else wanted
-
-
-def _is_compiled(plan: Plan, devices: "Sequence[Device]", known: Mapping[str, Any]) -> bool:
-    if plan.compiled is not None:
-        return plan.compiled
-    on_gpu = any(device.capability for device in devices)
-    if plan.settings.compile is Compile.AUTO and known and on_gpu:
-        return bool(known[_COMPILED])
-    return engine.decide_compile(plan.settings.compile, on_gpu, _input_bytes(plan.paths) if on_gpu else None)
-
-
-def _input_bytes(paths: Sequence[str]) -> int | None:
-    """Return the size of all inputs on disk; None if it cannot be known."""
-    try:
-        return None if STDIN in paths else sum(os.stat(path).st_size for path in paths)
-    except (OSError, ValueError):  # ValueError: a name with a zero byte in it
-        return None
 
 
 def devices_used(

@@ -18,12 +18,15 @@ from .plan import Plan
 
 Identity = Mapping[str, Any]
 
+# Keys of earlier versions that decide nothing any more.
+_RETIRED = frozenset({"compiled kernels"})
+
 _HINTS = {"devices": " (last digits would differ: go on with the kind that it was begun on)"}
 
 
 def describe_differences(old: Identity, new: Identity) -> Iterator[str]:
     """Yield a text for each key in which *new* differs from *old*; files may have other paths."""
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - _RETIRED):
         before, after = old.get(key), new.get(key)
         if before == after:
             continue

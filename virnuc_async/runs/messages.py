@@ -103,6 +103,8 @@ class RunMessages(EngineEvents):
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
             self.log.warning(bundle.notice)
+        if self._plan.settings.compile is not None:
+            self.log.warning("compile has no effect: kernels are no longer compiled before the first batch")
         self.log_left_out()
         if store.lock.previous_owner:
             self.log.info("taking over from {}, which has ended", store.lock.previous_owner)

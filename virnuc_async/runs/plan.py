@@ -37,7 +37,6 @@ class Plan:
     devices: "tuple[Device, ...]" = ()  # empty: those of the settings, when there is something to compute
     window: int = WINDOW_ORFS  # ORFs
     memory_use: Callable[["Device"], MemoryUse | None] = memory_use
-    compiled: bool | None = None  # whether GPUs compute with compiled kernels; None: by the settings
     intervals: Intervals = Intervals()
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
 
