@@ -101,7 +101,7 @@ def gpu_tests(session: nox.Session) -> None:
     """Run the tests that need a GPU, with the interpreter that has torch: no network, no environment."""
     if not _gpus(session):
         session.skip("no GPU here that torch can use")
-    session.run("python3", "-m", "pytest", "-m", "gpu", *session.posargs, external=True)
+    session.run("python3", "scripts/gpu_check.py", "--step", "tests", *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -1,4 +1,8 @@
-"""What belongs to a measurement: machine, versions, command and date; output as a table or JSON."""
+"""
+What belongs to a measurement: machine, versions, command and date; output as a table or JSON.
+
+Nothing here needs the package to be installed: a checkout next to a torch of the machine's is enough.
+"""
 
 import json
 import os
@@ -7,13 +11,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_PACKAGES = ("virnuc-async", "torch", "numpy", "tokenizers", "anyio")
+from virnuc_async._version import __version__
+
+_PACKAGES = ("torch", "triton", "numpy", "tokenizers", "anyio")
 
 
 def facts(arguments: Sequence[str]) -> dict[str, Any]:
@@ -29,9 +35,21 @@ def facts(arguments: Sequence[str]) -> dict[str, Any]:
             "load_at_start": round(os.getloadavg()[0], 2),
             "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         },
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
-        | {name: version(name) for name in _PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            "virnuc-async": __version__,
+        }
+        | {name: installed(name) for name in _PACKAGES},
     }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed *package*, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
