@@ -16,6 +16,7 @@ from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.sequences.windows import ContigRow, FileRow, Window
 
 WIDTH = 4
+LENGTH = 100  # bases that contigs are cut into
 
 
 class ScoredOrf(NamedTuple):
@@ -56,7 +57,7 @@ def _windows(records: Sequence[Record], size: int) -> Iterator[Window]:
     origins: list[tuple[int, int, int]] = []
     for contig, record in enumerate(records):
         fragments = max([9, *(orf.fragment for orf in record.orfs)])
-        rows.append(ContigRow(contig, 0, record.id, 7 * contig, fragments))
+        rows.append(ContigRow(contig, 0, record.id, LENGTH * fragments - 7 * contig % LENGTH, fragments))
         for fragment, orfs in groupby(record.orfs, attrgetter("fragment")):
             origins += [(contig, fragment, orf.frame) for orf in orfs]
             if len(origins) >= size:

@@ -18,7 +18,7 @@ from virnuc_async.sequences.orfs import Orf, open_frames
 from virnuc_async.sequences.tokens import Ragged
 
 # The tables of a run, which must never differ by a byte.
-TABLES = ("prediction_results.txt", "prediction_results_highestscore.csv", "contigs.tsv")
+TABLES = (*("prediction_results.txt", "prediction_results_highestscore.csv"), "contigs.tsv", "fragments.tsv")
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

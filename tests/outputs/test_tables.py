@@ -6,7 +6,9 @@ import os
 import tempfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from running import files_no_larger_than
-from stored_runs import Record, ScoredOrf, store_run, table_lines
+from stored_runs import LENGTH, Record, ScoredOrf, store_run, table_lines
 
 from virnuc_async.outputs.contigs import contig_chunks
-from virnuc_async.outputs.fragments import fragment_chunks
+from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks
 from virnuc_async.outputs.predictions import prediction_chunks
+from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.orfs import Frame
 
 PROBABILITIES = st.floats(0, 1, width=32) | st.sampled_from([0.5, 1e-5, 1 / 3, 1e-30])
@@ -55,7 +58,7 @@ def expected_rows(
             b"%s_chunk_%d\t%s\n" % (name, fragment, str(is_viral).encode())
             for fragment, is_viral in zip(best, viral, strict=True)
         ]
-        cells = ["dir 1/a.fa", 7 * number, 9, len(best), sum(viral), "", "", "", "no_orf"]
+        cells = ["dir 1/a.fa", _bases(number), 9, len(best), sum(viral), "", "", "", "no_orf"]
         if best:
             share = sum(viral) / len(viral)
             tops = [float(virus) for _, virus in best.values()]
@@ -65,6 +68,25 @@ def expected_rows(
     # By id. Python's sort is stable: equal ids stay in the order of the input.
     fragment_rows.sort(key=lambda row: row.split(b"\t")[0])
     return orf_rows, fragment_rows, contig_rows
+
+
+def fragment_rows_in_order(records: Sequence[Record]) -> Iterator[bytes]:
+    """Yield the rows that ``fragments.tsv`` must have, without its header."""
+    for number, (name, all_orfs) in enumerate(records):
+        ranges = list(cut(_bases(number), LENGTH))
+        scored = [orf for orf in all_orfs if not orf.failed]
+        for fragment, group in groupby(scored, attrgetter("fragment")):
+            orfs = list(group)
+            others, virus = np.array([(orf.others, orf.virus) for orf in orfs], np.float32).max(0)
+            best = next(Frame(orf.frame).name for orf in orfs if np.float32(orf.virus) == virus)
+            cells = (virus >= others, others, virus, "", fragment, *ranges[fragment - 1], len(orfs), best)
+            before, after = "\t".join(map(str, cells)).split("\t\t")
+            yield b"%s_chunk_%d\t%s\t%s\t%s\n" % (name, fragment, before.encode(), name, after.encode())
+
+
+def _bases(number: int) -> int:
+    """Return the length of a synthetic contig."""
+    return 9 * LENGTH - 7 * number % LENGTH
 
 
 @given(
@@ -83,9 +105,15 @@ def test_tables_are_those_of_the_simple_implementation(
         header, *found = table_lines(prediction_chunks(store.reader, rows=window))
         assert header == b"Sequence_ID\tPrediction\tscore1\tscore2\n"
         assert found == orf_rows
-        header, *found = table_lines(fragment_chunks(store.reader, run_bytes, pieces))
+        header, *found = table_lines(published_fragment_chunks(store.reader, run_bytes, pieces))
         assert header == b"Modified_ID\tIs_Virus\n"
         assert found == fragment_rows
+        header, *found = table_lines(fragment_chunks(store.reader, LENGTH, rows=window))
+        assert header == (
+            b"Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\t"
+            b"contig\tfragment\tstart\tend\tframes\tbest_frame\n"
+        )
+        assert found == list(fragment_rows_in_order(run))
         tally: Counter[str] = Counter()
         header, *found = table_lines(contig_chunks(store.reader, threshold, tally))
         assert found == contig_rows
@@ -104,7 +132,7 @@ def test_fragments_are_sorted_by_code_point_and_equal_ids_stay_in_order(tmp_path
         for n, name in enumerate(names)
     ]
     store = store_run(tmp_path, run)
-    _, *found = [line.decode().split("\t") for line in table_lines(fragment_chunks(store.reader))]
+    _, *found = [line.decode().split("\t") for line in table_lines(published_fragment_chunks(store.reader))]
     ids = [row[0] for row in found]
     assert ids == sorted(ids)
     assert ids[:3] == ["Z_chunk_1", "Z_chunk_10", "Z_chunk_2"]  # as text, like the published table
@@ -120,8 +148,8 @@ def test_sorting_on_a_full_disk(tmp_path: Path) -> None:
     store = store_run(tmp_path, run, size=1)
     before = set(tmp_path.iterdir())
     with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        list(fragment_chunks(store.reader, run_bytes=1))
-    assert len(table_lines(fragment_chunks(store.reader, run_bytes=1))) == 6
+        list(published_fragment_chunks(store.reader, run_bytes=1))
+    assert len(table_lines(published_fragment_chunks(store.reader, run_bytes=1))) == 6
     assert set(tmp_path.iterdir()) == before
     store.close()
 
@@ -133,7 +161,8 @@ def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
     tracemalloc.start()
     for table in (
         prediction_chunks(store.reader),
-        fragment_chunks(store.reader),
+        published_fragment_chunks(store.reader),
+        fragment_chunks(store.reader, LENGTH),
         contig_chunks(store.reader, 0.5, Counter()),
     ):
         assert len(table_lines(table)) == 1002

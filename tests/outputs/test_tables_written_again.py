@@ -14,6 +14,7 @@ from support import DATA
 from virnuc_async.errors import CannotWrite, NoDevicesLeft, RunMismatchError
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration, Method
+from virnuc_async.runs.store import Store
 from virnuc_async.settings import Pairing
 
 FEATURES = "merged_features.pt"
@@ -49,6 +50,19 @@ async def test_another_threshold(bench: PipelineHarness) -> None:
     }
     assert facts["devices"] == summary(bench.out / "fresh")["devices"]
     assert "this run is finished already, and its files are unchanged" in await again(bench, threshold=0.7)
+
+
+async def test_a_run_of_a_version_without_the_table_of_fragments(bench: PipelineHarness) -> None:
+    await bench.run()
+    before, store = bench.tables(), Store(bench.out / "out")
+    written = store.get_meta("written")
+    del written["files"]["fragments.tsv"]
+    store.set_meta("written", written)
+    store.close()
+    (bench.out / "out" / "fragments.tsv").unlink()
+    assert "some of its files have changed: writing them again" in await again(bench)
+    assert bench.tables() == before
+    assert "its files are unchanged" in await again(bench)
 
 
 async def test_without_the_calibration(bench: PipelineHarness, bundle: Bundle) -> None:

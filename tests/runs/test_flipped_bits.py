@@ -17,7 +17,7 @@ from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import BrokenInput, DamagedStore, ForeignDirectoryError, Stage
 from virnuc_async.outputs.contigs import contig_chunks
 from virnuc_async.outputs.failures import failure_chunks
-from virnuc_async.outputs.fragments import fragment_chunks
+from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks
 from virnuc_async.outputs.predictions import prediction_chunks
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.session import unfinished_parts
@@ -86,7 +86,8 @@ def answer(directory: Path, repair: bool = False, tables: bool = True) -> tuple[
         known = (reader.totals(), store.get_meta("identity"), store.get_meta("paths"))
         chunks = (
             prediction_chunks(reader),
-            fragment_chunks(reader),
+            published_fragment_chunks(reader),
+            fragment_chunks(reader, 300),
             contig_chunks(reader, 0.5, Counter()),
             failure_chunks(reader),
         )

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,15 @@ class Votes:
 
     rows: NDArray[np.int64]  # row of the fragment's contig in the block
     numbers: NDArray[np.int32]  # of the fragment within its contig, from 1
+    starts: NDArray[np.int64]  # row of the fragment's first ORF in the block
+    frames: NDArray[np.int64]  # with an ORF
+    others: NDArray[np.float32]  # highest P(others) of the fragment's ORFs
     highest: NDArray[np.float32]  # highest P(virus) of the fragment's ORFs
     are_viral: NDArray[np.bool_]
+
+    def part(self, rows: slice) -> "Votes":
+        """Return some of the fragments."""
+        return Votes(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ def vote(block: Block) -> Votes:
     rows, numbers = block.rows, block.scores["fragment"]
     starts = _group_starts(rows, numbers)
     others, virus = (np.maximum.reduceat(block.scores[name], starts) for name in ("others", "virus"))
-    return Votes(rows[starts], numbers[starts], virus, virus >= others)
+    frames = np.diff(np.append(starts, len(rows)))
+    return Votes(rows[starts], numbers[starts], starts, frames, others, virus, virus >= others)
 
 
 def label_contigs(block: Block) -> Verdicts:

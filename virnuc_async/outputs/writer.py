@@ -12,7 +12,7 @@ from anyio import from_thread
 from virnuc_async.errors import OutputError
 from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.identity import describe_differences
-from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES, TABLES
 from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
 
@@ -20,7 +20,7 @@ from .columns import Chunks
 from .contigs import contig_chunks
 from .embeddings import save_features
 from .failures import failure_chunks
-from .fragments import fragment_chunks
+from .fragments import fragment_chunks, published_fragment_chunks
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
 from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
@@ -57,7 +57,11 @@ class OutputWriter:
             return known
         self._session.counts.status = "writing tables"
         await self._write("prediction_results.txt", prediction_chunks(self._store.reader))
-        await self._write("prediction_results_highestscore.csv", fragment_chunks(self._store.reader))
+        await self._write(
+            "prediction_results_highestscore.csv", published_fragment_chunks(self._store.reader)
+        )
+        length = self._session.plan.bundle.length
+        await self._write("fragments.tsv", fragment_chunks(self._store.reader, length))
         contigs = await self._write_contigs()
         pairs = await self._write_pairs()
         await self._write_failures()
@@ -210,7 +214,9 @@ def _file_stats(directory: Directory) -> dict[str, Any]:
     """Return size and modification time of every file that a run ends with, and the summary's checksum."""
     names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
     stats = ((name, directory.stat(name)) for name in names if directory.is_file(name))
-    facts: dict[str, Any] = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
+    # A run of an earlier version has no table that is new, and knows nothing of it.
+    facts: dict[str, Any] = dict.fromkeys(TABLES)
+    facts |= {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
     # The summary is small, and it is read again.
     if _SUMMARY in facts:
         with directory.open(_SUMMARY) as file:

@@ -13,10 +13,15 @@ DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces 
 OPENING = ".open-"  # begins the names under which SQLite opens a file, for a moment
 FEATURES = "merged_features.partial"  # while a run proceeds
 MERGED_FEATURES = "merged_features.pt"
-OUTPUT_FILES = (
+# Of every run.
+TABLES = (
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "contigs.tsv",
+    "fragments.tsv",
+)
+OUTPUT_FILES = (
+    *TABLES,
     "pairs.tsv",
     "failed_files.txt",
     MERGED_FEATURES,

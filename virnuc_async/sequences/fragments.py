@@ -27,6 +27,21 @@ def cut(bases: int, length: int) -> Iterator[tuple[int, int]]:
 
 def cut_all(lengths: NDArray[np.int64], length: int) -> Fragments:
     """Return the fragments of *length* bases of contigs of *lengths* bases, one after the other."""
+    counts = -(-lengths // length)
+    contigs = np.repeat(np.arange(len(lengths)), counts)
+    numbers = np.arange(len(contigs)) - (np.cumsum(counts) - counts)[contigs]
+    begins = (np.cumsum(lengths) - lengths)[contigs]
+    return Fragments(contigs, numbers, ranges(lengths, contigs, numbers, length) + begins[:, None])
+
+
+def ranges(
+    lengths: NDArray[np.int64], contigs: NDArray[np.int64], numbers: NDArray[np.int64], length: int
+) -> NDArray[np.int64]:
+    """
+    Return the half-open range of each fragment within its contig, (F, 2).
+
+    Fragment i is number *numbers[i]*, from 0, of the contig of *lengths[contigs[i]]* bases.
+    """
     # The published rule divides the slack by the fragments, not by the seams between them,
     # so that the last fragment is often short: 501 bases make 500 + 251. Published scores
     # were made that way: do not "fix" it.
@@ -34,9 +49,5 @@ def cut_all(lengths: NDArray[np.int64], length: int) -> Fragments:
     overlaps, longer = np.divmod(counts * length - lengths, np.maximum(counts, 1))
     # All seams but the last are up for the rest, and each takes one base of it.
     longer += overlaps
-    contigs = np.repeat(np.arange(len(lengths)), counts)
-    numbers = np.arange(len(contigs)) - (np.cumsum(counts) - counts)[contigs]
     starts = numbers * (length - overlaps)[contigs] - np.minimum(numbers, longer[contigs])
-    ends = np.minimum(starts + length, lengths[contigs])
-    begins = (np.cumsum(lengths) - lengths)[contigs]
-    return Fragments(contigs, numbers, np.column_stack((starts + begins, ends + begins)))
+    return np.column_stack((starts, np.minimum(starts + length, lengths[contigs])))
