@@ -1,5 +1,5 @@
 """
-Measure how far FP32 and BF16 are from FP64 on the ORFs that models are verified with.
+Measure how far FP32, BF16 and FP16 are from FP64 on the ORFs that models are verified with.
 
 The tolerances of the verification are based on this. FP64 means the same networks with weights and
 activations in FP64, except for ESM-2's rotary angles and the final rounding of embeddings, in FP32.
@@ -45,7 +45,7 @@ def measure(name: str, bundle: Bundle, device: Device) -> None:
     """Print a row for each precision."""
     orfs = published_reference(bundle.length)
     reference = exact(bundle, orfs)
-    for precision in (Precision.FP32, Precision.BF16):
+    for precision in (Precision.FP32, Precision.BF16, Precision.FP16):
         computed = anyio.run(compute, bundle, orfs, device, precision)
         found = compare(reference, computed, orfs.tolerance(precision))
         differences = f"{found.score:.1e} | {found.distance:.1e} | {found.cosine:.7f} | {found.length:.1e}"

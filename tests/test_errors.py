@@ -53,6 +53,7 @@ from virnuc_async.errors import (
     UnknownBundle,
     UnknownDevice,
     UnreadableInput,
+    UnsuitablePrecision,
     UsageError,
     VirnucError,
 )
@@ -214,7 +215,11 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (
         MixedDevices(["CPU", "GPU with BF16"]),
         "these devices compute differently (CPU, GPU with BF16): "
-        "name devices of one kind, or choose --precision fp32 or bf16 to mix them",
+        "name devices of one kind, or choose --precision fp32, bf16 or fp16 to mix them",
+    ),
+    (
+        UnsuitablePrecision("FP16", "a number is too large", "fp32"),
+        "cannot compute in FP16: a number is too large. Use --precision fp32",
     ),
     (OutputError("out", "odd"), "out: odd"),
     (ForeignDirectoryError("out", "contains 'x'"), "out: contains 'x'"),

@@ -135,7 +135,7 @@ def test_every_attention_kernel(gpu: Device, kernel: Attention, dtype: torch.dty
 
 
 def test_bf16_attention_has_no_padding(gpu: Device) -> None:
-    if not gpu.has_bf16:
+    if gpu.native_precision is not Precision.BF16:
         pytest.skip("FlashAttention's kernels need capability 8.0")
     assert select_kernel(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
     assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not sdpa_by_length

@@ -40,7 +40,8 @@ Every error that this package raises on purpose.
     ├── DeviceError                 one device
     │   ├── UnknownDevice           no such device; lists those that exist
     │   ├── DeviceOutOfMemory       this batch does not fit: split it and try again
-    │   └── DeviceLost              the device does not respond any more: continue without it
+    │   ├── DeviceLost              the device does not respond any more: continue without it
+    │   └── UnsuitablePrecision     the model or the device gives no right scores in this precision
     ├── NoDevicesLeft               too many devices failed
     ├── MixedDevices                the devices of one run would compute differently
     └── OutputError                 the output directory
@@ -529,8 +530,19 @@ class MixedDevices(VirnucError):
     def __str__(self) -> str:
         return (
             f"these devices compute differently ({', '.join(self.kinds)}): "
-            "name devices of one kind, or choose --precision fp32 or bf16 to mix them"
+            "name devices of one kind, or choose --precision fp32, bf16 or fp16 to mix them"
         )
+
+
+class UnsuitablePrecision(DeviceError):
+    """A model or a device does not give the right scores in *precision*, but does in *instead*."""
+
+    def __init__(self, precision: str, reason: str, instead: str) -> None:
+        super().__init__(precision, reason, instead)
+        self.precision, self.reason, self.instead = precision, reason, instead
+
+    def __str__(self) -> str:
+        return f"cannot compute in {self.precision}: {self.reason}. Use --precision {self.instead}"
 
 
 class OutputError(_PathError):

@@ -56,21 +56,22 @@ def test_tokens_per_batch_is_the_maximum_of_a_batch(source: Path, tmp_path: Path
     assert 1 < batches["auto"] < batches["700"] < orfs
 
 
-def test_precision_bf16_changes_last_digits(source: Path, tmp_path: Path, model: Bundle) -> None:
+def test_half_precisions_change_last_digits(source: Path, tmp_path: Path, model: Bundle) -> None:
     scores = {}
-    for precision in ("fp32", "bf16", "auto"):
+    for precision in ("fp32", "bf16", "fp16", "auto"):
         out = tmp_path / precision
         ended = predict(source, out, "--precision", precision, "--model", model.directory)
         assert ended.code == 0
-        assert ("BF16 enabled" in ended.err) == (precision == "bf16")
+        used = "fp32" if precision == "auto" else precision
+        for half in ("bf16", "fp16"):
+            assert (f"{half.upper()} enabled" in ended.err) == (used == half)
         facts = summary(out)
-        used = "bf16" if precision == "bf16" else "fp32"
         assert facts["settings"]["precision"] == facts["devices"][0]["precision"] == used
         lines = rows(out / "prediction_results.txt")[1:]
         scores[precision] = np.array([row[2:] for row in lines], float)
     assert np.array_equal(scores["auto"], scores["fp32"])
-    difference = np.abs(scores["bf16"] - scores["fp32"]).max()
-    assert 1e-5 < difference < 0.2
+    for half, smallest, largest in (("bf16", 1e-5, 0.2), ("fp16", 1e-6, 0.02)):
+        assert smallest < np.abs(scores[half] - scores["fp32"]).max() < largest
 
 
 def test_three_devices_give_the_same_bytes(source: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from virnuc_async.settings import Precision, Settings
 
 GIB = 1 << 30
 CPU = Device("cpu:0", "CPU (AVX2)", 8 * GIB)
+PASCAL = Device("cuda:4", "P4", 8 * GIB, (6, 1), index=4)
 VOLTA = Device("cuda:0", "V100", 32 * GIB, (7, 0))
 TURING = Device("cuda:1", "T4", 16 * GIB, (7, 5), index=1)
 AMPERE = Device("cuda:2", "A100", 80 * GIB, (8, 0), index=2, multiprocessors=108)
@@ -195,7 +196,6 @@ def test_kinds() -> None:
     assert SLICE.kind == "A100 MIG 3g.40gb (capability 8.0, 42 multiprocessors)"
     assert replace(SLICE, name="cuda:5", index=5, uuid="MIG-2").kind == SLICE.kind
     assert replace(AMPERE, multiprocessors=42).kind != AMPERE.kind
-    assert [device.has_bf16 for device in (CPU, TURING, AMPERE)] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,14 @@ def test_kinds() -> None:
     [
         ([AMPERE], "auto", "bf16"),
         ([AMPERE, replace(AMPERE, name="cuda:4", index=4)], "auto", "bf16"),
-        ([TURING, TURING], "auto", "fp32"),
+        ([TURING, TURING], "auto", "fp16"),
+        ([VOLTA], "auto", "fp16"),
+        ([PASCAL, PASCAL], "auto", "fp32"),
+        ([HOPPER], "auto", "bf16"),
+        ([AMPERE], "fp16", "fp16"),
+        ([TURING], "fp32", "fp32"),
+        ([CPU], "fp16", "fp16"),
+        ([AMPERE, TURING], "fp16", "fp16"),
         ([AMPERE, HOPPER], "bf16", "bf16"),
         ([CPU, CPU], "auto", "fp32"),
         ([AMPERE], "fp32", "fp32"),
@@ -222,6 +229,7 @@ def test_precision(some: list[Device], requested: str, used: str) -> None:
     [
         ([CPU, AMPERE], (AMPERE.kind, CPU.kind)),
         ([VOLTA, TURING], (TURING.kind, VOLTA.kind)),
+        ([TURING, AMPERE], (AMPERE.kind, TURING.kind)),
         ([HOPPER, AMPERE, HOPPER], (AMPERE.kind, HOPPER.kind)),
         ([AMPERE, SLICE], (AMPERE.kind, SLICE.kind)),
     ],
@@ -234,9 +242,10 @@ def test_devices_of_different_kinds_are_not_mixed_by_default(
     assert caught.value.kinds == kinds
 
 
-@pytest.mark.parametrize(("precision", "tokens"), [(Precision.FP32, 2048), (Precision.BF16, 3072)])
-def test_budget_of_a_cpu(precision: Precision, tokens: int) -> None:
-    assert decide_budget([CPU, CPU], precision, None) == tokens == BASE_BUDGET[precision]
+@pytest.mark.parametrize(("precision", "tokens"), [("fp32", 2048), ("bf16", 3072), ("fp16", 3072)])
+def test_budget_of_a_cpu(precision: str, tokens: int) -> None:
+    used = Precision(precision)
+    assert decide_budget([CPU, CPU], used, None) == tokens == BASE_BUDGET[used]
 
 
 def budget(monkeypatch: pytest.MonkeyPatch, precision: Precision, *free: float) -> int:
@@ -250,6 +259,7 @@ def test_budget_grows_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     bf16 = [budget(monkeypatch, Precision.BF16, gib) for gib in free]
     assert fp32 == [2048, 2048, 4096, 8192, 16384, 16384, 16384]
     assert bf16 == [3072, 4096, 8192, 16384, 16384, 16384, 16384]
+    assert [budget(monkeypatch, Precision.FP16, gib) for gib in free] == bf16
 
 
 def test_budget_is_that_of_the_smallest_device(monkeypatch: pytest.MonkeyPatch) -> None:

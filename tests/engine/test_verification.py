@@ -73,15 +73,21 @@ def test_a_right_model_passes_on_every_replica(count: int, model: Path) -> None:
     assert re.search(r" on CPU \(.*\) in FP32$", ended.err, re.MULTILINE)
 
 
-def test_bf16_passes_by_its_own_tolerance(model: Path) -> None:
-    ended = verify(model, "--precision", "bf16")
+@pytest.mark.parametrize(
+    ("precision", "score", "distance", "cosine"),
+    [("bf16", "5e-02", "5e-02", "0.999"), ("fp16", "1e-02", "1e-02", "0.9999")],
+)
+def test_half_precisions_pass_by_their_own_tolerance(
+    precision: str, score: str, distance: str, cosine: str, model: Path
+) -> None:
+    ended = verify(model, "--precision", precision)
     assert ended.code == 0
-    ((_, precision, scores, embeddings, cosine, _, labels, result),) = rows(ended)
-    assert (precision, labels, result) == ("BF16", "8 of 8", "right")
-    assert scores.endswith(" (5e-02)")
+    ((_, name, scores, embeddings, cosines, _, labels, result),) = rows(ended)
+    assert (name, labels, result) == (precision.upper(), "8 of 8", "right")
+    assert scores.endswith(f" ({score})")
     far, allowed = embeddings.split()
-    assert (1e-4 < float(far) < 5e-2, allowed) == (True, "(5e-02)")  # would not pass in FP32
-    assert cosine.endswith(" (0.999)")
+    assert (1e-4 < float(far) < float(distance), allowed) == (True, f"({distance})")  # would not pass in FP32
+    assert cosines.endswith(f" ({cosine})")
 
 
 @pytest.mark.parametrize(
@@ -167,9 +173,10 @@ def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_precision_that_a_device_supports() -> None:
     cpu = Device("cpu:0", "CPU", 1)
-    old, new = (Device("cuda:0", "GPU", 1, capability=version) for version in ((7, 5), (8, 0)))
-    found = [precisions_of(device, Precision.AUTO) for device in (cpu, old, new)]
-    assert found == [(Precision.FP32,), (Precision.FP32,), (Precision.FP32, Precision.BF16)]
+    versions = ((6, 1), (7, 0), (7, 5), (8, 0))
+    gpus = (Device("cuda:0", "GPU", 1, capability=version) for version in versions)
+    found = [" ".join(precisions_of(device, Precision.AUTO)) for device in (cpu, *gpus)]
+    assert found == ["fp32", "fp32", "fp32 fp16", "fp32 fp16", "fp32 bf16 fp16"]
     assert precisions_of(cpu, Precision.BF16) == (Precision.BF16,)
 
 

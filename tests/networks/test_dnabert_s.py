@@ -76,11 +76,12 @@ def test_slopes_are_as_published():
     assert slopes(12) == [2**-k for k in (1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5)]
 
 
-def test_bf16_is_close_to_fp32(dnabert: GoldenDnabert):
-    tensors = {name: tensor.bfloat16() for name, tensor in dnabert.network.state_dict().items()}
+@pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.999), (torch.float16, 0.99999)], ids=str)
+def test_half_precisions_are_close_to_fp32(dtype: torch.dtype, cosine: float, dnabert: GoldenDnabert):
+    tensors = {name: tensor.to(dtype) for name, tensor in dnabert.network.state_dict().items()}
     half = build_with(lambda: DnabertS(dnabert.shape), tensors)
     rows = packed([dnabert.ids(case) for case in dnabert.cases])
     found = half.embeddings(rows)
-    assert half(rows).dtype == torch.bfloat16
+    assert half(rows).dtype == dtype
     assert found.dtype == torch.float32
-    assert cosines(found, dnabert.network.embeddings(rows)).min() > 0.999
+    assert cosines(found, dnabert.network.embeddings(rows)).min() > cosine

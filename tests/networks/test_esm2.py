@@ -33,11 +33,12 @@ def test_embeddings_average_the_first_1024_residues_of_an_uncut_protein(pair: Es
     assert_close(found[1], expected, **EXACT)
 
 
-def test_bf16_is_close_to_fp32(pair: EsmPair):
-    tensors = {name: tensor.bfloat16() for name, tensor in pair.ours.state_dict().items()}
+@pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.999), (torch.float16, 0.99999)], ids=str)
+def test_half_precisions_are_close_to_fp32(dtype: torch.dtype, cosine: float, pair: EsmPair):
+    tensors = {name: tensor.to(dtype) for name, tensor in pair.ours.state_dict().items()}
     half = build_with(lambda: Esm2(pair.shape), tensors)
     rows = pack(OrfTokenizer.residues(None, some_proteins(5, 166, 1, 600)))
     found = half.embeddings(rows)
-    assert half(rows).dtype == torch.bfloat16
+    assert half(rows).dtype == dtype
     assert found.dtype == torch.float32
-    assert cosines(found, pair.ours.embeddings(rows)).min() > 0.999
+    assert cosines(found, pair.ours.embeddings(rows)).min() > cosine

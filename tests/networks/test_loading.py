@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from support import CPU
 from torch import Tensor
 
-from virnuc_async.errors import BadBundle
+from virnuc_async.errors import BadBundle, UnsuitablePrecision
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.shapes import ClassifierShape
@@ -107,3 +107,19 @@ def test_a_truncated_file(saved, missing: int):
 def test_a_missing_file(tmp_path: Path):
     with pytest.raises(BadBundle, match=r"no\.safetensors is not a usable bundle: No such file"):
         loaded(tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("number", [65504.0, 65505.0, -1e6, float("inf"), float("nan")])
+def test_a_weight_that_fp16_cannot_hold_is_named(number: float, saved):
+    path, tensors = saved
+    tensors["hidden.weight"][2, 1] = number
+    save_file(tensors, path)
+    assert loaded(path, torch.bfloat16).hidden.weight.dtype == torch.bfloat16
+    if number in (65505.0, -1e6):
+        with pytest.raises(UnsuitablePrecision) as caught:
+            loaded(path, torch.float16)
+        reason = f"hidden.weight in {path} has the number {abs(number):.6g}"
+        assert (caught.value.precision, caught.value.reason) == ("FP16", reason)
+    else:  # what is not finite in the file stays what it is
+        weight = loaded(path, torch.float16).hidden.weight
+        assert torch.equal(weight.nan_to_num(7), tensors["hidden.weight"].half().nan_to_num(7))

@@ -78,7 +78,7 @@ def add_device_options(group: Any) -> None:
 
 
 def add_device_choice(
-    group: Any, auto: str = "auto: BF16 if all GPUs support it, else FP32 (default: auto)"
+    group: Any, auto: str = "auto: BF16 or FP16, as the GPUs support it, else FP32 (default: auto)"
 ) -> None:
     """Add --gpus, --devices and --precision, whose help is *auto*."""
     group.add_argument(

@@ -15,11 +15,16 @@ from virnuc_async.text import plural
 from .gpu_memory import nvml_session
 from .instruction_sets import instruction_sets
 
-BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072}
+BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072}
 
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
 # Activations of ESM-2 3B: at most about 12 rows of 2,560 numbers at the same time.
-_BYTES_PER_TOKEN = {Precision.FP32: 12 * 2560 * 4, Precision.BF16: 12 * 2560 * 2}
+_NUMBERS_PER_TOKEN = 12 * 2560
+_BYTES_PER_TOKEN = {
+    Precision.FP32: _NUMBERS_PER_TOKEN * 4,
+    Precision.BF16: _NUMBERS_PER_TOKEN * 2,
+    Precision.FP16: _NUMBERS_PER_TOKEN * 2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,12 @@ class Device:
         return f"{self.model} (capability {major}.{minor}{cores})"
 
     @property
-    def has_bf16(self) -> bool:
-        """Whether BF16 is native: CUDA capability 8.0 and above."""
-        return self.capability is not None and self.capability >= (8, 0)
+    def native_precision(self) -> Precision:
+        """The precision that it computes fastest in: by its capability BF16, FP16, or FP32 like a CPU."""
+        capability = self.capability or (0, 0)
+        if capability >= (8, 0):
+            return Precision.BF16
+        return Precision.FP16 if capability >= (7, 0) else Precision.FP32
 
     @property
     def torch_device(self) -> torch.device:
@@ -81,17 +89,18 @@ def choose(settings: Settings) -> list[Device]:
 
 def decide_precision(devices: Iterable[Device], requested: Precision) -> Precision:
     """
-    Return the precision of a run: as requested, else BF16 if every device has it natively.
+    Return the precision of a run: as requested, else the native one of its devices.
 
     Raises:
         MixedDevices: the devices would compute different results and no precision was requested
     """
     if requested is not Precision.AUTO:
         return requested
-    kinds = {device.kind: device.has_bf16 for device in devices}
+    kinds = {device.kind: device.native_precision for device in devices}
     if len(kinds) > 1:
         raise MixedDevices(sorted(kinds))
-    return Precision.BF16 if all(kinds.values()) else Precision.FP32
+    (native,) = kinds.values()
+    return native
 
 
 def decide_budget(devices: Iterable[Device], precision: Precision, requested: int | None) -> int:

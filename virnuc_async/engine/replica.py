@@ -28,7 +28,11 @@ from .torch_errors import call_and_free, is_responsive, translate_torch_errors
 # The networks in the order of the stage codes: code 1 is the first of them.
 STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
 
-_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
+_DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+}
 _Result = TypeVar("_Result")
 
 

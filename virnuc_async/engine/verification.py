@@ -44,7 +44,9 @@ def precisions_of(device: Device, requested: Precision) -> tuple[Precision, ...]
     """Return the precisions to verify *device* in: the *requested* one, or all that it supports."""
     if requested is not Precision.AUTO:
         return (requested,)
-    return (Precision.FP32, Precision.BF16) if device.has_bf16 else (Precision.FP32,)
+    capability = device.capability or (0, 0)
+    lowest = {Precision.FP32: (0, 0), Precision.BF16: (8, 0), Precision.FP16: (7, 0)}
+    return tuple(precision for precision, needed in lowest.items() if capability >= needed)
 
 
 async def verify(

@@ -29,7 +29,7 @@ _ALIGNMENT = 8  # numbers: kernels read a bias with aligned rows in place, and c
 
 # On this sample, a wrong bias, boundary or order changes results by tenths.
 _SAMPLE = (48, 33, 33, 32, 9, 3, 1)
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 def sdpa_by_length(packed: Packed, slopes: Tensor | None = None) -> Attend:

@@ -104,7 +104,11 @@ class PackedGatedLinear(nn.Module):
 def can_prepack(dtype: torch.dtype) -> bool:
     """Return whether this torch and this processor can pack weights of *dtype*."""
     has_packing = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return has_packing and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    if not has_packing or dtype == torch.float32:
+        return has_packing
+    is_bf16 = dtype == torch.bfloat16
+    mkldnn = torch.ops.mkldnn
+    return bool(mkldnn._is_mkldnn_bf16_supported() if is_bf16 else mkldnn._is_mkldnn_fp16_supported())
 
 
 def prepack(network: nn.Module) -> None:

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from virnuc_async.errors import BadBundle
+from virnuc_async.errors import BadBundle, UnsuitablePrecision
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -35,6 +35,7 @@ def load(
 
     Raises:
         BadBundle: *path* is not a safetensors file, or a tensor is missing, unknown or of another shape
+        UnsuitablePrecision: a weight is too large for *dtype*
     """
     expected = network.state_dict()
     weights = {}
@@ -49,11 +50,21 @@ def load(
                     raise BadBundle(str(path), f"{name} has the shape {shapes}")
                 if tensor.is_floating_point() != like.is_floating_point():
                     raise BadBundle(str(path), f"{name} holds {tensor.dtype}")
+                _check_range(path, name, tensor, dtype)
                 weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
     except (OSError, SafetensorError) as error:
         raise BadBundle(str(path), str(error)) from error
     network.load_state_dict(weights, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def _check_range(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    # FP16 alone has a smaller range than the types of files; of the largest it would make an infinity.
+    if dtype != torch.float16 or not tensor.is_floating_point() or tensor.dtype == torch.float16:
+        return
+    largest = max(abs(float(end)) for end in tensor.aminmax())
+    if torch.finfo(dtype).max < largest < torch.inf:
+        raise UnsuitablePrecision("FP16", f"{name} in {path} has the number {largest:.6g}", "fp32")
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:

@@ -140,10 +140,12 @@ def _format_device(device: "Device", hardware: Hardware) -> str:
         facts.append(plural(device.threads, "thread"))
     else:
         facts.append("capability {}.{}".format(*device.capability))
-    if hardware.precision is Precision.BF16:
-        facts.append("BF16 enabled")
+    if hardware.precision is not Precision.FP32:
+        facts.append(f"{hardware.precision.upper()} enabled")
+    elif device.native_precision is not Precision.FP32:
+        facts.append("FP32")
     else:
-        facts.append("FP32" if device.has_bf16 else "FP32 (BF16 needs a GPU of capability 8.0 or higher)")
+        facts.append("FP32 (FP16 needs a GPU of capability 7.0 or higher, BF16 one of 8.0)")
     base, budget = engine.BASE_BUDGET[hardware.precision], hardware.budget
     scaled = "" if budget == base else f" ({base:,} before scaling by memory or settings)"
     return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"
