@@ -1,6 +1,7 @@
 """Fixtures that several test modules use."""
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 # The same examples every time: a test fails everywhere or nowhere.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
+
+# Without a GPU, kernels run in Triton's interpreter, which it decides when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 

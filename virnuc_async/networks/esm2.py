@@ -18,7 +18,7 @@ from .attention import Attention, sdpa_by_length, select_kernel
 from .linear import Linear, can_prepack, prepack
 from .loading import embedding
 from .packing import Packed, mean_pool, positions
-from .rotary import rotary_angles, rotate_halves, rotate_interleaved
+from .rotary import complex_angles, rotary_angles, rotate_halves, rotate_interleaved
 from .shapes import ProteinShape
 
 _TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
@@ -70,13 +70,14 @@ class Esm2(nn.Module):
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
         self.attention: Attention = sdpa_by_length
+        self._angles = rotary_angles
         self.embed = embedding(len(ESM2_ALPHABET), shape.width)
         self.layers = nn.ModuleList(Layer(shape.width, shape.heads) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
 
     def forward(self, packed: Packed) -> Tensor:
         """Return the last hidden state of every token, (T, C)."""
-        angles = rotary_angles(positions(packed), self.head_width)
+        angles = self._angles(positions(packed), self.head_width)
         attend = self.attention(packed, None)
         layers = list(cast(Iterable[Layer], self.layers))
         first, *others = [*(layer.attention_norm for layer in layers), self.norm]
@@ -92,6 +93,7 @@ class Esm2(nn.Module):
         if can_prepack(self.norm.weight.dtype):
             for layer in cast(Iterable[Layer], self.layers):
                 layer.interleave_heads()
+            self._angles = complex_angles
             prepack(self)
 
     def use_fastest_attention(self) -> None:

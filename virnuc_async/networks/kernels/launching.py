@@ -1,0 +1,54 @@
+"""What the kernels share: how a launch is described, and the shapes of the published networks. No Triton."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MODULES = ("add_norm", "gated_gelu", "gelu", "rotary")
+
+# Of the published networks: heads and width of each head; width of the MLP, gated or not.
+ESM2_HEADS = ((20, 16), (20, 24), (20, 32), (20, 64), (40, 64), (40, 128))
+DNABERT_S_HEADS, DNABERT_S_INTERMEDIATE = (12, 64), 3072
+ESM2_WIDTHS = tuple(heads * width for heads, width in ESM2_HEADS)
+DNABERT_S_WIDTH = DNABERT_S_HEADS[0] * DNABERT_S_HEADS[1]
+
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_NUMBERS_PER_THREAD, _THREADS, _MAX_WARPS = 16, 32, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compilation of a kernel. All of its pointers are aligned to 16 bytes."""
+
+    name: str
+    kernel: Any  # what triton.jit returns
+    arguments: Mapping[str, str]  # Triton's types of those that are not constant, in the kernel's order
+    constants: Mapping[str, int]
+    warps: int
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Triton's types of all arguments."""
+        return {**self.arguments, **dict.fromkeys(self.constants, "constexpr")}
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options."""
+        return {"num_warps": self.warps}
+
+
+def pointer(dtype: torch.dtype) -> str:
+    """Return Triton's type of a pointer to numbers of *dtype*."""
+    return _TYPES[dtype]
+
+
+def block_of(count: int) -> int:
+    """Return the length of a block for *count* numbers: the next power of two."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def warps_for(block: int) -> int:
+    """Return the number of warps that share a *block* of numbers."""
+    return min(_MAX_WARPS, max(1, block // (_NUMBERS_PER_THREAD * _THREADS)))
