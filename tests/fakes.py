@@ -28,6 +28,7 @@ class Rules:
     proves: bool = False  # whether a device finds out at the start what has no room
     lost: dict[str, int] = field(default_factory=dict)  # device -> batches that it lives for
     strange: int | None = None  # an ORF of this many tokens gets no finite score
+    recomputed: int | None = None  # an ORF of this many tokens is computed again in FP32
     pause_after: int | None = None  # batches, in all; then every device waits for `go_on`
     go_on: anyio.Event = field(default_factory=anyio.Event)
     paused: anyio.Event = field(default_factory=anyio.Event)
@@ -103,6 +104,7 @@ class FakeScorer:
             embeddings=None if self._width is None else np.tile(virus[:, None], self._width),
             seconds=0.5,
             similarity=np.full((len(batch.known.compared), 2), self._rules.similarity, np.float32),
+            recomputed=int((batch.residues.lengths == self._rules.recomputed).sum()),
         )
 
 

@@ -262,8 +262,8 @@ def test_a_store_that_does_not_know_its_run_is_damaged(filled: Store) -> None:
         "DELETE FROM batches WHERE number = 0",
         "DELETE FROM batches",
         "DELETE FROM windows",
-        "INSERT INTO batches SELECT window, number, '0', device, orfs, tokens, seconds, scored, failures, "
-        "scores, fingerprints, checksum FROM batches WHERE number = 0",
+        "INSERT INTO batches SELECT window, number, '0', device, orfs, tokens, seconds, scored, recomputed, "
+        "failures, scores, fingerprints, checksum FROM batches WHERE number = 0",
     ],
 )
 def test_rows_that_vanish_or_appear_in_a_finished_run_are_damage(lose: str, filled: Store) -> None:

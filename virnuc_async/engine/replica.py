@@ -3,7 +3,7 @@
 import asyncio
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +34,7 @@ _DTYPES = {
     Precision.FP16: torch.float16,
 }
 _Result = TypeVar("_Result")
+_Array = TypeVar("_Array", NDArray[np.float32], NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,38 @@ class Scores:
     embeddings: NDArray[np.float32] | None  # (B, C): the bases', then the residues'; if requested
     seconds: float  # that the device was busy with it
     similarity: NDArray[np.float32]  # (S, 2): of the spot-checked embeddings to the computed ones
+    recomputed: int = 0  # ORFs that were computed again in FP32
+
+    @property
+    def not_finite(self) -> NDArray[np.int64]:
+        """The rows of which a number is not finite."""
+        has_failed = self.stage_codes != 0
+        checked = [check.row for check in self.batch.known.compared]
+        has_failed[checked] |= ~np.isfinite(self.similarity).all(1)
+        return np.flatnonzero(has_failed)
+
+    def replace(self, rows: NDArray[np.int64], others: "Scores") -> "Scores":
+        """Return the scores with *rows* computed again: *others*."""
+        compared = [check.row in set(rows.tolist()) for check in self.batch.known.compared]
+        embeddings = self.embeddings
+        if embeddings is not None and others.embeddings is not None:
+            embeddings = _with_rows(embeddings, rows, others.embeddings)
+        return Scores(
+            batch=self.batch,
+            probabilities=_with_rows(self.probabilities, rows, others.probabilities),
+            stage_codes=_with_rows(self.stage_codes, rows, others.stage_codes),
+            embeddings=embeddings,
+            seconds=self.seconds + others.seconds,
+            similarity=_with_rows(self.similarity, np.flatnonzero(compared), others.similarity),
+            recomputed=len(rows),
+        )
+
+
+def _with_rows(array: _Array, rows: NDArray[np.int64], others: _Array) -> _Array:
+    """Return a copy of *array* with other *rows*."""
+    copied = array.copy()
+    copied[rows] = others
+    return copied
 
 
 @dataclass(slots=True)
@@ -124,18 +157,27 @@ class Replica:
             count = max(1, tokens // length)
             rows = dummy_batch(*[length] * count)
             batch = Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), rows, rows)
-            await self.score(batch)
+            await self._score(batch, self._submit)
 
     async def score(self, batch: Batch) -> Scores:
         """
         Score every ORF of *batch*. A call that is cancelled before the work has begun does no work.
 
+        ORFs with a number that is not finite in half precision are computed again, in FP32.
+
         Raises:
             DeviceOutOfMemory: the batch did not fit; split it and try again
             DeviceLost: the device failed and cannot be used any more
         """
-        in_flight = await _result_or_cancel(self._thread.submit(call_and_free, self._submit, batch))
+        scores = await self._score(batch, self._submit)
         self._batches += 1
+        rows = scores.not_finite
+        if self._dtype is torch.float32 or not len(rows):
+            return scores
+        return scores.replace(rows, await self._score(batch.take(rows), self._submit_in_fp32))
+
+    async def _score(self, batch: Batch, submit: Callable[[Batch], _InFlight]) -> Scores:
+        in_flight = await _result_or_cancel(self._thread.submit(call_and_free, submit, batch))
         if self._collecting is None:
             return self._collect(in_flight)
         collected = asyncio.wrap_future(self._collecting.submit(call_and_free, self._collect, in_flight))
@@ -188,12 +230,21 @@ class Replica:
         if self._is_closed:
             raise DeviceLost(self.name, "it was closed while it was loading")
 
-    @torch.inference_mode()
     def _submit(self, batch: Batch) -> _InFlight:
         """Queue the work of *batch* on the device; on the CPU, do it."""
-        in_flight = _InFlight(batch, self._timestamp())
-        model, known = self._model, batch.known
-        assert model is not None, "not loaded"
+        assert self._model is not None, "not loaded"
+        return self._submit_to(self._model, batch)
+
+    def _submit_in_fp32(self, batch: Batch) -> _InFlight:
+        """Do the same in FP32, with the weights that are there."""
+        assert self._model is not None, "not loaded"
+        with self._translated_errors(batch.tokens, Stage.PROTEIN):
+            model = self._model.in_fp32()
+        return self._submit_to(model, batch)
+
+    @torch.inference_mode()
+    def _submit_to(self, model: Model, batch: Batch) -> _InFlight:
+        in_flight, known = _InFlight(batch, self._timestamp()), batch.known
         with self._translated_errors(batch.tokens, Stage.NUCLEOTIDE):
             bases, bases_similarity = self._embed(model.nucleotide, batch, batch.nucleotides, known.bases)
         with self._translated_errors(batch.tokens, Stage.PROTEIN):

@@ -59,6 +59,7 @@ class ScoredBatch:
     failures: Mapping[int, tuple[Stage, str]]  # row -> where and why this ORF has no score
     # (S, 2): of the spot checks of batch.known to what the model gives; None where nothing was computed
     similarity: NDArray[np.float32] | None = None
+    recomputed: int = 0  # ORFs that were computed again in FP32
 
 
 class Worker:
@@ -177,6 +178,7 @@ def _scored_batch(device: str, scores: Scores) -> ScoredBatch:
         embeddings=scores.embeddings,
         failures=failures,
         similarity=scores.similarity,
+        recomputed=scores.recomputed,
     )
 
 

@@ -6,6 +6,7 @@ EPYC (205 GFLOP/s against 130 on two cores), 1.1 times the BF16 rate; the next o
 while the tile is in cache. Its results are identical to the bit for any number of threads.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -33,6 +34,10 @@ class Linear(nn.Linear):
         """Return the same layer with its weights packed for the CPU."""
         return PackedLinear(self.weight, self.bias)
 
+    def upcast(self) -> "UpcastLinear":
+        """Return the same layer in FP32, which uses the weights of this one."""
+        return UpcastLinear(lambda: self.weight, self.bias)
+
 
 class GatedLinear(Linear):
     """Two layers in one, without bias: the activated first half times the second."""
@@ -48,6 +53,33 @@ class GatedLinear(Linear):
     def packed(self) -> nn.Module:
         """Return the same layer with its weights packed for the CPU."""
         return PackedGatedLinear(self.weight)
+
+    def upcast(self) -> "UpcastLinear":
+        """Return the same layer in FP32, which uses the weights of this one."""
+        return UpcastGatedLinear(lambda: self.weight, None)
+
+
+class UpcastLinear(Linear):
+    """
+    A :class:`Linear` in FP32 with *weight* of another precision, which stays as it is.
+
+    The weight is up-cast each time that it is used: of a whole network, one FP32 copy exists at a time.
+    """
+
+    def __init__(self, weight: Callable[[], Tensor], bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        self._weight_of = weight
+        upcast = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.register_parameter("bias", upcast)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight in FP32."""
+        return self._weight_of().float()
+
+
+class UpcastGatedLinear(UpcastLinear, GatedLinear):
+    """A :class:`GatedLinear` in FP32."""
 
 
 class PackedLinear(nn.Module):
@@ -75,6 +107,14 @@ class PackedLinear(nn.Module):
         """Return norm(residual + layer(x))."""
         return self.add_norm(x, residual, norm)[1]
 
+    def upcast(self) -> UpcastLinear:
+        """Return the same layer in FP32, which uses the weights of this one."""
+        return UpcastLinear(self.plain_weight, self._bias)
+
+    def plain_weight(self) -> Tensor:
+        """Return a copy of the weight in torch's own layout."""
+        return cast(Tensor, self._weight.to_dense())
+
     def linear_mul(self, x: Tensor, other: Tensor) -> Tensor:
         """Return layer(x) * other."""
         return self._binary(x, other, "mul")
@@ -99,6 +139,12 @@ class PackedGatedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return gelu(gate(x)) * up(x)."""
         return self._up.linear_mul(x, self._gate.linear_gelu(x))
+
+    def upcast(self) -> UpcastLinear:
+        """Return the same layer in FP32, which uses the weights of this one."""
+        return UpcastGatedLinear(
+            lambda: torch.cat((self._gate.plain_weight(), self._up.plain_weight())), None
+        )
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

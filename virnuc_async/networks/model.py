@@ -16,6 +16,7 @@ from .dnabert_s import DnabertS
 from .esm2 import Esm2
 from .loading import load
 from .shapes import Shapes
+from .upcast import upcast
 
 Encoder = DnabertS | Esm2
 
@@ -35,6 +36,7 @@ class Model:
         self.nucleotide = nucleotide
         self.protein = protein
         self.classifier = classifier
+        self._upcast: Model | None = None
 
     @classmethod
     def load(
@@ -71,6 +73,12 @@ class Model:
         for encoder in encoders:
             encoder.use_fastest_attention()
         return None
+
+    def in_fp32(self) -> "Model":
+        """Return the same networks in FP32; they share the weights and up-cast one matrix at a time."""
+        if self._upcast is None:
+            self._upcast = Model(upcast(self.nucleotide), upcast(self.protein), self.classifier)
+        return self._upcast
 
     def classify(self, bases: Tensor, residues: Tensor) -> Outputs:
         """Return the scores of the embeddings *bases* and *residues* (B, C each)."""

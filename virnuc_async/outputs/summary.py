@@ -13,6 +13,7 @@ from virnuc_async.fileio import Directory
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
 from virnuc_async.runs.totals import Totals
+from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .columns import Chunks
@@ -114,6 +115,8 @@ def _counts(session: RunSession, totals: Totals, viral_contigs: int, pairs: Coun
     }
     if pairs:
         counts |= {"pairs": pairs.total(), "viral_pairs": pairs["virus"]}
+    if session.hardware.precision is not Precision.FP32:
+        counts["orfs_recomputed"] = totals.recomputed
     if totals.reused is not None:
         counts["orfs_reused"] = totals.reused
     return counts

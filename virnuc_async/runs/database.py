@@ -39,7 +39,7 @@ BUSY_SECONDS = 5.0  # how long SQLite waits for another program that reads the f
 _MAX_MISSING = 10_000  # consecutive row numbers: after so many, there are no more rows
 _APPLICATION = 0x56697250  # "VirP", in the header of the file
 _SQLITE, _MARK = b"SQLite format 3\0", slice(68, 72)  # where the header says what the file is
-_FORMAT = 4  # of the tables, also in the header
+_FORMAT = 5  # of the tables, also in the header
 JOURNAL = "-journal"  # that SQLite adds to the name of a file
 _HEADER_BYTES, _MARK_BYTES = 28, 8  # of a journal, and of its start, which are zeros if it is not needed
 _TABLES = {
@@ -50,9 +50,11 @@ _TABLES = {
     "windows": "number INTEGER PRIMARY KEY, first INTEGER NOT NULL, orfs INTEGER NOT NULL, "
     "contigs INTEGER NOT NULL, fragments INTEGER NOT NULL, files TEXT NOT NULL, digest BLOB NOT NULL, "
     "records BLOB NOT NULL, ids BLOB NOT NULL, checksum INTEGER NOT NULL",
-    # scores: SCORE, of the ORFs that did not fail; failures: the others, as a list in JSON of FailedOrf
+    # scores: SCORE, of the ORFs that did not fail; failures: the others, as a list in JSON of FailedOrf;
+    # recomputed: how many of all were computed again in FP32
     "batches": "window INTEGER NOT NULL, number INTEGER NOT NULL, part TEXT NOT NULL, device TEXT NOT NULL, "
     "orfs INTEGER NOT NULL, tokens INTEGER NOT NULL, seconds REAL NOT NULL, scored INTEGER NOT NULL, "
+    "recomputed INTEGER NOT NULL, "
     "failures TEXT NOT NULL, scores BLOB NOT NULL, fingerprints BLOB NOT NULL, checksum INTEGER NOT NULL, "
     "UNIQUE (window, number, part)",
 }

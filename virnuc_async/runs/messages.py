@@ -44,6 +44,7 @@ class RunMessages(EngineEvents):
         self.started = time.monotonic()
         self.load_seconds = 0.0  # until the last device was ready
         self.peak_memory: dict[str, int] = {}  # device -> bytes
+        self.has_recomputed = False  # whether it is logged that ORFs were computed again in FP32
         self._plan = plan
         self._notices = plan.notices
 
@@ -128,6 +129,15 @@ class RunMessages(EngineEvents):
         for level, text in self._notices:
             self.log.log(level, "{}", text)
         self._notices = ()
+
+    def log_recomputed(self, orfs: int, precision: Precision) -> None:
+        """Log that some *orfs* were computed again, once in a run."""
+        if orfs and not self.has_recomputed:
+            self.log.info(
+                "ORFs with numbers that {} cannot hold are computed again in FP32; summary.json counts them",
+                precision.upper(),
+            )
+            self.has_recomputed = True
 
     def log_failure(self, failure: Failure) -> None:
         """Log an input or an ORF that failed; the line is written to failed_files.txt as well."""

@@ -130,6 +130,7 @@ class BatchRow(NamedTuple):
     tokens: int
     seconds: float
     scored: int
+    recomputed: int  # in FP32
     failures: tuple[FailedOrf, ...]
     scores: bytes
     fingerprints: bytes  # FINGERPRINT, of each score, or nothing
@@ -157,12 +158,13 @@ class BatchRow(NamedTuple):
         size, fingerprints_size = len(batch.scores), len(batch.fingerprints)
         # At once: there are a hundred million ORFs in batches of some forty.
         makes_sense = (
-            min(*row[:2], *row[4:8]) >= 0
+            min(*row[:2], *row[4:9]) >= 0
             and batch.seconds < _ENDLESS
             and not batch.part.strip("01")
             and size == batch.scored * SCORE.itemsize
             and fingerprints_size in (0, batch.scored * FINGERPRINT.itemsize)
             and batch.orfs == batch.scored + len(failed) > 0
+            and batch.recomputed <= batch.orfs
         )
         _require(makes_sense, "the values of a batch make no sense")
         return batch
@@ -191,7 +193,7 @@ class MetaRow(NamedTuple):
 
 _WINDOW_TYPES = (int, int, int, int, int, str, bytes, bytes, bytes, int)
 _META_TYPES = (str, str, int)
-_BATCH_TYPES = (int, int, str, str, int, int, float, int, str, bytes, bytes, int)
+_BATCH_TYPES = (int, int, str, str, int, int, float, int, int, str, bytes, bytes, int)
 
 
 def checksum(table: str, values: Row, blobs: Row) -> int:

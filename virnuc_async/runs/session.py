@@ -175,6 +175,7 @@ class RunSession:
             check_similarity(scored.batch.known, scored.similarity)
         for failure in await self.on_disk(self.store.add_batch, scored):
             self.messages.log_failure(failure)
+        self.messages.log_recomputed(scored.recomputed, self.hardware.precision)
         self.scored.update(orfs=len(scored.batch) - len(scored.failures), batches=1)
         self.counts.finished(scored.device, len(scored.batch), scored.batch.tokens)
         self.log.debug("batch {} done on {}", scored.batch.name, scored.device)
@@ -281,6 +282,7 @@ class RunSession:
         totals = self.store.reader.totals()
         if totals.batches:
             self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
+        self.messages.has_recomputed = bool(totals.recomputed)
 
     async def _pending_of(self, window: Window) -> list[Batch]:
         """Store or check *window*, and return its batches that are not done."""

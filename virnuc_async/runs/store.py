@@ -224,6 +224,7 @@ class Store:
             tokens=batch.tokens,
             seconds=float(done.seconds),
             scored=len(scores),
+            recomputed=done.recomputed,
             scores=scores.tobytes(),
             fingerprints=known,
             failures=tuple(failed),

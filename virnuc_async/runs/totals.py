@@ -20,6 +20,7 @@ class Totals:
     batches: int = 0
     scores: int = 0
     failures: int = 0  # files and ORFs
+    recomputed: int = 0  # ORFs, in FP32
     is_split: bool = False  # whether a batch was split for lack of memory: halves differ in their last digits
     devices: dict[str, DeviceTotals] = field(default_factory=dict)
     reused: int | None = None  # ORFs of which an embedding was reused, if any was to be
@@ -42,7 +43,7 @@ class Totals:
         return cls(**value | {"devices": {name: tuple(sums) for name, sums in devices.items()}})
 
 
-_COUNTS = ("windows", "contigs", "fragments", "batches", "scores", "failures")
+_COUNTS = ("windows", "contigs", "fragments", "batches", "scores", "failures", "recomputed")
 
 
 def _is_count(value: Any) -> bool:
@@ -73,13 +74,14 @@ def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[T
         fragments += int(window.contigs["fragments"].sum())
         failures += sum(file.reason is not None for file in window.files)
     devices: dict[str, tuple[list[int], list[float]]] = {}
-    count = scores = 0
+    count = scores = recomputed = 0
     is_split = False
     for batch in batches:
         if missing.get(batch.window, 0) < batch.orfs:
             raise InvalidRow("there are batches of no window")
         missing[batch.window] -= batch.orfs
         count, scores, failures = count + 1, scores + batch.scored, failures + len(batch.failures)
+        recomputed += batch.recomputed
         is_split |= bool(batch.part)
         sums, seconds = devices.setdefault(batch.device, ([0, 0, 0], []))
         sums[0] += 1
@@ -89,5 +91,6 @@ def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[T
     of_devices: dict[str, DeviceTotals] = {
         name: (sums[0], sums[1], sums[2], fsum(seconds)) for name, (sums, seconds) in sorted(devices.items())
     }
-    totals = Totals(len(missing), contigs, fragments, count, scores, failures, is_split, of_devices)
+    counts = (len(missing), contigs, fragments, count, scores, failures, recomputed)
+    totals = Totals(*counts, is_split, of_devices)
     return totals, not any(missing.values()) and max(missing, default=-1) == len(missing) - 1

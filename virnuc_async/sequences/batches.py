@@ -6,7 +6,7 @@ when, changes nothing in it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,13 +34,13 @@ class PrecomputedEmbeddings:
     residues: NDArray[np.float32] | None = None  # (B, C)
     compared: tuple[SpotCheck, ...] = ()
 
-    def select(self, which: slice) -> "PrecomputedEmbeddings":
-        """Return the rows *which*, a slice without a step."""
-        bases, residues = (None if part is None else part[which] for part in (self.bases, self.residues))
-        first, end = which.start or 0, which.stop
-        inside = (one for one in self.compared if first <= one.row and (end is None or one.row < end))
+    def take(self, rows: NDArray[np.int64]) -> "PrecomputedEmbeddings":
+        """Return those of *rows*."""
+        bases, residues = (None if part is None else part[rows] for part in (self.bases, self.residues))
+        places = {row: place for place, row in enumerate(rows.tolist())}
+        inside = (one for one in self.compared if one.row in places)
         return PrecomputedEmbeddings(
-            bases, residues, tuple(one._replace(row=one.row - first) for one in inside)
+            bases, residues, tuple(one._replace(row=places[one.row]) for one in inside)
         )
 
 
@@ -87,20 +87,21 @@ class Batch:
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Return two halves; every ORF of the first is at least as long as those of the second."""
-        middle = len(self) // 2
-        return self._select(slice(middle), "0"), self._select(slice(middle, None), "1")
+        first, second = np.split(np.arange(len(self)), [len(self) // 2])
+        return (
+            replace(self.take(first), split_path=self.split_path + "0"),
+            replace(self.take(second), split_path=self.split_path + "1"),
+        )
 
-    def _select(self, which: slice, half: str) -> "Batch":
-        rows = np.arange(len(self))[which]
-        return Batch(
-            window=self.window,
-            number=self.number,
-            split_path=self.split_path + half,
-            orfs=self.orfs[which],
-            origins=self.origins[which],
+    def take(self, rows: NDArray[np.int64]) -> "Batch":
+        """Return some *rows* of it, under its name."""
+        return replace(
+            self,
+            orfs=self.orfs[rows],
+            origins=self.origins[rows],
             nucleotides=self.nucleotides.take(rows),
             residues=self.residues.take(rows),
-            known=self.known.select(which),
+            known=self.known.take(rows),
         )
 
 
