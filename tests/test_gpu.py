@@ -27,7 +27,14 @@ from virnuc_async.errors import DeviceOutOfMemory, FeatureMismatchError
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.reference import reference_of
-from virnuc_async.networks.attention import Attention, sdpa_by_length, sdpa_padded, select_kernel, varlen
+from virnuc_async.networks.attention import (
+    Attention,
+    memory_efficient,
+    sdpa_by_length,
+    select_kernel,
+    triton_kernel,
+    varlen,
+)
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.pipeline import run_pipeline
@@ -115,20 +122,25 @@ async def test_bf16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source:
     assert cosine.min() > 0.999
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "ALiBi"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernel", [sdpa_by_length, sdpa_padded, varlen])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "bias"),
+    [
+        *((kernel, False) for kernel in (sdpa_by_length, varlen, memory_efficient, triton_kernel)),
+        *((kernel, True) for kernel in (sdpa_by_length, triton_kernel)),
+    ],
+)
 def test_every_attention_kernel(gpu: Device, kernel: Attention, dtype: torch.dtype, bias: bool) -> None:
     rows = dummy_batch(500, 168, 168, 168, 97, 52, 52, 3, 1)
     packed, random = pack(rows), torch.Generator().manual_seed(7)
-    numbers = torch.randn(3, len(rows.ids), 12, 64, generator=random).to(dtype)
+    numbers = torch.randn(len(rows.ids), 3, 12, 64, generator=random).to(dtype)
     steps = torch.tensor(slopes(12)) if bias else None
-    expected = sdpa_by_length(packed, steps)(*numbers.float())
+    expected = sdpa_by_length(packed, steps)(*numbers.float().unbind(1))
     try:
         steps = None if steps is None else steps.to(gpu.torch_device)
-        found = kernel(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device))
+        found = kernel(packed.to(gpu.torch_device), steps)(*numbers.to(gpu.torch_device).unbind(1))
     except RuntimeError as error:
-        assert kernel is varlen
+        assert kernel in (varlen, memory_efficient)
         pytest.skip(f"no such kernel here: {error}")
     error = (found.float().cpu() - expected).abs().max()
     assert error < (1e-5 if dtype is torch.float32 else 2e-2)
@@ -138,7 +150,7 @@ def test_bf16_attention_has_no_padding(gpu: Device) -> None:
     if gpu.native_precision is not Precision.BF16:
         pytest.skip("FlashAttention's kernels need capability 8.0")
     assert select_kernel(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
-    assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is not sdpa_by_length
+    assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is triton_kernel
 
 
 @in_a_loop

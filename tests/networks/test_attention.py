@@ -1,11 +1,14 @@
-"""Every attention kernel compared with the formula; FlashAttention's operator is simulated on the CPU."""
+"""Attention compared with the formula, and which kernel is selected; torch's operators are simulated."""
 
 from collections.abc import Iterator
+from itertools import pairwise
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+import triton
+from hypothesis import given
 from hypothesis import strategies as st
 from support import CPU, packed
 from torch import Tensor
@@ -15,15 +18,15 @@ from virnuc_async.networks import attention
 from virnuc_async.networks.attention import (
     Attention,
     distance_bias,
+    memory_efficient,
     sdpa_by_length,
-    sdpa_padded,
     select_kernel,
     varlen,
 )
-from virnuc_async.networks.dnabert_s import DnabertS, slopes
+from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed
-from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ProteinShape
 
 HEADS, WIDTH = 3, 8
 SLOPES = torch.tensor(slopes(HEADS))
@@ -31,10 +34,10 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 BIASES = pytest.mark.parametrize("bias", [None, SLOPES], ids=["no bias", "ALiBi"])
 
 
-def one_by_one(q: Tensor, k: Tensor, v: Tensor, batch: Packed, bias: Tensor | None) -> Tensor:
+def one_by_one(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, bias: Tensor | None) -> Tensor:
     """Attend by the formula, one sequence and one head at a time."""
-    out, cu_seqlens = torch.empty_like(q), batch.cu_seqlens.tolist()
-    for first, end in zip(cu_seqlens, cu_seqlens[1:], strict=False):
+    out = torch.empty_like(q)
+    for first, end in pairwise(cu_seqlens.tolist()):
         for head in range(q.shape[1]):
             logits = q[first:end, head] @ k[first:end, head].T / q.shape[2] ** 0.5
             if bias is not None:
@@ -51,89 +54,70 @@ def sample(lengths: list[int]) -> tuple[Packed, Tensor]:
 
 
 class Kernel:
-    """FlashAttention's operator on a CPU; it may not support a bias, or be wrong."""
+    """Both of torch's operators for sequences of any lengths, on a CPU; they may be wrong."""
 
-    def __init__(self) -> None:
-        self.supports_slopes, self.error = True, 0.0
-        self.calls: list[tuple[int, bool]] = []
+    def __init__(self, operator: str) -> None:
+        self.operator, self.error = operator, 0.0
+        self.calls: list[int] = []
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens: Tensor,
-        cu_seqlens_k: Tensor,
-        longest: int,
-        *rest: Any,
-        **named: Any,
-    ) -> tuple[Tensor, ...]:
-        assert cu_seqlens.dtype == torch.int32
-        assert torch.equal(cu_seqlens, cu_seqlens_k)
-        assert rest[:3] == (longest, 0.0, False)
-        assert longest == cu_seqlens.diff().max()
-        bias = named["alibi_slopes"]
-        if bias is not None and not self.supports_slopes:
-            raise RuntimeError("This flash attention build does not support alibi.")
-        self.calls.append((len(q), bias is not None))
-        batch = Packed(cu_seqlens, cu_seqlens, cu_seqlens, ())
-        out = one_by_one(q.float(), k.float(), v.float(), batch, bias).to(q.dtype) + self.error
+    def flash(self, q: Tensor, k: Tensor, v: Tensor, *limits: Any, **named: Any) -> tuple[Tensor, ...]:
+        cu_seqlens, cu_seqlens_k, longest, longest_k, dropout, is_causal, *_ = limits
+        assert (dropout, is_causal) == (0.0, False)
+        out = self.attend((q, k, v), (cu_seqlens, cu_seqlens_k), (longest, longest_k))
         return out, q.new_empty(0), q.new_empty(0), q.new_empty(0), q.new_empty(0)
 
+    def efficient(self, q: Tensor, k: Tensor, v: Tensor, *limits: Any, **named: Any) -> tuple[Any, ...]:
+        bias, cu_seqlens, cu_seqlens_k, longest, longest_k, dropout, custom_mask_type = limits
+        assert (bias, dropout, custom_mask_type, len(q)) == (None, 0.0, 0, 1)
+        out = self.attend((q[0], k[0], v[0]), (cu_seqlens, cu_seqlens_k), (longest, longest_k))
+        return out[None], q.new_empty(0), q.new_empty(0), q.new_empty(0), longest, longest
 
-@pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    rule, library = Kernel(), torch.library.Library("aten", "IMPL")
+    def attend(
+        self, inputs: tuple[Tensor, ...], cu_seqlens: tuple[Tensor, Tensor], longest: tuple[int, int]
+    ) -> Tensor:
+        assert cu_seqlens[0].dtype == torch.int32
+        assert torch.equal(*cu_seqlens)
+        assert longest[0] == longest[1] == cu_seqlens[0].diff().max()
+        self.calls.append(len(inputs[0]))
+        q, k, v = (x.float() for x in inputs)
+        return one_by_one(q, k, v, cu_seqlens[0], None).to(inputs[0].dtype) + self.error
+
+
+OPERATORS = {"flash": "_flash_attention_forward", "efficient": "_efficient_attention_forward"}
+CHOICES: dict[str, Attention] = {"flash": varlen, "efficient": memory_efficient}
+
+
+@pytest.fixture(params=OPERATORS)
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    rule, library = Kernel(request.param), torch.library.Library("aten", "IMPL")
     # Without a kernel for the CPU, the operator raises.
-    library.impl("_flash_attention_forward", lambda *args, **named: rule(*args, **_with_slopes(named)), "CPU")
+    library.impl(OPERATORS[rule.operator], getattr(rule, rule.operator), "CPU")
     yield rule
     library._destroy()
 
 
-def _with_slopes(named: dict[str, Any]) -> dict[str, Any]:
-    return {"alibi_slopes": None} | named
+@pytest.fixture(autouse=True)
+def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton works in the interpreter alone here, which other tests turn on."""
+
+    def missing(packed: Packed, bias: Tensor | None) -> attention.Attend:
+        raise ModuleNotFoundError("No module named 'triton'")
+
+    monkeypatch.setattr(attention, "triton_kernel", missing)
 
 
 @BIASES
 @given(lengths=LENGTHS)
 def test_sdpa_by_length(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
-    assert_close(sdpa_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
+    assert_close(sdpa_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch.cu_seqlens, bias))
 
 
-@BIASES
-@given(lengths=LENGTHS)
-def test_sdpa_padded(lengths: list[int], bias: Tensor | None) -> None:
-    batch, (q, k, v) = sample(lengths)
-    assert_close(sdpa_padded(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
-
-
-@BIASES
-def test_varlen(bias: Tensor | None, kernel: Kernel) -> None:
+def test_torch_kernels_for_any_lengths(kernel: Kernel) -> None:
     batch, (q, k, v) = sample([5, 9, 9, 1, 40])
-    assert_close(varlen(batch, bias)(q, k, v), one_by_one(q, k, v, batch, bias))
-    assert kernel.calls == [(64, bias is not None)]
-
-
-@settings(max_examples=50)
-@given(lengths=LENGTHS, max_scores=st.integers(1, 4000))
-def test_blocks_contain_every_sequence_once_and_have_few_scores(lengths: list[int], max_scores: int) -> None:
-    runs = sample(lengths)[0].runs
-    ranges = list(attention._block_ranges(runs, max_scores))
-    ordered = sorted(lengths, reverse=True)
-    assert [at for first, end, _, _ in ranges for at in range(first, end)] == list(range(len(lengths)))
-    for first, end, longest, is_ragged in ranges:
-        assert longest == ordered[first]
-        assert is_ragged == (len(set(ordered[first:end])) > 1)
-        assert ordered[end - 1] >= 0.75 * longest
-        assert end - first == 1 or (end - first) * longest**2 <= max_scores
-
-
-def test_equal_lengths_without_a_bias_need_no_mask() -> None:
-    batch, _ = sample([7] * 5)
-    (block,) = attention._blocks(batch, None)
-    assert block.mask is None
-    assert block.read.tolist() == torch.arange(35).view(5, 7).tolist()
+    found = CHOICES[kernel.operator](batch, None)(q, k, v)
+    assert_close(found, one_by_one(q, k, v, batch.cu_seqlens, None))
+    assert kernel.calls == [64]
 
 
 def test_the_bias_is_the_distance_times_the_slope() -> None:
@@ -147,64 +131,83 @@ def selected(dtype: torch.dtype = torch.bfloat16, *, biased: bool) -> Attention:
     return select_kernel(CPU, dtype, HEADS, WIDTH, biased)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_kernel_that_matches_is_selected(kernel: Kernel, dtype: torch.dtype) -> None:
+    assert selected(dtype, biased=False) is CHOICES[kernel.operator]
+
+
+def test_torch_kernels_are_not_selected_for_a_bias(kernel: Kernel) -> None:
+    assert selected(biased=True) is sdpa_by_length
+    assert kernel.calls == []
+
+
+def test_the_reference_is_selected_if_no_other_kernel_is_available() -> None:
+    assert selected(biased=False) is sdpa_by_length
+    assert selected(biased=True) is sdpa_by_length
+
+
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_kernel_that_matches_is_selected(kernel: Kernel, dtype: torch.dtype, biased: bool) -> None:
-    assert selected(dtype, biased=biased) is varlen
-
-
-def test_a_kernel_that_is_not_available_is_not_selected() -> None:
-    assert selected(biased=False) is sdpa_padded
-    assert selected(biased=True) is sdpa_padded
-
-
-def test_a_kernel_without_slopes_is_selected_only_without_a_bias(kernel: Kernel) -> None:
-    kernel.supports_slopes = False
-    assert selected(biased=False) is varlen
-    assert selected(biased=True) is sdpa_padded
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RuntimeError("Failed to find C compiler."),
+        PermissionError("/nonexistent/.triton"),
+        CalledProcessError(1, "gcc"),
+        triton.TritonError("out of resource: shared memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_triton_cannot_compile_the_reference_is_selected(
+    refusal: Exception, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "triton_kernel", failing_with(refusal))
+    assert selected(biased=biased) is sdpa_by_length
 
 
 @pytest.mark.parametrize("error", [0.1, float("nan")])
 def test_a_wrong_kernel_is_not_selected(kernel: Kernel, error: float) -> None:
     kernel.error = error
-    assert selected(biased=False) is sdpa_padded
-
-
-def test_the_reference_is_selected_if_all_other_kernels_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(packed: Packed, bias: Tensor | None) -> attention.Attend:
-        return lambda q, k, v: q
-
-    monkeypatch.setattr(attention, "sdpa_padded", wrong)
     assert selected(biased=False) is sdpa_by_length
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_wrong_kernel_of_this_package_is_not_selected(
+    biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(packed: Packed, bias: Tensor | None) -> attention.Attend:
+        # Right for all but the second tile of a sequence.
+        attend = sdpa_by_length(packed, bias)
+        second = packed.tiles[1, 0]
+        return lambda q, k, v: attend(q, k, v).index_fill(0, second.long(), 0)
+
+    monkeypatch.setattr(attention, "triton_kernel", wrong)
+    assert selected(biased=biased) is sdpa_by_length
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("lost")])
 def test_a_failing_device_is_not_mistaken_for_an_unavailable_kernel(
     error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(packed: Packed, bias: Tensor | None) -> attention.Attend:
-        raise error
-
-    monkeypatch.setattr(attention, "varlen", failing)
+    monkeypatch.setattr(attention, "varlen", failing_with(error))
     with pytest.raises(type(error)):
         selected(biased=False)
 
 
-@pytest.mark.parametrize("name", ["kernel", "blocks"])
-@pytest.mark.parametrize("kind", [Esm2, DnabertS])
-def test_networks_with_the_fastest_attention_match_the_plain_ones(
-    kind: type[Esm2 | DnabertS], name: str, request: pytest.FixtureRequest
-) -> None:
-    shapes = {Esm2: ProteinShape(2, 32, 4), DnabertS: NucleotideShape(2, 32, 4, 64, 40)}
+def failing_with(error: Exception) -> Attention:
+    def fail(packed: Packed, bias: Tensor | None) -> attention.Attend:
+        raise error
+
+    return fail
+
+
+def test_esm2_with_the_fastest_attention_matches_the_plain_one(kernel: Kernel) -> None:
     torch.manual_seed(4)
-    network = kind(shapes[kind]).requires_grad_(False).eval()
+    network = Esm2(ProteinShape(2, 32, 4)).requires_grad_(False).eval()
     batch = packed([[5] * 3, [7] * 30, [9, 8, 7] * 9, [4] * 4, [5, 6] * 15])
     for tensor in network.parameters():
         tensor.normal_(0, 0.3)
     plain = network.embeddings(batch)
-    rule = request.getfixturevalue("kernel") if name == "kernel" else None
     network.use_fastest_attention()
-    assert network.attention is (varlen if rule else sdpa_padded)
+    assert network.attention is CHOICES[kernel.operator]
     assert_close(network.embeddings(batch), plain, rtol=0, atol=1e-5)
-    if rule:
-        assert rule.calls[1:] == [(len(batch.ids), kind is DnabertS)] * 2  # one a layer, after the check
+    assert kernel.calls[1:] == [len(batch.ids)] * 2  # one a layer, after the check

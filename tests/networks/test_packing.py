@@ -1,12 +1,14 @@
 """Packed batches: order, positions, means, and views of runs."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import CPU, packed, ragged
 
-from virnuc_async.networks.packing import Run, dummy_batch, mean_pool, pack, positions
+from virnuc_async.networks.packing import TILE, Run, dummy_batch, mean_pool, pack, positions
 
 ROWS = st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=9), min_size=1, max_size=9)
 
@@ -57,3 +59,15 @@ def test_runs_are_views():
 
 def test_ragged_rows_are_packed_whatever_their_order():
     assert pack(ragged([[1], [2, 3], [4]])).ids.tolist() == [2, 3, 1, 4]
+
+
+@given(st.lists(st.integers(1, 3 * TILE), max_size=9))
+def test_tiles_have_every_token_once_and_end_with_their_sequence(lengths: list[int]):
+    batch = pack(dummy_batch(*lengths))
+    assert batch.tiles.dtype == torch.int32
+    tokens, borders = [], batch.cu_seqlens.tolist()
+    for first, start, end in batch.tiles.tolist():
+        assert (start, end) in pairwise(borders)
+        assert (first - start) % TILE == 0
+        tokens += range(first, min(first + TILE, end))
+    assert tokens == list(range(sum(lengths)))

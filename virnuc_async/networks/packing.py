@@ -12,10 +12,12 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from virnuc_async.sequences.tokens import Ragged
 
+TILE = 64  # queries of a sequence that one program of an attention kernel attends with, at most
 _KNOWN_TOKEN = 4  # L for ESM-2, and the first token after the special ones of DNABERT-S
 
 
@@ -34,12 +36,13 @@ class Packed:
     ids: Tensor  # T, int32
     cu_seqlens: Tensor  # B + 1, int32: the first token of each sequence, and the end
     inverse_order: Tensor  # B, int64: position of each row of the batch among the sorted sequences
+    tiles: Tensor  # N, 3, int32: the first token of up to TILE; first and end of their sequence
     runs: tuple[Run, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors of the batch."""
-        return self.ids, self.cu_seqlens, self.inverse_order
+        return self.ids, self.cu_seqlens, self.inverse_order, self.tiles
 
     def views(self, tokens: Tensor) -> Iterator[Tensor]:
         """Yield each run's part of *tokens* (T, ...) as a view (count, length, ...)."""
@@ -61,8 +64,8 @@ class Packed:
         return self._map(Tensor.pin_memory)
 
     def _map(self, copy: Callable[[Tensor], Tensor]) -> "Packed":
-        ids, cu_seqlens, inverse_order = map(copy, self.tensors)
-        return Packed(ids, cu_seqlens, inverse_order, self.runs)
+        ids, cu_seqlens, inverse_order, tiles = map(copy, self.tensors)
+        return Packed(ids, cu_seqlens, inverse_order, tiles, self.runs)
 
     @property
     def longest(self) -> int:
@@ -76,12 +79,22 @@ def pack(rows: Ragged) -> Packed:
     inverse_order = np.empty_like(order)
     inverse_order[order] = np.arange(len(order))
     packed = rows.take(order)
+    cu_seqlens = np.concatenate(([0], np.cumsum(packed.lengths))).astype(np.int32)
     return Packed(
         ids=torch.from_numpy(packed.ids),
-        cu_seqlens=torch.from_numpy(np.concatenate(([0], np.cumsum(packed.lengths))).astype(np.int32)),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
         inverse_order=torch.from_numpy(inverse_order),
+        tiles=torch.from_numpy(_tiles(cu_seqlens)),
         runs=tuple(Run(len(list(same)), length) for length, same in groupby(packed.lengths.tolist())),
     )
+
+
+def _tiles(cu_seqlens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the tiles of up to TILE tokens of each sequence: their first; its first and end."""
+    counts = -(-np.diff(cu_seqlens) // TILE)
+    starts, ends = (np.repeat(part, counts) for part in (cu_seqlens[:-1], cu_seqlens[1:]))
+    number = np.arange(len(starts), dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack((starts + TILE * number, starts, ends), 1).astype(np.int32)
 
 
 def dummy_batch(*lengths: int) -> Ragged:
