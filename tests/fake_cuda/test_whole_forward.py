@@ -1,0 +1,101 @@
+"""
+The whole forward at the published shapes on fake tensors of a GPU, in every precision and way.
+
+Fake tensors have a shape, a dtype and a device, and no numbers. An operation that would make the host
+wait for a number raises, and so does a copy that the host would wait for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import launches
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from virnuc_async.networks import dnabert_s
+from virnuc_async.networks.attention import sdpa_by_length, sdpa_padded, varlen
+from virnuc_async.networks.classifier import Classifier
+from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.model import Model
+from virnuc_async.networks.shapes import ClassifierShape
+
+GPU = torch.device("cuda:0")
+LAYERS = {"ESM-2 3B": 36, "DNABERT-S": 12}
+WIDTHS = {"ESM-2 3B": 2560, "DNABERT-S": 768}
+ATTENTION = (varlen, sdpa_padded, sdpa_by_length)
+
+# Long, equal, short and empty proteins: an empty one still has its two special tokens.
+LENGTHS = (1026, *[168] * 40, 167, 52, 52, 33, 3, 2, 2)
+
+pytestmark = [
+    pytest.mark.fake_cuda,
+    pytest.mark.skipif(torch.version.cuda is None, reason="this torch was not built for GPUs"),
+]
+
+
+@contextmanager
+def on_fake_gpu(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, every tensor is a fake one; *networks* are moved from the meta device to the GPU."""
+    states = [network.state_dict() for network in networks]
+    with FakeTensorMode(), torch.inference_mode():
+        for network, state in zip(networks, states, strict=True):
+            weights = {
+                name: torch.empty(like.shape, dtype=like.dtype, device=GPU) for name, like in state.items()
+            }
+            network.load_state_dict(weights, assign=True)
+            network.requires_grad_(False).eval()
+        yield
+    dnabert_s._slopes_on.cache_clear()  # a fake tensor belongs to its mode
+
+
+def encoder(name: str, precision: str) -> DnabertS | Esm2:
+    return launches.encoder(name, LAYERS[name]).to(launches.PRECISIONS[precision])
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("precision", launches.PRECISIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_whole_forward(name, precision, attention):
+    network = encoder(name, precision)
+    network.attention = attention
+    with on_fake_gpu(network):
+        batch = launches.batch("cuda:0", LENGTHS)
+        hidden = network(batch)  # the first forward copies ALiBi's slopes to the GPU, and waits for that
+        with launches.recorded() as found:
+            embeddings = network.embeddings(batch)
+    tokens, width = sum(LENGTHS), WIDTHS[name]
+    assert form(hidden) == ((tokens, width), launches.PRECISIONS[precision], GPU)
+    assert form(embeddings) == ((len(LENGTHS), width), torch.float32, GPU)
+    assert launches.Cost.of(found).products == 4 * LAYERS[name]
+
+
+def test_classifier():
+    with torch.device("meta"):
+        classifier = Classifier(ClassifierShape(768 + 2560, 512))
+    model = Model(encoder("DNABERT-S", "BF16"), encoder("ESM-2 3B", "BF16"), classifier)
+    with on_fake_gpu(classifier), launches.recorded():
+        outputs = model.classify(torch.empty(5, 768, device=GPU), torch.empty(5, 2560, device=GPU))
+    assert [form(part) for part in outputs] == [
+        ((5, 2), torch.float32, GPU),
+        ((3, 5), torch.bool, GPU),
+        ((5, 3328), torch.float32, GPU),
+    ]
+
+
+def test_a_number_that_the_host_would_wait_for_is_an_error():
+    with on_fake_gpu():
+        with pytest.raises(DataDependentOutputException):
+            torch.ones(2, device=GPU).sum().item()
+        with pytest.raises(DynamicOutputShapeException):
+            torch.ones(2, device=GPU).nonzero()
+
+
+def form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
