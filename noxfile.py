@@ -1,8 +1,9 @@
 """
 Checks: ``nox`` runs lint, types, tests, and the tests of errors with the oldest Python.
 
-``nox -s gpu_tests`` needs a GPU and ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and
-``nox -s fuzz`` searches for inputs that break a guarantee.
+``nox -s gpu_tests`` needs a GPU, ``nox -s fake_cuda`` 10 GB of disk for torch's builds for GPUs, and
+``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and ``nox -s fuzz`` searches for inputs
+that break a guarantee.
 """
 
 import subprocess
@@ -17,6 +18,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
+_OF_TORCH = ("torch==", "triton==", "setuptools==")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
@@ -73,6 +75,20 @@ def errors_oldest(session: nox.Session) -> None:
         session.skip("the system has no Python 3.11.0 to 3.11.3")
     session.install(*TESTED, "-e", ".[test]")
     session.run("pytest", "-n", "2", *ERROR_TESTS, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("torch", ["2.13.0", "2.11.0"])
+def fake_cuda(session: nox.Session, torch: str) -> None:
+    """Run the CUDA code on fake tensors: torch's build for GPUs (5 GB), but neither a GPU nor a driver."""
+    # Each torch has a Triton of its own, and 2.11 an older setuptools.
+    lines = Path("constraints.txt").read_text().splitlines()
+    others = [line for line in lines if not line.startswith(_OF_TORCH)]
+    tested = Path(session.create_tmp(), "constraints.txt")
+    tested.write_text("\n".join(others))
+    # Three signs of equality: not the CPU build, 2.13.0+cpu, if pip knows of one.
+    session.install("-c", str(tested), f"torch==={torch}", "-e", ".[test]")
+    session.run("pytest", "-m", "fake_cuda", "tests/fake_cuda", *session.posargs)
 
 
 @nox.session
