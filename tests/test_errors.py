@@ -41,6 +41,7 @@ from virnuc_async.errors import (
     NoFeatures,
     NoRecords,
     NoReference,
+    NoRun,
     NotSequences,
     OutputError,
     PeerUnavailable,
@@ -223,6 +224,7 @@ TEXTS: list[tuple[VirnucError, str]] = [
     ),
     (OutputError("out", "odd"), "out: odd"),
     (ForeignDirectoryError("out", "contains 'x'"), "out: contains 'x'"),
+    (NoRun("out", "contains no run"), "out: contains no run"),
     (
         RunMismatchError("out", ["threshold: 0.5 -> 0.6", "model: a -> b"]),
         "out: contains a different run: threshold: 0.5 -> 0.6; model: a -> b. "

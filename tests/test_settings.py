@@ -27,6 +27,7 @@ def test_defaults() -> None:
         "threshold": 0.5,
         "embeddings": False,
         "calibrated": True,
+        "calls": None,
         "pairs": Pairing.AUTO,
         "reuse_features": None,
         "skip_missing": False,

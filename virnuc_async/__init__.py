@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         NoFeatures,
         NoRecords,
         NoReference,
+        NoRun,
         NotSequences,
         OutputError,
         PeerUnavailable,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         run_pipeline,
     )
     from virnuc_async.settings import (
+        CallRules,
         Pairing,
         Precision,
         Settings,
@@ -94,6 +96,7 @@ __all__ = [
     "BadTable",
     "BrokenInput",
     "BundleError",
+    "CallRules",
     "CannotWrite",
     "ChecksumMismatch",
     "DamagedStore",
@@ -120,6 +123,7 @@ __all__ = [
     "NoFeatures",
     "NoRecords",
     "NoReference",
+    "NoRun",
     "NotSequences",
     "OutputError",
     "Pairing",
@@ -148,6 +152,7 @@ __all__ = [
 
 # All others are errors.
 _MODULE_OF = dict.fromkeys(__all__, "errors") | {
+    "CallRules": "settings",
     "Pairing": "settings",
     "Precision": "settings",
     "Settings": "settings",

@@ -46,6 +46,7 @@ Every error that this package raises on purpose.
     ├── MixedDevices                the devices of one run would compute differently
     └── OutputError                 the output directory
         ├── ForeignDirectoryError   it contains something else
+        ├── NoRun                   it contains no run, or one that is not finished
         ├── RunMismatchError        it contains a run with other inputs, models or settings
         ├── DirectoryLockedError    another process is writing there
         │   └── LockHeldRemotely    that process is elsewhere, and may be dead
@@ -551,6 +552,10 @@ class OutputError(_PathError):
 
 class ForeignDirectoryError(OutputError):
     """The directory contains third-party files, or is not a directory."""
+
+
+class NoRun(OutputError):
+    """The directory contains no finished run."""
 
 
 class RunMismatchError(OutputError):

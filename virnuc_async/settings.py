@@ -2,8 +2,9 @@
 
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from numbers import Integral, Real
 from pathlib import Path
@@ -202,6 +203,65 @@ fraction = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 @dataclass(frozen=True, slots=True)
+class CallRules:
+    """
+    How contigs are called by the scores of their fragments, in ``contig_calls.tsv``.
+
+    The defaults are those of the programs around VirNucPro.
+
+    Raises:
+        UsageError: a value is of another type or out of its range
+    """
+
+    call_threshold: float = 0.3  # a weighted delta beyond it, in either direction, is a call
+    high_threshold: float = 0.6  # beyond it, a call that fragments confirm is of high confidence
+    confident_score: float = 0.8  # a fragment is confident above this score of a class
+    confident_other_score: float = 0.3  # and below this one of the other
+    ambiguous_score: float = 0.7  # a fragment is ambiguous above this score of both classes
+    min_confident: int = 1  # confident fragments that confirm a call
+    min_proportion: float = 0.1  # of the fragments that are not ambiguous, which they must be
+    min_fragments: int = 5  # with fewer, a call is one tier lower
+    id_pattern: str | None = None  # a regular expression: contigs with the same match are one
+
+    def __post_init__(self) -> None:
+        check_fields(self, _CALL_CHECKS)
+
+    def __str__(self) -> str:
+        defaults = (f"{field.name}={field.default}" for field in fields(self))
+        values = (f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        others = [text for text, default in zip(values, defaults, strict=True) if text != default]
+        return ", ".join(others) or "the default rules"
+
+
+def _pattern(label: str, value: object) -> str:
+    text = word(label, value)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UsageError(f"{label} must be a regular expression, not {text!r}: {error}") from None
+    return text
+
+
+_CALL_CHECKS: dict[str, Check] = {
+    "call_threshold": fraction,
+    "high_threshold": fraction,
+    "confident_score": fraction,
+    "confident_other_score": fraction,
+    "ambiguous_score": fraction,
+    "min_confident": whole(0),
+    "min_proportion": fraction,
+    "min_fragments": whole(0),
+    "id_pattern": optional(_pattern),
+}
+
+
+def _call_rules(label: str, value: object) -> CallRules:
+    if not isinstance(value, CallRules):
+        raise UsageError(f"{label} must be CallRules, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """
     The settings of one run.
@@ -222,6 +282,7 @@ class Settings:
     threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
     embeddings: bool = False  # also write merged_features.pt
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
+    calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
     skip_missing: bool = False  # go on without inputs that cannot be read, which fail
@@ -251,6 +312,7 @@ _CHECKS: dict[str, Check] = {
     "threshold": fraction,
     "embeddings": flag,
     "calibrated": flag,
+    "calls": optional(_call_rules),
     "pairs": one_of(Pairing),
     "reuse_features": optional(path),
     "skip_missing": flag,

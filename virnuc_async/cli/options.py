@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.learning.options import EvaluationOptions
-from virnuc_async.settings import Compile, Precision, Settings
+from virnuc_async.settings import CallRules, Compile, Precision, Settings
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, path, path_text, token_count
@@ -170,6 +170,28 @@ def add_field(group: Any, defaults: object, name: str, kind: Callable[[str], Any
     )
 
 
+def add_call_rules(group: Any) -> None:
+    """Add an option for each of the rules of contig_calls.tsv."""
+    rules = (
+        ("call_threshold", float, "a weighted delta beyond this, in either direction, is a call"),
+        ("high_threshold", float, "and beyond this of high confidence, if fragments confirm it"),
+        ("confident_score", float, "a fragment is confident above this score of a class"),
+        ("confident_other_score", float, "and below this score of the other class"),
+        ("ambiguous_score", float, "a fragment is ambiguous above this score of both classes"),
+        ("min_confident", int, "confident fragments that confirm a call"),
+        ("min_proportion", float, "of the fragments that are not ambiguous, these must be at least"),
+        ("min_fragments", int, "with fewer fragments a call is one tier lower"),
+    )
+    for name, kind, what in rules:
+        add_field(group, CallRules(), name, kind, what)
+    group.add_argument(
+        "--id-pattern",
+        metavar="REGEX",
+        help="contigs whose ids have the same match, or first group, are called as one "
+        "(default: each id by itself)",
+    )
+
+
 def settings_from(options: Namespace, **others: Any) -> Settings:
     """Return the settings of a run that *options* name."""
     return Settings(
@@ -191,5 +213,10 @@ def fields_from(kind: Callable[..., Any], options: Namespace, **others: Any) -> 
     defaults = kind()
     shared = [name for name in defaults.__dataclass_fields__ if name in vars(options)]
     # Words of the command line become members of the enum that the default is of.
-    values = {name: type(getattr(defaults, name))(getattr(options, name)) for name in shared}
+    kinds = {name: type(default) for name in shared if (default := getattr(defaults, name)) is not None}
+    values = {name: kinds.get(name, _as_it_is)(getattr(options, name)) for name in shared}
     return kind(**values | others)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

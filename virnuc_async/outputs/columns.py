@@ -50,10 +50,8 @@ def integer_column(numbers: NDArray[Any]) -> TextColumn:
 def float_column(numbers: NDArray[np.floating[Any]]) -> TextColumn:
     """Return *numbers* as ``str`` formats a float32: the shortest decimal that is read back as the same."""
     singles = numbers.astype(np.float32)
-    # Compared as integers, to recognize a negative zero. Each of the 112 million numbers that are
-    # formatted as columns has been compared with its str().
-    bits = singles.view(np.int32)
-    is_special = (bits != 0) & ((bits <= _FIXED_ABOVE) | (bits > _FIXED_UP_TO))
+    # Each of the 112 million numbers that are formatted as columns has been compared with its str().
+    is_special = _are_special(singles)
     text = _fixed_point(np.where(is_special, 0, singles).astype(np.float64))
     if not is_special.any():
         return text
@@ -70,6 +68,18 @@ def optional_column(numbers: NDArray[np.floating[Any]]) -> TextColumn:
     text = float_column(np.where(is_missing, 0, numbers))
     text[is_missing] = _PADDING
     return text
+
+
+def printed_numbers(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return *numbers*, probabilities, as whoever reads them from a table gets them: as printed, in FP64."""
+    singles = numbers.astype(np.float32)
+    is_special = _are_special(singles)
+    exact = np.where(is_special, 0, singles).astype(np.float64)
+    scale = 10.0 ** _decimals_needed(exact)
+    # The quotient of two whole numbers that FP64 represents is the nearest to the decimal.
+    printed: NDArray[np.float64] = np.rint(exact * scale) / scale
+    printed[is_special] = [float(str(single)) for single in singles[is_special]]
+    return printed
 
 
 def fragment_suffixes(numbers: NDArray[np.int32]) -> TextColumn:
@@ -89,6 +99,14 @@ def join_lines(names: Iterable[str], *columns: TextColumn) -> list[str]:
 def encode_lines(lines: list[str]) -> bytes:
     """Return *lines*, which have no line ends, as the bytes of a file."""
     return "\n".join([*lines, ""]).encode("latin-1")
+
+
+def _are_special(singles: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which numbers ``str`` writes in scientific notation, and which are no probabilities."""
+    # Compared as integers, to recognize a negative zero.
+    bits = singles.view(np.int32)
+    are_special: NDArray[np.bool_] = (bits != 0) & ((bits <= _FIXED_ABOVE) | (bits > _FIXED_UP_TO))
+    return are_special
 
 
 def _fixed_point(numbers: NDArray[np.float64]) -> TextColumn:

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from hashlib import sha256
-from typing import Any, BinaryIO
-from zlib import crc32
+from typing import Any
 
 from anyio import from_thread
 
 from virnuc_async.errors import OutputError
-from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.identity import describe_differences
-from virnuc_async.runs.output_directory import DAMAGED, FEATURES, MERGED_FEATURES, OUTPUT_FILES, TABLES
+from virnuc_async.runs.output_directory import FEATURES, MERGED_FEATURES
 from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
+from virnuc_async.settings import CallRules
 
+from .calls import CALLS_TABLE, call_chunks
 from .columns import Chunks
 from .contigs import contig_chunks
 from .embeddings import save_features
@@ -24,10 +25,7 @@ from .fragments import fragment_chunks, published_fragment_chunks
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
 from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
-
-_SUMMARY = "summary.json"
-# Of our files, those that may change behind a finished run.
-_VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
+from .table_files import SUMMARY, TableFiles
 
 
 class OutputWriter:
@@ -41,6 +39,7 @@ class OutputWriter:
         self._session = session
         self._command = command
         self._store = session.store
+        self._files = TableFiles(session.store)
         self._directory = session.store.directory
         self._log = session.log
 
@@ -63,11 +62,12 @@ class OutputWriter:
         length = self._session.plan.bundle.length
         await self._write("fragments.tsv", fragment_chunks(self._store.reader, length))
         contigs = await self._write_contigs()
+        await self._write_calls()
         pairs = await self._write_pairs()
         await self._write_failures()
         await self._session.on_disk(self._write_or_remove_embeddings)
         summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
-        await self._write(_SUMMARY, summary_text(summary))
+        await self._write(SUMMARY, summary_text(summary))
         await self._session.on_disk(self._remember_written)
         self._log.info("{}", summary_line(summary, self._directory.path))
         return summary
@@ -88,7 +88,7 @@ class OutputWriter:
             self._store.check()
             # No contig has a verdict before all are scored; and all scored is not all written.
             facts = summarize(self._session, self._command, {}, Counter()).as_dict()
-            with self._new_file(_SUMMARY) as file:
+            with self._files.new_file(SUMMARY) as file:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
     def _known_summary(self) -> Summary | None:
@@ -105,7 +105,7 @@ class OutputWriter:
         if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
-        if written["files"] != _file_stats(self._directory):
+        if written["files"] != self._files.facts():
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
@@ -123,6 +123,7 @@ class OutputWriter:
             "calibration": calibration.fingerprint if calibration else None,
             # Once written they stay: no setting removes them.
             "embeddings": settings.embeddings or written["settings"].get("embeddings", False),
+            "calls": str(rules) if (rules := self._call_rules()) else None,
         }
 
     def _paths_digest(self) -> str:
@@ -132,8 +133,9 @@ class OutputWriter:
     def _remember_written(self) -> None:
         written = {
             "settings": self._output_settings(),
+            "calls": asdict(rules) if (rules := self._call_rules()) else None,
             "paths": self._paths_digest(),
-            "files": _file_stats(self._directory),
+            "files": self._files.facts(),
         }
         self._store.set_meta("written", written)
 
@@ -143,6 +145,16 @@ class OutputWriter:
         tally: Counter[str] = Counter()
         await self._write("contigs.tsv", contig_chunks(self._store.reader, threshold, tally, calibration))
         return tally
+
+    def _call_rules(self) -> CallRules | None:
+        """Return the rules of the table of calls, if it is asked for or was before."""
+        known = (self._store.get_meta("written") or {}).get("calls")
+        return self._session.settings.calls or (CallRules(**known) if known else None)
+
+    async def _write_calls(self) -> None:
+        rules = await self._session.on_disk(self._call_rules)
+        chunks = call_chunks(self._store.reader, rules or CallRules())
+        await self._write_or_remove(CALLS_TABLE, chunks, rules is not None)
 
     async def _write_pairs(self) -> Counter[str]:
         """Write the table of pairs, if there are any, and return how many have which verdict."""
@@ -165,31 +177,10 @@ class OutputWriter:
         if has_rows:
             await self._write(name, chunks)
         else:
-            await self._session.on_disk(self._remove, name)
+            await self._session.on_disk(self._files.remove, name)
 
     async def _write(self, name: str, chunks: Chunks) -> None:
-        await self._session.on_disk(self._write_now, name, chunks)
-
-    def _write_now(self, name: str, chunks: Chunks) -> None:
-        """Write a temporary file next to *name*, and rename it when it is complete and on disk."""
-        # The generator is closed whatever happens: a query that is open keeps the store's lock.
-        with closing(chunks), self._new_file(name) as file:
-            for chunk in chunks:
-                from_thread.check_cancelled()
-                file.write(chunk)
-
-    @contextmanager
-    def _new_file(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that replaces *name* when it is complete, unless the directory is lost by then."""
-        self._store.check()
-        new_file = self._directory.atomic_write(name, self._store.check)
-        with writing_to(self._directory.path, name), new_file as file:
-            yield file
-
-    def _remove(self, name: str) -> None:
-        self._store.check()
-        self._directory.unlink(name)
-        self._directory.sync()
+        await self._session.on_disk(self._files.write, name, chunks, from_thread.check_cancelled)
 
     def _write_or_remove_embeddings(self) -> None:
         """Write the embeddings that the run has kept, if they are asked for."""
@@ -198,27 +189,13 @@ class OutputWriter:
         if self._session.settings.embeddings:
             self._write_embeddings()
         elif has_kept and has_merged and not are_saved(self._store):
-            self._remove(MERGED_FEATURES)  # of fewer inputs, and all that is in it has been kept
+            self._files.remove(MERGED_FEATURES)  # of fewer inputs, and all that is in it has been kept
 
     def _write_embeddings(self) -> None:
         """Write the embeddings, unless they are there as they were written; then no other copy is needed."""
         width = self._session.plan.bundle.shapes.classifier.inputs
         if not are_saved(self._store):
-            with self._new_file(MERGED_FEATURES) as file:
+            with self._files.new_file(MERGED_FEATURES) as file:
                 save_features(self._store.reader, width, file)
             certify_saved(self._store)
         self._directory.unlink(FEATURES)
-
-
-def _file_stats(directory: Directory) -> dict[str, Any]:
-    """Return size and modification time of every file that a run ends with, and the summary's checksum."""
-    names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
-    stats = ((name, directory.stat(name)) for name in names if directory.is_file(name))
-    # A run of an earlier version has no table that is new, and knows nothing of it.
-    facts: dict[str, Any] = dict.fromkeys(TABLES)
-    facts |= {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
-    # The summary is small, and it is read again.
-    if _SUMMARY in facts:
-        with directory.open(_SUMMARY) as file:
-            facts["checksum"] = crc32(file.read())
-    return facts

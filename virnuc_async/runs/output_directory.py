@@ -22,6 +22,7 @@ TABLES = (
 )
 OUTPUT_FILES = (
     *TABLES,
+    "contig_calls.tsv",
     "pairs.tsv",
     "failed_files.txt",
     MERGED_FEATURES,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from virnuc_async.errors import (
     DamagedStore,
     ForeignDirectoryError,
+    NoRun,
     RunMismatchError,
     Stage,
 )
@@ -45,6 +46,26 @@ if TYPE_CHECKING:
     from virnuc_async.engine.worker import ScoredBatch
 
 _LOG = "run.log"  # may be there before the store is
+
+
+def open_finished(directory: Path) -> "Store":
+    """
+    Return the store of the finished run in *directory*.
+
+    Raises:
+        NoRun: there is none, or not all of it is scored
+        DirectoryLockedError, DamagedStore, CannotWrite: as for every store
+    """
+    if not (directory / STORE).is_file():
+        raise NoRun(str(directory), f"contains no run of this program: there is no {STORE}")
+    with ExitStack() as undo:
+        store = Store(directory)
+        undo.callback(store.close)
+        if not store.is_finished:
+            reason = "not all of its run is scored. Repeat the command that began it"
+            raise NoRun(str(directory), reason)
+        undo.pop_all()
+    return store
 
 
 class Store:

@@ -9,17 +9,19 @@ from virnuc_async.cli.console import run_log
 from virnuc_async.cli.environment import prepare_torch
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import (
+    add_call_rules,
     add_device_options,
     add_listing_options,
     add_model_options,
     add_verbosity_options,
+    fields_from,
     settings_from,
 )
 from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 from virnuc_async.errors import UnreadableInput, UsageError
 from virnuc_async.fileio import read_lines
-from virnuc_async.settings import Pairing, expand_home, user_path
+from virnuc_async.settings import CallRules, Pairing, expand_home, user_path
 
 _EXAMPLE = f"{PROGRAM} predict contigs.fa out/"
 _LARGEST_LIST = 1 << 28  # bytes: millions of names
@@ -52,6 +54,7 @@ def add_parser(commands: Any) -> None:
     model = parser.add_argument_group("model")
     add_model_options(model)
     _add_output_options(model)
+    _add_calls(parser.add_argument_group("calls"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
     parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
@@ -121,11 +124,23 @@ def _add_output_options(group: Any) -> None:
     )
 
 
+def _add_calls(group: Any) -> None:
+    group.add_argument(
+        "--calls",
+        action="store_true",
+        help="also write contig_calls.tsv: a call and a tier for each contig; implied by the options below, "
+        "and possible afterwards with the command calls",
+    )
+    add_call_rules(group)
+
+
 def run(options: Namespace) -> int:
     """Predict, and return whether every input could be used."""
     inputs, out_dir = _inputs_and_output(options)
+    rules = fields_from(CallRules, options)
     settings = settings_from(
         options,
+        calls=rules if options.calls or rules != CallRules() else None,
         embeddings=options.embeddings,
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),

@@ -1,0 +1,65 @@
+"""The files of a run's directory that are made of its store: written at once or not at all."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, BinaryIO
+from zlib import crc32
+
+from virnuc_async.fileio import writing_to
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, TABLES
+from virnuc_async.runs.store import Store
+
+from .columns import Chunks
+
+SUMMARY = "summary.json"
+# Of our files, those that may change behind a finished run.
+_VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
+
+
+class TableFiles:
+    """
+    Writes and removes files in the directory of *store*, as long as it is the store's own.
+
+    Raises, from every method that changes a file:
+        CannotWrite: the disk is full, or the directory is read-only
+        DirectoryLockedError: another process has taken the directory over
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.directory = store.directory
+
+    def write(self, name: str, chunks: Chunks, before_each: Callable[[], None] = lambda: None) -> None:
+        """Write *chunks* as the file *name*; *before_each* is called before each, and may raise to stop."""
+        # The generator is closed whatever happens: a query that is open keeps the store's lock.
+        with closing(chunks), self.new_file(name) as file:
+            for chunk in chunks:
+                before_each()
+                file.write(chunk)
+
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[BinaryIO]:
+        """Open a temporary file that replaces *name* when it is complete and on disk."""
+        self._store.check()
+        new_file = self.directory.atomic_write(name, self._store.check)
+        with writing_to(self.directory.path, name), new_file as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        """Remove the file *name*, if it is there."""
+        self._store.check()
+        self.directory.unlink(name)
+        self.directory.sync()
+
+    def facts(self) -> dict[str, Any]:
+        """Return size and time of each file that a run ends with, and the checksum of its summary."""
+        names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
+        stats = ((name, self.directory.stat(name)) for name in names if self.directory.is_file(name))
+        # A run of an earlier version has no table that is new, and knows nothing of it.
+        facts: dict[str, Any] = dict.fromkeys(TABLES)
+        facts |= {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats if stat}
+        # The summary is small, and it is read again.
+        if SUMMARY in facts:
+            with self.directory.open(SUMMARY) as file:
+                facts["checksum"] = crc32(file.read())
+        return facts
