@@ -220,10 +220,7 @@ class Replica:
             self._model = Model.load(
                 bundle.directory, bundle.shapes, device, self._dtype, self._check_not_closed
             )
-            if self.device.capability is None:
-                self._model.prepack()
-                return None
-            return self._model.use_gpu_kernels()
+            return None if self.device.capability is None else self._model.use_gpu_kernels()
 
     def _check_not_closed(self) -> None:
         """Raise DeviceLost if the replica was closed: loading takes minutes, and nobody waits for it."""

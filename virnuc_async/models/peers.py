@@ -26,6 +26,7 @@ from transformers import EsmConfig, EsmModel
 
 from virnuc_async.errors import PeerUnavailable
 from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.loading import load
 from virnuc_async.networks.packing import pack
 from virnuc_async.networks.shapes import ProteinShape
@@ -239,10 +240,9 @@ def _padded(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> Tensor:
 def _our_embedder(bundle: Bundle, proteins: Sequence[bytes], device: torch.device) -> Callable[[], Tensor]:
     with torch.device("meta"):
         network = Esm2(bundle.shapes.protein)
-    load(network, bundle.directory / "protein.safetensors", device, torch.float32)
-    if device.type == "cpu":
-        network.prepack()
-    else:
+    packed = device.type == "cpu" and can_prepack(torch.float32)
+    load(network, bundle.directory / "protein.safetensors", device, torch.float32, packed=packed)
+    if device.type != "cpu":
         network.use_fastest_attention()
     rows: Ragged = OrfTokenizer(bundle.tokenizer()).residues(proteins)
     return lambda: network.embeddings(pack(rows).to(device))

@@ -43,6 +43,11 @@ class Layer(nn.Module):
         x = self.out.normed_sum(attended.flatten(1), x, self.attention_norm)
         return self.down.normed_sum(self.gate_up(x), x, self.mlp_norm)
 
+    def prepack(self) -> None:
+        """Pack the weights for inference on the CPU, if this torch and this processor can."""
+        if can_prepack(self.mlp_norm.weight.dtype):
+            prepack(self)
+
 
 class DnabertS(nn.Module):
     """The encoder alone: token ids to the last layer's states."""
@@ -67,8 +72,8 @@ class DnabertS(nn.Module):
 
     def prepack(self) -> None:
         """Pack the weights for inference on the CPU, if this torch and this processor can."""
-        if can_prepack(self.token_type.dtype):
-            prepack(self)
+        for layer in cast(Iterable[Layer], self.layers):
+            layer.prepack()
 
     def use_fastest_attention(self) -> None:
         """Select the fastest correct attention kernel of the GPU that the weights are on."""

@@ -50,7 +50,13 @@ class Layer(nn.Module):
         x, normed = self.out.add_norm(attended.flatten(1), x, self.mlp_norm)
         return self.down.add_norm(self.up.linear_gelu(normed), x, next_norm)
 
-    def interleave_heads(self) -> None:
+    def prepack(self) -> None:
+        """Pack the weights for inference on the CPU, if this torch and this processor can and none is yet."""
+        if isinstance(self.qkv, Linear) and can_prepack(self.qkv.weight.dtype):
+            self._interleave_heads()
+            prepack(self)
+
+    def _interleave_heads(self) -> None:
         """Reorder the rows of queries and keys so that the numbers of a rotated pair are neighbours."""
         width = self.qkv.in_features
         # 0, D/2, 1, D/2 + 1, ... of each head. The same in queries and keys: their products stay equal.
@@ -92,9 +98,8 @@ class Esm2(nn.Module):
         """Pack the weights for inference on the CPU, if this torch and this processor can."""
         if can_prepack(self.norm.weight.dtype):
             for layer in cast(Iterable[Layer], self.layers):
-                layer.interleave_heads()
+                layer.prepack()
             self._angles = complex_angles
-            prepack(self)
 
     def use_fastest_attention(self) -> None:
         """Select the fastest correct attention kernel of the GPU that the weights are on."""

@@ -157,9 +157,12 @@ def can_prepack(dtype: torch.dtype) -> bool:
     return bool(mkldnn._is_mkldnn_bf16_supported() if is_bf16 else mkldnn._is_mkldnn_fp16_supported())
 
 
-def prepack(network: nn.Module) -> None:
-    """Pack every linear layer of *network* in place; it can no longer be trained or saved."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
-                setattr(module, name, child.packed())
+def prepack(module: nn.Module) -> None:
+    """Pack every linear layer of *module* in place, one by one; it can no longer be trained or saved."""
+    # By name: torch's iterators over modules keep every one of them alive until their end.
+    for name in [name for name, _ in module.named_children()]:
+        child = module.get_submodule(name)
+        if isinstance(child, Linear):
+            setattr(module, name, child.packed())
+        else:
+            prepack(child)

@@ -1,16 +1,21 @@
 """Load weights from a safetensors file directly into a network, one tensor at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from virnuc_async.errors import BadBundle, UnsuitablePrecision
+from virnuc_async.fileio import stat_signature
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+class _Packable(Protocol):
+    def prepack(self) -> None: ...
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
@@ -25,37 +30,67 @@ def load(
     device: torch.device,
     dtype: torch.dtype,
     before_each: Callable[[], None] = lambda: None,
+    packed: bool = False,
 ) -> Network:
     """
     Return *network*, built on the meta device, with the tensors of *path*, ready for inference.
 
-    *before_each* is called before each tensor; an error that it raises ends the loading.
+    *before_each* is called before each tensor; an error that it raises ends the loading. With *packed*,
+    each layer is packed for the CPU before the next one is read.
 
-    The file is memory-mapped: on the CPU and in the file's own dtype the weights are its pages.
+    The file is memory-mapped: on the CPU, in the file's own dtype and not packed the weights are its pages.
 
     Raises:
         BadBundle: *path* is not a safetensors file, or a tensor is missing, unknown or of another shape
         UnsuitablePrecision: a weight is too large for *dtype*
     """
-    expected = network.state_dict()
-    weights = {}
+    names = set(network.state_dict())
     try:
-        with safe_open(path, framework="pt") as file:
-            _check_names(path, set(file.keys()), set(expected))
-            for name, like in expected.items():
-                before_each()
-                tensor = file.get_tensor(name)
-                if tensor.shape != like.shape:
-                    shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
-                    raise BadBundle(str(path), f"{name} has the shape {shapes}")
-                if tensor.is_floating_point() != like.is_floating_point():
-                    raise BadBundle(str(path), f"{name} holds {tensor.dtype}")
-                _check_range(path, name, tensor, dtype)
-                weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        signature = stat_signature(str(path))
+        for prefix, part in _parts(network):
+            # Opened anew for each part: closing returns the mapped pages of the tensors that were copied.
+            with safe_open(path, framework="pt") as file:
+                _check_names(path, set(file.keys()), names)
+                weights = {}
+                for name, tensor in _read(path, file, prefix, part, before_each):
+                    _check_range(path, prefix + name, tensor, dtype)
+                    weights[name] = tensor.to(
+                        device, dtype if tensor.is_floating_point() else None, copy=packed
+                    )
+            part.load_state_dict(weights, strict=False, assign=True)
+            del weights
+            part.requires_grad_(False)
+            if packed:
+                cast(_Packable, part).prepack()
+        if stat_signature(str(path)) != signature:
+            raise BadBundle(str(path), "it was changed while it was read")
     except (OSError, SafetensorError) as error:
-        raise BadBundle(str(path), str(error)) from error
-    network.load_state_dict(weights, assign=True)
-    return network.requires_grad_(False).eval()
+        raise BadBundle(str(path), getattr(error, "strerror", None) or str(error)) from error
+    return network.eval()
+
+
+def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each layer with the prefix of its tensors' names, then *network* for those of no layer."""
+    for number, layer in enumerate(cast(Iterable[nn.Module], getattr(network, "layers", ()))):
+        yield f"layers.{number}.", layer
+    yield "", network
+
+
+def _read(
+    path: Path, file: Any, prefix: str, part: nn.Module, before_each: Callable[[], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that *part* still needs, and their names in it."""
+    for name, like in part.state_dict().items():
+        if not like.is_meta:
+            continue
+        before_each()
+        tensor = file.get_tensor(prefix + name)
+        if tensor.shape != like.shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(like.shape)}"
+            raise BadBundle(str(path), f"{prefix}{name} has the shape {shapes}")
+        if tensor.is_floating_point() != like.is_floating_point():
+            raise BadBundle(str(path), f"{prefix}{name} holds {tensor.dtype}")
+        yield name, tensor
 
 
 def _check_range(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from .classifier import Classifier
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
-from .loading import load
+from .linear import can_prepack
+from .loading import Network, load
 from .shapes import Shapes
 from .upcast import upcast
 
@@ -50,22 +51,24 @@ class Model:
         """
         Load the networks of the bundle in *directory*; *before_each* is called before each tensor.
 
+        On the CPU, weights are packed where this torch and this processor can.
+
         Raises:
             BadBundle: a file does not match *shapes*
         """
         with torch.device("meta"):
             nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
             classifier = Classifier(shapes.classifier)
-        return cls(
-            load(nucleotide, directory / "nucleotide.safetensors", device, dtype, before_each),
-            load(protein, directory / "protein.safetensors", device, dtype, before_each),
-            load(classifier, directory / "classifier.safetensors", device, torch.float32, before_each),
-        )
 
-    def prepack(self) -> None:
-        """Pack the weights for inference on the CPU."""
-        for network in (self.nucleotide, self.protein, self.classifier):
-            network.prepack()
+        def loaded(network: Network, name: str, dtype: torch.dtype) -> Network:
+            packed = device.type == "cpu" and can_prepack(dtype)
+            return load(network, directory / f"{name}.safetensors", device, dtype, before_each, packed)
+
+        return cls(
+            loaded(nucleotide, "nucleotide", dtype),
+            loaded(protein, "protein", dtype),
+            loaded(classifier, "classifier", torch.float32),
+        )
 
     def use_gpu_kernels(self) -> str | None:
         """Select the fastest correct kernels of each encoder; return a warning if some cannot be used."""
