@@ -13,20 +13,32 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from encoder_ways import (
+    DTYPES,
+    NAMES,
+    Encoder,
+    Shape,
+    flop,
+    matrix_rate,
+    prepared,
+    products_of,
+    random_encoder,
+    timed,
+    ways,
+)
 from esm.model.esm2 import ESM2
 from esm_cpp_peer import EsmCpp, installed_version
-from measured import facts, save, table
-from random_bundle import DNABERT_S, SHAPES, byte_pairs, scaled
+from json_lines import TIME_IS_UP, Lines
+from measured import facts, installed, save, table
+from random_bundle import DNABERT_S, NUCLEOTIDE_SHAPES, PROTEIN_SHAPES, byte_pairs
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import EsmForMaskedLM, EsmModel
@@ -40,20 +52,17 @@ from virnuc_async.models.peers import (
     hugging_face_states,
 )
 from virnuc_async.networks.dnabert_s import DnabertS
-from virnuc_async.networks.esm2 import Esm2
-from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.packing import pack
-from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
+from virnuc_async.networks.shapes import ProteinShape
 from virnuc_async.sequences.batches import longest_first
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import form_windows
 
-OURS = ("plain", "packed", "eager")
+OURS = ("plain", "packed", "kernels")
 WORKS = ("168", "52", "mix")
 REFERENCE = "fair-esm FP32"
 FP32, BF16 = torch.float32, torch.bfloat16
-_NAMES = {FP32: "FP32", BF16: "BF16"}
 _BOS, _EOS = 0, 2
 _Row = dict[str, Any]
 
@@ -78,14 +87,6 @@ class Work:
         """Return the batches that the pipeline would form."""
         return (self.rows.take(some) for some in longest_first(self.rows.lengths, self.batch))
 
-    def flop(self, shape: ProteinShape | NucleotideShape) -> float:
-        """Return the floating-point operations of the linear layers and of attention."""
-        inner = 2 * shape.intermediate / shape.width if isinstance(shape, NucleotideShape) else 4
-        down = inner / 2 if isinstance(shape, NucleotideShape) else inner
-        linear = 2 * shape.width**2 * (4 + inner + down) * self.tokens
-        attention = 4 * shape.width * int((self.rows.lengths**2).sum())
-        return float(shape.layers * (linear + attention))
-
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -98,20 +99,14 @@ class Engine:
 # Ours
 
 
-def ours(network: Esm2 | DnabertS, way: str) -> Engine:
+def ours(network: Encoder, way: str) -> Engine:
     """Make an engine of *network*, which stays unchanged, prepared in one *way*."""
-    weights = {id(tensor): tensor for tensor in network.parameters()}
-    ready = copy.deepcopy(network, weights)
-    device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
-    if way == "packed":
-        ready.prepack()
-    elif device.type == "cuda" and way != "plain":
-        ready.use_fastest_attention()
+    ready, like = prepared(network, way), next(network.parameters())
 
     def run(work: Work) -> Tensor:
-        return torch.cat([ready.embeddings(pack(rows).to(device)) for rows in work.batches()])
+        return torch.cat([ready.embeddings(pack(rows).to(like.device)) for rows in work.batches()])
 
-    return Engine(f"{way} {_NAMES[dtype]}", run)
+    return Engine(f"{way} {NAMES[like.dtype]}", run)
 
 
 def one_by_one(network: DnabertS, device: torch.device) -> Engine:
@@ -159,7 +154,7 @@ def _as_first_published(network: EsmModel, frequencies: Tensor) -> dict[str, Ten
 def transformers_engine(network: EsmModel, dtype: torch.dtype, device: torch.device) -> Engine:
     """Make an engine of transformers' *network*, with its SDPA attention."""
     encoder = copy.deepcopy(network).to(device, dtype)
-    return padded(f"transformers {_NAMES[dtype]}", hugging_face_states(encoder), device)
+    return padded(f"transformers {NAMES[dtype]}", hugging_face_states(encoder), device)
 
 
 # Work
@@ -188,34 +183,6 @@ def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
 # Measuring
 
 
-def matrix_rate(shape: ProteinShape | NucleotideShape, dtype: torch.dtype, device: torch.device) -> float:
-    """Return the FLOP/s of the matrix products of this network alone, the better of torch and oneDNN."""
-    width, tokens = shape.width, 2016 if device.type == "cpu" else 16384
-    wide = shape.intermediate if isinstance(shape, NucleotideShape) else 4 * width
-    flop, seconds = 0.0, 0.0
-    for outputs, inputs in ((3 * width, width), (width, width), (wide, width), (width, wide)):
-        x = torch.randn(tokens, inputs, device=device, dtype=dtype)
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        ways: list[Callable[[], Any]] = [lambda x=x, w=weight: torch.mm(x, w.T)]
-        if device.type == "cpu" and can_prepack(dtype):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            ways.append(lambda x=x, w=packed: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
-        flop += 2 * tokens * outputs * inputs
-        seconds += min(min(timed(way, device)[0] for _ in range(3)) for way in ways)
-    return flop / seconds
-
-
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Return the seconds that *work* takes, and its result."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
-
-
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The settings that all measurements share."""
@@ -223,24 +190,31 @@ class Setting:
     device: torch.device
     repeats: int
     reference: str = REFERENCE
+    lines: Lines = field(default_factory=lambda: Lines(None))
 
 
-def measure(
-    model: str, shape: ProteinShape | NucleotideShape, engines: Sequence[Engine], work: Work, setting: Setting
-) -> list[_Row]:
-    """Return a row for each of *engines*, which are run on *work* round by round."""
+def measure(model: str, shape: Shape, engines: Sequence[Engine], work: Work, setting: Setting) -> list[_Row]:
+    """Return a row for each of *engines*, which are run on *work* round by round until the time is up."""
+    if setting.lines.is_time_up:
+        setting.lines.not_reached(f"{model} {work.name}")
+        return []
     means = {engine.name: engine.run(work) for engine in engines}  # warm
-    rates: dict[torch.dtype, list[float]] = {FP32: [], BF16: []}
+    rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in _dtypes(engines)}
     times: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for _ in range(setting.repeats):
-        for dtype, measured in rates.items():
-            measured.append(matrix_rate(shape, dtype, setting.device))
+    tokens = 2016 if setting.device.type == "cpu" else 16384
+    for number in range(setting.repeats):
+        if number and setting.lines.is_time_up:
+            setting.lines.not_reached(f"{model} {work.name}: {setting.repeats - number} rounds")
+            break
+        for dtype, found in rates.items():
+            found.append(matrix_rate(products_of(shape), tokens, dtype, setting.device))
         for engine in engines:
             times[engine.name].append(timed(lambda engine=engine: engine.run(work), setting.device)[0])
     rows = []
     for name, spent in times.items():
-        rate = rates[BF16 if "BF16" in name else FP32]
-        shares = [work.flop(shape) / seconds / peak for seconds, peak in zip(spent, rate, strict=True)]
+        rate = rates[_dtype_of(name)]
+        work_flop = flop(shape, work.rows.lengths)
+        shares = [work_flop / seconds / peak for seconds, peak in zip(spent, rate, strict=True)]
         row: _Row = {"model": model, "tokens": work.name, "engine": name}
         row["seconds"] = statistics.median(spent)
         row["tokens/s"] = work.tokens / row["seconds"]
@@ -248,7 +222,17 @@ def measure(
         row["matrix GFLOP/s"] = statistics.median(rate) / 1e9
         rows.append(row | _differences(means[name], means[setting.reference]))
         rows[-1] |= {f"x {peer}": _ratio(times[peer], spent) for peer in _peers(times, setting)}
+        setting.lines.write({"measured": "encoder", **rows[-1]})
     return rows
+
+
+def _dtypes(engines: Sequence[Engine]) -> list[torch.dtype]:
+    """Return the type of each matrix rate that *engines* are compared with."""
+    return list(dict.fromkeys(_dtype_of(engine.name) for engine in engines))
+
+
+def _dtype_of(engine: str) -> torch.dtype:
+    return next((dtype for name, dtype in DTYPES.items() if name in engine), FP32)
 
 
 def _peers(times: dict[str, list[float]], setting: Setting) -> list[str]:
@@ -286,9 +270,9 @@ def _labels(means: Tensor, like: Tensor) -> Tensor:
 
 
 def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: ExitStack) -> list[Engine]:
-    """Return every engine that *options* ask for."""
+    """Return every engine that *options* ask for; all of FP32 share their weights."""
     device = torch.device(options.device)
-    network = scaled(Esm2(shape))
+    network = random_encoder(shape, FP32, device)
     published, hub = fair_esm(shape, network.state_dict()), hugging_face(shape, network.state_dict())
     frequencies = published.layers[0].self_attn.rot_emb.inv_freq.clone()
     engines = every_way(network, options)
@@ -303,16 +287,24 @@ def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: Exi
     return engines
 
 
-def every_way(network: Esm2 | DnabertS, options: argparse.Namespace) -> list[Engine]:
-    """Return an engine for each of our ways and both precisions; the weights are in memory once each."""
-    ways = ["plain", "packed"] if options.device == "cpu" else ["plain", "eager"]
-    copies = [copy.deepcopy(network).to(options.device, dtype) for dtype in (FP32, BF16)]
-    return [ours(copied, way) for way in ways for copied in copies]
+def every_way(network: Encoder, options: argparse.Namespace) -> list[Engine]:
+    """Return an engine for each of our ways and each precision; the weights are in memory once each."""
+    device = torch.device(options.device)
+    copies = [network if name == "FP32" else copied(network, DTYPES[name]) for name in options.precisions]
+    return [ours(one, way) for way in ways(device) for one in copies]
+
+
+def copied(network: Encoder, dtype: torch.dtype) -> Encoder:
+    """Return a copy of *network* in *dtype*."""
+    tensors = {
+        id(tensor): nn.Parameter(tensor.to(dtype), requires_grad=False) for tensor in network.parameters()
+    }
+    return copy.deepcopy(network, tensors)
 
 
 def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
     """Yield the rows of the ESM-2 shapes that *options* name."""
-    setting = Setting(torch.device(options.device), options.repeats)
+    setting = Setting(torch.device(options.device), options.repeats, lines=options.lines)
     works = {
         "168": uniform(168, options.tokens, options.batch),
         "52": uniform(52, options.tokens, options.batch),
@@ -320,19 +312,19 @@ def bench_proteins(options: argparse.Namespace) -> Iterator[_Row]:
     }
     for model in options.shapes:
         with ExitStack() as stack:
-            engines = protein_engines(SHAPES[model], options, stack)
+            engines = protein_engines(PROTEIN_SHAPES[model], options, stack)
             for name in options.works:
-                yield from measure(model, SHAPES[model], engines, works[name], setting)
+                yield from measure(model, PROTEIN_SHAPES[model], engines, works[name], setting)
 
 
 def bench_bases(options: argparse.Namespace) -> list[_Row]:
     """Return the rows of DNABERT-S in its real shape, compared with calls of one row each."""
-    device = torch.device(options.device)
-    network = scaled(DnabertS(DNABERT_S))
+    device, shape = torch.device(options.device), NUCLEOTIDE_SHAPES.get(options.shapes[-1], DNABERT_S)
+    network = random_encoder(shape, FP32, device)
     engines = [*every_way(network, options), one_by_one(network, device)]
     work = real(options.fasta, options.tokens, options.batch)[1]
-    setting = replace(Setting(device, options.repeats), reference=engines[-1].name)
-    return measure("DNABERT-S", DNABERT_S, engines, work, setting)
+    setting = Setting(device, options.repeats, engines[-1].name, options.lines)
+    return measure("DNABERT-S", shape, engines, work, setting)
 
 
 def nucleotide_shares(proteins: Sequence[_Row], bases: Sequence[_Row]) -> Iterator[_Row]:
@@ -351,7 +343,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     cuda = torch.cuda.is_available()
     parser.add_argument(
-        "--shapes", type=lambda text: text.split(","), default=["8M", "35M"], help=", ".join(SHAPES)
+        "--shapes", type=lambda text: text.split(","), default=["8M", "35M"], help=", ".join(PROTEIN_SHAPES)
     )
     parser.add_argument(
         "--works", type=lambda text: text.split(","), default=list(WORKS), help=", ".join(WORKS)
@@ -362,19 +354,26 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16384 if cuda else 2048, help="tokens of our batches")
     parser.add_argument("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"))
     parser.add_argument("--esm-cpp-python", type=Path, help="the interpreter of an environment with esm-cpp")
+    precisions = ["FP32", "BF16", "FP16"] if cuda else ["FP32", "BF16"]
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=precisions, help="of ours")
     parser.add_argument("--no-bases", action="store_true", help="without DNABERT-S")
     parser.add_argument("--output", type=Path, help="a JSON file")
-    return parser.parse_args()
+    parser.add_argument("--lines", type=Path, help="a file that rows of JSON are appended to")
+    parser.add_argument("--until", type=float, help="seconds since 1970, after which nothing new begins")
+    options = parser.parse_args()
+    options.lines = Lines(options.lines, options.until)
+    return options
 
 
-def main() -> None:
+def main() -> int:
     options = _arguments()
     about = facts(sys.argv[1:])
-    about["versions"] |= {name: version(name) for name in ("fair-esm", "transformers")}
+    about["versions"] |= {name: installed(name) for name in ("fair-esm", "transformers")}
     if options.esm_cpp_python:
         about["versions"]["esm-cpp"] = installed_version(options.esm_cpp_python)
     about["threads"] = torch.get_num_threads()
     about["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "")
+    options.lines.write({"measured": "facts", **about})
     rows: list[_Row] = []
     with torch.inference_mode():
         for row in bench_proteins(options):
@@ -386,7 +385,8 @@ def main() -> None:
         print(f"\n{table(part)}")
     if options.output:
         save(options.output, {**about, "proteins": rows, "bases": bases, "shares": shares})
+    return TIME_IS_UP if options.lines.left_out else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

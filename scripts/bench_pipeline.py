@@ -23,6 +23,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+from json_lines import TIME_IS_UP, Lines
 from measured import facts, save, table
 from replay import replay
 from samples import KINDS, Source, write, write_many
@@ -87,24 +88,34 @@ class NoBases(OrfTokenizer):
         return Ragged(np.zeros(len(bases), np.int32), np.ones(len(bases), np.int64))
 
 
-def main(arguments: list[str]) -> None:
-    """Run the requested parts, print their tables, and write the results."""
+def main(arguments: list[str]) -> int:
+    """Run the requested parts, print their tables, and write the results; return the exit code."""
     options = _parser().parse_args(arguments)
     if options.inside:
         work, *words = options.inside
         print(json.dumps(_INSIDE[work](*words)))
-        return
+        return 0
     if options.quick:
         options.seconds, options.megabytes, options.files = 0.0, [0.2, 0.4], 20
         options.repeats, options.kinds = 1, ["reads"]
     record, bundle, source = facts(arguments), find(options.model), Source.read(options.fasta)
-    found = {}
+    lines = Lines(options.lines, options.until)
+    lines.write({"measured": "facts", **record})
+    found: dict[str, list[_Row]] = {}
     for name in options.parts:
+        found[name] = []
         with tempfile.TemporaryDirectory(dir=options.work) as directory:
-            found[name] = list(_PARTS[name](options, bundle, source, Path(directory)))
-        print(f"{name}\n\n{table(found[name])}\n", flush=True)
+            rows = _PARTS[name](options, bundle, source, Path(directory))
+            while not lines.is_time_up and (row := next(rows, None)):
+                found[name].append(row)
+                lines.write({"measured": name, **row})
+        if lines.is_time_up:
+            lines.not_reached(f"the end of {name}")
+        if found[name]:
+            print(f"{name}\n\n{table(found[name])}\n", flush=True)
     if options.output:
         save(options.output, {**record, "model": bundle.name, "parts": found})
+    return TIME_IS_UP if lines.left_out else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="the smallest run of everything, to check that it works")
     add("--work", type=Path, help="where input and runs are written (default: the temporary directory)")
     add("--output", type=Path, help="JSON file to write")
+    add("--lines", type=Path, help="a file that rows of JSON are appended to")
+    add("--until", type=float, help="seconds since 1970, after which nothing new begins")
     add("--inside", nargs="+", help=argparse.SUPPRESS)
     return parser
 
@@ -335,4 +348,4 @@ _INSIDE: dict[str, Callable[..., _Row]] = {"instant": _instant_run, "replay": _r
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from gpu_targets import describe_targets
 from json_lines import TIME_IS_UP, Lines
 from missing_wheels import MissingPackages, install
 
@@ -72,6 +73,40 @@ def _tests(check: Check, lines: Path, until: float) -> Iterator[Part]:
     yield Part("tests", command)
 
 
+def _profile(check: Check, lines: Path, until: float) -> Iterator[Part]:
+    options = check.options
+    words = ["--device", options.device, "--shape", options.shape, *_limits(lines, until)]
+    if options.tokens:
+        words += ["--tokens", options.tokens]
+    if options.device == "cpu":
+        words += ["--square", 256, "--copied", 1 << 20]
+    for name in ("ceilings", "bf16", "fp16", "streams", "graphs"):
+        yield Part(name, check.script("profile_encoders", name, *words))
+
+
+def _encoders(check: Check, lines: Path, until: float) -> Iterator[Part]:
+    options = check.options
+    words = ["--device", options.device, "--shapes", options.shape, "--works", "168,mix"]
+    largest = options.tokens.split(",")[0] if options.tokens else "32768"
+    words += ["--tokens", largest, "--batch", largest, *_limits(lines, until)]
+    yield Part("peers", check.script("bench_encoders", *words))
+
+
+def _pipeline(check: Check, lines: Path, until: float) -> Iterator[Part]:
+    options = check.options
+    words = ["--device", options.device, "--shape", options.shape]
+    yield Part("answers", check.script("compare_devices", *words, *_limits(lines, until)))
+    model = check.scratch / f"random-{options.shape}"
+    yield Part("model", check.script("random_bundle", options.shape, model, "--device", options.device))
+    words = ["--model", model, "--parts", "start,predict", "--kinds", "mixed", "--repeats", "1"]
+    words += ["--seconds", options.seconds, "--work", check.scratch, *_limits(lines, until)]
+    yield Part("predict", check.script("bench_pipeline", *words))
+
+
+def _limits(lines: Path, until: float) -> tuple[object, ...]:
+    return "--lines", lines, "--until", until
+
+
 def _pytest_settings() -> str:
     """Return the project's settings for pytest, without what belongs to plugins that are not here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -91,33 +126,41 @@ def _ini(value: object) -> str:
 
 
 _Step = Callable[[Check, Path, float], Iterator[Part]]
-STEPS: dict[str, _Step] = {"tests": _tests}
+STEPS: dict[str, _Step] = {
+    "tests": _tests,
+    "profile": _profile,
+    "encoders": _encoders,
+    "pipeline": _pipeline,
+}
 
 
 def run_step(check: Check, step: str) -> list[tuple[str, Outcome]]:
     """Run the parts of *step*, each as a process, until its time is up."""
-    lines = check.options.output / f"{step}.jsonl"
+    path = check.options.output / f"{step}.jsonl"
     until = time.time() + check.options.minutes * 60
+    environment = check.environment | {"REPORT_LINES": str(path), "REPORT_UNTIL": str(until)}
     found = []
-    for part in STEPS[step](check, lines, until):
+    for part in STEPS[step](check, path, until):
         print(f"\n== {step}: {part.name}", flush=True)
         began = time.time()
-        outcome = _run(part, check.environment | _report_to(lines, until), until)
+        with (check.scratch / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
+            outcome = _run(part, environment, until, errors)
+            errors.seek(0)
+            said = errors.read()
+        print(said, file=sys.stderr, end="", flush=True)
         row = {"part": part.name, "outcome": outcome.name, "seconds": round(time.time() - began, 1)}
-        Lines(lines).write(row)
+        if outcome is not Outcome.DONE:
+            row["errors"] = said[-4000:]
+        Lines(path).write(row)
         found.append((f"{step}: {part.name}", outcome))
     return found
 
 
-def _report_to(lines: Path, until: float) -> dict[str, str]:
-    return {"REPORT_LINES": str(lines), "REPORT_UNTIL": str(until)}
-
-
-def _run(part: Part, environment: dict[str, str], until: float) -> Outcome:
+def _run(part: Part, environment: dict[str, str], until: float, errors: TextIO) -> Outcome:
     """Run *part*; interrupt it if it does not end by itself, and end it if that does not help."""
     if time.time() >= until:
         return Outcome.TIME_IS_UP
-    with subprocess.Popen(part.command, cwd=ROOT, env=environment) as process:
+    with subprocess.Popen(part.command, cwd=ROOT, env=environment, stderr=errors) as process:
         try:
             code = process.wait(until - time.time() + _GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -127,9 +170,7 @@ def _run(part: Part, environment: dict[str, str], until: float) -> Outcome:
             except subprocess.TimeoutExpired:
                 process.kill()
             return Outcome.TIME_IS_UP
-    if code in (0, TIME_IS_UP):
-        return Outcome(code)
-    return Outcome.FAILED
+    return Outcome(code) if code in (0, TIME_IS_UP) else Outcome.FAILED
 
 
 def _device_problem(device: str, environment: dict[str, str]) -> str | None:
@@ -149,6 +190,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, default=Path("gpu-check"), help="where the results are written")
     add("--minutes", type=float, default=10.0, help="at most, for each step")
     add("--device", default="cuda", help="cuda, cuda:1, or cpu to see that this script works")
+    add("--shape", default="3B", help="of ESM-2 in what is measured: 8M, 35M, 150M, 650M, 3B, or tiny")
+    add("--tokens", help="of a batch, largest first (default: 32768,16384)")
+    add("--seconds", type=float, default=60.0, help="approximate duration of the measured run")
     return parser.parse_args(words)
 
 
@@ -178,7 +222,7 @@ def _main(options: argparse.Namespace, scratch: Path) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     check = Check(options, scratch, environment)
     found = [result for step in options.step or STEPS for result in run_step(check, step)]
-    print()
+    print("\n".join(["", *describe_targets(options.output)]))
     for name, outcome in found:
         print(f"{name}: {outcome.name.lower().replace('_', ' ')}")
     outcomes = {outcome for _, outcome in found}

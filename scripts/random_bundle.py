@@ -30,6 +30,10 @@ SHAPES = {
     "3B": ProteinShape(36, 2560, 40),
 }
 DNABERT_S = NucleotideShape(12, 768, 12, 3072, 4096)
+# By the name of ESM-2's shape; the tiny ones are for trying the scripts.
+PROTEIN_SHAPES = {**SHAPES, "tiny": ProteinShape(2, 32, 4)}
+NUCLEOTIDE_SHAPES = {**dict.fromkeys(SHAPES, DNABERT_S), "tiny": NucleotideShape(2, 24, 3, 48, 4096)}
+_CPU = torch.device("cpu")
 LENGTH = 500  # bases of a fragment
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "metagenome.fa.gz"
 NOTICE = "random weights: the scores mean nothing"
@@ -48,11 +52,13 @@ def scaled(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-def random_state(build: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors of a random network; the weights of its layers are in *dtype*."""
+def random_state(
+    build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device = _CPU
+) -> dict[str, Tensor]:
+    """Return the tensors of a random network, made on *device*; the weights of its layers are in *dtype*."""
     with torch.device("meta"):
         network = build()
-    network.to(dtype).to_empty(device="cpu")
+    network.to(dtype).to_empty(device=device)
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm1d)):
         norm.reset_running_stats()
     return dict(scaled(network).state_dict())
@@ -76,8 +82,13 @@ def byte_pairs(vocabulary: int) -> str:
     return finish_tokenizer(tokenizer)
 
 
-def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = DNABERT_S) -> None:
-    """Write a bundle with both encoders in BF16, and a classifier of width 512 in FP32."""
+def write(
+    directory: Path,
+    protein: ProteinShape,
+    nucleotide: NucleotideShape = DNABERT_S,
+    device: torch.device = _CPU,
+) -> None:
+    """Write a bundle with both encoders in BF16 and a classifier of width 512 in FP32, made on *device*."""
     shapes = Shapes(protein, nucleotide, ClassifierShape(protein.width + nucleotide.width, 512))
     directory.mkdir(parents=True)
     for name, build, dtype in (
@@ -85,7 +96,7 @@ def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = 
         ("nucleotide", lambda: DnabertS(nucleotide), torch.bfloat16),
         ("classifier", lambda: Classifier(shapes.classifier), torch.float32),
     ):
-        save_file(random_state(build, dtype), directory / f"{name}.safetensors")
+        save_file(random_state(build, dtype, device), directory / f"{name}.safetensors")
     (directory / "tokenizer.json").write_text(byte_pairs(nucleotide.vocabulary), "utf-8")
     origin = dict.fromkeys(("protein", "nucleotide", "classifier", "tokenizer"), "scripts/random_bundle.py")
     write_manifest(directory, directory.name, LENGTH, shapes, origin, licence="MIT", notice=NOTICE)
@@ -94,10 +105,12 @@ def write(directory: Path, protein: ProteinShape, nucleotide: NucleotideShape = 
 def main() -> None:
     """Write the requested bundle."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("shape", choices=list(SHAPES), help="of ESM-2")
+    parser.add_argument("shape", choices=list(PROTEIN_SHAPES), help="of ESM-2")
     parser.add_argument("directory", type=Path, help="a new one")
+    parser.add_argument("--device", type=torch.device, default=_CPU, help="that makes the numbers")
     options = parser.parse_args()
-    write(options.directory, SHAPES[options.shape])
+    shapes = PROTEIN_SHAPES[options.shape], NUCLEOTIDE_SHAPES[options.shape]
+    write(options.directory, *shapes, device=options.device)
 
 
 if __name__ == "__main__":

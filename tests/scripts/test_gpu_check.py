@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
 import gpu_check
 import missing_wheels
+import profile_encoders
 import pytest
+import torch
+from gpu_targets import describe_targets
 from missing_wheels import MissingPackages, Requirement
 from support import ROOT
 
@@ -111,3 +115,107 @@ def test_tests_that_were_not_reached_are_named_and_are_no_success(tmp_path: Path
     code, lines = run_tests(tmp_path, time.time() - 1)
     assert code == 75
     assert lines == [{"not reached": [f"test_three.py::test_{letter}" for letter in "abc"]}]
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_part_that_fails_does_not_keep_the_next_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = {"good": 0, "bad": 2, "late": 75, "also good": 0}
+
+    def parts(check: gpu_check.Check, lines: Path, until: float) -> Iterator[gpu_check.Part]:
+        for name, code in codes.items():
+            text = f"import sys; print('about {name}', file=sys.stderr); sys.exit({code})"
+            yield gpu_check.Part(name, (sys.executable, "-c", text))
+
+    monkeypatch.setattr(gpu_check, "STEPS", {"tests": parts})
+    monkeypatch.setattr(gpu_check, "install", lambda folder, target: None)
+    monkeypatch.setattr(gpu_check, "_device_problem", lambda device, environment: None)
+    assert gpu_check.main(["--device", "cpu", "--output", str(tmp_path)]) == 1
+    rows = rows_of(tmp_path / "tests.jsonl")
+    assert [(row["part"], row["outcome"], row.get("errors")) for row in rows] == [
+        ("good", "DONE", None),
+        ("bad", "FAILED", "about bad\n"),
+        ("late", "TIME_IS_UP", "about late\n"),
+        ("also good", "DONE", None),
+    ]
+    assert "tests: late: time is up\n" in capsys.readouterr().out
+    del codes["bad"]
+    assert gpu_check.main(["--device", "cpu", "--output", str(tmp_path)]) == 75
+    del codes["late"]
+    assert gpu_check.main(["--device", "cpu", "--output", str(tmp_path)]) == 0
+    assert gpu_check.main(["--device", "cpu", "--output", str(tmp_path), "--minutes", "0"]) == 75
+
+
+def test_what_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "_GRACE_SECONDS", 0.3)
+    ignore = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    part = gpu_check.Part("endless", (sys.executable, "-c", ignore))
+    with (tmp_path / "errors").open("w") as errors:
+        began = time.time()
+        assert gpu_check._run(part, dict(os.environ), began + 0.2, errors) == 75
+    assert time.time() - began < 20
+
+
+def test_a_device_that_torch_cannot_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu_check.main(["--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("torch cannot use cuda here: ")
+
+
+def test_targets_are_compared_with_what_was_measured(tmp_path: Path) -> None:
+    assert list(describe_targets(tmp_path)) == []
+    esm2 = {"measured": "forward", "encoder": "ESM-2", "way": "kernels"}
+    bf16 = {"precision": "BF16", "of the matrix rate": 0.83, "host ms": 9.5, "tokens/s": 100.0}
+    fp8 = {"precision": "FP8", "of the matrix rate": 0.6, "host ms": 1.0, "tokens/s": 150.0}
+    smaller = {"precision": "BF16", "of the matrix rate": 0.1, "host ms": 1, "tokens/s": 1}
+    rows = [esm2 | row for row in (bf16 | {"matrix TFLOP/s": 700}, smaller, fp8 | {"matrix TFLOP/s": 1400})]
+    (tmp_path / "profile.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in rows) + '{"measured": "for'
+    )
+    peers = {"measured": "encoder", "engine": "kernels BF16", "tokens": "168", "x fair-esm FP32": 11.0}
+    (tmp_path / "encoders.jsonl").write_text(json.dumps(peers | {"x transformers BF16": 1.25}) + "\n")
+    assert list(describe_targets(tmp_path)) == [
+        "BF16, share of the matrix rate: 0.83 (at least 0.8: met)",
+        "host, ms a batch: 9.5 (at most 8: missed)",
+        "BF16, times fair-esm FP32: 11 (at least 10: met)",
+        "BF16, times the best peer: 1.25 (at least 1.3: missed)",
+        "FP8, times our BF16: 1.5 (at least 1.35: met)",
+        "FP8, times the BF16 matrix rate: 1.2 (at least 1.15: met)",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_step_on_the_cpu(tmp_path: Path) -> None:
+    """The script itself, at the smallest size; its tests need a GPU and are skipped."""
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--shape", "tiny"]
+    command += ["--tokens", "512,256", "--seconds", "1", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["outcome"] for row in rows_of(tmp_path / "tests.jsonl")} == {"skipped", "DONE"}
+    (golden,) = (row for row in rows_of(tmp_path / "pipeline.jsonl") if row.get("measured") == "golden")
+    assert golden["largest difference"] == 0
+    engines = {row["engine"] for row in rows_of(tmp_path / "encoders.jsonl") if "engine" in row}
+    assert {"packed FP32", "packed BF16", "fair-esm FP32", "transformers BF16"} <= engines
+
+
+def test_the_forward_of_both_encoders_is_profiled(tmp_path: Path) -> None:
+    words = ["bf16", "--device", "cpu", "--shape", "tiny", "--tokens", "300", "--square", "64"]
+    assert profile_encoders.main([*words, "--lines", str(tmp_path / "lines")]) == 0
+    rows = [row for row in rows_of(tmp_path / "lines") if row["measured"] == "forward"]
+    assert [(row["encoder"], row["way"], row["rows"]) for row in rows] == [
+        ("ESM-2", "packed", 1),
+        ("ESM-2", "plain", 1),
+        ("DNABERT-S", "packed", 2),
+        ("DNABERT-S", "plain", 2),
+    ]
+    assert all(0 < row["tokens/s"] < row["tokens"] / row["ms"] * 1000 for row in rows)
+    kernels = [row for row in rows_of(tmp_path / "lines") if row["measured"] == "kernels"]
+    assert all(row["attention ms a layer"] > 0 for row in kernels if row["encoder"] == "ESM-2")
+    assert profile_encoders.main([*words, "--lines", str(tmp_path / "late"), "--until", "1"]) == 75
+    assert {"not reached": ["ESM-2 BF16 packed 300"]} in rows_of(tmp_path / "late")
