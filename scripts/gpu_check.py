@@ -68,9 +68,11 @@ class Check:
 def _tests(check: Check, lines: Path, until: float) -> Iterator[Part]:
     settings = check.scratch / "pytest.ini"
     settings.write_text(_pytest_settings(), "utf-8")
-    words = ("-c", settings, "--rootdir", ROOT, "-p", "no:cacheprovider", "-p", "report_lines", "-m", "gpu")
-    command = (sys.executable, "-m", "pytest", *map(str, words), str(ROOT / "tests" / "test_gpu.py"))
-    yield Part("tests", command)
+    words = ("-c", settings, "--rootdir", ROOT, "-p", "no:cacheprovider", "-p", "report_lines")
+    command = (sys.executable, "-m", "pytest", *map(str, words))
+    yield Part("tests", (*command, "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")))
+    # The same on a GPU as in Triton's interpreter, for all shapes that hypothesis tries.
+    yield Part("kernels", (*command, "-m", "not slow", str(ROOT / "tests" / "networks" / "kernels")))
 
 
 def _profile(check: Check, lines: Path, until: float) -> Iterator[Part]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import ParamSpec
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from support import TABLES, assert_published_scores, read_table
+from torch import nn
 
 from virnuc_async.engine.devices import Device, available, choose, decide_precision
 from virnuc_async.engine.replica import Replica
@@ -26,7 +28,7 @@ from virnuc_async.engine.verification import record, verify
 from virnuc_async.errors import DeviceOutOfMemory, FeatureMismatchError
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.models.reference import reference_of
+from virnuc_async.models.reference import published_reference, reference_of
 from virnuc_async.networks.attention import (
     Attention,
     memory_efficient,
@@ -37,6 +39,7 @@ from virnuc_async.networks.attention import (
 )
 from virnuc_async.networks.dnabert_s import slopes
 from virnuc_async.networks.packing import dummy_batch, pack
+from virnuc_async.networks.rotary import rotary_angles
 from virnuc_async.pipeline import run_pipeline
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
@@ -50,6 +53,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
+KERNELS = ("add_norm", "gelu", "gated_gelu", "rotary")
 _Arguments = ParamSpec("_Arguments")
 
 
@@ -118,8 +122,12 @@ async def test_fp32_matches_the_cpu(gpu: Device, golden_bundle: Bundle, source: 
 async def test_bf16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source: str) -> None:
     exact = await scored(gpu, golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.BF16)
-    cosine = (ours * exact).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(exact, axis=1)
-    assert cosine.min() > 0.999
+    assert cosines(ours, exact).min() > 0.999
+
+
+def cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the cosine of each pair of rows."""
+    return (some * others).sum(1) / np.linalg.norm(some, axis=1) / np.linalg.norm(others, axis=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -151,6 +159,83 @@ def test_bf16_attention_has_no_padding(gpu: Device) -> None:
         pytest.skip("FlashAttention's kernels need capability 8.0")
     assert select_kernel(gpu.torch_device, torch.bfloat16, 40, 64, biased=False) is varlen
     assert select_kernel(gpu.torch_device, torch.bfloat16, 12, 64, biased=True) is triton_kernel
+
+
+@in_a_loop
+async def test_fp16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+    """Requested on a card of any capability, as it is used by itself on 7.0 and 7.5."""
+    exact = await scored(gpu, golden_bundle, source, Precision.FP32)
+    ours = await scored(gpu, golden_bundle, source, Precision.FP16)
+    tolerance = published_reference(golden_bundle.length).tolerance(Precision.FP16)
+    assert np.abs(ours[:, -2:] - exact[:, -2:]).max() <= tolerance.score
+    assert cosines(ours, exact).min() > 0.9999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_kernel_matches_its_twin_at_the_published_shapes(gpu: Device, dtype: torch.dtype) -> None:
+    if dtype is torch.bfloat16 and gpu.native_precision is not Precision.BF16:
+        pytest.skip("BF16 needs capability 8.0")
+    kernels = pytest.importorskip("virnuc_async.networks.kernels", exc_type=ImportError)
+    modules = {name: import_module(f"{kernels.__name__}.{name}") for name in KERNELS}
+    random = torch.Generator(gpu.torch_device).manual_seed(3)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=gpu.torch_device).to(dtype)
+
+    for rows, width, heads in ((1, 320, 20), (777, 2560, 40)):
+        x, residual, norm = numbers(rows, width), numbers(rows, width), nn.LayerNorm(width)
+        norm = norm.to(gpu.torch_device, dtype).requires_grad_(False)
+        expected = modules["add_norm"].add_norm_twin(x, residual, norm)
+        for found, twin in zip(modules["add_norm"].add_norm(x, residual, norm), expected, strict=True):
+            assert_rounded(found, twin)
+        x = numbers(rows, 4 * width)
+        expected = modules["gelu"].gelu_twin(x)
+        assert_rounded(modules["gelu"].gelu(x), expected)
+        x = numbers(rows, 2 * 3072)
+        assert_rounded(modules["gated_gelu"].gated_gelu(x), modules["gated_gelu"].gated_gelu_twin(x))
+        qkv = numbers(rows, 3, heads, width // heads)
+        angles = rotary_angles(torch.arange(rows, device=gpu.torch_device), width // heads)
+        values, expected = qkv[:, 2].clone(), modules["rotary"].rotate_twin(qkv[:, :2], angles)
+        assert_rounded(modules["rotary"].rotate(qkv[:, :2], angles), expected)
+        assert torch.equal(qkv[:, 2], values)
+
+
+def assert_rounded(found: torch.Tensor, exact: torch.Tensor) -> None:
+    """Check that *found* is *exact*, which is FP32, rounded once; sums of a GPU are in another order."""
+    step = 0.0 if found.dtype is torch.float32 else torch.finfo(found.dtype).eps
+    torch.testing.assert_close(found.float(), exact, rtol=step, atol=4e-6)
+
+
+@in_a_loop
+async def test_no_kernel_is_compiled_after_the_first_batch(
+    gpu: Device, golden_bundle: Bundle, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of nine sizes, among them such that Triton would compile kernels of their own for."""
+    runtime = pytest.importorskip("triton", exc_type=ImportError).knobs.runtime
+    compiled: list[str] = []
+
+    def record(*_: object, repr: str, **__: object) -> None:
+        compiled.append(repr)
+
+    replica = Replica(gpu, golden_bundle, decide_precision([gpu], Precision.AUTO))
+    whole = next(batches(golden_bundle, source, 10**6))
+    try:
+        await replica.load()
+        await replica.score(whole)
+        monkeypatch.setattr(runtime, "jit_cache_hook", record)
+        for count in (1, 2, 3, 7, 8, 15, 16, 17, 33):
+            some = np.arange(count)
+            batch = replace(
+                whole,
+                orfs=whole.orfs[some],
+                origins=whole.origins[some],
+                nucleotides=whole.nucleotides.take(some),
+                residues=whole.residues.take(some),
+            )
+            assert len((await replica.score(batch)).probabilities) == count
+    finally:
+        await replica.close()
+    assert compiled == []
 
 
 @in_a_loop
@@ -356,7 +441,7 @@ def batched(rows: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
         yield pair
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.FP16])
 @in_a_loop
 async def test_a_gpu_matches_the_reference_of_a_cpu(
     golden_bundle: Bundle, precision: Precision, gpu: Device, tmp_path: Path
