@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton_launches import TritonLaunch, replaced_launches
 
-from virnuc_async.networks.attention import sdpa_padded, varlen
+from virnuc_async.networks.attention import memory_efficient, sdpa_by_length, varlen
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import Packed, dummy_batch, pack
@@ -30,7 +30,7 @@ PRECISIONS = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float
 _ROW = 168  # tokens of an ORF of a whole fragment of 500 bases
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
-_ATTENTION = {"scaled_dot_product_attention", "_flash_attention_forward", "_varlen_attn"}
+_ATTENTION = {"scaled_dot_product_attention", "_efficient_attention_forward", "_varlen_attn"}
 # What launches nothing, beside what torch marks as a view.
 _FREE = {"_unsafe_view", "detach", "lift_fresh", "empty", "empty_strided", "empty_like", "new_empty"}
 
@@ -163,8 +163,7 @@ def _check_no_wait(name: str, args: Any, kwargs: Any) -> None:
 def batch(device: str, lengths: Sequence[int]) -> Packed:
     """Return a batch of rows of *lengths* tokens on *device*, where it has no numbers."""
     packed = pack(dummy_batch(*lengths))
-    ids, cu_seqlens, inverse_order = (torch.empty_like(part, device=device) for part in packed.tensors)
-    return Packed(ids, cu_seqlens, inverse_order, packed.runs)
+    return Packed(*(torch.empty_like(part, device=device) for part in packed.tensors), packed.runs)
 
 
 def uniform(tokens: int) -> list[int]:
@@ -194,9 +193,11 @@ def cost_of_layer(name: str, dtype: torch.dtype, way: str) -> Cost:
 
 
 def _plain(network: DnabertS | Esm2) -> None:
-    # As torch's own kernels allow: its FlashAttention takes neither slopes nor FP32.
-    takes_flash = isinstance(network, Esm2) and network.norm.weight.dtype != torch.float32
-    network.attention = varlen if takes_flash else sdpa_padded
+    # As torch's own kernels allow: they take no slopes, and FlashAttention no FP32.
+    if isinstance(network, DnabertS):
+        network.attention = sdpa_by_length
+    else:
+        network.attention = memory_efficient if network.norm.weight.dtype == torch.float32 else varlen
 
 
 WAYS: dict[str, Callable[[DnabertS | Esm2], None]] = {"plain": _plain}
