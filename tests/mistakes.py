@@ -54,6 +54,12 @@ PREDICT = (
     Mistake(
         "a GPU that is not there", "predict good.fa out --devices cuda:99", 1, "no device 'cuda:99' here"
     ),
+    Mistake(
+        "FP8 on a CPU",
+        "predict good.fa out --precision fp8 --devices cpu",
+        1,
+        "it needs a GPU of capability 8.9 or higher, and cpu:0 is a CPU. Use --precision fp32",
+    ),
     Mistake("an unknown precision", "predict good.fa out --precision fp3", 64, "Did you mean fp32?"),
     Mistake("quiet and verbose", "predict good.fa out --quiet --verbose", 64, "not allowed with argument"),
     Mistake(

@@ -60,7 +60,7 @@ def test_invalid_values_are_refused(wrong: dict[str, Any], message: str) -> None
         replace(Settings(), **wrong)
 
 
-PRECISIONS = "precision must be one of auto, fp32, bf16, fp16, not"
+PRECISIONS = "precision must be one of auto, fp32, bf16, fp16, fp8, not"
 PAIRS = "pairs must be one of auto, interleaved, off, not"
 
 
@@ -226,5 +226,5 @@ def test_settings_are_immutable() -> None:
 
 
 def test_precisions_are_strings() -> None:
-    assert [str(precision) for precision in Precision] == ["auto", "fp32", "bf16", "fp16"]
+    assert [str(precision) for precision in Precision] == ["auto", "fp32", "bf16", "fp16", "fp8"]
     assert Precision("bf16") is Precision.BF16

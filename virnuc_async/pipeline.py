@@ -60,7 +60,8 @@ async def run_pipeline(
         MissingInputs: inputs cannot be read, found before anything else
         NoRecords: no input holds a record, and some cannot be read
         UnknownBundle, BadBundle: the model
-        UnknownDevice, MixedDevices: the devices
+        UnknownDevice, MixedDevices, UnsuitablePrecision: the devices
+        NoReference, BadReference: in FP8, of which the model must have one
         NoFeatures, BadFeatures, AmbiguousFeatures, FeatureMismatchError: the embeddings to be reused
         NoDevicesLeft: too many devices failed; finished batches are kept
         ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
@@ -156,7 +157,10 @@ async def _store_no_records(session: RunSession) -> None:
 async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
     """Score and store every batch that is not done."""
     hardware = session.hardware
-    make_scorer = make_scorer or engine.Replica
+    if make_scorer is None:
+        # FP8 is exact enough for some models and cards only.
+        is_fp8 = hardware.precision is Precision.FP8
+        make_scorer = engine.VerifiedReplica if is_fp8 else engine.Replica
 
     def make(device: "Device") -> "BatchScorer":
         return make_scorer(device, session.plan.bundle, hardware.precision, session.keeps_embeddings)

@@ -26,6 +26,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
+    FP8 = "fp8"  # ESM-2's products; all else in BF16
 
 
 class Compile(StrEnum):

@@ -38,7 +38,7 @@ from running import run
         ("predict a.fa out --devices ,", "expected names such as cuda:0,cuda:1 or cpu, not ','"),
         (
             "predict a.fa out --precision half",
-            "argument --precision: invalid choice: 'half'. Choices: auto, fp32, bf16, fp16",
+            "argument --precision: invalid choice: 'half'. Choices: auto, fp32, bf16, fp16, fp8",
         ),
         ("predict a.fa out --model", "argument --model: expected one argument"),
         ("predikt a.fa out", "no such command: 'predikt'. Did you mean predict?"),
@@ -108,12 +108,13 @@ ACTIONS = "Actions: list, info, download, verify, import, help"
         ),
         (
             "predict a.fa out --precision fp3",
-            "argument --precision: invalid choice: 'fp3'. Did you mean fp32? Choices: auto, fp32, bf16, fp16",
+            "argument --precision: invalid choice: 'fp3'. Did you mean fp32? "
+            "Choices: auto, fp32, bf16, fp16, fp8",
             " predict",
         ),
         (
             "predict a.fa out --precision int8",
-            "argument --precision: invalid choice: 'int8'. Choices: auto, fp32, bf16, fp16",
+            "argument --precision: invalid choice: 'int8'. Choices: auto, fp32, bf16, fp16, fp8",
             " predict",
         ),
         (

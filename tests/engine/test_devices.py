@@ -16,7 +16,7 @@ from virnuc_async.engine.devices import (
     decide_budget,
     decide_precision,
 )
-from virnuc_async.errors import MixedDevices, UnknownDevice
+from virnuc_async.errors import MixedDevices, UnknownDevice, UnsuitablePrecision
 from virnuc_async.settings import Precision, Settings
 
 GIB = 1 << 30
@@ -26,6 +26,7 @@ VOLTA = Device("cuda:0", "V100", 32 * GIB, (7, 0))
 TURING = Device("cuda:1", "T4", 16 * GIB, (7, 5), index=1)
 AMPERE = Device("cuda:2", "A100", 80 * GIB, (8, 0), index=2, multiprocessors=108)
 SLICE = replace(AMPERE, model="A100 MIG 3g.40gb", memory=40 * GIB, multiprocessors=42)
+ADA = Device("cuda:5", "L4", 24 * GIB, (8, 9), index=5)
 HOPPER = Device("cuda:3", "H100", 80 * GIB, (9, 0), index=3)
 
 
@@ -208,6 +209,9 @@ def test_kinds() -> None:
         ([PASCAL, PASCAL], "auto", "fp32"),
         ([HOPPER], "auto", "bf16"),
         ([AMPERE], "fp16", "fp16"),
+        ([ADA], "fp8", "fp8"),
+        ([HOPPER, ADA], "fp8", "fp8"),
+        ([ADA], "auto", "bf16"),
         ([TURING], "fp32", "fp32"),
         ([CPU], "fp16", "fp16"),
         ([AMPERE, TURING], "fp16", "fp16"),
@@ -242,7 +246,27 @@ def test_devices_of_different_kinds_are_not_mixed_by_default(
     assert caught.value.kinds == kinds
 
 
-@pytest.mark.parametrize(("precision", "tokens"), [("fp32", 2048), ("bf16", 3072), ("fp16", 3072)])
+@pytest.mark.parametrize(
+    ("device", "what", "instead"),
+    [
+        (CPU, "a CPU", "fp32"),
+        (PASCAL, "of capability 6.1", "fp32"),
+        (TURING, "of capability 7.5", "fp16"),
+        (AMPERE, "of capability 8.0", "bf16"),
+    ],
+)
+def test_fp8_needs_a_gpu_that_has_it(device: Device, what: str, instead: str) -> None:
+    with pytest.raises(UnsuitablePrecision) as caught:
+        decide_precision([HOPPER, device], Precision.FP8)
+    needed = "it needs a GPU of capability 8.9 or higher"
+    assert str(caught.value) == (
+        f"cannot compute in FP8: {needed}, and {device.name} is {what}. Use --precision {instead}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens"), [("fp32", 2048), ("bf16", 3072), ("fp16", 3072), ("fp8", 3072)]
+)
 def test_budget_of_a_cpu(precision: str, tokens: int) -> None:
     used = Precision(precision)
     assert decide_budget([CPU, CPU], used, None) == tokens == BASE_BUDGET[used]

@@ -173,10 +173,11 @@ def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_precision_that_a_device_supports() -> None:
     cpu = Device("cpu:0", "CPU", 1)
-    versions = ((6, 1), (7, 0), (7, 5), (8, 0))
+    versions = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0))
     gpus = (Device("cuda:0", "GPU", 1, capability=version) for version in versions)
     found = [" ".join(precisions_of(device, Precision.AUTO)) for device in (cpu, *gpus)]
-    assert found == ["fp32", "fp32", "fp32 fp16", "fp32 fp16", "fp32 bf16 fp16"]
+    all_but_fp8 = "fp32 bf16 fp16"
+    assert found == ["fp32", "fp32", "fp32 fp16", "fp32 fp16", all_but_fp8, *[f"{all_but_fp8} fp8"] * 2]
     assert precisions_of(cpu, Precision.BF16) == (Precision.BF16,)
 
 

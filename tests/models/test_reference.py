@@ -29,7 +29,7 @@ from virnuc_async.models.reference import (
 )
 from virnuc_async.settings import Precision
 
-FP32, BF16, FP16 = Precision.FP32, Precision.BF16, Precision.FP16
+FP32, BF16, FP16, FP8 = Precision.FP32, Precision.BF16, Precision.FP16, Precision.FP8
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def moved(reference: Reference, by: float, which: str = "protein") -> Reference:
 
 
 @pytest.mark.parametrize("which", ["protein", "nucleotide"])
-@pytest.mark.parametrize("precision", [FP32, BF16, FP16])
+@pytest.mark.parametrize("precision", [FP32, BF16, FP16, FP8])
 def test_the_distance_is_the_change(precision: Precision, which: str, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     for share in (0.5, 2):
@@ -125,7 +125,7 @@ def test_the_distance_is_the_change(precision: Precision, which: str, reference:
         assert found.is_within(tolerance) == (share < 1)
 
 
-@pytest.mark.parametrize("precision", [FP32, BF16, FP16])
+@pytest.mark.parametrize("precision", [FP32, BF16, FP16, FP8])
 def test_scores_and_lengths_are_compared(precision: Precision, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     assert reference.scores is not None
@@ -151,7 +151,7 @@ def test_labels_are_compared_unless_undecided(reference: Reference) -> None:
     assert compare(reference, replace(reference, scores=swapped), wide).labels == 1
 
 
-@pytest.mark.parametrize("precision", [FP32, BF16, FP16])
+@pytest.mark.parametrize("precision", [FP32, BF16, FP16, FP8])
 def test_nan_is_never_within_the_tolerance(precision: Precision, reference: Reference) -> None:
     tolerance = reference.tolerance(precision)
     assert compare(reference, reference, tolerance).is_within(tolerance)

@@ -12,17 +12,23 @@ if TYPE_CHECKING:
     from .devices import BASE_BUDGET, choose, decide_budget, decide_precision
     from .engine import Engine
     from .replica import Replica
+    from .verification import VerifiedReplica
 
 __all__ = [
     "BASE_BUDGET",
     "Engine",
     "Replica",
+    "VerifiedReplica",
     "choose",
     "decide_budget",
     "decide_precision",
 ]
 
-_MODULE_OF = dict.fromkeys(__all__, "devices") | {"Engine": "engine", "Replica": "replica"}
+_MODULE_OF = dict.fromkeys(__all__, "devices") | {
+    "Engine": "engine",
+    "Replica": "replica",
+    "VerifiedReplica": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:

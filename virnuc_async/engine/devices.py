@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import pynvml
 import torch
 
-from virnuc_async.errors import MixedDevices, UnknownDevice
+from virnuc_async.errors import MixedDevices, UnknownDevice, UnsuitablePrecision
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
 from .gpu_memory import nvml_session
 from .instruction_sets import instruction_sets
 
-BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072}
+BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072, Precision.FP8: 3072}
 
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
 # Activations of ESM-2 3B: at most about 12 rows of 2,560 numbers at the same time.
@@ -24,6 +24,7 @@ _BYTES_PER_TOKEN = {
     Precision.FP32: _NUMBERS_PER_TOKEN * 4,
     Precision.BF16: _NUMBERS_PER_TOKEN * 2,
     Precision.FP16: _NUMBERS_PER_TOKEN * 2,
+    Precision.FP8: _NUMBERS_PER_TOKEN * 2,
 }
 
 
@@ -56,6 +57,11 @@ class Device:
         if capability >= (8, 0):
             return Precision.BF16
         return Precision.FP16 if capability >= (7, 0) else Precision.FP32
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether it multiplies in FP8: CUDA capability 8.9 and above."""
+        return self.capability is not None and self.capability >= (8, 9)
 
     @property
     def torch_device(self) -> torch.device:
@@ -93,14 +99,26 @@ def decide_precision(devices: Iterable[Device], requested: Precision) -> Precisi
 
     Raises:
         MixedDevices: the devices would compute different results and no precision was requested
+        UnsuitablePrecision: a device does not have the requested one
     """
+    devices = tuple(devices)
     if requested is not Precision.AUTO:
+        for device in devices:
+            require_precision(device, requested)
         return requested
     kinds = {device.kind: device.native_precision for device in devices}
     if len(kinds) > 1:
         raise MixedDevices(sorted(kinds))
     (native,) = kinds.values()
     return native
+
+
+def require_precision(device: Device, precision: Precision) -> None:
+    """Check that *device* computes in *precision*; raise UnsuitablePrecision if not."""
+    if precision is Precision.FP8 and not device.has_fp8:
+        what = "a CPU" if device.capability is None else "of capability {}.{}".format(*device.capability)
+        reason = f"it needs a GPU of capability 8.9 or higher, and {device.name} is {what}"
+        raise UnsuitablePrecision(precision.upper(), reason, device.native_precision)
 
 
 def decide_budget(devices: Iterable[Device], precision: Precision, requested: int | None) -> int:

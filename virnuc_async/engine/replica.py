@@ -32,6 +32,7 @@ _DTYPES = {
     Precision.FP32: torch.float32,
     Precision.BF16: torch.bfloat16,
     Precision.FP16: torch.float16,
+    Precision.FP8: torch.bfloat16,
 }
 _Result = TypeVar("_Result")
 _Array = TypeVar("_Array", NDArray[np.float32], NDArray[np.int64])
@@ -118,6 +119,7 @@ class Replica:
         self.device = device
         self.name = device.name
         self._bundle = bundle
+        self.precision = precision
         self._dtype = _DTYPES[precision]
         self._embeddings = embeddings
         self._model: Model | None = None
@@ -172,7 +174,7 @@ class Replica:
         scores = await self._score(batch, self._submit)
         self._batches += 1
         rows = scores.not_finite
-        if self._dtype is torch.float32 or not len(rows):
+        if self.precision is Precision.FP32 or not len(rows):
             return scores
         return scores.replace(rows, await self._score(batch.take(rows), self._submit_in_fp32))
 
@@ -217,8 +219,9 @@ class Replica:
         bundle, device = self._bundle, self.device.torch_device
         with self._translated_errors(0, Stage.PROTEIN):
             self._init_thread()
+            fp8 = self.precision is Precision.FP8
             self._model = Model.load(
-                bundle.directory, bundle.shapes, device, self._dtype, self._check_not_closed
+                bundle.directory, bundle.shapes, device, self._dtype, self._check_not_closed, fp8
             )
             return None if self.device.capability is None else self._model.use_gpu_kernels()
 

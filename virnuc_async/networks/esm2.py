@@ -41,7 +41,7 @@ class Layer(nn.Module):
 
     def pre_attention(self, normed: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of *normed* (T, C), (T, H, D) each; the first two are rotated."""
-        qkv = self.qkv(normed).view(len(normed), 3, self.heads, -1)  # T 3 H D
+        qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # T 3 H D
         rotated = self._rotate(qkv[:, :2], angles)
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .classifier import Classifier
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
+from .fp8 import use_fp8
 from .linear import can_prepack
 from .loading import Network, load
 from .shapes import Shapes
@@ -47,28 +48,34 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         before_each: Callable[[], None] = lambda: None,
+        fp8: bool = False,
     ) -> "Model":
         """
         Load the networks of the bundle in *directory*; *before_each* is called before each tensor.
 
-        On the CPU, weights are packed where this torch and this processor can.
+        On the CPU, weights are packed where this torch and this processor can. With *fp8*, ESM-2 multiplies
+        in FP8, and *dtype* is BF16.
 
         Raises:
             BadBundle: a file does not match *shapes*
+            UnsuitablePrecision: a weight is too large for *dtype*, or FP8 has no products of its matrices
         """
         with torch.device("meta"):
             nucleotide, protein = DnabertS(shapes.nucleotide), Esm2(shapes.protein)
             classifier = Classifier(shapes.classifier)
 
-        def loaded(network: Network, name: str, dtype: torch.dtype) -> Network:
-            packed = device.type == "cpu" and can_prepack(dtype)
+        def loaded(network: Network, name: str, dtype: torch.dtype, packs: bool = True) -> Network:
+            packed = packs and device.type == "cpu" and can_prepack(dtype)
             return load(network, directory / f"{name}.safetensors", device, dtype, before_each, packed)
 
-        return cls(
+        model = cls(
             loaded(nucleotide, "nucleotide", dtype),
-            loaded(protein, "protein", dtype),
+            loaded(protein, "protein", dtype, packs=not fp8),
             loaded(classifier, "classifier", torch.float32),
         )
+        if fp8:
+            use_fp8(model.protein)
+        return model
 
     def use_gpu_kernels(self) -> str | None:
         """Select the fastest correct kernels of each encoder; return a warning if some cannot be used."""

@@ -8,6 +8,7 @@ from torch import nn
 from .attention import sdpa_by_length
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
+from .fp8 import Fp8Linear, Fp8Norm
 from .linear import Linear, PackedGatedLinear, PackedLinear
 
 Encoder = TypeVar("Encoder", DnabertS, Esm2)
@@ -22,7 +23,7 @@ def upcast(encoder: Encoder) -> Encoder:
     # What deepcopy finds here it takes instead of a copy.
     replaced: dict[int, object] = {id(encoder.attention): sdpa_by_length}
     for module in encoder.modules():
-        if isinstance(module, Linear | PackedLinear | PackedGatedLinear):
+        if isinstance(module, Linear | PackedLinear | PackedGatedLinear | Fp8Linear | Fp8Norm):
             replaced[id(module)] = module.upcast()
             replaced.update((id(part), part) for part in module.parameters())
     for parameter in encoder.parameters():

@@ -41,8 +41,12 @@ def choose_devices(plan: Plan) -> "tuple[Device, ...]":
 
     Raises:
         UnknownDevice: the settings name a device that this process cannot see
+        UnsuitablePrecision: one of them does not have the precision that they name
     """
-    return plan.devices or tuple(engine.choose(plan.settings))
+    devices = plan.devices or tuple(engine.choose(plan.settings))
+    if plan.settings.precision is not Precision.AUTO:
+        engine.decide_precision(devices, plan.settings.precision)
+    return devices
 
 
 def decide_hardware(plan: Plan, devices: "tuple[Device, ...]", known: Mapping[str, Any]) -> Hardware:

@@ -150,7 +150,9 @@ def _format_device(device: "Device", hardware: Hardware) -> str:
         facts.append(plural(device.threads, "thread"))
     else:
         facts.append("capability {}.{}".format(*device.capability))
-    if hardware.precision is not Precision.FP32:
+    if hardware.precision is Precision.FP8:
+        facts.append("FP8 enabled if it gives the model's reference")
+    elif hardware.precision is not Precision.FP32:
         facts.append(f"{hardware.precision.upper()} enabled")
     elif device.native_precision is not Precision.FP32:
         facts.append("FP32")

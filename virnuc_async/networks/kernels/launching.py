@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-MODULES = ("add_norm", "gated_gelu", "gelu", "rotary")
+MODULES = ("add_norm", "gated_gelu", "gelu", "quantize", "rotary")
 
 # Of the published networks: heads and width of each head; width of the MLP, gated or not.
 ESM2_HEADS = ((20, 16), (20, 24), (20, 32), (20, 64), (40, 64), (40, 128))
@@ -14,7 +14,12 @@ DNABERT_S_HEADS, DNABERT_S_INTERMEDIATE = (12, 64), 3072
 ESM2_WIDTHS = tuple(heads * width for heads, width in ESM2_HEADS)
 DNABERT_S_WIDTH = DNABERT_S_HEADS[0] * DNABERT_S_HEADS[1]
 
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}
 _NUMBERS_PER_THREAD, _THREADS, _MAX_WARPS = 16, 32, 16
 
 
@@ -25,8 +30,9 @@ class Variant:
     name: str
     kernel: Any  # what triton.jit returns
     arguments: Mapping[str, str]  # Triton's types of those that are not constant, in the kernel's order
-    constants: Mapping[str, int]
+    constants: Mapping[str, float]
     warps: int
+    capability: tuple[int, int] = (7, 0)  # the lowest that it can be compiled for
 
     @property
     def signature(self) -> dict[str, str]:
