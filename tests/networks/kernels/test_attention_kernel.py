@@ -19,7 +19,7 @@ from virnuc_async.networks.shapes import ProteinShape
 
 # Several tiles and blocks of keys, ends within one and at its border, and single tokens.
 LENGTHS = (130, 64, 17, 1, 1)
-TENSOR_CORES = Blocks(64, widen=False)
+TENSOR_CORES = Blocks(64, 4, widen=False)
 
 
 def numbers(lengths: Sequence[int], heads: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -103,8 +103,8 @@ def test_a_number_that_is_not_finite_stays_in_its_sequence() -> None:
 @pytest.mark.parametrize(
     ("capability", "dtype", "blocks"),
     [
-        ((7, 5), torch.float16, Blocks(16, widen=True)),
-        ((8, 0), torch.float32, Blocks(16, widen=True)),
+        ((7, 5), torch.float16, Blocks(16, 8, widen=True)),
+        ((8, 0), torch.float32, Blocks(16, 4, widen=True)),
         ((8, 0), torch.float16, TENSOR_CORES),
         ((12, 0), torch.bfloat16, TENSOR_CORES),
     ],

@@ -21,7 +21,14 @@ _NARROWEST = 16  # numbers: tensor cores multiply no narrower heads, so these ar
 
 
 @triton.jit
-def _attention(inputs, strides, out, tiles, slopes, CONSTANTS: tl.constexpr):
+def _attention(
+    inputs: tl.tuple,
+    strides: tl.tuple,
+    out: tl.tensor,
+    tiles: tl.tensor,
+    slopes: tl.tensor,
+    CONSTANTS: tl.constexpr,
+) -> None:
     q, k, v = inputs
     q_stride, k_stride, v_stride = strides
     HEADS: tl.constexpr = CONSTANTS[0]
@@ -78,18 +85,22 @@ class Blocks:
     """How a program goes over the keys."""
 
     keys: int  # of a block
+    warps: int  # that share a program
     widen: bool  # multiply in FP32: for FP32, and where Triton does not use the tensor cores
 
     @classmethod
     def of(cls, dtype: torch.dtype, capability: tuple[int, int]) -> "Blocks":
         """
-        Return the blocks for numbers of *dtype* on a GPU of *capability*.
+        Return the blocks for numbers of *dtype* on a GPU of *capability*, such that registers suffice.
 
-        Without tensor cores the operands of a product stay in registers: more than 16 keys spill.
-        Triton has none for capability 7.5.
+        Without tensor cores both operands of a product are in registers: few keys, and half precision,
+        which is converted first, among more warps. Triton has no tensor cores for capability 7.5.
         """
-        has_tensor_cores = dtype != torch.float32 and capability >= (8, 0)
-        return cls(64, widen=False) if has_tensor_cores else cls(16, widen=True)
+        if dtype == torch.float32:
+            return cls(keys=16, warps=4, widen=True)
+        if capability < (8, 0):
+            return cls(keys=16, warps=8, widen=True)
+        return cls(keys=64, warps=4, widen=False)
 
 
 def attention(
@@ -108,7 +119,7 @@ def attention(
             (q, k, v),
             (q.stride(0), k.stride(0), v.stride(0)),
             *(out, tiles, slopes, constants),
-            num_warps=4,
+            num_warps=chosen.warps,
             num_stages=2,
             enable_fp_fusion=True,
         )
