@@ -26,6 +26,7 @@ from virnuc_async.runs.input_windows import InputFiles
 from virnuc_async.runs.output_directory import require_claimable
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.session import RunSession
+from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import Reader, read_contigs
 from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.readahead import ReadAhead
@@ -174,7 +175,8 @@ async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
 
 def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFiles:
     ahead, read = ReadAhead(paths), partial(read_contigs, stdin=stdin)
-    return InputFiles(read, partial(read, open_file=ahead.open), ahead.run)
+    notes = Notes()
+    return InputFiles(read, partial(read, open_file=ahead.open, note=notes), ahead.run, notes)
 
 
 def _note_others(error: BaseException, group: BaseExceptionGroup[BaseException]) -> None:

@@ -76,10 +76,14 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
         (XML, 1, "an XML file. Download the sequences in FASTA"),
         (GENBANK, 1, "a GenBank file. Convert it first: seqret -sformat genbank"),
         (EMBL, 1, "an EMBL file. Convert it first: seqret -sformat embl"),
-        (gzip.compress(b"BAM\1" + bytes(20)), 1, "a BAM file. Convert it first: samtools fastq"),
-        (b"CRAM\3\0" + bytes(20), 1, "a CRAM file. Convert it first: samtools fastq"),
-        (SAM, 3, "expected '+', saw '@PG\\tID:x': a SAM file. Convert it first: samtools fastq"),
-        (SAM.split(b"\n")[3], 1, "a SAM file. Convert it first: samtools fastq"),
+        (lzma.compress(b"BAM\1" + bytes(20)), 1, "a BAM file. Convert it first: samtools fastq"),
+        (bz2.compress(b"CRAM\3\0" + bytes(20)), 1, "a CRAM file. Convert it first: samtools fastq"),
+        (
+            lzma.compress(SAM),
+            3,
+            "expected '+', saw '@PG\\tID:x': a SAM file. Convert it first: samtools fastq",
+        ),
+        (lzma.compress(SAM.split(b"\n")[3]), 1, "a SAM file. Convert it first: samtools fastq"),
         (b"%PDF-1.7\n%\xe2\xe3\n", 1, "a PDF document. Save its sequences as plain text in FASTA"),
         (b"{\\rtf1\\ansi >a\\par ACGT}", 1, "a rich text document. Save it as plain text"),
         (LFS, 1, "a pointer of Git LFS and not the file itself. Get that first: git lfs pull"),
@@ -118,7 +122,7 @@ def test_fastq_of_several_lines(change: Callable[[bytes], bytes], block: int):
 
 
 def test_a_header_of_sam_alone():
-    found, failure = until_failure(read_contigs("-", io.BytesIO(SAM[:40])))
+    found, failure = until_failure(read_contigs("-", io.BytesIO(lzma.compress(SAM[:40]))))
     assert not found
     assert isinstance(failure, BrokenInput)
     assert failure.reason.endswith(": a SAM file. Convert it first: samtools fastq IN.sam > OUT.fq")

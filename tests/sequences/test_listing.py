@@ -61,7 +61,7 @@ def test_what_is_left_out_of_a_directory_is_said(tmp_path: Path):
     (tmp_path / "README.md").write_bytes(b"# Reads\n")
     (tmp_path / "table.tsv.gz").write_bytes(gzip.compress(b"a\tb\n"))
     (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "x.bam").write_bytes(gzip.compress(b"BAM\1" + bytes(9)))
+    (tmp_path / "x.sra").write_bytes(gzip.compress(b"NCBI.sra" + bytes(9)))
     (tmp_path / "broken.gz").write_bytes(gzip.compress(FASTA)[:10])
     paths, notices = listed(tmp_path)
     assert paths == (str(tmp_path / "a.fa"),)
@@ -71,7 +71,7 @@ def test_what_is_left_out_of_a_directory_is_said(tmp_path: Path):
         "WARNING: left out 2 subdirectories: deeper.fa, run (--recursive reads them)",
         "WARNING: left out 1 file that cannot be read: broken.gz (Compressed file ended before the "
         "end-of-stream marker was reached)",
-        "WARNING: left out 1 file of another format: x.bam (a BAM file)",
+        "WARNING: left out 1 file of another format: x.sra (an SRA archive)",
         "WARNING: left out 5 editors' copies: #a.fa#, .#a.fa, .a.fa.swp, a.fa.bak, a.fa~",
         "INFO: left out 1 hidden file: .hidden.fa",
         "INFO: left out 3 files that are neither FASTA nor FASTQ: README.md, empty.txt, table.tsv.gz",

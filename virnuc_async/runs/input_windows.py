@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from virnuc_async.errors import NoRecords
+from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import InputVersion, Reader, unchanged
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Window, form_windows
@@ -25,6 +26,7 @@ class InputFiles:
     read: Reader
     read_ahead: Reader | None = None
     run: Callable[[], Coroutine[Any, Any, None]] | None = None
+    notes: Notes = field(default_factory=Notes)  # of the reader that reads ahead
 
 
 class InputWindows:

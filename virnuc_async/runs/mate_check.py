@@ -1,11 +1,12 @@
 """Which files of a run hold mates, and whether the ids of their records agree."""
 
+import os
 from collections.abc import Iterator
 
 from anyio import from_thread
 
 from virnuc_async.errors import Stage
-from virnuc_async.sequences.inputs import Reader
+from virnuc_async.sequences.inputs import Reader, has_mates
 from virnuc_async.sequences.mates import (
     Mates,
     PairComparison,
@@ -23,6 +24,7 @@ from .messages import RunMessages
 from .plan import Plan
 from .reader import RunReader
 
+_COLLATE = "; 'samtools collate -o OUT.bam IN.bam' makes neighbours of mates"
 _MAX_NAMED = 3  # pairs of files in the log
 
 
@@ -48,6 +50,8 @@ class MateCheck:
 
         It is better known before days are spent on scoring. Call it in a worker thread.
         """
+        if self._plan.settings.pairs == Pairing.AUTO:
+            self.mates = sorted([*self.mates, *self._mates_by_flags()])
         for mates in self.mates:
             from_thread.check_cancelled()
             compared = check_first_records(mates, self._plan.paths, read)
@@ -57,8 +61,12 @@ class MateCheck:
         if paired and self._plan.settings.pairs == Pairing.INTERLEAVED:
             self._log.info("neighbouring records of each file are paired")
             return
-        for first, second in paired[:_MAX_NAMED]:
-            self._log.info("{} and {} are paired", self._plan.paths[first], self._plan.paths[second])
+        for mates in paired[:_MAX_NAMED]:
+            first, second = (self._plan.paths[file] for file in mates)
+            if mates.are_interleaved:
+                self._log.info("{}: neighbouring records are paired, as their flags say", first)
+            else:
+                self._log.info("{} and {} are paired", first, second)
         if len(paired) > _MAX_NAMED:
             self._log.info("{} of files are paired, too", plural(len(paired) - _MAX_NAMED, "more pair"))
 
@@ -83,13 +91,20 @@ class MateCheck:
             elif is_truncated(mates, compared, files):
                 verified += [mates] * bool(compared.pairs)
                 self._warn_of_truncation(mates, compared.pairs)
-            elif mates.are_interleaved:
+            elif self._plan.settings.pairs == Pairing.INTERLEAVED:
                 reason = describe_mismatch(mates, compared, self._plan.paths)
                 self.failures.append(Failure(self._plan.paths[mates.first], Stage.INPUT, reason))
                 self._messages.log_failure(self.failures[-1])
             elif mates not in self._mismatched:
                 self._warn_of_mismatch(mates, compared)
         return verified
+
+    def _mates_by_flags(self) -> Iterator[Mates]:
+        """Yield the files of alignments whose neighbouring records should be mates, as flags say."""
+        named = {file for mates in self.mates for file in mates}
+        for number, path in enumerate(self._plan.paths):
+            if number not in named and os.path.isfile(path) and has_mates(path):
+                yield Mates(number, number)
 
     def _warn_of_truncation(self, mates: Mates, pairs: int) -> None:
         names = " and ".join(dict.fromkeys(self._plan.paths[file] for file in mates))
@@ -98,7 +113,10 @@ class MateCheck:
     def _warn_of_mismatch(self, mates: Mates, compared: PairComparison) -> None:
         reason = describe_mismatch(mates, compared, self._plan.paths)
         if mates.are_interleaved:
-            self._log.warning("{}: {}. Its records are not paired", self._plan.paths[mates.first], reason)
+            hint = "" if self._plan.settings.pairs == Pairing.INTERLEAVED else _COLLATE
+            self._log.warning(
+                "{}: {}. Its records are not paired{}", self._plan.paths[mates.first], reason, hint
+            )
         else:
             self._log.warning(
                 "{}. These files are not paired. 'seqkit pair' or BBTools' repair.sh sorts such files; "

@@ -8,6 +8,7 @@ compares each window with the stored one, and hands out the batches that are not
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -75,6 +76,7 @@ class RunSession:
         self.mates = MateCheck(plan, self.messages)
         self._read = input_files.read
         self._windows = InputWindows(plan, input_files)
+        input_files.notes.listener = partial(self.log.info, "{}")
         self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
         self._embeddings = EmbeddingCheck()

@@ -10,10 +10,11 @@ from functools import partial
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
-from virnuc_async.errors import InputChanged, UnreadableInput
+from virnuc_async.errors import InputChanged, InputError, UnreadableInput
 from virnuc_async.fileio import stat_signature
 
-from .decompression import TextStream, decompressed
+from .alignments import AlignmentParser, Note, alignment_format, can_read_alignments
+from .decompression import DAMAGED, TextStream, decompressed
 from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
 
 STDIN = "-"
@@ -46,9 +47,12 @@ def read_contigs(
     *,
     open_file: OpenFile = open_file,
     limits: Limits = DEFAULT_LIMITS,
+    note: Note = lambda _: None,
 ) -> Iterator[Contig]:
     """
     Yield every record of *path* in order, with the id that *name* makes of its header; ``-`` is *stdin*.
+
+    *note* is told, at the end of a file, of records that were left out.
 
     Raises:
         UnreadableInput: nothing could be read
@@ -57,8 +61,11 @@ def read_contigs(
         BrokenInput: the file breaks half way, or changed while it was read; the records before
             the break were yielded
     """
-    with _open_text(path, stdin, open_file) as (text, has_changed):
-        yield from FastxParser(path, text, has_changed, name, limits).contigs()
+    with _open_input(path, stdin, open_file) as (raw, text, has_changed):
+        if kind := alignment_format(raw):
+            yield from AlignmentParser(path, kind, raw, has_changed, name, note).contigs()
+        else:
+            yield from FastxParser(path, text, has_changed, name, limits).contigs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +147,37 @@ def read_head(path: str, size: int) -> bytes:
         UnreadableInput: it cannot be opened
         what is in DAMAGED: it breaks before that
     """
-    with _open_text(path, None, open_file) as (text, _):
+    with _open_input(path, None, open_file) as (_, text, _):
         head = b""
         while len(head) < size and (block := text.read1(size)):
             head = (head + block).removeprefix(BYTE_ORDER_MARK).lstrip()
         return head
 
 
+def is_alignment(path: str) -> bool:
+    """
+    Return whether *path* is BAM, CRAM or SAM, and can be read.
+
+    Raises:
+        UnreadableInput: it cannot be opened
+    """
+    with _open_input(path, None, open_file) as (raw, _, _):
+        return alignment_format(raw) is not None and can_read_alignments()
+
+
+def has_mates(path: str) -> bool:
+    """Return whether the first read in *path*, a regular file, is one of a pair, by its flags."""
+    with suppress(InputError, *DAMAGED), _open_input(path, None, open_file) as (raw, _, has_changed):
+        if kind := alignment_format(raw):
+            return AlignmentParser(path, kind, raw, has_changed, first_word, lambda _: None).has_mates()
+    return False
+
+
 @contextmanager
-def _open_text(
+def _open_input(
     path: str, stdin: BinaryIO | None, open_file: OpenFile
-) -> Iterator[tuple[TextStream, Callable[[], bool]]]:
-    """Open the decompressed text of *path*, together with a check whether the file has changed since."""
+) -> Iterator[tuple[io.BufferedReader, TextStream, Callable[[], bool]]]:
+    """Open *path*: its bytes, its decompressed text, and a check whether it has changed since."""
     with ExitStack() as stack:
         try:
             # Before it is opened: some of it may have been read ahead by then.
@@ -162,7 +188,7 @@ def _open_text(
             raise UnreadableInput(path, _why_no_files(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, describe_error(error)) from error
-        yield text, partial(_has_changed, path, raw, before)
+        yield raw, text, partial(_has_changed, path, raw, before)
 
 
 def _why_no_files(directory: str) -> str:

@@ -34,8 +34,8 @@ examples:
   zcat reads.fq.gz | python -m virnuc_async predict - out/ --devices cpu,cpu
   python -m virnuc_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
 
-Inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), directories of them, or - for
-standard input. The last name is the output directory.
+Inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), BAM, CRAM or SAM, directories
+of them, or - for standard input. The last name is the output directory.
 
 exit codes:
   0         done
