@@ -9,7 +9,6 @@ that break a guarantee.
 import subprocess
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nox
 
@@ -125,21 +124,18 @@ def bench(session: nox.Session) -> None:
     """
     Run every benchmark, with the interpreter that has torch; write to docs/benchmarks or to the argument.
 
-    With a GPU: all shapes up to ESM-2 3B, and the pipeline with random weights of that shape, which
-    take 6 GB of disk. Without: the two smallest shapes, more than an hour on two cores.
+    With a GPU: what ``scripts/gpu_check.py`` measures, with random weights of the 3B shape, which take 6 GB
+    of disk, and at most half an hour. Without: the two smallest shapes, more than an hour on two cores.
     """
     place = Path(session.posargs[0] if session.posargs else "docs/benchmarks")
-    gpus = _gpus(session)
-    kind, shapes = ("gpu", "8M,35M,150M,650M,3B") if gpus else ("cpu", "8M,35M")
     run = partial(session.run, "python3", external=True, env={"OMP_WAIT_POLICY": "PASSIVE"})
-    run("scripts/bench_encoders.py", "--shapes", shapes, "--output", str(place / f"encoders-{kind}.json"))
-    with TemporaryDirectory() as scratch:
-        model = "tiny-500"
-        if gpus:
-            model = str(Path(scratch) / "random-3B")
-            run("scripts/random_bundle.py", "3B", model)
-        output = str(place / f"pipeline-{kind}.json")
-        run("scripts/bench_pipeline.py", "--model", model, "--work", scratch, "--output", output)
+    if _gpus(session):
+        steps = [word for step in ("profile", "encoders", "pipeline") for word in ("--step", step)]
+        run("scripts/gpu_check.py", *steps, "--output", str(place / "gpu"))
+    else:
+        output = str(place / "encoders-cpu.json")
+        run("scripts/bench_encoders.py", "--shapes", "8M,35M", "--output", output)
+        run("scripts/bench_pipeline.py", "--output", str(place / "pipeline-cpu.json"))
     run("scripts/simulate.py", "--output", str(place / "simulated.json"))
 
 
