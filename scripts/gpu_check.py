@@ -137,7 +137,7 @@ STEPS: dict[str, _Step] = {
 
 
 def run_step(check: Check, step: str) -> list[tuple[str, Outcome]]:
-    """Run the parts of *step*, each as a process, until its time is up; replace the lines of an earlier run."""
+    """Run the parts of *step*, each as a process, until its time is up; replace an earlier run's lines."""
     path = check.options.output / f"{step}.jsonl"
     path.unlink(missing_ok=True)
     until = time.time() + check.options.minutes * 60
