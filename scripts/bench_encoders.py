@@ -9,6 +9,7 @@ wait distort the results on a busy machine: set OMP_WAIT_POLICY=PASSIVE, as pred
 
 import argparse
 import copy
+import itertools
 import os
 import statistics
 import sys
@@ -23,11 +24,13 @@ import numpy as np
 import torch
 from encoder_ways import (
     DTYPES,
-    NAMES,
+    FP8,
+    PLAIN,
     Encoder,
     Shape,
     flop,
     matrix_rate,
+    precisions,
     prepared,
     products_of,
     random_encoder,
@@ -52,6 +55,7 @@ from virnuc_async.models.peers import (
     hugging_face_states,
 )
 from virnuc_async.networks.dnabert_s import DnabertS
+from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.packing import pack
 from virnuc_async.networks.shapes import ProteinShape
 from virnuc_async.sequences.batches import longest_first
@@ -99,14 +103,14 @@ class Engine:
 # Ours
 
 
-def ours(network: Encoder, way: str) -> Engine:
+def ours(network: Encoder, way: str, precision: str) -> Engine:
     """Make an engine of *network*, which stays unchanged, prepared in one *way*."""
-    ready, like = prepared(network, way), next(network.parameters())
+    ready, device = prepared(network, way, precision), next(network.parameters()).device
 
     def run(work: Work) -> Tensor:
-        return torch.cat([ready.embeddings(pack(rows).to(like.device)) for rows in work.batches()])
+        return torch.cat([ready.embeddings(pack(rows).to(device)) for rows in work.batches()])
 
-    return Engine(f"{way} {NAMES[like.dtype]}", run)
+    return Engine(f"{way} {precision}", run)
 
 
 def one_by_one(network: DnabertS, device: torch.device) -> Engine:
@@ -154,7 +158,7 @@ def _as_first_published(network: EsmModel, frequencies: Tensor) -> dict[str, Ten
 def transformers_engine(network: EsmModel, dtype: torch.dtype, device: torch.device) -> Engine:
     """Make an engine of transformers' *network*, with its SDPA attention."""
     encoder = copy.deepcopy(network).to(device, dtype)
-    return padded(f"transformers {NAMES[dtype]}", hugging_face_states(encoder), device)
+    return padded(f"transformers {'FP32' if dtype is FP32 else 'BF16'}", hugging_face_states(encoder), device)
 
 
 # Work
@@ -199,20 +203,20 @@ def measure(model: str, shape: Shape, engines: Sequence[Engine], work: Work, set
         setting.lines.not_reached(f"{model} {work.name}")
         return []
     means = {engine.name: engine.run(work) for engine in engines}  # warm
-    rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in _dtypes(engines)}
+    rates: dict[str, list[float]] = {_precision_of(engine.name): [] for engine in engines}
     times: dict[str, list[float]] = {engine.name: [] for engine in engines}
     tokens = 2016 if setting.device.type == "cpu" else 16384
     for number in range(setting.repeats):
         if number and setting.lines.is_time_up:
             setting.lines.not_reached(f"{model} {work.name}: {setting.repeats - number} rounds")
             break
-        for dtype, found in rates.items():
-            found.append(matrix_rate(products_of(shape), tokens, dtype, setting.device))
+        for precision, found in rates.items():
+            found.append(matrix_rate(products_of(shape), tokens, precision, setting.device))
         for engine in engines:
             times[engine.name].append(timed(lambda engine=engine: engine.run(work), setting.device)[0])
     rows = []
     for name, spent in times.items():
-        rate = rates[_dtype_of(name)]
+        rate = rates[_precision_of(name)]
         work_flop = flop(shape, work.rows.lengths)
         shares = [work_flop / seconds / peak for seconds, peak in zip(spent, rate, strict=True)]
         row: _Row = {"model": model, "tokens": work.name, "engine": name}
@@ -226,13 +230,8 @@ def measure(model: str, shape: Shape, engines: Sequence[Engine], work: Work, set
     return rows
 
 
-def _dtypes(engines: Sequence[Engine]) -> list[torch.dtype]:
-    """Return the type of each matrix rate that *engines* are compared with."""
-    return list(dict.fromkeys(_dtype_of(engine.name) for engine in engines))
-
-
-def _dtype_of(engine: str) -> torch.dtype:
-    return next((dtype for name, dtype in DTYPES.items() if name in engine), FP32)
+def _precision_of(engine: str) -> str:
+    return next((name for name in DTYPES if name in engine), "FP32")
 
 
 def _peers(times: dict[str, list[float]], setting: Setting) -> list[str]:
@@ -289,13 +288,20 @@ def protein_engines(shape: ProteinShape, options: argparse.Namespace, stack: Exi
 
 def every_way(network: Encoder, options: argparse.Namespace) -> list[Engine]:
     """Return an engine for each of our ways and each precision; the weights are in memory once each."""
-    device = torch.device(options.device)
-    copies = [network if name == "FP32" else copied(network, DTYPES[name]) for name in options.precisions]
-    return [ours(one, way) for way in ways(device) for one in copies]
+    copies = {DTYPES[name]: copied(network, DTYPES[name]) for name in options.precisions}
+    found = itertools.product(ways(torch.device(options.device)), options.precisions)
+    # FP8 comes with its kernels, and DNABERT-S has none of it.
+    return [
+        ours(copies[DTYPES[name]], way, name)
+        for way, name in found
+        if name != FP8 or (way != PLAIN and isinstance(network, Esm2))
+    ]
 
 
 def copied(network: Encoder, dtype: torch.dtype) -> Encoder:
-    """Return a copy of *network* in *dtype*."""
+    """Return a copy of *network* in *dtype*; in its own type, the network."""
+    if next(network.parameters()).dtype is dtype:
+        return network
     tensors = {
         id(tensor): nn.Parameter(tensor.to(dtype), requires_grad=False) for tensor in network.parameters()
     }
@@ -354,13 +360,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16384 if cuda else 2048, help="tokens of our batches")
     parser.add_argument("--fasta", type=Path, default=Path("docs/examples/metagenome.fa.gz"))
     parser.add_argument("--esm-cpp-python", type=Path, help="the interpreter of an environment with esm-cpp")
-    precisions = ["FP32", "BF16", "FP16"] if cuda else ["FP32", "BF16"]
-    parser.add_argument("--precisions", type=lambda text: text.split(","), default=precisions, help="of ours")
+    parser.add_argument(
+        "--precisions", type=lambda text: text.split(","), help="of ours (default: those of the device)"
+    )
     parser.add_argument("--no-bases", action="store_true", help="without DNABERT-S")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--lines", type=Path, help="a file that rows of JSON are appended to")
     parser.add_argument("--until", type=float, help="seconds since 1970, after which nothing new begins")
     options = parser.parse_args()
+    options.precisions = options.precisions or precisions(torch.device(options.device))
     options.lines = Lines(options.lines, options.until)
     return options
 

@@ -2,30 +2,41 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from random_bundle import scaled
+from torch import Tensor
 
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.fp8 import use_fp8
 from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 
 Encoder = DnabertS | Esm2
 Shape = NucleotideShape | ProteinShape
 
-DTYPES = {"FP32": torch.float32, "BF16": torch.bfloat16, "FP16": torch.float16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FP8 = "FP8"  # of ESM-2's products alone; all else is in BF16
+DTYPES = {"FP32": torch.float32, "BF16": torch.bfloat16, "FP16": torch.float16, FP8: torch.bfloat16}
+FP32 = torch.float32
 PLAIN = "plain"  # torch's own operations, the reference of the other ways
 
 
 def ways(device: torch.device) -> tuple[str, str]:
     """Return the ways to compute on *device*: plain, and what a run uses there."""
     return (PLAIN, "packed") if device.type == "cpu" else (PLAIN, "kernels")
+
+
+def precisions(device: torch.device) -> list[str]:
+    """Return the precisions to measure on *device*: those that it computes in without emulation."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    lowest = {"FP32": (0, 0), "BF16": (8, 0), "FP16": (7, 0), FP8: (8, 9)}
+    found = [name for name, needed in lowest.items() if capability >= needed]
+    return found if device.type == "cuda" else ["FP32", "BF16"]
 
 
 def random_encoder(shape: Shape, dtype: torch.dtype, device: torch.device) -> Encoder:
@@ -35,13 +46,15 @@ def random_encoder(shape: Shape, dtype: torch.dtype, device: torch.device) -> En
     return scaled(network.to(dtype).to_empty(device=device))
 
 
-def prepared(network: Encoder, way: str) -> Encoder:
+def prepared(network: Encoder, way: str, precision: str = "") -> Encoder:
     """Return a copy of *network* that computes in one *way*; weights that stay as they are, are shared."""
     ready = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()})
     if way == "packed":
         ready.prepack()
     elif way == "kernels":
         ready.use_fastest_attention()
+    if precision == FP8 and isinstance(ready, Esm2):
+        use_fp8(ready)
     return ready
 
 
@@ -62,22 +75,30 @@ def products_of(shape: Shape) -> tuple[tuple[int, int], ...]:
 
 
 def matrix_rate(
-    products: Sequence[tuple[int, int]], tokens: int, dtype: torch.dtype, device: torch.device
+    products: Sequence[tuple[int, int]], tokens: int, precision: str, device: torch.device
 ) -> float:
-    """Return the FLOP/s of *products* alone, the better of torch and oneDNN."""
+    """Return the FLOP/s of *products* alone, on a CPU the better of torch and oneDNN."""
     work, seconds = 0.0, 0.0
     for outputs, inputs in products:
-        x = torch.randn(tokens, inputs, device=device, dtype=dtype)
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        candidates: list[Callable[[], Any]] = [lambda x=x, w=weight: torch.mm(x, w.T)]
-        if device.type == "cpu" and can_prepack(dtype):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            candidates.append(
-                lambda x=x, w=packed: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
-            )
+        x = torch.randn(tokens, inputs, device=device, dtype=DTYPES[precision])
+        weight = torch.randn(outputs, inputs, device=device, dtype=DTYPES[precision])
         work += 2 * tokens * outputs * inputs
-        seconds += min(seconds_each(way, device, 8) for way in candidates)
+        seconds += min(seconds_each(way, device, 8) for way in _products(x, weight, precision))
     return work / seconds
+
+
+def _products(x: Tensor, weight: Tensor, precision: str) -> Iterator[Callable[[], Tensor]]:
+    """Yield the ways to multiply *x* by *weight* transposed."""
+    if precision == FP8:
+        x, weight = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+        rows, columns = x.new_ones(len(x), 1, dtype=FP32), x.new_ones(1, len(weight), dtype=FP32)
+        options = {"scale_a": rows, "scale_b": columns, "out_dtype": torch.bfloat16, "use_fast_accum": True}
+        yield lambda: torch._scaled_mm(x, weight.t(), **options)
+        return
+    yield lambda: torch.mm(x, weight.t())
+    if x.device.type == "cpu" and can_prepack(x.dtype):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        yield lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def seconds_each(work: Callable[[], Any], device: torch.device, times: int) -> float:

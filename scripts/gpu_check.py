@@ -82,7 +82,7 @@ def _profile(check: Check, lines: Path, until: float) -> Iterator[Part]:
         words += ["--tokens", options.tokens]
     if options.device == "cpu":
         words += ["--square", 256, "--copied", 1 << 20]
-    for name in ("ceilings", "bf16", "fp16", "streams", "graphs"):
+    for name in ("ceilings", "bf16", "fp8", "fp16", "streams", "graphs"):
         yield Part(name, check.script("profile_encoders", name, *words))
 
 

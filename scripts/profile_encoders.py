@@ -1,7 +1,7 @@
 """
 Profile both encoders at a published shape, with random weights made on the device; each part by itself.
 
-ceilings: the rates of matrix products and of a large copy. fp32, bf16, fp16, fp8: each encoder's forward,
+ceilings: the rates of matrix products and of a large copy. bf16, fp16, fp8: each encoder's forward,
 by our kernels and in plain torch. streams: DNABERT-S on a stream of its own. graphs: a replayed CUDA graph.
 Times of a GPU are between two events around several calls.
 """
@@ -21,10 +21,13 @@ import numpy as np
 import torch
 from encoder_ways import (
     DTYPES,
+    FP8,
+    PLAIN,
     Encoder,
     Shape,
     flop,
     matrix_rate,
+    precisions,
     prepared,
     products_of,
     random_encoder,
@@ -90,7 +93,7 @@ def batch_of(encoder: str, tokens: int, device: torch.device) -> tuple[Packed, R
 
 def ceilings(setting: Setting) -> None:
     """Measure what the device can do: squares, the products of each encoder's layers, and a copy."""
-    for name, dtype in DTYPES.items():
+    for name in precisions(setting.device):
         sizes = {f"{setting.square} cubed": ((setting.square, setting.square),)}
         sizes |= {encoder: products_of(shape) for encoder, shape in setting.shapes.items()}
         for what, products in sizes.items():
@@ -98,7 +101,7 @@ def ceilings(setting: Setting) -> None:
                 setting.lines.not_reached(f"ceiling {name} {what}")
                 continue
             tokens = setting.square if "cubed" in what else setting.tokens[0]
-            rate = matrix_rate(products, tokens, dtype, setting.device)
+            rate = matrix_rate(products, tokens, name, setting.device)
             row: _Row = {
                 "measured": "ceiling",
                 "of": what,
@@ -116,24 +119,31 @@ def ceilings(setting: Setting) -> None:
 
 def forwards(precision: str, setting: Setting) -> None:
     """Measure the forward of each encoder in *precision*, in each way and for each size of a batch."""
-    dtype = DTYPES[precision]
-    square = matrix_rate(((setting.square, setting.square),), setting.square, dtype, setting.device)
+    if precision not in precisions(setting.device):
+        setting.lines.write({"measured": "forward", "precision": precision, "none": "not on this device"})
+        return
+    square = matrix_rate(((setting.square, setting.square),), setting.square, precision, setting.device)
     for encoder, shape in setting.shapes.items():
-        network = random_encoder(shape, dtype, setting.device)
+        if precision == FP8 and encoder != "ESM-2":
+            continue  # it stays in BF16
+        network = random_encoder(shape, DTYPES[precision], setting.device)
         # What a run uses first: it is what matters if the time is up.
         for way in reversed(ways(setting.device)):
-            ready = prepared(network, way)
+            if precision == FP8 and way == PLAIN:
+                continue  # its kernels come with it
+            ready = prepared(network, way, precision)
+            what: _Row = {"encoder": encoder, "precision": precision, "way": way}
             for tokens in setting.tokens:
-                what: _Row = {"encoder": encoder, "precision": precision, "way": way, "tokens": tokens}
                 if setting.lines.is_time_up:
-                    setting.lines.not_reached(" ".join(map(str, what.values())))
+                    setting.lines.not_reached(" ".join(map(str, [*what.values(), tokens])))
                     continue
                 found = forward(ready, shape, batch_of(encoder, tokens, setting.device), setting)
                 found["of the matrix rate"] = found.pop("FLOP/s") / square
-                setting.lines.write({"measured": "forward", **what, **found, "matrix TFLOP/s": square / 1e12})
+                row = {"measured": "forward", **what, "tokens": tokens, **found}
+                setting.lines.write(row | {"matrix TFLOP/s": square / 1e12})
             if not setting.lines.is_time_up:
-                what |= {"tokens": setting.tokens[0]}
-                setting.lines.write({"measured": "kernels", **what, **kernel_times(ready, encoder, setting)})
+                row = {"measured": "kernels", **what, "tokens": setting.tokens[0]}
+                setting.lines.write(row | kernel_times(ready, encoder, setting))
 
 
 def forward(network: Encoder, shape: Shape, batch: tuple[Packed, Ragged], setting: Setting) -> _Row:
@@ -269,6 +279,7 @@ PARTS: dict[str, Callable[[Setting], None]] = {
     "ceilings": ceilings,
     "bf16": partial(forwards, "BF16"),
     "fp16": partial(forwards, "FP16"),
+    "fp8": partial(forwards, FP8),
     "streams": streams,
     "graphs": graphs,
 }

@@ -171,6 +171,17 @@ async def test_fp16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source:
     assert cosines(ours, exact).min() > 0.9999
 
 
+@in_a_loop
+async def test_fp8_is_within_its_tolerance(gpu: Device, golden_bundle: Bundle, source: str) -> None:
+    if not gpu.has_fp8:
+        pytest.skip("FP8 needs capability 8.9")
+    exact = await scored(gpu, golden_bundle, source, Precision.FP32)
+    ours = await scored(gpu, golden_bundle, source, Precision.FP8)
+    tolerance = published_reference(golden_bundle.length).tolerance(Precision.FP8)
+    assert np.abs(ours[:, -2:] - exact[:, -2:]).max() <= tolerance.score
+    assert cosines(ours, exact).min() >= tolerance.cosine
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_every_kernel_matches_its_twin_at_the_published_shapes(gpu: Device, dtype: torch.dtype) -> None:
     if dtype is torch.bfloat16 and gpu.native_precision is not Precision.BF16:
