@@ -82,12 +82,12 @@ async def test_a_device_that_cannot_be_selected_is_lost_while_loading(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fails(_: int) -> None:
-        raise torch.AcceleratorError("CUDA error: device not ready\nmore")
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
 
     monkeypatch.setattr(torch, "set_num_threads", fails)
     replica = Replica(CPU, bundle, Precision.FP32)
     try:
-        with pytest.raises(DeviceLost, match="cpu:0 failed: CUDA error: device not ready$"):
+        with pytest.raises(DeviceLost, match="cpu:0 failed: CUDA error: unspecified launch failure$"):
             await replica.load()
     finally:
         await replica.close()

@@ -24,6 +24,7 @@ from torch import nn
 
 from virnuc_async.engine.devices import Device, available, choose, decide_precision
 from virnuc_async.engine.replica import Replica
+from virnuc_async.engine.transfers import HostMemory, copy_to, page_locked
 from virnuc_async.engine.verification import record, verify
 from virnuc_async.errors import DeviceOutOfMemory, FeatureMismatchError
 from virnuc_async.log import logger
@@ -321,11 +322,11 @@ async def test_two_replicas_load_at_the_same_time(gpu: Device, golden_bundle: Bu
 
 def test_buffers_that_are_copied_are_pinned(gpu: Device) -> None:
     """Copies from and to other memory would make the host wait for the device."""
-    packed = pack(dummy_batch(20, 7)).pinned()
-    assert all(tensor.is_pinned() for tensor in packed.tensors)
-    copied = packed.to(gpu.torch_device)
-    assert torch.equal(copied.ids.to("cpu", non_blocking=False), packed.ids)
-    assert copied.ids.to("cpu", non_blocking=True).is_pinned()
+    memory, tensors = HostMemory(page_locked), pack(dummy_batch(20, 7)).tensors
+    copied = copy_to(gpu.torch_device, tensors, memory)
+    assert memory.take(8).is_pinned()
+    assert all(tensor.is_cuda for tensor in copied)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(copied, tensors, strict=True))
 
 
 @in_a_loop

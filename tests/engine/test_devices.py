@@ -1,13 +1,13 @@
 """Which devices a run uses, in which precision and batch size; the GPUs are simulated."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pynvml
 import pytest
 import torch
+from gpus import GIB, Gpu, Machine
 
-from virnuc_async.engine import devices
+from virnuc_async.engine import nvml
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
@@ -15,11 +15,13 @@ from virnuc_async.engine.devices import (
     choose,
     decide_budget,
     decide_precision,
+    leave_out_failed,
 )
-from virnuc_async.errors import MixedDevices, UnknownDevice, UnsuitablePrecision
+from virnuc_async.engine.memory_account import account
+from virnuc_async.errors import MixedDevices, NoDevicesLeft, UnknownDevice, UnsuitablePrecision
+from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.settings import Precision, Settings
 
-GIB = 1 << 30
 CPU = Device("cpu:0", "CPU (AVX2)", 8 * GIB)
 PASCAL = Device("cuda:4", "P4", 8 * GIB, (6, 1), index=4)
 VOLTA = Device("cuda:0", "V100", 32 * GIB, (7, 0))
@@ -30,43 +32,10 @@ ADA = Device("cuda:5", "L4", 24 * GIB, (8, 9), index=5)
 HOPPER = Device("cuda:3", "H100", 80 * GIB, (9, 0), index=3)
 
 
-@dataclass
-class Gpu:
-    """What CUDA and NVML report about a GPU."""
-
-    uuid: str
-    name: str = "H100"
-    major: int = 9
-    minor: int = 0
-    total_memory: int = 80 * GIB
-    free_memory: int = 70 * GIB
-    multi_processor_count: int = 132
-
-
-@dataclass
-class Machine:
-    """
-    A machine with the GPUs *all*, in nvidia-smi's order.
-
-    CUDA shows *visible* to this process, in another order.
-    """
-
-    all: Sequence[Gpu]
-    visible: Sequence[Gpu]
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(torch.cuda, "device_count", lambda: len(self.visible))
-        patch.setattr(torch.cuda, "get_device_properties", lambda number: self.visible[number])
-        patch.setattr(torch.cuda, "mem_get_info", self.memory)
-        patch.setattr(pynvml, "nvmlInit", lambda: None)
-        patch.setattr(pynvml, "nvmlShutdown", lambda: None)
-        patch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(self.all))
-        patch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda number: self.all[number])
-        patch.setattr(pynvml, "nvmlDeviceGetUUID", lambda gpu: f"GPU-{gpu.uuid}")
-
-    def memory(self, device: torch.device) -> tuple[int, int]:
-        gpu = self.visible[device.index]
-        return gpu.free_memory, gpu.total_memory
+# ESM-2 3B and DNABERT-S, as published.
+PUBLISHED = Shapes(
+    ProteinShape(36, 2560, 40), NucleotideShape(12, 768, 12, 3072, 4096), ClassifierShape(3328, 512)
+)
 
 
 @pytest.fixture
@@ -179,7 +148,7 @@ def test_machine_without_a_driver_has_no_numbers(monkeypatch: pytest.MonkeyPatch
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert devices._gpu_uuids() == []
+    assert nvml.cards() == []
 
 
 # Precision and batch size
@@ -269,28 +238,164 @@ def test_fp8_needs_a_gpu_that_has_it(device: Device, what: str, instead: str) ->
 )
 def test_budget_of_a_cpu(precision: str, tokens: int) -> None:
     used = Precision(precision)
-    assert decide_budget([CPU, CPU], used, None) == tokens == BASE_BUDGET[used]
+    assert decide_budget([CPU, CPU], used, None, PUBLISHED) == tokens == BASE_BUDGET[used]
 
 
-def budget(monkeypatch: pytest.MonkeyPatch, precision: Precision, *free: float) -> int:
-    Machine([], [Gpu(str(n), free_memory=int(gib * GIB)) for n, gib in enumerate(free)]).install(monkeypatch)
-    return decide_budget(choose(Settings()), precision, None)
+def budget(monkeypatch: pytest.MonkeyPatch, precision: Precision, *free: float, replicas: int = 1) -> int:
+    gpus = [Gpu(str(n), free_memory=int(gib * GIB)) for n, gib in enumerate(free)]
+    Machine(gpus, gpus).install(monkeypatch)
+    return decide_budget(choose(Settings()) * replicas, precision, None, PUBLISHED)
 
 
-def test_budget_grows_with_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = (0.01, 0.5, 1, 2, 4, 16, 80)
+def test_budget_grows_with_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = (0.01, 4, 8, 9, 14, 15, 20, 80)
     fp32 = [budget(monkeypatch, Precision.FP32, gib) for gib in free]
     bf16 = [budget(monkeypatch, Precision.BF16, gib) for gib in free]
-    assert fp32 == [2048, 2048, 4096, 8192, 16384, 16384, 16384]
-    assert bf16 == [3072, 4096, 8192, 16384, 16384, 16384, 16384]
+    # The weights take 11.0 GiB in FP32, half of that in BF16.
+    assert fp32 == [2048, 2048, 2048, 2048, 5120, 11264, 16384, 16384]
+    assert bf16 == [3072, 3072, 10240, 16384, 16384, 16384, 16384, 16384]
     assert [budget(monkeypatch, Precision.FP16, gib) for gib in free] == bf16
 
 
+def test_a_batch_of_the_budget_fits_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision in (Precision.FP32, Precision.BF16, Precision.FP16):
+        needed = account(PUBLISHED, precision)
+        for free in range(1, 40):
+            tokens = budget(monkeypatch, precision, free)
+            fits = needed.context + needed.peak(tokens) < free * GIB
+            assert fits or tokens == BASE_BUDGET[precision]
+
+
+def test_replicas_on_one_card_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = budget(monkeypatch, Precision.BF16, 8)
+    assert budget(monkeypatch, Precision.BF16, 16, replicas=2) == one < 16_384
+    assert budget(monkeypatch, Precision.BF16, 24, replicas=3) == one
+
+
 def test_budget_is_that_of_the_smallest_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert budget(monkeypatch, Precision.BF16, 80, 1, 16) == budget(monkeypatch, Precision.BF16, 1)
+    assert budget(monkeypatch, Precision.BF16, 80, 8, 16) == budget(monkeypatch, Precision.BF16, 8) < 16_384
+    # One that does not hold the model does not decide for the others.
+    assert budget(monkeypatch, Precision.BF16, 80, 1) == budget(monkeypatch, Precision.BF16, 80)
+    two = [CPU, choose(Settings())[0]]
+    assert decide_budget(two, Precision.BF16, None, PUBLISHED) == BASE_BUDGET[Precision.BF16]
+
+
+def test_free_memory_is_asked_of_the_driver_without_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("aa", free_memory=9 * GIB, reports_memory=True), Gpu("bb", free_memory=8 * GIB)]
+    machine = Machine(gpus, gpus)
+    machine.install(monkeypatch)
+    assert [gpu.free_memory() for gpu in choose(Settings())] == [9 * GIB, 8 * GIB]
+    assert machine.contexts == ["bb"]
+
+
+# Cards that do not answer
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_card_that_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch, is_lost: bool) -> None:
+    gpus = [Gpu("aa"), Gpu("bb", is_broken=not is_lost, is_lost=is_lost), Gpu("cc")]
+    machine = Machine(gpus, gpus)
+    machine.install(monkeypatch)
+    for settings in (
+        Settings(),
+        Settings(devices=("cuda:0", "cuda:1", "cuda:2")),
+        Settings(gpus=(0, 1, 2)),
+    ):
+        chosen = choose(settings)
+        assert [device.name for device in chosen] == ["cuda:0", "cuda:1", "cuda:2"]
+        usable, failed = leave_out_failed(chosen)
+        assert usable == (chosen[0], chosen[2])
+        reason = (
+            "GPU is lost: see nvidia-smi" if is_lost else "CUDA error: uncorrectable ECC error encountered"
+        )
+        assert [str(error) for error in failed] == [f"cuda:1 failed: {reason}"]
+        assert chosen[1].torch_device == torch.device("cuda", 1)
+    assert machine.contexts == []
+
+
+def test_a_card_whose_memory_cannot_be_asked_for_is_found_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus = [Gpu("aa"), Gpu("bb")]
+    Machine(gpus, gpus).install(monkeypatch)
+    both = choose(Settings())
+    gpus[1].is_broken = True
+    assert both[1].free_memory() == 0
+    assert decide_budget(both, Precision.BF16, None, PUBLISHED) == 16_384
+
+
+def test_without_a_card_that_answers_the_reasons_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("aa", is_broken=True), Gpu("bb", is_lost=True)]
+    Machine(gpus, gpus).install(monkeypatch)
+    with pytest.raises(NoDevicesLeft, match=r"cuda:0 failed: CUDA error: .*; cuda:1 failed: GPU is lost"):
+        leave_out_failed(choose(Settings()))
+
+
+def test_cuda_may_have_fewer_cards_than_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def properties(number: int) -> Gpu:
+        if number:
+            raise AssertionError("Invalid device id")
+        return Gpu("aa")
+
+    gpus = [Gpu("aa"), Gpu("bb")]
+    Machine(gpus, gpus).install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert [device.failure for device in choose(Settings())] == ["", "Invalid device id"]
+
+
+def test_a_driver_that_cannot_be_started_leaves_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment")
+
+    Machine([], []).install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", fail)
+    assert names(Settings()) == ["cpu:0"]
+
+
+# Slices of a GPU (MIG)
+
+
+def sliced(count: int) -> Gpu:
+    slices = [
+        Gpu(f"a{n}", "A100 MIG 1g.10gb", 8, 0, 10 * GIB, (9 - n) * GIB, 14, reports_memory=True)
+        for n in range(count)
+    ]
+    return Gpu("aa", "A100", 8, 0, 80 * GIB, 40 * GIB, 108, slices, reports_memory=True)
+
+
+@pytest.mark.parametrize("names_parent", [True, False])
+def test_a_slice_has_its_own_name_and_memory(monkeypatch: pytest.MonkeyPatch, names_parent: bool) -> None:
+    gpus = [Gpu("zz"), sliced(1)]
+    machine = Machine(gpus, gpus[1].slices, names_parent=names_parent)
+    machine.install(monkeypatch)
+    (device,) = choose(Settings(gpus=(1,)))
+    assert device == choose(Settings())[0]
+    assert (device.uuid, device.model) == ("MIG-a0", "A100 MIG 1g.10gb")
+    assert device.kind == "A100 MIG 1g.10gb (capability 8.0, 14 multiprocessors)"
+    assert device.free_memory() == 9 * GIB
+    assert machine.contexts == []
+    with pytest.raises(UnknownDevice, match="no device 'GPU 0' here. There are: GPU 1"):
+        choose(Settings(gpus=(0,)))
+
+
+def test_the_second_slice_is_told_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [sliced(3)]
+    Machine(gpus, gpus[0].slices[1:2]).install(monkeypatch)
+    (device,) = choose(Settings(gpus=(0,)))
+    assert (device.uuid, device.free_memory()) == ("MIG-a1", 8 * GIB)
+
+
+def test_memory_of_the_whole_card_is_not_taken_for_that_of_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [sliced(3)]
+    machine = Machine(gpus, gpus[0].slices[1:2], names_parent=True)
+    machine.install(monkeypatch)
+    (device,) = choose(Settings(gpus=(0,)))
+    assert device.uuid == "GPU-aa"  # which slice it is, CUDA does not say
+    assert device.free_memory() == 8 * GIB
+    assert machine.contexts == ["a1"]
 
 
 def test_budget_as_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine([], [Gpu("aa", free_memory=0)]).install(monkeypatch)
-    assert decide_budget(choose(Settings()), Precision.FP32, 100_000) == 100_000
-    assert decide_budget([CPU], Precision.FP32, 1) == 1
+    assert decide_budget(choose(Settings()), Precision.FP32, 100_000, PUBLISHED) == 100_000
+    assert decide_budget([CPU], Precision.FP32, 1, PUBLISHED) == 1

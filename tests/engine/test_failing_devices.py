@@ -4,13 +4,14 @@ import asyncio
 import json
 
 import pytest
-from fakes import Rules
+from fakes import Rules, fake_devices
 from harness import PipelineHarness
 from support import read_table
 
-from virnuc_async.errors import (
-    NoDevicesLeft,
-)
+from virnuc_async.engine.devices import Device
+from virnuc_async.errors import NoDevicesLeft
+from virnuc_async.pipeline import execute
+from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
 
 
@@ -152,3 +153,26 @@ async def test_a_device_without_room_for_anything_is_lost(bench: PipelineHarness
 async def test_what_no_device_could_do_as_wanted_is_said_once(bench: PipelineHarness) -> None:
     await bench.run(Rules(warning="no {compiler} here"), devices=3)
     assert (bench.out / "out" / "run.log").read_text().count("no {compiler} here") == 1
+
+
+async def test_a_card_that_failed_before_the_run_is_left_out(bench: PipelineHarness) -> None:
+    await bench.run(out="calm")
+    broken = [
+        Device(f"cuda:{number}", "unknown GPU", 0, (0, 0), index=number, failure="GPU is lost")
+        for number in range(3)
+    ]
+    rules = Rules()
+    plan = Plan((str(bench.source),), bench.settings, bench.bundle, (*broken, *fake_devices(2)), bench.window)
+    summary = await execute(plan, bench.out / "out", rules.scorer)
+    assert bench.tables() == bench.tables("calm")
+    assert {device["name"] for device in summary.devices} <= {"fake:0", "fake:1"}
+    assert summary.reproducible
+    log = (bench.out / "out" / "run.log").read_text()
+    assert [log.count(f"cuda:{number} failed: GPU is lost; it is left out") for number in range(3)] == [1] * 3
+
+
+async def test_a_run_without_a_card_that_answers_says_why(bench: PipelineHarness) -> None:
+    card = Device("cuda:0", "unknown GPU", 0, (0, 0), failure="GPU is lost")
+    plan = Plan((str(bench.source),), bench.settings, bench.bundle, (card,), bench.window)
+    with pytest.raises(NoDevicesLeft, match="cuda:0 failed: GPU is lost"):
+        await execute(plan, bench.out / "out", Rules().scorer)

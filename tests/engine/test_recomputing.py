@@ -139,7 +139,7 @@ async def scored_by(replica: Replica, batches: list[Batch]) -> list[ScoredBatch]
 async def test_a_batch_that_does_not_fit_in_fp32_is_halved(overflowing: Bundle, batches: list[Batch]) -> None:
     class Full(Replica):
         def _submit_in_fp32(self, batch: Batch) -> Any:
-            with self._translated_errors(batch.tokens, Stage.PROTEIN):
+            with self._errors.translated(batch.tokens, Stage.PROTEIN):
                 if batch.tokens > 150:
                     raise torch.OutOfMemoryError("no room")
             return super()._submit_in_fp32(batch)

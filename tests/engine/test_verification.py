@@ -160,7 +160,7 @@ def test_a_device_that_fails_is_a_row(model: Path, monkeypatch: pytest.MonkeyPat
     class Full(Replica):
         def _submit(self, batch):
             if self.name == "cpu:1":
-                with self._translated_errors(batch.tokens, Stage.PROTEIN):
+                with self._errors.translated(batch.tokens, Stage.PROTEIN):
                     raise torch.OutOfMemoryError("no room")
             return super()._submit(batch)
 

@@ -4,7 +4,8 @@ import re
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from torch import Tensor
 from transformers import EsmModel
 
 import virnuc_async.models
-from virnuc_async.errors import PeerUnavailable
+from virnuc_async.cli.peers_table import compare_on_devices
+from virnuc_async.engine.devices import Device
+from virnuc_async.errors import DeviceLost, PeerUnavailable
 from virnuc_async.models import peers
 from virnuc_async.models.bundle import Bundle, find, write_manifest
 from virnuc_async.models.checkpoint_formats import read_protein
@@ -327,3 +330,35 @@ def test_padded_batches_are_shortest_first_and_have_few_tokens() -> None:
     assert ids.tolist() == [[0, 5, 2, 1], [0, 5, 2, 1], [0, 5, 5, 2]]
     assert [tuple(ids.shape) for _, ids in batches] == [(3, 4), (1, 6), (1, 11)]
     assert sorted(number for numbers, _ in batches for number in numbers) == list(range(5))
+
+
+def test_networks_are_built_and_computed_with_their_gpu_selected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of Triton is launched on the thread's own GPU, which is the first one otherwise."""
+    selected, used = ["cuda:0"], []
+
+    @contextmanager
+    def select(device: torch.device) -> Iterator[None]:
+        selected.append(str(device))
+        yield
+        selected.pop()
+
+    def compute() -> Tensor:
+        used.append(selected[-1])
+        return torch.ones(1)
+
+    def make() -> Callable[[], Tensor]:
+        used.append(selected[-1])
+        return compute
+
+    monkeypatch.setattr(torch.cuda, "device", select)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: used.append(selected[-1]))
+    peers._measure(make, torch.device("cuda", 1), 0.0)
+    assert set(used) == {"cuda:1"}
+    assert len(used) >= 3
+    assert selected == ["cuda:0"]
+
+
+def test_a_card_that_does_not_answer_is_named(golden_bundle: Bundle) -> None:
+    card = Device("cuda:1", "unknown GPU", 0, (0, 0), index=1, failure="GPU is lost")
+    with pytest.raises(DeviceLost, match="cuda:1 failed: GPU is lost"):
+        compare_on_devices(golden_bundle, [card], lambda _: None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import CPU, packed, ragged
 
-from virnuc_async.networks.packing import TILE, Run, dummy_batch, mean_pool, pack, positions
+from virnuc_async.networks.packing import TILE, Run, dummy_batch, mean_pool, pack, positions, segment_means
 
 ROWS = st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=9), min_size=1, max_size=9)
 
@@ -71,3 +71,22 @@ def test_tiles_have_every_token_once_and_end_with_their_sequence(lengths: list[i
         assert (first - start) % TILE == 0
         tokens += range(first, min(first + TILE, end))
     assert tokens == list(range(sum(lengths)))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    first=st.sampled_from([0, 1]),
+    most=st.sampled_from([None, 1, 20]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_means_of_all_lengths_at_once(
+    lengths: list[int], first: int, most: int | None, dtype: torch.dtype
+) -> None:
+    batch = pack(dummy_batch(*lengths))
+    random = torch.Generator().manual_seed(len(lengths))
+    hidden = torch.randn(sum(lengths), 5, generator=random).to(dtype)
+    expected = mean_pool(hidden, batch, first, most)
+    found = segment_means(hidden, batch, first, most)
+    assert found.dtype is torch.float32
+    # Rows without a token to average are NaN in both.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, equal_nan=True)

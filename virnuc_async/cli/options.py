@@ -22,8 +22,8 @@ def add_verbosity_options(parser: Any) -> None:
     verbosity.add_argument("--quiet", action="store_true", help="print only warnings and errors")
 
 
-def add_model_options(group: Any) -> None:
-    """Add --model, --cache-dir and --threshold."""
+def add_model_choice(group: Any) -> None:
+    """Add --model and --cache-dir."""
     group.add_argument(
         "--model",
         type=path_text,
@@ -32,6 +32,11 @@ def add_model_options(group: Any) -> None:
         help="the model to use; 'models list' shows the installed ones (default: tiny-500)",
     )
     add_cache_option(group)
+
+
+def add_model_options(group: Any) -> None:
+    """Add --model, --cache-dir and --threshold."""
+    add_model_choice(group)
     group.add_argument(
         "--threshold",
         type=fraction,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from virnuc_async.errors import NoReference, PeerUnavailable, Stage
+from virnuc_async.errors import DeviceLost, NoReference, PeerUnavailable, Stage
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -25,7 +25,7 @@ def compare_on_devices(
         PeerUnavailable: a package is missing, or does not have the ESM-2 that is known here
         DeviceError: a device has not enough memory, or failed
     """
-    from virnuc_async.engine.torch_errors import is_responsive, translate_torch_errors
+    from virnuc_async.engine.torch_errors import TorchErrors, is_responsive
 
     try:
         from virnuc_async.models import peers
@@ -42,9 +42,11 @@ def compare_on_devices(
     report_status("DNABERT-S is not compared: its published network needs remote code, which is never run")
     results = []
     for device in _distinct(devices):
+        if device.failure:
+            raise DeviceLost(device.name, device.failure)
         is_alive = partial(is_responsive, device.torch_device)
         report_peer = partial(_report_peer, report_status, device.name)
-        with translate_torch_errors(device.name, tokens, Stage.PROTEIN, is_alive):
+        with TorchErrors(device.name, is_alive).translated(tokens, Stage.PROTEIN):
             on_device = peers.compare_with_peers(bundle, reference.proteins, device.torch_device, report_peer)
         results += [(device, result) for result in on_device]
     return results

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .devices import BASE_BUDGET, choose, decide_budget, decide_precision
+    from .devices import BASE_BUDGET, choose, decide_budget, decide_precision, leave_out_failed
     from .engine import Engine
     from .replica import Replica
     from .verification import VerifiedReplica
@@ -22,6 +22,7 @@ __all__ = [
     "choose",
     "decide_budget",
     "decide_precision",
+    "leave_out_failed",
 ]
 
 _MODULE_OF = dict.fromkeys(__all__, "devices") | {

@@ -5,27 +5,22 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import pynvml
 import torch
 
-from virnuc_async.errors import MixedDevices, UnknownDevice, UnsuitablePrecision
+from virnuc_async.errors import DeviceLost, MixedDevices, NoDevicesLeft, UnknownDevice, UnsuitablePrecision
+from virnuc_async.networks.shapes import Shapes
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
-from .gpu_memory import nvml_session
+from .gpu_memory import memory_use
 from .instruction_sets import instruction_sets
+from .memory_account import MemoryAccount, account
+from .nvml import Card, cards, driver_uuid, failure_of
 
 BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072, Precision.FP8: 3072}
 
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
-# Activations of ESM-2 3B: at most about 12 rows of 2,560 numbers at the same time.
-_NUMBERS_PER_TOKEN = 12 * 2560
-_BYTES_PER_TOKEN = {
-    Precision.FP32: _NUMBERS_PER_TOKEN * 4,
-    Precision.BF16: _NUMBERS_PER_TOKEN * 2,
-    Precision.FP16: _NUMBERS_PER_TOKEN * 2,
-    Precision.FP8: _NUMBERS_PER_TOKEN * 2,
-}
+_BUDGET_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +33,9 @@ class Device:
     capability: tuple[int, int] | None = None  # CUDA's; None on the CPU
     threads: int = 1  # of a CPU replica
     index: int = 0  # CUDA's number of the GPU
-    uuid: str = ""  # of the GPU, as the driver writes it
+    uuid: str = ""  # of the GPU, or of the slice of it, as the driver writes it
     multiprocessors: int = 0  # of the GPU, or of the slice of it
+    failure: str = ""  # why it cannot be used, if so
 
     @property
     def kind(self) -> str:
@@ -69,9 +65,13 @@ class Device:
         return torch.device("cpu") if self.capability is None else torch.device("cuda", self.index)
 
     def free_memory(self) -> int:
-        """Return the free bytes of a GPU."""
-        free, _ = torch.cuda.mem_get_info(self.torch_device)
-        return free
+        """Return the free bytes of a GPU; 0 if it does not answer, which loading a model on it will show."""
+        # The driver is asked first: CUDA needs a context, which takes hundreds of megabytes.
+        if use := memory_use(self):
+            return use.free
+        with suppress(RuntimeError):
+            return torch.cuda.mem_get_info(self.torch_device)[0]
+        return 0
 
 
 def available() -> list[Device]:
@@ -121,35 +121,68 @@ def require_precision(device: Device, precision: Precision) -> None:
         raise UnsuitablePrecision(precision.upper(), reason, device.native_precision)
 
 
-def decide_budget(devices: Iterable[Device], precision: Precision, requested: int | None) -> int:
+def leave_out_failed(devices: Sequence[Device]) -> tuple[tuple[Device, ...], tuple[DeviceLost, ...]]:
+    """
+    Return the *devices* that can be used, and what is wrong with the others.
+
+    Raises:
+        NoDevicesLeft: none of them can be used
+    """
+    failed = tuple(DeviceLost(device.name, device.failure) for device in devices if device.failure)
+    if len(failed) == len(devices):
+        raise NoDevicesLeft(failed)
+    return tuple(device for device in devices if not device.failure), failed
+
+
+def decide_budget(
+    devices: Sequence[Device], precision: Precision, requested: int | None, shapes: Shapes
+) -> int:
     """Return the token budget of a run: as requested, else what fits on the smallest device."""
-    return requested or min(_budget_by_memory(device, precision) for device in devices)
+    if requested:
+        return requested
+    base, needed = BASE_BUDGET[precision], account(shapes, precision)
+    fitting = (_fitting(device, devices, needed) for device in devices if device.capability is not None)
+    # A card without room for the model does not decide for the others: it fails when it is loaded.
+    smallest = min(filter(None, fitting), default=base)
+    if any(device.capability is None for device in devices):
+        smallest = base  # a CPU is not faster with larger batches
+    return max(base, min(smallest, _MAX_BUDGET) // _BUDGET_STEP * _BUDGET_STEP)
 
 
-def _budget_by_memory(device: Device, precision: Precision) -> int:
-    base = BASE_BUDGET[precision]
-    if device.capability is None:
-        return base  # a CPU is not faster with larger batches
-    fitting = device.free_memory() // 2 // _BYTES_PER_TOKEN[precision]
-    return max(base, min(fitting, _MAX_BUDGET) // 1024 * 1024)
+def _fitting(gpu: Device, devices: Sequence[Device], needed: MemoryAccount) -> int:
+    """Return the tokens that fit on *gpu*, of whose memory every replica among *devices* gets its share."""
+    replicas = sum(other.torch_device == gpu.torch_device for other in devices)
+    return needed.tokens_within(gpu.free_memory() // replicas)
 
 
 def _gpus() -> list[Device]:
-    return [_gpu(number) for number in range(torch.cuda.device_count())]
+    known = cards()
+    return [_gpu(number, known) for number in range(_gpu_count())]
 
 
-def _gpu(number: int) -> Device:
-    properties = torch.cuda.get_device_properties(number)
-    capability = (properties.major, properties.minor)
-    name, uuid = f"cuda:{number}", f"GPU-{properties.uuid}"
+def _gpu_count() -> int:
+    with suppress(RuntimeError):
+        return torch.cuda.device_count()
+    return 0  # no driver that this torch can use
+
+
+def _gpu(number: int, known: Sequence[Card]) -> Device:
+    name = f"cuda:{number}"
+    try:
+        properties = torch.cuda.get_device_properties(number)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that CUDA has as many as the driver
+        failure = (str(error).splitlines() or ["it does not answer"])[0]
+        return Device(name, "unknown GPU", 0, (0, 0), index=number, failure=failure)
+    uuid = driver_uuid(str(properties.uuid), known)
     return Device(
         name,
         properties.name,
         properties.total_memory,
-        capability,
+        (properties.major, properties.minor),
         index=number,
         uuid=uuid,
         multiprocessors=properties.multi_processor_count,
+        failure=failure_of(uuid),
     )
 
 
@@ -179,18 +212,15 @@ def _with_own_name(gpu: Device, others: Sequence[Device]) -> Device:
 
 def _by_number(numbers: Sequence[int]) -> list[Device]:
     """Return the GPUs with nvidia-smi's *numbers*; this process may see fewer, in another order."""
-    visible = {gpu.uuid: gpu for gpu in _gpus()}
-    by_number = {n: visible[uuid] for n, uuid in enumerate(_gpu_uuids()) if uuid in visible}
+    gpus, known = _gpus(), cards()
+    visible = {gpu.uuid: gpu for gpu in gpus if gpu.uuid}
+    by_number = {n: visible[uuid] for n, card in enumerate(known) for uuid in card.uuids if uuid in visible}
+    # A GPU that does not answer has no name: it is taken for one that is there and was not found.
+    nameless = (gpu for gpu in gpus if not gpu.uuid)
     for number in numbers:
+        if number not in by_number and number < len(known):
+            by_number |= zip((number,), nameless, strict=False)
         if number not in by_number:
             names = [f"GPU {known}" for known in by_number] or ["cpu (no GPU that CUDA can use)"]
             raise UnknownDevice(f"GPU {number}", names)
     return [by_number[number] for number in numbers]
-
-
-def _gpu_uuids() -> list[str]:
-    """Return the UUID of every GPU of the machine, in nvidia-smi's order; none without a driver."""
-    with suppress(pynvml.NVMLError), nvml_session():
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return list(map(pynvml.nvmlDeviceGetUUID, handles))
-    return []

@@ -1,11 +1,12 @@
-"""How much memory of a GPU is in use, by any process, as the driver reports it."""
+"""How much memory of a GPU, or of a slice of one, is in use by any process, as the driver reports it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pynvml
+
+from .nvml import is_divided, nvml_session
 
 if TYPE_CHECKING:
     from .devices import Device
@@ -23,6 +24,11 @@ class MemoryUse:
         """The part of all memory that is in use, 0 to 1."""
         return self.used / self.total
 
+    @property
+    def free(self) -> int:
+        """What is not in use."""
+        return self.total - self.used
+
     def __str__(self) -> str:
         return f"{self.used / 2**30:.1f} of {self.total / 2**30:.1f} GiB in use ({self.share:.0%})"
 
@@ -30,16 +36,9 @@ class MemoryUse:
 def memory_use(device: "Device") -> MemoryUse | None:
     """Return a GPU's memory use; None without a driver, or if it does not report it."""
     with suppress(pynvml.NVMLError), nvml_session():
-        info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid))
+        handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        if device.uuid.startswith("GPU-") and is_divided(handle):
+            return None  # of which slices CUDA does not say
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle)
         return MemoryUse(int(info.used), int(info.total))
     return None
-
-
-@contextmanager
-def nvml_session() -> Iterator[None]:
-    """Initialize NVML, the driver's interface, for the time of the block."""
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()

@@ -2,12 +2,11 @@
 
 import asyncio
 import resource
-import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ from virnuc_async.sequences.tokens import Ragged
 from virnuc_async.settings import Precision
 
 from .devices import Device
-from .torch_errors import call_and_free, is_responsive, translate_torch_errors
+from .lost_devices import keep_until_exit
+from .torch_errors import TorchErrors, call_and_free, is_responsive
+from .transfers import GpuTransfers, HostTransfers, Transfers, release_cached
 
 # The networks in the order of the stage codes: code 1 is the first of them.
 STAGE_CODES = (Stage.NUCLEOTIDE, Stage.PROTEIN, Stage.CLASSIFIER)
@@ -82,21 +83,9 @@ def _with_rows(array: _Array, rows: NDArray[np.int64], others: _Array) -> _Array
     return copied
 
 
-@dataclass(slots=True)
-class _InFlight:
-    """A batch whose work is queued on the device; *host* is valid once that work has finished."""
-
-    batch: Batch
-    started: float | torch.cuda.Event
-    finished: float | torch.cuda.Event = 0.0
-    host: list[torch.Tensor] = field(default_factory=list)
-
-    def wait(self) -> float:
-        """Wait until the work has finished; return the seconds that it took."""
-        if isinstance(self.started, torch.cuda.Event) and isinstance(self.finished, torch.cuda.Event):
-            self.finished.synchronize()
-            return float(self.started.elapsed_time(self.finished)) / 1000
-        return cast(float, self.finished) - cast(float, self.started)
+class _Embedded(NamedTuple):
+    embeddings: torch.Tensor  # (B, C)
+    similarity: torch.Tensor  # (S,): of the spot checks
 
 
 class Replica:
@@ -127,6 +116,9 @@ class Replica:
         # A second thread waits for a GPU's batch, while the first one submits the next.
         is_cpu = device.capability is None
         self._collecting = None if is_cpu else ThreadPoolExecutor(1, f"replica {device.name} waits")
+        self._errors = TorchErrors(device.name, self._is_responsive)
+        self._transfers: list[Transfers] = []  # one for each batch that was queued at the same time
+        self._idle: deque[Transfers] = deque()  # those of them that no batch is using
         self._batches = 0
         self._is_closed = False
 
@@ -141,10 +133,15 @@ class Replica:
             BadBundle: the files do not match the bundle's description
             DeviceLost: the device has not enough memory for them, or failed
         """
+        if self.device.failure:
+            raise DeviceLost(self.name, self.device.failure)
         try:
-            return await asyncio.wrap_future(self._thread.submit(call_and_free, self._load))
+            warning = await asyncio.wrap_future(self._thread.submit(self._guarded, self._load))
+            if self._collecting is not None:
+                await asyncio.wrap_future(self._collecting.submit(self._guarded, self._select_device))
         except DeviceOutOfMemory as error:
             raise DeviceLost(self.name, "not enough memory for the model") from error
+        return warning
 
     async def warm_up(self, tokens: int) -> None:
         """
@@ -155,11 +152,7 @@ class Replica:
             DeviceLost: the device failed and cannot be used any more
         """
         if self._collecting is not None:
-            length = self._bundle.length // 3 + 2
-            count = max(1, tokens // length)
-            rows = dummy_batch(*[length] * count)
-            batch = Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), rows, rows)
-            await self._score(batch, self._submit)
+            await self._score(largest_batch(tokens, self._bundle.length), self._submit)
 
     async def score(self, batch: Batch) -> Scores:
         """
@@ -178,46 +171,56 @@ class Replica:
             return scores
         return scores.replace(rows, await self._score(batch.take(rows), self._submit_in_fp32))
 
-    async def _score(self, batch: Batch, submit: Callable[[Batch], _InFlight]) -> Scores:
-        in_flight = await _result_or_cancel(self._thread.submit(call_and_free, submit, batch))
+    async def _score(self, batch: Batch, submit: Callable[[Batch], Transfers]) -> Scores:
+        transfers = await _result_or_cancel(self._thread.submit(self._guarded, submit, batch))
         if self._collecting is None:
-            return self._collect(in_flight)
-        collected = asyncio.wrap_future(self._collecting.submit(call_and_free, self._collect, in_flight))
+            return self._collect(batch, transfers)
+        collected = asyncio.wrap_future(
+            self._collecting.submit(self._guarded, self._collect, batch, transfers)
+        )
         with CancelScope(shield=True):
             await asyncio.wait([collected])
         try:
             return collected.result()
         finally:
-            del collected  # as in _result_or_cancel
+            del collected, transfers  # as in _result_or_cancel
 
     def peak_memory(self) -> int:
         """Return the most bytes in use at the same time: of the GPU, or of this process on the CPU."""
         if self.device.capability is None:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Numbers that torch keeps: CUDA is not asked, so that this thread needs no context.
         return torch.cuda.max_memory_allocated(self.device.torch_device)
 
     async def close(self) -> None:
         """Wait for the running batch and free the device; a model that is being loaded is dropped."""
+        if self._is_closed:
+            return
         self._is_closed = True
-        for thread in (self._thread, self._collecting):
-            if thread is not None:
-                await asyncio.to_thread(thread.shutdown, wait=True, cancel_futures=True)
-        self._model = None
+        with CancelScope(shield=True):
+            # What is submitted is collected, and what is not yet begun gives up.
+            await asyncio.wrap_future(self._thread.submit(lambda: None))
+            if self._collecting is not None:
+                await asyncio.to_thread(self._collecting.shutdown)
+            await asyncio.wrap_future(self._thread.submit(self._free))
+            await asyncio.to_thread(self._thread.shutdown)
 
-    # On the replica's own thread
+    # On the replica's own threads
 
-    def _init_thread(self) -> None:
-        """Set what belongs to the thread, once."""
-        if self.device.capability is None:
-            torch.set_num_threads(self.device.threads)
-        else:
-            torch.cuda.set_device(self.device.torch_device)
-            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
-            self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def _guarded(self, work: Callable[..., _Result], *args: Any) -> _Result:
+        """Return what *work* returns; nothing of it is left in the device's memory if it does not fit."""
+        try:
+            return call_and_free(work, *args)
+        except DeviceOutOfMemory:
+            # Libraries and Triton allocate beside torch, and have nothing of what torch keeps for later.
+            release_cached(self.device.torch_device)
+            raise
+        finally:
+            del work, args  # as in call_and_free
 
     def _load(self) -> str | None:
         bundle, device = self._bundle, self.device.torch_device
-        with self._translated_errors(0, Stage.PROTEIN):
+        with self._errors.translated(0, Stage.PROTEIN):
             self._init_thread()
             fp8 = self.precision is Precision.FP8
             self._model = Model.load(
@@ -225,93 +228,82 @@ class Replica:
             )
             return None if self.device.capability is None else self._model.use_gpu_kernels()
 
+    def _init_thread(self) -> None:
+        """Set what belongs to the thread, once."""
+        if self.device.capability is None:
+            torch.set_num_threads(self.device.threads)
+        else:
+            self._select_device()
+            torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+
+    def _select_device(self) -> None:
+        """Make the GPU the thread's own: CUDA would otherwise make a context on the first one."""
+        with self._errors.translated(0, Stage.PROTEIN):
+            torch.cuda.set_device(self.device.torch_device)
+
     def _check_not_closed(self) -> None:
         """Raise DeviceLost if the replica was closed: loading takes minutes, and nobody waits for it."""
         if self._is_closed:
-            raise DeviceLost(self.name, "it was closed while it was loading")
+            raise DeviceLost(self.name, "it was closed")
 
-    def _submit(self, batch: Batch) -> _InFlight:
+    def _submit(self, batch: Batch) -> Transfers:
         """Queue the work of *batch* on the device; on the CPU, do it."""
+        self._check_not_closed()
         assert self._model is not None, "not loaded"
         return self._submit_to(self._model, batch)
 
-    def _submit_in_fp32(self, batch: Batch) -> _InFlight:
+    def _submit_in_fp32(self, batch: Batch) -> Transfers:
         """Do the same in FP32, with the weights that are there."""
+        self._check_not_closed()
         assert self._model is not None, "not loaded"
-        with self._translated_errors(batch.tokens, Stage.PROTEIN):
+        with self._errors.translated(batch.tokens, Stage.PROTEIN):
             model = self._model.in_fp32()
         return self._submit_to(model, batch)
 
     @torch.inference_mode()
-    def _submit_to(self, model: Model, batch: Batch) -> _InFlight:
-        in_flight, known = _InFlight(batch, self._timestamp()), batch.known
-        with self._translated_errors(batch.tokens, Stage.NUCLEOTIDE):
-            bases, bases_similarity = self._embed(model.nucleotide, batch, batch.nucleotides, known.bases)
-        with self._translated_errors(batch.tokens, Stage.PROTEIN):
-            residues, residues_similarity = self._embed(model.protein, batch, batch.residues, known.residues)
-        with self._translated_errors(batch.tokens, Stage.CLASSIFIER):
-            outputs = model.classify(bases, residues)
+    def _submit_to(self, model: Model, batch: Batch) -> Transfers:
+        with self._errors.translated(batch.tokens, Stage.NUCLEOTIDE):
+            transfers = self._take_transfers()
+        try:
+            self._queue(model, batch, transfers)
+        except DeviceOutOfMemory:
+            # The device may still be reading what it was given.
+            with self._errors.translated(batch.tokens, Stage.PROTEIN):
+                transfers.abandon()
+            self._idle.append(transfers)
+            raise
+        return transfers
+
+    def _queue(self, model: Model, batch: Batch, transfers: Transfers) -> None:
+        known, checked = batch.known, [check.row for check in batch.known.compared]
+        with self._errors.translated(batch.tokens, Stage.NUCLEOTIDE):
+            transfers.begin()
+            bases = _embed(model.nucleotide, batch.nucleotides, known.bases, checked, transfers)
+        with self._errors.translated(batch.tokens, Stage.PROTEIN):
+            residues = _embed(model.protein, batch.residues, known.residues, checked, transfers)
+        with self._errors.translated(batch.tokens, Stage.CLASSIFIER):
+            outputs = model.classify(bases.embeddings, residues.embeddings)
             results = [outputs.probabilities, outputs.is_finite]
-            results.append(torch.stack((bases_similarity, residues_similarity), 1))
+            results.append(torch.stack((bases.similarity, residues.similarity), 1))
             if self._embeddings:
                 results.append(outputs.features)
-            # To pinned memory, which torch does not reuse before the copy has finished.
-            in_flight.host = [tensor.to("cpu", non_blocking=True) for tensor in results]
-        in_flight.finished = self._timestamp()
-        return in_flight
+            transfers.end(results)
 
-    def _timestamp(self) -> float | torch.cuda.Event:
-        """Return the time now, or an event that gets its time when the GPU's stream reaches it."""
-        if self.device.capability is None:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+    def _take_transfers(self) -> Transfers:
+        if self._idle:
+            return self._idle.popleft()
+        is_cpu = self.device.capability is None
+        made: Transfers = HostTransfers() if is_cpu else GpuTransfers(self.device.torch_device)
+        self._transfers.append(made)
+        return made
 
-    def _embed(
-        self, encoder: Encoder, batch: Batch, rows: Ragged, known: NDArray[np.float32] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings of *rows*, *known* or computed, and the similarity of the spot checks."""
-        checked = [check.row for check in batch.known.compared]
-        if known is None:
-            embeddings = encoder.embeddings(self._packed(rows))
-            return embeddings, embeddings.new_ones(len(checked))
-        embeddings, reused = (self._to_device(torch.from_numpy(part)) for part in (known, known[checked]))
-        if not checked:
-            return embeddings, embeddings.new_ones(0)
-        computed = encoder.embeddings(self._packed(rows.take(np.array(checked))))
-        return embeddings, similarity(reused, computed)
-
-    def _packed(self, rows: Ragged) -> Packed:
-        """Return *rows* packed on the device."""
-        packed = pack(rows)
-        return packed if self.device.capability is None else self._to_gpu(packed)
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return *tensor* on the device."""
-        if self.device.capability is None:
-            return tensor
-        return tensor.pin_memory().to(self.device.torch_device, non_blocking=True)
-
-    def _to_gpu(self, packed: Packed) -> Packed:
-        """Copy *packed* to the GPU while it still computes the previous batch."""
-        with torch.cuda.stream(self._copies):
-            copied = packed.pinned().to(self.device.torch_device)
-        computing = torch.cuda.current_stream()
-        computing.wait_stream(self._copies)
-        for tensor in copied.tensors:
-            tensor.record_stream(computing)
-        return copied
-
-    # On either thread
-
-    def _collect(self, in_flight: _InFlight) -> Scores:
-        """Wait until *in_flight* has finished, so that the device's own thread is free to submit more."""
-        with self._translated_errors(in_flight.batch.tokens, Stage.CLASSIFIER):
-            seconds = in_flight.wait()
-        probabilities, is_finite, compared, *features = (part.numpy() for part in in_flight.host)
+    def _collect(self, batch: Batch, transfers: Transfers) -> Scores:
+        """Wait until *batch* has finished, so that the device's own thread is free to submit more."""
+        with self._errors.translated(batch.tokens, Stage.CLASSIFIER):
+            seconds, (probabilities, is_finite, compared, *features) = transfers.wait()
+        self._idle.append(transfers)
         return Scores(
-            batch=in_flight.batch,
+            batch=batch,
             probabilities=probabilities,
             stage_codes=np.where(is_finite.all(0), 0, 1 + is_finite.argmin(0)),
             embeddings=features[0] if features else None,
@@ -319,13 +311,54 @@ class Replica:
             similarity=compared,
         )
 
-    @contextmanager
-    def _translated_errors(self, tokens: int, stage: Stage) -> Iterator[None]:
-        with translate_torch_errors(self.name, tokens, stage, self._is_responsive):
-            yield
+    def _free(self) -> None:
+        """Free the device's memory; of a lost device, nothing may be freed."""
+        if self.device.failure:
+            return  # it was never used
+        if self._errors.has_lost_device or not self._is_responsive():
+            keep_until_exit(self._model, *self._transfers)
+            return
+        self._model = None
+        self._transfers.clear()
+        self._idle.clear()
+        release_cached(self.device.torch_device)
 
     def _is_responsive(self) -> bool:
         return is_responsive(self.device.torch_device)
+
+
+def largest_batch(tokens: int, length: int) -> Batch:
+    """Return a made-up batch of *tokens* residue tokens, the largest of fragments of *length* bases."""
+    residues = length // 3
+    count = max(1, tokens // (residues + 2))
+    # At most one token for each base, where letters are unknown; one row is shorter, so that masks are made.
+    shorter = np.arange(count) == count - 1
+    bases, proteins = (dummy_batch(*(longest + 2 - shorter)) for longest in (3 * residues + 1, residues))
+    return Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), bases, proteins)
+
+
+def _embed(
+    encoder: Encoder,
+    rows: Ragged,
+    known: NDArray[np.float32] | None,
+    checked: list[int],
+    transfers: Transfers,
+) -> _Embedded:
+    """Return the embeddings of *rows*, *known* or computed, and the similarity of the *checked* ones."""
+    if known is None:
+        embeddings = encoder.embeddings(_packed(rows, transfers))
+        return _Embedded(embeddings, embeddings.new_ones(len(checked)))
+    embeddings, reused = transfers.to_device(*map(torch.from_numpy, (known, known[checked])))
+    if not checked:
+        return _Embedded(embeddings, embeddings.new_ones(0))
+    computed = encoder.embeddings(_packed(rows.take(np.array(checked)), transfers))
+    return _Embedded(embeddings, similarity(reused, computed))
+
+
+def _packed(rows: Ragged, transfers: Transfers) -> Packed:
+    """Return *rows* packed on the device."""
+    packed = pack(rows)
+    return packed.with_tensors(*transfers.to_device(*packed.tensors))
 
 
 async def _result_or_cancel(work: Future[_Result]) -> _Result:

@@ -6,7 +6,7 @@ sequence begins. Sequences of equal length form a run, which is a dense (sequenc
 view of the tokens.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -52,19 +52,12 @@ class Packed:
             yield part.view(run.count, run.length, *part.shape[1:])
 
     def to(self, device: torch.device) -> "Packed":
-        """Return a copy on *device*, made in the order of its current stream."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return a copy on *device*."""
+        return self.with_tensors(*(tensor.to(device) for tensor in self.tensors))
 
-    def pinned(self) -> "Packed":
-        """
-        Return a copy in page-locked host memory, from which a device copies asynchronously.
-
-        torch caches these buffers and reuses one only after its last copy has finished.
-        """
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, copy: Callable[[Tensor], Tensor]) -> "Packed":
-        ids, cu_seqlens, inverse_order, tiles = map(copy, self.tensors)
+    def with_tensors(self, *tensors: Tensor) -> "Packed":
+        """Return the batch with these copies of its :attr:`tensors`, in their order."""
+        ids, cu_seqlens, inverse_order, tiles = tensors
         return Packed(ids, cu_seqlens, inverse_order, tiles, self.runs)
 
     @property
@@ -108,6 +101,8 @@ def mean_pool(hidden: Tensor, packed: Packed, first: int = 0, most: int | None =
 
     *first* tokens are left out at both ends, and of the rest at most *most* are averaged.
     """
+    if hidden.is_cuda:
+        return segment_means(hidden, packed, first, most)
     pooled = []
     for view in packed.views(hidden):
         end = view.shape[1] - first
@@ -115,6 +110,17 @@ def mean_pool(hidden: Tensor, packed: Packed, first: int = 0, most: int | None =
             end = min(end, first + most)
         pooled.append(view[:, first:end].float().mean(1))
     return torch.cat(pooled)[packed.inverse_order]
+
+
+def segment_means(hidden: Tensor, packed: Packed, first: int = 0, most: int | None = None) -> Tensor:
+    """Return what :func:`mean_pool` does, in the same number of launches for any lengths."""
+    starts, ends = packed.cu_seqlens[:-1] + first, packed.cu_seqlens[1:] - first
+    if most is not None:
+        ends = torch.minimum(ends, starts + most)
+    # What is left out between two sequences is a segment, too, and dropped. Each sum has one order.
+    borders = torch.stack((starts, torch.maximum(starts, ends)), 1).flatten()
+    means = torch.segment_reduce(hidden.float(), "mean", offsets=borders, axis=0, unsafe=True)
+    return means[::2][packed.inverse_order]
 
 
 def positions(packed: Packed) -> Tensor:

@@ -29,6 +29,12 @@ class NucleotideShape:
     vocabulary: int
     eps: float = 1e-12
 
+    @property
+    def parameters(self) -> int:
+        """The number of parameters: embedding, layers, and the norms."""
+        layer = 4 * self.width**2 + 9 * self.width + 3 * self.intermediate * self.width
+        return (self.vocabulary + 3) * self.width + self.layers * layer
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifierShape:

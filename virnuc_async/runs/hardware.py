@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async import engine
+from virnuc_async.errors import DeviceLost
 from virnuc_async.settings import Precision
 
 from .plan import Plan
@@ -24,6 +25,7 @@ class Hardware:
     kind: str  # of the devices that the run is computed on
     precision: Precision
     budget: int  # residue tokens per batch
+    left_out: tuple[DeviceLost, ...] = ()  # devices that failed before the session
 
     @property
     def is_uniform(self) -> bool:
@@ -55,12 +57,15 @@ def decide_hardware(plan: Plan, devices: "tuple[Device, ...]", known: Mapping[st
 
     Raises:
         MixedDevices: the devices would compute different results and no precision was requested
+        NoDevicesLeft: none of the devices can be used
     """
+    devices, left_out = engine.leave_out_failed(devices)
     precision = engine.decide_precision(devices, _precision(plan, known))
-    budget = engine.decide_budget(devices, precision, plan.settings.tokens_per_batch or known.get(_BUDGET))
+    requested = plan.settings.tokens_per_batch or known.get(_BUDGET)
+    budget = engine.decide_budget(devices, precision, requested, plan.bundle.shapes)
     kinds = sorted({device.kind for device in devices})
     kind = kinds[0] if len(kinds) == 1 else _SEVERAL
-    return Hardware(devices, kind, precision, budget)
+    return Hardware(devices, kind, precision, budget, left_out)
 
 
 def recorded_hardware(plan: Plan, known: Mapping[str, Any]) -> Hardware:

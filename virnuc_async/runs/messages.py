@@ -121,6 +121,8 @@ class RunMessages(EngineEvents):
             )
         if text := embeddings.text():
             self.log.log("WARNING" if embeddings.lost else "INFO", "{}", text)
+        for failed in hardware.left_out:
+            self.log.warning("{}; it is left out", failed)
         for device in hardware.devices:
             self.log.info("{}", _format_device(device, hardware))
 
