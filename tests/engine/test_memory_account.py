@@ -137,6 +137,13 @@ def test_weights_and_the_larger_encoder(precision: Precision) -> None:
     )
 
 
+def test_fp8_has_quantized_copies_beside_what_bf16_has() -> None:
+    wide = Shapes(ProteinShape(48, 5120, 40), NUCLEOTIDE, CLASSIFIER)
+    bf16, fp8 = (account(wide, precision) for precision in (Precision.BF16, Precision.FP8))
+    assert fp8.per_token == bf16.per_token + 5 * 5120
+    assert fp8.weights == bf16.weights  # that is how they are loaded
+
+
 def test_what_fits() -> None:
     found = account(Shapes(PROTEIN, NUCLEOTIDE, CLASSIFIER), Precision.BF16)
     assert found.tokens_within(0) == 0

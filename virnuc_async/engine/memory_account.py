@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape, Shapes
 from virnuc_async.settings import Precision
 
-# Bytes of a number: FP8 is of products alone, and what they take and give is kept in 16 bits.
+# Bytes of a number. FP8 is of products alone: weights are loaded in 16 bits and then quantized, and what
+# products give is kept in 16 bits.
 _BYTES = {Precision.FP32: 4}
 _HALF = 2
 
@@ -51,12 +52,15 @@ def account(shapes: Shapes, precision: Precision) -> MemoryAccount:
     size = _BYTES.get(precision, _HALF)
     # One encoder after the other: the second finds the memory of the first free.
     bases = _BASES_PER_RESIDUE * nucleotide_numbers(shapes.nucleotide)
+    protein = size * protein_numbers(shapes.protein)
+    if precision is Precision.FP8:
+        protein += 5 * shapes.protein.width  # of what was attended and of the MLP's inner numbers
     # What half precision cannot hold is computed again with one matrix in FP32 at a time.
     largest_matrix = 0 if size == 4 else 4 * 4 * shapes.protein.width**2
     encoders = shapes.protein.parameters + shapes.nucleotide.parameters
     return MemoryAccount(
         weights=size * encoders + 4 * shapes.classifier.parameters,
-        per_token=size * max(protein_numbers(shapes.protein), bases),
+        per_token=max(protein, size * bases),
         workspaces=largest_matrix + _PRODUCTS,
     )
 
