@@ -193,6 +193,11 @@ def test_neighbours_are_mates_if_their_flags_say_so(tmp_path: Path) -> None:
     assert predict(path, tmp_path / "out").code == 0
     assert f"{path}: neighbouring records are paired, as their flags say" in log(tmp_path / "out")
     assert [row[0] for row in read_table(tmp_path / "out" / "pairs.tsv")[1:]] == [f"r{n}" for n in range(5)]
+    pairs = (tmp_path / "out" / "pairs.tsv").read_bytes()
+    assert (
+        predict(path, tmp_path / "out", "--threshold", "0.4").code == 0
+    )  # finished: only tables are written
+    assert (tmp_path / "out" / "pairs.tsv").read_bytes() == pairs
     assert predict(path, tmp_path / "off", "--pairs", "off").code == 0
     assert not (tmp_path / "off" / "pairs.tsv").exists()
 

@@ -32,7 +32,8 @@ class InputFiles:
 class InputWindows:
     """The windows of the inputs of *plan*, which are read once, in order, by worker threads."""
 
-    def __init__(self, plan: Plan, files: InputFiles) -> None:
+    def __init__(self, plan: Plan, files: InputFiles, note: Callable[[str], object] = lambda _: None) -> None:
+        files.notes.listener = note
         self.versions: dict[str, InputVersion] = {}  # what the inputs are, by their paths
         self.model_files: dict[str, tuple[int, ...] | None] = {}
         self._plan = plan

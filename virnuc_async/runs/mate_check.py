@@ -43,6 +43,7 @@ class MateCheck:
         self._messages = messages
         self._log = messages.log
         self._mismatched: set[Mates] = set()  # that were warned of
+        self._has_read_flags = False
 
     def log_pairing(self, read: Reader) -> None:
         """
@@ -50,8 +51,7 @@ class MateCheck:
 
         It is better known before days are spent on scoring. Call it in a worker thread.
         """
-        if self._plan.settings.pairs == Pairing.AUTO:
-            self.mates = sorted([*self.mates, *self._mates_by_flags()])
+        self._add_mates_by_flags()
         for mates in self.mates:
             from_thread.check_cancelled()
             compared = check_first_records(mates, self._plan.paths, read)
@@ -83,6 +83,7 @@ class MateCheck:
                 from_thread.check_cancelled()
                 yield from block
 
+        self._add_mates_by_flags()
         self.failures.clear()
         for mates in self.mates:
             compared = compare(mates, ids)
@@ -99,12 +100,16 @@ class MateCheck:
                 self._warn_of_mismatch(mates, compared)
         return verified
 
-    def _mates_by_flags(self) -> Iterator[Mates]:
-        """Yield the files of alignments whose neighbouring records should be mates, as flags say."""
-        named = {file for mates in self.mates for file in mates}
-        for number, path in enumerate(self._plan.paths):
-            if number not in named and os.path.isfile(path) and has_mates(path):
-                yield Mates(number, number)
+    def _add_mates_by_flags(self) -> None:
+        """Add the files of alignments whose neighbouring records should be mates, as flags say, once."""
+        if self._plan.settings.pairs == Pairing.AUTO and not self._has_read_flags:
+            named = {file for mates in self.mates for file in mates}
+            others = ((number, path) for number, path in enumerate(self._plan.paths) if number not in named)
+            found = (
+                Mates(number, number) for number, path in others if os.path.isfile(path) and has_mates(path)
+            )
+            self.mates = sorted([*self.mates, *found])
+            self._has_read_flags = True
 
     def _warn_of_truncation(self, mates: Mates, pairs: int) -> None:
         names = " and ".join(dict.fromkeys(self._plan.paths[file] for file in mates))

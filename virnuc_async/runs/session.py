@@ -75,8 +75,7 @@ class RunSession:
         self.scored = Counter(orfs=0, batches=0)  # in this session, without failed ORFs
         self.mates = MateCheck(plan, self.messages)
         self._read = input_files.read
-        self._windows = InputWindows(plan, input_files)
-        input_files.notes.listener = partial(self.log.info, "{}")
+        self._windows = InputWindows(plan, input_files, partial(self.log.info, "{}"))
         self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
         self._embeddings = EmbeddingCheck()

@@ -51,7 +51,7 @@ class Notes:
         self.listener: Note = lambda _: None
 
     def __call__(self, text: str) -> None:
-        """Tell the listener *text*."""
+        """Pass *text* to the listener."""
         self.listener(text)
 
 
