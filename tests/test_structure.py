@@ -39,6 +39,7 @@ ONLY_IN = {
     "asyncio": {"sequences", "engine", "pipeline", "cli"},
     "sys": {"cli", "sequences"},  # there: errors that nobody can catch
     "pysam": {"sequences"},
+    "duckdb": {"outputs"},
     "argparse": {"cli", "models"},  # whose Namespace is in fair-esm's files
     "sqlite3": {"runs"},
     "multiprocessing": set(),

@@ -256,6 +256,32 @@ _CALL_CHECKS: dict[str, Check] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class LabelRules:
+    """
+    When a read is mapped well to its contig, in the table of read labels.
+
+    Raises:
+        UsageError: a value is of another type or out of its range
+    """
+
+    min_mapping_quality: int = 5
+    min_identity: float = 90.0  # percent of the alignment
+    min_coverage: float = 80.0  # percent of the read that is aligned
+
+    def __post_init__(self) -> None:
+        check_fields(self, _LABEL_CHECKS)
+
+
+# A share instead of percent would let everything pass.
+_percent = number("percent: 0, or 1 to 100", lambda value: value == 0 or 1 <= value <= 100)
+_LABEL_CHECKS: dict[str, Check] = {
+    "min_mapping_quality": whole(0),
+    "min_identity": _percent,
+    "min_coverage": _percent,
+}
+
+
 def _call_rules(label: str, value: object) -> CallRules:
     if not isinstance(value, CallRules):
         raise UsageError(f"{label} must be CallRules, not {value!r}")

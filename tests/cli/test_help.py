@@ -9,7 +9,8 @@ from running import python, run
 from virnuc_async import __version__
 
 ACTIONS = [f"models {action}" for action in ("list", "info", "download", "verify", "import", "help")]
-COMMANDS = ["", "predict", "calls", "train", "evaluate", "calibrate", "models", *ACTIONS, "devices", "help"]
+MAKING = ["predict", "calls", "label-reads", "train", "evaluate", "calibrate"]
+COMMANDS = ["", *MAKING, "models", *ACTIONS, "devices", "help"]
 
 
 def test_version_and_help() -> None:
@@ -52,7 +53,7 @@ def test_version_and_help_behind_other_arguments() -> None:
         (
             "predikt",
             "no such command: 'predikt'. Did you mean predict? "
-            "Commands: predict, calls, train, evaluate, calibrate, models, devices, help\n"
+            "Commands: predict, calls, label-reads, train, evaluate, calibrate, models, devices, help\n"
             "Try 'virnuc-async --help'.",
         ),
         (

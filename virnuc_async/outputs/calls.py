@@ -7,7 +7,7 @@ columns. They read the scores from a table of fragments: what counts is a score 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import groupby
 from typing import NamedTuple
@@ -54,6 +54,22 @@ class Evidence(NamedTuple):
         return confident / self.effective if self.effective else 0.0
 
 
+class CalledContig(NamedTuple):
+    """A contig, or all with the same part of their ids, and what it is called."""
+
+    name: str
+    evidence: Evidence
+    call: str
+    tier: str
+
+    def fields(self) -> tuple[str, ...]:
+        """Return the columns of the table behind the name."""
+        evidence = self.evidence
+        counts = (evidence.fragments, evidence.viral, evidence.nonviral, evidence.ambiguous)
+        shares = (f"{evidence.proportion(count):.3f}" for count in counts[1:3])
+        return (self.call, self.tier, f"{evidence.weighted_delta:.3f}", *map(str, counts), *shares)
+
+
 def call_chunks(
     reader: RunReader,
     rules: CallRules,
@@ -69,15 +85,22 @@ def call_chunks(
     """
     tally = Counter() if tally is None else tally
     yield "\t".join(COLUMNS).encode() + b"\n"
-    contig_name = _naming(rules.id_pattern)
+    with closing(called_contigs(reader, rules, run_bytes, pieces)) as groups:
+        for group in groups:
+            tally.update((contig.call, contig.tier) for contig in group)
+            yield encode_lines(["\t".join((contig.name, *contig.fields())) for contig in group])
+
+
+def called_contigs(
+    reader: RunReader, rules: CallRules, run_bytes: int = RUN_BYTES, pieces: int = PIECES
+) -> Generator[list[CalledContig], None, None]:
+    """Yield every contig with a scored fragment, some at a time, in the natural order of the names."""
+    contig_name = naming(rules.id_pattern)
     blocks = (list(_score_lines(block, contig_name)) for block in reader.blocks())
     with closing(sort_lines(blocks, reader.directory, run_bytes, pieces)) as sorted_lines:
         for group in _groups(sorted_lines):
-            found = [(name, weigh(scores[:, 0], scores[:, 1], rules)) for name, scores in group]
-            results = [call(evidence, rules) for _, evidence in found]
-            tally.update(results)
-            lines = (_call_line(*each, *result) for each, result in zip(found, results, strict=True))
-            yield encode_lines([*lines])
+            found = ((name, weigh(scores[:, 0], scores[:, 1], rules)) for name, scores in group)
+            yield [CalledContig(name, evidence, *call(evidence, rules)) for name, evidence in found]
 
 
 def weigh(others: NDArray[np.float64], virus: NDArray[np.float64], rules: CallRules) -> Evidence:
@@ -120,7 +143,7 @@ def _number_key(digits: re.Match[str]) -> str:
     return f"\x1f{len(number):06}{number}"
 
 
-def _naming(pattern: str | None) -> Callable[[str], str]:
+def naming(pattern: str | None) -> Callable[[str], str]:
     """Return a function from a contig's id to what *pattern* takes of it: its first group, if it has one."""
     if pattern is None:
         return str
@@ -156,9 +179,3 @@ def _groups(lists: Iterable[list[str]]) -> Iterator[list[tuple[str, NDArray[np.f
             group = []
     if group:
         yield group
-
-
-def _call_line(name: str, evidence: Evidence, result: str, tier: str) -> str:
-    counts = (evidence.fragments, evidence.viral, evidence.nonviral, evidence.ambiguous)
-    shares = (f"{evidence.proportion(count):.3f}" for count in counts[1:3])
-    return "\t".join((name, result, tier, f"{evidence.weighted_delta:.3f}", *map(str, counts), *shares))

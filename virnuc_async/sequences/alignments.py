@@ -93,6 +93,7 @@ class AlignmentParser:
     ) -> None:
         self.path = path
         self.records = 0
+        self.references: tuple[tuple[str, int], ...] = ()  # names and lengths; when the first record is there
         self._raw = raw
         self._kind = kind
         self._has_changed = has_changed
@@ -108,20 +109,30 @@ class AlignmentParser:
             UnreadableInput: pysam is not installed
             BrokenInput: the file breaks half way, or changed while it was read
         """
+        with closing(self.all_records()) as records:
+            for record in records:
+                if contig := self._contig(record):
+                    yield contig
+                    self.records += 1
+        if self._left_out:
+            counts = " and ".join(plural(count, f"{what} record") for what, count in self._left_out.items())
+            self._note(f"{self.path}: left out {counts}, which repeat reads")
+
+    def all_records(self) -> Generator[Any, None, None]:
+        """
+        Yield every record as pysam has it.
+
+        Raises:
+            UnreadableInput, BrokenInput: as :meth:`contigs` does
+        """
         pump = _Pump(self._raw)
         try:
             with pump, closing(self._read(pump)) as records:
-                for record in records:
-                    if contig := self._contig(record):
-                        yield contig
-                        self.records += 1
+                yield from records
             self._check_end(pump.tail)
         except DAMAGED as error:
             reason = self._reason(pump.error or error)
             raise BrokenInput(self.path, self.records, reason) from error
-        if self._left_out:
-            counts = " and ".join(plural(count, f"{what} record") for what, count in self._left_out.items())
-            self._note(f"{self.path}: left out {counts}, which repeat reads")
 
     def has_mates(self) -> bool:
         """Return whether the first read is one of a pair, by its flags; reads that and no more."""
@@ -134,6 +145,7 @@ class AlignmentParser:
         except ImportError as error:
             raise UnreadableInput(self.path, _missing(self._kind)) from error
         with _quiet(pysam), _opened(pysam, pump) as file:
+            self.references = tuple(zip(file.references, file.lengths, strict=True))
             yield from file.fetch(until_eof=True)
 
     def _contig(self, record: Any) -> Contig | None:

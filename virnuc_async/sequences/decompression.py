@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 try:
     from compression import zstd  # type: ignore[import-not-found, unused-ignore]
@@ -107,3 +107,16 @@ def decompressed(raw: io.BufferedReader) -> Iterator[TextStream]:
     else:
         with open_packed(raw) as text:
             yield text
+
+
+@contextmanager
+def packed_by_name(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """Open what compresses into *file*, if *name* ends with .gz or .zst; equal contents give equal bytes."""
+    if name.endswith(".gz"):
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            yield cast(BinaryIO, packed)
+    elif name.endswith(".zst"):
+        with zstd.open(file, "wb") as packed:
+            yield packed
+    else:
+        yield file

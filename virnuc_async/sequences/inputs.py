@@ -165,11 +165,25 @@ def is_alignment(path: str) -> bool:
         return alignment_format(raw) is not None and can_read_alignments()
 
 
+@contextmanager
+def open_alignments(path: str) -> Iterator[AlignmentParser]:
+    """
+    Open *path*, BAM, CRAM or SAM.
+
+    Raises:
+        UnreadableInput: it cannot be opened, or is of another format
+    """
+    with _open_input(path, None, open_file) as (raw, _, has_changed):
+        kind = alignment_format(raw)
+        if kind is None:
+            raise UnreadableInput(path, "not a BAM, CRAM or SAM file")
+        yield AlignmentParser(path, kind, raw, has_changed, first_word, lambda _: None)
+
+
 def has_mates(path: str) -> bool:
     """Return whether the first read in *path*, a regular file, is one of a pair, by its flags."""
-    with suppress(InputError, *DAMAGED), _open_input(path, None, open_file) as (raw, _, has_changed):
-        if kind := alignment_format(raw):
-            return AlignmentParser(path, kind, raw, has_changed, first_word, lambda _: None).has_mates()
+    with suppress(InputError, *DAMAGED), open_alignments(path) as alignments:
+        return alignments.has_mates()
     return False
 
 
