@@ -32,6 +32,7 @@ from missing_wheels import MissingPackages, install
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 _GRACE_SECONDS = 30.0  # from the deadline to the end of a part that does not look at it
+_KERNEL_TESTS = ("elementwise", "quantize")  # that use the device; attention is in test_gpu.py
 # Plugins of pytest, with the first words of the options that pytest does not know without them.
 _PLUGINS = {"pytest_asyncio": "asyncio_", "pytest_timeout": "timeout"}
 
@@ -71,8 +72,10 @@ def _tests(check: Check, lines: Path, until: float) -> Iterator[Part]:
     words = ("-c", settings, "--rootdir", ROOT, "-p", "no:cacheprovider", "-p", "report_lines")
     command = (sys.executable, "-m", "pytest", *map(str, words))
     yield Part("tests", (*command, "-m", "gpu", str(ROOT / "tests" / "test_gpu.py")))
-    # The same on a GPU as in Triton's interpreter, for all shapes that hypothesis tries.
-    yield Part("kernels", (*command, "-m", "not slow", str(ROOT / "tests" / "networks" / "kernels")))
+    if check.options.device != "cpu":
+        # Of any shape that hypothesis tries: in the other tests they run in Triton's interpreter.
+        paths = (ROOT / "tests" / "networks" / "kernels" / f"test_{name}.py" for name in _KERNEL_TESTS)
+        yield Part("kernels", (*command, "-m", "not slow", *map(str, paths)))
 
 
 def _profile(check: Check, lines: Path, until: float) -> Iterator[Part]:

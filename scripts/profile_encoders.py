@@ -238,22 +238,24 @@ def graphs(setting: Setting) -> None:
         return
     for encoder, network in _networks(setting).items():
         packed, _ = batch_of(encoder, setting.tokens[-1], setting.device)
-        work = partial(network.embeddings, packed)
-        eager, host = seconds_each(work, setting.device, _CALLS), host_seconds(work, setting.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-        replayed = seconds_each(graph.replay, setting.device, _CALLS)
-        row = {
-            "eager ms": 1000 * eager,
-            "replayed ms": 1000 * replayed,
-            "replayed over eager": replayed / eager,
-        }
-        row |= {
-            "eager host ms": 1000 * host,
-            "replayed host ms": 1000 * host_seconds(graph.replay, setting.device),
-        }
-        setting.lines.write({"measured": "graph", "encoder": encoder, "tokens": setting.tokens[-1], **row})
+        row: _Row = {"measured": "graph", "encoder": encoder, "tokens": setting.tokens[-1]}
+        try:
+            row |= graph_times(partial(network.embeddings, packed), setting.device)
+        except RuntimeError as reason:  # something in it cannot be captured, which is an answer
+            row["none"] = str(reason)[:400]
+        setting.lines.write(row)
+
+
+def graph_times(work: Callable[[], object], device: torch.device) -> _Row:
+    """Return the times of *work* as it is, and as a graph."""
+    row = {"eager ms": 1000 * seconds_each(work, device, _CALLS)}
+    row["eager host ms"] = 1000 * host_seconds(work, device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    row["replayed ms"] = 1000 * seconds_each(graph.replay, device, _CALLS)
+    row["replayed host ms"] = 1000 * host_seconds(graph.replay, device)
+    return row
 
 
 def _networks(setting: Setting) -> dict[str, Encoder]:
