@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from json_lines import TIME_IS_UP, Lines
 from measured import facts
 from numpy.typing import NDArray
 from random_bundle import NUCLEOTIDE_SHAPES, PROTEIN_SHAPES, write
 
-from virnuc_async.engine.devices import Device, choose
+from virnuc_async.engine.devices import Device, choose, decide_budget
+from virnuc_async.engine.memory_account import account
 from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import precisions_of
 from virnuc_async.errors import UnsuitablePrecision
@@ -101,8 +103,29 @@ async def random(device: Device, shape: str, lines: Lines, scratch: Path) -> Non
             lines.not_reached(f"labels of {shape} in {precision}")
             continue
         found = await scores(EXAMPLE, bundle, device, precision)
+        lines.write({"measured": "memory", "precision": precision} | await memory(bundle, device, precision))
         row = {"measured": "labels", "shape": shape, "precision": precision, "ORFs": len(expected)}
         lines.write(row | _differences(found, expected))
+
+
+async def memory(bundle: Bundle, device: Device, precision: Precision) -> dict[str, Any]:
+    """Return the most memory that a replica takes with its largest batch, and what its account says."""
+    if device.capability is not None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device.torch_device)
+    tokens = decide_budget([device], precision, None, bundle.shapes)
+    replica = Replica(device, bundle, precision)
+    try:
+        await replica.load()
+        await replica.warm_up(tokens)
+        peak = replica.peak_memory()
+    finally:
+        await replica.close()
+    return {
+        "tokens": tokens,
+        "peak bytes": peak,
+        "account bytes": account(bundle.shapes, precision).peak(tokens),
+    }
 
 
 def _differences(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, Any]:

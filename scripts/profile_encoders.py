@@ -41,7 +41,9 @@ from measured import facts
 from random_bundle import NUCLEOTIDE_SHAPES, PROTEIN_SHAPES
 from torch.profiler import ProfilerActivity, profile
 
+from virnuc_async.engine.memory_account import nucleotide_numbers, protein_numbers
 from virnuc_async.networks.packing import Packed, pack
+from virnuc_async.networks.shapes import NucleotideShape
 from virnuc_async.sequences.tokens import Ragged
 
 _ROW_TOKENS = {"ESM-2": 168, "DNABERT-S": 112}  # of a fragment of 500 bases, by and large
@@ -151,16 +153,31 @@ def forward(network: Encoder, shape: Shape, batch: tuple[Packed, Ragged], settin
     packed, rows = batch
     work = partial(network.embeddings, packed)
     seconds = seconds_each(work, setting.device, _CALLS)
-    before, peak = _peak_memory(work, setting.device)
+    like = next(network.parameters())
     return {
         "rows": len(rows.lengths),
         "ms": 1000 * seconds,
         "FLOP/s": flop(shape, rows.lengths) / seconds,
         "tokens/s": len(rows.ids) / seconds,
         "host ms": 1000 * host_seconds(work, setting.device),
-        "weights bytes": before,
-        "peak bytes": peak,
+        "activations bytes": activations(work, setting.device),
+        "account bytes": like.element_size() * numbers_per_token(shape) * len(rows.ids),
     }
+
+
+def numbers_per_token(shape: Shape) -> int:
+    """Return how many activations of a token there are at the same time, as the engine's account has it."""
+    return nucleotide_numbers(shape) if isinstance(shape, NucleotideShape) else protein_numbers(shape)
+
+
+def activations(work: Callable[[], object], device: torch.device) -> int | None:
+    """Return the most bytes of a GPU that *work* takes beside what is there before it."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    timed(work, device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def host_seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -265,16 +282,6 @@ def _networks(setting: Setting) -> dict[str, Encoder]:
         encoder: prepared(random_encoder(shape, dtype, setting.device), ways(setting.device)[1])
         for encoder, shape in setting.shapes.items()
     }
-
-
-def _peak_memory(work: Callable[[], object], device: torch.device) -> tuple[int | None, int | None]:
-    """Return the bytes of a GPU in use before *work* and at most during it."""
-    if device.type != "cuda":
-        return None, None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    timed(work, device)
-    return before, torch.cuda.max_memory_allocated(device)
 
 
 PARTS: dict[str, Callable[[Setting], None]] = {
