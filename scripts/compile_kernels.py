@@ -31,6 +31,7 @@ from virnuc_async.networks.kernels.attention import Blocks, attention
 from virnuc_async.networks.kernels.availability import kernel_errors
 from virnuc_async.networks.kernels.gated_gelu import gated_gelu
 from virnuc_async.networks.kernels.gelu import gelu
+from virnuc_async.networks.kernels.quantize import quantize, quantized_add_norm, quantized_gelu
 from virnuc_async.networks.kernels.rotary import rotate
 from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.networks.rotary import rotary_angles
@@ -130,6 +131,9 @@ def launches(dtype: torch.dtype, capability: Capability) -> Iterator[Launch]:
         yield Launch("rotary", network, partial(_rotate, heads, width, dtype))
         yield Launch("add_norm", network, _add_norm(norm, keeps_sum=True))
         yield Launch("gelu", network, lambda n, width=4 * heads * width: gelu(numbers(n, width)))
+        # FP8 begins with capability 8.9; all that it is not used for is in BF16.
+        if dtype is torch.bfloat16 and capability >= (8, 9):
+            yield from _quantizing(network, norm)
     alibi = torch.tensor(slopes(12))
     yield Launch(
         "attention", "DNABERT-S", partial(_attend, 12, 64, alibi, Blocks.of(dtype, capability), dtype)
@@ -160,6 +164,15 @@ def _add_norm(norm: nn.LayerNorm, keeps_sum: bool) -> Callable[[int], object]:
     width, dtype = len(norm.weight), norm.weight.dtype
     return lambda tokens: function(
         torch.empty(tokens, width, dtype=dtype), torch.empty(tokens, width, dtype=dtype), norm
+    )
+
+
+def _quantizing(network: str, norm: nn.LayerNorm) -> Iterator[Launch]:
+    numbers, width = partial(torch.empty, dtype=norm.weight.dtype), len(norm.weight)
+    yield Launch("quantize", network, lambda n: quantize(numbers(n, width)))
+    yield Launch("quantize", network, lambda n: quantized_gelu(numbers(n, 4 * width)))
+    yield Launch(
+        "quantize", network, lambda n: quantized_add_norm(numbers(n, width), numbers(n, width), norm)
     )
 
 

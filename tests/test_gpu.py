@@ -19,9 +19,11 @@ from typing import ParamSpec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import TABLES, assert_published_scores, read_table
 from torch import nn
 
+from virnuc_async import engine
 from virnuc_async.engine.devices import Device, available, choose, decide_precision
 from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.transfers import HostMemory, copy_to, page_locked
@@ -39,12 +41,14 @@ from virnuc_async.networks.attention import (
     varlen,
 )
 from virnuc_async.networks.dnabert_s import slopes
+from virnuc_async.networks.fp8 import Fp8Linear
+from virnuc_async.networks.linear import Linear
 from virnuc_async.networks.packing import dummy_batch, pack
 from virnuc_async.networks.rotary import rotary_angles
 from virnuc_async.pipeline import run_pipeline
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
-from virnuc_async.sequences.tokens import OrfTokenizer
+from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
 from virnuc_async.sequences.windows import form_windows
 from virnuc_async.settings import Precision, Settings
 
@@ -124,6 +128,65 @@ async def test_bf16_is_close_to_fp32(gpu: Device, golden_bundle: Bundle, source:
     exact = await scored(gpu, golden_bundle, source, Precision.FP32)
     ours = await scored(gpu, golden_bundle, source, Precision.BF16)
     assert cosines(ours, exact).min() > 0.999
+
+
+@in_a_loop
+async def test_fp8_gives_the_reference(gpu: Device) -> None:
+    if not gpu.has_fp8:
+        pytest.skip("FP8 needs capability 8.9")
+    bundle = find("tiny-500")
+    result = await verify(bundle, reference_of(bundle), gpu, Precision.FP8)
+    assert result.is_right, result
+    replica = engine.VerifiedReplica(gpu, bundle, Precision.FP8)
+    try:
+        await replica.load()
+    finally:
+        await replica.close()
+
+
+def test_products_in_fp8_are_those_of_plain_torch(gpu: Device) -> None:
+    if not gpu.has_fp8:
+        pytest.skip("FP8 needs capability 8.9")
+    random = torch.Generator().manual_seed(1)
+    for inputs, outputs in ((64, 192), (2560, 2560), (10240, 2560)):
+        layer = Linear(inputs, outputs, device="meta").bfloat16().to_empty(device="cpu")
+        for part in layer.parameters():
+            part.requires_grad_(False).copy_(torch.randn(part.shape, generator=random) / inputs**0.5)
+        x = torch.randn(77, inputs, generator=random).bfloat16()
+        fp8, on_gpu = Fp8Linear(layer), Fp8Linear(layer.to(gpu.torch_device))
+        expected, found = fp8(x).float(), on_gpu(x.to(gpu.torch_device)).float().cpu()
+        # A GPU may sum less exactly than in FP32.
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+@in_a_loop
+async def test_orfs_that_fp16_cannot_hold_are_computed_again(
+    gpu: Device, golden_bundle: Bundle, source: str, tmp_path: Path
+) -> None:
+    shutil.copytree(golden_bundle.directory, tmp_path / "model")
+    path = tmp_path / "model" / "protein.safetensors"
+    tensors = {name: tensor.half().float() for name, tensor in load_file(path).items()}
+    tensors["layers.0.out.bias"][3] = tensors["embed.weight"][ESM2_ALPHABET.index("W"), 3] = 40_000
+    save_file(tensors, path)
+    batch = next(batches(golden_bundle, source, 2048))
+    found = {}
+    for precision in (Precision.FP16, Precision.FP32):
+        bundle = replace(golden_bundle, directory=tmp_path / "model")
+        replica = Replica(gpu, bundle, precision, embeddings=True)
+        try:
+            await replica.load()
+            found[precision] = await replica.score(batch)
+        finally:
+            await replica.close()
+    in_fp16, in_fp32 = found[Precision.FP16], found[Precision.FP32]
+    assert 0 < in_fp16.recomputed < len(batch)
+    assert not in_fp16.stage_codes.any()
+    ends = np.cumsum(batch.residues.lengths)[:-1]
+    again = [ESM2_ALPHABET.index("W") in row for row in np.split(batch.residues.ids, ends)]
+    assert in_fp16.recomputed == sum(again)
+    width = golden_bundle.shapes.nucleotide.width
+    residues = [scores.embeddings[again, width:] for scores in (in_fp16, in_fp32)]
+    np.testing.assert_allclose(*residues, rtol=0, atol=1e-4)
 
 
 def cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
