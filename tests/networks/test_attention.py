@@ -19,6 +19,7 @@ from virnuc_async.networks.attention import (
     Attention,
     distance_bias,
     memory_efficient,
+    products_by_length,
     sdpa_by_length,
     select_kernel,
     varlen,
@@ -111,6 +112,33 @@ def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sdpa_by_length(lengths: list[int], bias: Tensor | None) -> None:
     batch, (q, k, v) = sample(lengths)
     assert_close(sdpa_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch.cu_seqlens, bias))
+
+
+@BIASES
+@given(lengths=LENGTHS)
+def test_products_by_length(lengths: list[int], bias: Tensor | None) -> None:
+    batch, (q, k, v) = sample(lengths)
+    assert_close(products_by_length(batch, bias)(q, k, v), one_by_one(q, k, v, batch.cu_seqlens, bias))
+
+
+@BIASES
+def test_products_of_many_blocks_in_bf16(bias: Tensor | None) -> None:
+    batch, numbers = sample([600] * 3 + [90] * 40 + [1, 1])
+    half = [x.bfloat16() for x in numbers]
+    expected = one_by_one(*(x.float() for x in half), batch.cu_seqlens, bias)
+    found = products_by_length(batch, bias)(*half)
+    assert found.dtype == torch.bfloat16
+    # Scores up to 8, with 8 bits: weights that are wrong by 1.6 %.
+    assert_close(found.float(), expected, rtol=0, atol=2e-2)
+
+
+def test_sequences_with_many_scores_go_to_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_MANY_SCORES", HEADS * 9**2)
+    batch, (q, k, v) = sample([10, 9, 9, 1])
+    for bias in (None, SLOPES):
+        found = products_by_length(batch, bias)(q, k, v)
+        assert torch.equal(found[:10], sdpa_by_length(batch, bias)(q, k, v)[:10])
+        assert_close(found, one_by_one(q, k, v, batch.cu_seqlens, bias))
 
 
 def test_torch_kernels_for_any_lengths(kernel: Kernel) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, sdpa_by_length, select_kernel
+from .attention import Attention, fastest_on_cpu, sdpa_by_length, select_kernel
 from .linear import GatedLinear, Linear, can_prepack, prepack
 from .loading import embedding
 from .packing import Packed, mean_pool
@@ -72,8 +72,10 @@ class DnabertS(nn.Module):
 
     def prepack(self) -> None:
         """Pack the weights for inference on the CPU, if this torch and this processor can."""
-        for layer in cast(Iterable[Layer], self.layers):
-            layer.prepack()
+        if can_prepack(self.token_type.dtype):
+            for layer in cast(Iterable[Layer], self.layers):
+                layer.prepack()
+            self.attention = fastest_on_cpu(self.token_type.dtype)
 
     def use_fastest_attention(self) -> None:
         """Select the fastest correct attention kernel of the GPU that the weights are on."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from virnuc_async.sequences.tokens import ESM2_ALPHABET
 
-from .attention import Attention, sdpa_by_length, select_kernel
+from .attention import Attention, fastest_on_cpu, sdpa_by_length, select_kernel
 from .linear import Linear, can_prepack, prepack
 from .loading import embedding
 from .packing import Packed, mean_pool, positions
@@ -100,6 +100,7 @@ class Esm2(nn.Module):
             for layer in cast(Iterable[Layer], self.layers):
                 layer.prepack()
             self._angles = complex_angles
+            self.attention = fastest_on_cpu(self.norm.weight.dtype)
 
     def use_fastest_attention(self) -> None:
         """Select the fastest correct attention kernel of the GPU that the weights are on."""
