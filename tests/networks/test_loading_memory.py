@@ -21,7 +21,7 @@ SHAPES = Shapes(
     ClassifierShape(inputs=704, hidden=16),
 )
 _LAYER = 12 * SHAPES.protein.width**2  # parameters
-_MORE = 16 << 20  # libraries that are used for the first time
+_MORE = 20 << 20  # libraries that are used for the first time
 
 _SCRIPT = """
 import json, sys
@@ -73,7 +73,7 @@ def test_unpacked_weights_and_mapped_pages_are_freed_layer_by_layer(tmp_path: Pa
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     for found, size in zip(json.loads(done.stdout), (2, 4), strict=True):
         weights, layer = SHAPES.protein.parameters * size, _LAYER * size
-        assert weights < found["anonymous"] < weights + 6 * layer + _MORE  # some of it free, in malloc
+        assert weights < found["anonymous"] < weights + _MORE
         assert found["peak"] < found["anonymous"] + found["mapped"] + 2 * layer
         assert found["most mapped"] < _LAYER * 2 + _MORE  # the file is in BF16
         assert found["mapped"] < _MORE

@@ -1,6 +1,8 @@
 """Load weights from a safetensors file directly into a network, one tensor at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from ctypes import CDLL
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -62,6 +64,7 @@ def load(
             part.requires_grad_(False)
             if packed:
                 cast(_Packable, part).prepack()
+                _return_freed_memory()
         if stat_signature(str(path)) != signature:
             raise BadBundle(str(path), "it was changed while it was read")
     except (OSError, SafetensorError) as error:
@@ -91,6 +94,13 @@ def _read(
         if tensor.is_floating_point() != like.is_floating_point():
             raise BadBundle(str(path), f"{prefix}{name} holds {tensor.dtype}")
         yield name, tensor
+
+
+def _return_freed_memory() -> None:
+    # Small tensors that stay lie among large ones that were freed, which glibc then keeps: a layer's norms
+    # and biases cost as much as a matrix. Other C libraries have no such function.
+    with suppress(AttributeError):
+        CDLL(None).malloc_trim(0)
 
 
 def _check_range(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
