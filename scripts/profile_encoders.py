@@ -50,7 +50,7 @@ _ROW_TOKENS = {"ESM-2": 168, "DNABERT-S": 112}  # of a fragment of 500 bases, by
 _SQUARE = 8192  # of the matrix product that a card's rate is usually quoted for
 _COPIED_BYTES = 4 << 30
 _CALLS = 8
-_IS_ATTENTION = re.compile("attention|attend|flash|fmha", re.IGNORECASE)
+_IS_ATTENTION = re.compile("attention|attend|flash|fmha|aten::bmm|softmax", re.IGNORECASE)
 _Row = dict[str, Any]
 
 
