@@ -10,6 +10,7 @@ from running import predict, python, run, summary
 
 from virnuc_async.cli.commands.devices import HEADER
 from virnuc_async.cli.main import main
+from virnuc_async.engine.instruction_sets import has_native_bf16
 from virnuc_async.engine.memory_account import account
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.settings import Precision
@@ -21,7 +22,8 @@ def test_devices_are_named_as_the_option_takes_them(good: Path, out: Path) -> No
     header, *_, cpu = [re.split(r"  +", line) for line in ended.out.splitlines()]
     assert header == list(HEADER)
     name, model, memory, free, capability, precision, weights, tokens, activations, used = cpu
-    assert (name, free, capability, precision, activations) == ("cpu", "-", "-", "FP32", "-")
+    assert (name, free, capability, activations) == ("cpu", "-", "-", "-")
+    assert precision == ("FP32 (or BF16)" if has_native_bf16() else "FP32")
     assert (weights, tokens) == ("0.0 GiB", "2,048")
     assert model.startswith("CPU (")
     assert re.fullmatch(r"\d+ GiB", memory)

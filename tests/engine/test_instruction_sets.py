@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import ROOT
 
-from virnuc_async.engine.instruction_sets import describe, instruction_sets
+from virnuc_async.engine.instruction_sets import describe, instruction_sets, is_bf16_used
 
 HASWELL = {"sse4_1", "sse4_2", "avx", "avx2"}
 SKYLAKE = HASWELL | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
@@ -78,6 +78,23 @@ def test_the_limit_of_torch_is_seen() -> None:
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.startswith("DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "has_bf16"),
+    [
+        (set(), {}, False),
+        (SKYLAKE, {}, False),
+        (EPYC, {}, True),
+        (SAPPHIRE, {}, True),
+        (EPYC, {"ONEDNN_MAX_CPU_ISA": "avx512_core"}, False),
+        (SAPPHIRE, {"DNNL_MAX_CPU_ISA": "AVX512_CORE_BF16"}, True),
+    ],
+)
+def test_bf16_is_native_where_onednn_multiplies_in_it(
+    flags: set[str], environment: dict[str, str], has_bf16: bool
+) -> None:
+    assert is_bf16_used(environment, flags) is has_bf16
 
 
 def test_of_this_process() -> None:

@@ -4,13 +4,53 @@ import asyncio
 import threading
 from dataclasses import replace
 
+import pytest
 from fakes import Rules
 from harness import PipelineHarness
 
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.gpu_memory import MemoryUse
 from virnuc_async.pipeline import execute
+from virnuc_async.runs.hardware import Hardware
+from virnuc_async.runs.messages import format_device
 from virnuc_async.runs.plan import Intervals, Plan
+from virnuc_async.settings import Precision
+
+CPU = Device("cpu:0", "CPU (AVX512)", 24 << 30, threads=2)
+CARD = Device("cuda:0", "P4", 8 << 30, (6, 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "line"),
+    [
+        (CPU, Precision.FP32, "cpu:0: CPU (AVX512), 24 GiB, 2 threads, FP32, 2,048 tokens per batch"),
+        (
+            replace(CPU, has_native_bf16=True),
+            Precision.FP32,
+            "cpu:0: CPU (AVX512), 24 GiB, 2 threads, FP32 (BF16 is native here: faster with large models, "
+            "by --precision bf16), 2,048 tokens per batch",
+        ),
+        (
+            replace(CPU, has_native_bf16=True),
+            Precision.BF16,
+            "cpu:0: CPU (AVX512), 24 GiB, 2 threads, BF16 enabled, 2,048 tokens per batch "
+            "(3,072 before scaling by memory or settings)",
+        ),
+        (
+            CARD,
+            Precision.FP32,
+            "cuda:0: P4, 8 GiB, capability 6.1, FP32 (FP16 needs a GPU of capability 7.0 or higher, BF16 one "
+            "of 8.0), 2,048 tokens per batch",
+        ),
+        (
+            replace(CARD, model="A100", capability=(8, 0)),
+            Precision.FP32,
+            "cuda:0: A100, 8 GiB, capability 8.0, FP32, 2,048 tokens per batch",
+        ),
+    ],
+)
+def test_the_line_of_a_device(device: Device, precision: Precision, line: str) -> None:
+    assert format_device(device, Hardware((device,), device.kind, precision, 2048)) == line
 
 
 async def test_a_gpu_that_is_nearly_full_is_logged_once(bench: PipelineHarness) -> None:

@@ -13,7 +13,7 @@ from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
 from .gpu_memory import memory_use
-from .instruction_sets import instruction_sets
+from .instruction_sets import has_native_bf16, instruction_sets
 from .memory_account import MemoryAccount, account
 from .nvml import Card, cards, driver_uuid, failure_of
 
@@ -32,6 +32,7 @@ class Device:
     memory: int  # total, in bytes
     capability: tuple[int, int] | None = None  # CUDA's; None on the CPU
     threads: int = 1  # of a CPU replica
+    has_native_bf16: bool = False  # of a CPU, whose results in FP32 are its own: BF16 only on request
     index: int = 0  # CUDA's number of the GPU
     uuid: str = ""  # of the GPU, or of the slice of it, as the driver writes it
     multiprocessors: int = 0  # of the GPU, or of the slice of it
@@ -190,7 +191,8 @@ def _cpu_replicas(count: int) -> list[Device]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     model = f"CPU ({instruction_sets()})"
     threads = max(1, torch.get_num_threads() // max(1, count))
-    return [Device(f"cpu:{number}", model, memory, threads=threads) for number in range(count)]
+    one = Device("cpu", model, memory, threads=threads, has_native_bf16=has_native_bf16())
+    return [replace(one, name=f"cpu:{number}") for number in range(count)]
 
 
 def _by_name(names: Sequence[str]) -> list[Device]:

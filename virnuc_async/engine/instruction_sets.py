@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from virnuc_async.networks.linear import can_prepack
+
 # oneDNN's names from the smallest to the largest, each with the flags of Linux that it needs beside those
 # of the sets that it includes.
 _AVX512 = {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
@@ -50,9 +52,8 @@ def instruction_sets() -> str:
 def describe(of_torch: str, environment: Mapping[str, str], flags: Iterable[str]) -> str:
     """Return the text for a processor with *flags*, as Linux calls them, of which torch uses *of_torch*."""
     values = {name: value.strip().upper() for name, value in environment.items()}
-    limit = values.get("ONEDNN_MAX_CPU_ISA") or values.get("DNNL_MAX_CPU_ISA") or ""
     parts = [of_torch]
-    if onednn := _used(_ONEDNN, _ALIASES.get(limit, limit), set(flags)):
+    if onednn := _used(_ONEDNN, _limit(environment), set(flags)):
         parts.append(f"oneDNN {onednn}")
     if hints := values.get("ONEDNN_CPU_ISA_HINTS") or values.get("DNNL_CPU_ISA_HINTS"):
         parts.append(hints)
@@ -62,6 +63,23 @@ def describe(of_torch: str, environment: Mapping[str, str], flags: Iterable[str]
     if (branch := values.get("MKL_CBWR", "")) not in _NOT_LIMITED:
         parts.append(f"MKL_CBWR {branch}")
     return ", ".join(parts)
+
+
+def has_native_bf16() -> bool:
+    """Return whether this processor multiplies in BF16, and torch and oneDNN use it."""
+    return is_bf16_used(environ, _processor_flags()) and can_prepack(torch.bfloat16)
+
+
+def is_bf16_used(environment: Mapping[str, str], flags: Iterable[str]) -> bool:
+    """Return whether oneDNN multiplies in BF16 on a processor with *flags*, as Linux calls them."""
+    return _ONEDNN.get(_used(_ONEDNN, _limit(environment), set(flags)), set()) >= _BF16
+
+
+def _limit(environment: Mapping[str, str]) -> str:
+    """Return oneDNN's limit, by the name that it has here; "" without one."""
+    limit = environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or ""
+    limit = limit.strip().upper()
+    return _ALIASES.get(limit, limit)
 
 
 def _used(known: Mapping[str, set[str]], limit: str, flags: set[str]) -> str:

@@ -124,7 +124,7 @@ class RunMessages(EngineEvents):
         for failed in hardware.left_out:
             self.log.warning("{}; it is left out", failed)
         for device in hardware.devices:
-            self.log.info("{}", _format_device(device, hardware))
+            self.log.info("{}", format_device(device, hardware))
 
     def log_left_out(self) -> None:
         """Log what is left out of the inputs, once."""
@@ -146,7 +146,8 @@ class RunMessages(EngineEvents):
         self.log.bind(failure=failure_line(failure)).error("{}: {}", failure.path, failure.message)
 
 
-def _format_device(device: "Device", hardware: Hardware) -> str:
+def format_device(device: "Device", hardware: Hardware) -> str:
+    """Format what a run does on *device*: its name, its facts, and the tokens of a batch."""
     facts = [device.model, f"{device.memory / 2**30:.0f} GiB"]
     if device.capability is None:
         facts.append(plural(device.threads, "thread"))
@@ -156,10 +157,17 @@ def _format_device(device: "Device", hardware: Hardware) -> str:
         facts.append("FP8 enabled if it gives the model's reference")
     elif hardware.precision is not Precision.FP32:
         facts.append(f"{hardware.precision.upper()} enabled")
-    elif device.native_precision is not Precision.FP32:
-        facts.append("FP32")
     else:
-        facts.append("FP32 (FP16 needs a GPU of capability 7.0 or higher, BF16 one of 8.0)")
+        facts.append(_format_fp32(device))
     base, budget = engine.BASE_BUDGET[hardware.precision], hardware.budget
     scaled = "" if budget == base else f" ({base:,} before scaling by memory or settings)"
     return f"{device.name}: {', '.join(facts)}, {budget:,} tokens per batch{scaled}"
+
+
+def _format_fp32(device: "Device") -> str:
+    """Format FP32, with what the device could do instead or why it cannot."""
+    if device.has_native_bf16:
+        return "FP32 (BF16 is native here: faster with large models, by --precision bf16)"
+    if device.capability is None or device.native_precision is not Precision.FP32:
+        return "FP32"
+    return "FP32 (FP16 needs a GPU of capability 7.0 or higher, BF16 one of 8.0)"

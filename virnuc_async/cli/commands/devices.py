@@ -23,6 +23,9 @@ examples:
 Memory is that of the model in the precision of the device: its weights, and what a batch of that many
 tokens takes beside them at its peak, as computed from the model's shapes. What is not free is in use by
 any process.
+
+A CPU computes in FP32 unless told otherwise. "(or BF16)": it multiplies in BF16 as well, which is faster
+with large models, and needs half the memory: --precision bf16.
 """
 HEADER = (
     *("device", "model", "memory", "free", "capability", "precision", "weights", "tokens per batch"),
@@ -66,7 +69,8 @@ def _row(device: "Device", is_used: bool, shapes: "Shapes") -> tuple[str, ...]:
             "yes" if needed.tokens_within(bytes_free) else "yes, but the model does not fit into what is free"
         )
     memory = f"{device.memory / 2**30:.0f} GiB"
-    facts = (name, device.model, memory, free, capability, precision.upper())
+    computes = f"{precision.upper()} (or BF16)" if device.has_native_bf16 else precision.upper()
+    facts = (name, device.model, memory, free, capability, computes)
     return (*facts, _gib(needed.weights), f"{budget:,}", activations, used)
 
 
