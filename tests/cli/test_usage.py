@@ -86,7 +86,7 @@ ACTIONS = "Actions: list, info, download, verify, import, help"
         ),
         (
             "devices --gpus 0",
-            "no such option: --gpus. Options: --help, --version",
+            "no such option: --gpus. Options: --help, --version, --model, --cache-dir",
             " devices",
         ),
         ("--verison", "no such option: --verison. Did you mean --version?", ""),
