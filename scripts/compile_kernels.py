@@ -152,7 +152,7 @@ def _attend(
 
 def _rotate(heads: int, width: int, dtype: torch.dtype, tokens: int) -> Tensor:
     qkv = torch.empty(tokens, 3, heads, width, dtype=dtype)
-    return rotate(qkv[:, :2], rotary_angles(torch.arange(tokens), width))
+    return rotate(qkv, rotary_angles(torch.arange(tokens), width))
 
 
 def _norm(width: int, dtype: torch.dtype) -> nn.LayerNorm:

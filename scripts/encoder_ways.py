@@ -52,7 +52,7 @@ def prepared(network: Encoder, way: str, precision: str = "") -> Encoder:
     if way == "packed":
         ready.prepack()
     elif way == "kernels":
-        ready.use_fastest_attention()
+        ready.use_gpu_kernels()
     if precision == FP8 and isinstance(ready, Esm2):
         use_fp8(ready)
     return ready

@@ -28,8 +28,9 @@ torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the user's settings for models and proxies from the environment."""
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Remove the user's settings for models and proxies from the environment, and keep out of the cache."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
     for name in ("VIRNUC_ASYNC_CACHE_DIR", "VIRNUC_ASYNC_MIRROR", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):

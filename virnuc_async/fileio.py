@@ -25,7 +25,9 @@ from typing import Any, BinaryIO, Self
 from uuid import uuid4
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-from virnuc_async.errors import CannotWrite, ForeignDirectoryError
+from platformdirs import user_cache_path
+
+from virnuc_async.errors import CannotWrite, ForeignDirectoryError, NoCacheDirectory
 
 USE_ANOTHER_DIRECTORY = "Choose a new or empty directory"
 
@@ -569,3 +571,19 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache() -> Path:
+    """
+    Return the cache directory of this program and this user.
+
+    Raises:
+        NoCacheDirectory: the user has no home directory
+    """
+    try:
+        path = user_cache_path("virnuc-async")
+    except RuntimeError:
+        path = Path()
+    if not path.is_absolute():
+        raise NoCacheDirectory("the home directory of this user is unknown (HOME is unset or relative)")
+    return path

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from virnuc_async import fileio
 from virnuc_async.errors import BadBundle, NoCacheDirectory, UnknownBundle
 from virnuc_async.fileio import sha256
 from virnuc_async.models import bundle as bundles
@@ -98,7 +99,7 @@ def no_home(_: str) -> Path:
 # Older versions of platformdirs return the path as it is.
 @pytest.mark.parametrize("cache_path", [no_home, lambda name: Path("~/.cache", name)])
 def test_without_a_home_the_shipped_model_is_found(cache_path: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bundles, "user_cache_path", cache_path)
+    monkeypatch.setattr(fileio, "user_cache_path", cache_path)
     assert [name for name, _ in known()] == ["tiny-500"]
     assert find("tiny-500").name == "tiny-500"
     reason = "the home directory of this user is unknown (HOME is unset or relative)"

@@ -235,7 +235,7 @@ def test_esm2_with_the_fastest_attention_matches_the_plain_one(kernel: Kernel) -
     for tensor in network.parameters():
         tensor.normal_(0, 0.3)
     plain = network.embeddings(batch)
-    network.use_fastest_attention()
+    network.use_gpu_kernels()
     assert network.attention is CHOICES[kernel.operator]
     assert_close(network.embeddings(batch), plain, rtol=0, atol=1e-5)
     assert kernel.calls[1:] == [len(batch.ids)] * 2  # one a layer, after the check

@@ -33,12 +33,13 @@ def hugging_face_server() -> str:
     return os.environ.get("HF_ENDPOINT", "")
 
 
-def prepare_torch(gpus: tuple[int, ...]) -> None:
-    """Set the environment that torch reads when it is imported."""
+def prepare_torch(options: Namespace) -> None:
+    """Set the environment that torch and Triton read, for the GPUs and the cache that *options* name."""
     # Threads that spin while they wait take half of a machine that others use too, and make a run
     # on busy cores ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    hide_other_gpus(gpus)
+    hide_other_gpus(options.gpus)
+    place_triton_cache(cache_from(options))
 
 
 def hide_other_gpus(gpus: tuple[int, ...]) -> None:
@@ -48,3 +49,9 @@ def hide_other_gpus(gpus: tuple[int, ...]) -> None:
     if gpus:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+
+
+def place_triton_cache(cache: Path | None) -> None:
+    """Let Triton keep compiled kernels in *cache*, if there is one and the user chose no other place."""
+    if cache is not None and not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
+        os.environ["TRITON_CACHE_DIR"] = str(cache.absolute() / "triton")

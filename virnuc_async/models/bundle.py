@@ -16,10 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from virnuc_async.errors import ANOTHER_CACHE, BadBundle, NoCacheDirectory, UnknownBundle
-from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256, stat_signature
+from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256, stat_signature, user_cache
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.text import is_printable
@@ -130,17 +128,7 @@ def cache_directory(cache: Path | None = None) -> Path:
     Raises:
         NoCacheDirectory: the user has no home directory
     """
-    return (cache or _user_cache()) / "models"
-
-
-def _user_cache() -> Path:
-    try:
-        path = user_cache_path("virnuc-async")
-    except RuntimeError:
-        path = Path()
-    if not path.is_absolute():
-        raise NoCacheDirectory("the home directory of this user is unknown (HOME is unset or relative)")
-    return path
+    return (cache or user_cache()) / "models"
 
 
 def known(cache: Path | None = None) -> Iterator[tuple[str, Path]]:

@@ -244,7 +244,7 @@ def _our_embedder(bundle: Bundle, proteins: Sequence[bytes], device: torch.devic
     packed = device.type == "cpu" and can_prepack(torch.float32)
     load(network, bundle.directory / "protein.safetensors", device, torch.float32, packed=packed)
     if device.type != "cpu":
-        network.use_fastest_attention()
+        network.use_gpu_kernels()
     rows: Ragged = OrfTokenizer(bundle.tokenizer()).residues(proteins)
     return lambda: network.embeddings(pack(rows).to(device))
 

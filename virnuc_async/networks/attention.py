@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .kernels.availability import kernel_errors
+from .kernels.availability import kernel_errors, why_unavailable
 from .packing import Packed, dummy_batch, pack
 
 # Queries, keys and values, (T, H, D) each, to softmax(q k' / sqrt(D) + bias) v, (T, H, D).
@@ -180,8 +180,7 @@ def _matches_reference(
     try:
         slopes = slopes if slopes is None else slopes.to(device)
         found = kernel(packed.to(device), slopes)(*numbers.to(device).unbind(1))
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except kernel_errors():  # a kernel that is not available, or not for this shape
+    except kernel_errors() as error:  # a kernel that is not available, or not for this shape
+        why_unavailable(error, device)
         return False
     return bool(((found.cpu().float() - expected).abs() < _TOLERANCE[dtype]).all())

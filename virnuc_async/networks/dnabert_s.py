@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, fastest_on_cpu, sdpa_by_length, select_kernel
-from .linear import GatedLinear, Linear, can_prepack, prepack
+from .kernels.selection import Missing, first_launches, select
+from .linear import GatedLinear, Linear, can_prepack, prepack, use_operations
 from .loading import embedding
 from .packing import Packed, mean_pool
 from .shapes import NucleotideShape
@@ -55,6 +56,7 @@ class DnabertS(nn.Module):
     def __init__(self, shape: NucleotideShape) -> None:
         super().__init__()
         self.heads, self.head_width = shape.heads, shape.width // shape.heads
+        self.intermediate = shape.intermediate
         self.attention: Attention = sdpa_by_length
         self.embed = embedding(shape.vocabulary, shape.width)
         self.token_type = nn.Parameter(torch.empty(shape.width))
@@ -77,10 +79,15 @@ class DnabertS(nn.Module):
                 layer.prepack()
             self.attention = fastest_on_cpu(self.token_type.dtype)
 
-    def use_fastest_attention(self) -> None:
-        """Select the fastest correct attention kernel of the GPU that the weights are on."""
+    def use_gpu_kernels(self) -> list[Missing]:
+        """Select the fastest correct kernels of the weights' device; return those that cannot be used."""
         like = self.token_type
-        self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=True)
+        shapes = {"normed_sum": (len(like),), "gated_gelu": (self.intermediate,)}
+        with first_launches():
+            self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=True)
+            operations, missing = select(shapes, like.device, like.dtype)
+        use_operations(self, operations)
+        return missing
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Return the mean over all tokens of each row, [CLS] and [SEP] included: (B, C) in FP32."""

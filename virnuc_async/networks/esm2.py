@@ -6,7 +6,7 @@ Pre-norm layers, rotary positions, exact GELU, and a final norm. The embeddings 
 zeros, and expects that average.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from virnuc_async.sequences.tokens import ESM2_ALPHABET
 
 from .attention import Attention, fastest_on_cpu, sdpa_by_length, select_kernel
-from .linear import Linear, can_prepack, prepack
+from .kernels.selection import Missing, first_launches, select
+from .linear import Linear, can_prepack, prepack, use_operations
 from .loading import embedding
 from .packing import Packed, mean_pool, positions
 from .rotary import complex_angles, rotary_angles, rotate_halves, rotate_interleaved
@@ -31,7 +32,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self._rotate = rotate_halves
+        self.rotate: Callable[[Tensor, Tensor], Tensor] = rotate_halves
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
@@ -42,7 +43,7 @@ class Layer(nn.Module):
     def pre_attention(self, normed: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of *normed* (T, C), (T, H, D) each; the first two are rotated."""
         qkv = self.qkv(normed).unflatten(1, (3, self.heads, -1))  # T 3 H D
-        rotated = self._rotate(qkv[:, :2], angles)
+        rotated = self.rotate(qkv, angles)
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 
     def post_attention(self, x: Tensor, attended: Tensor, next_norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ class Layer(nn.Module):
         tensors = {"weight": self.qkv.weight[rows], "bias": self.qkv.bias[rows]}
         interleaved.load_state_dict(tensors, assign=True)
         self.qkv = interleaved.requires_grad_(False)
-        self._rotate = rotate_interleaved
+        self.rotate = rotate_interleaved
 
 
 class Esm2(nn.Module):
@@ -102,10 +103,17 @@ class Esm2(nn.Module):
             self._angles = complex_angles
             self.attention = fastest_on_cpu(self.norm.weight.dtype)
 
-    def use_fastest_attention(self) -> None:
-        """Select the fastest correct attention kernel of the GPU that the weights are on."""
-        like = self.norm.weight
-        self.attention = select_kernel(like.device, like.dtype, self.heads, self.head_width, biased=False)
+    def use_gpu_kernels(self) -> list[Missing]:
+        """Select the fastest correct kernels of the weights' device; return those that cannot be used."""
+        like, heads, width = self.norm.weight, self.heads, self.head_width
+        shapes = {"rotate": (heads, width), "add_norm": (heads * width,), "gelu": (4 * heads * width,)}
+        with first_launches():
+            self.attention = select_kernel(like.device, like.dtype, heads, width, biased=False)
+            operations, missing = select(shapes, like.device, like.dtype)
+        use_operations(self, operations)
+        for layer in cast(Iterable[Layer], self.layers):
+            layer.rotate = operations.rotate
+        return missing
 
     def embeddings(self, packed: Packed) -> Tensor:
         """Return the mean over each row's residues, the first 1,024 of them: (B, C) in FP32."""

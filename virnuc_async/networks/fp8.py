@@ -17,7 +17,8 @@ from torch.nn import functional
 from virnuc_async.errors import UnsuitablePrecision
 
 from .esm2 import Esm2, Layer
-from .kernels.availability import kernel_errors
+from .kernels.availability import kernel_errors, why_unavailable
+from .kernels.selection import first_launches
 from .linear import Linear, UpcastLinear
 from .quantized import Quantized, quantize, quantized_add_norm, quantized_gelu, quantized_norm
 
@@ -133,10 +134,10 @@ def _fastest_operations(norm: nn.LayerNorm) -> Operations:
     try:
         kernels = import_module("virnuc_async.networks.kernels.quantize")
         fast = Operations(kernels.quantize, kernels.quantized_gelu, kernels.quantized_add_norm)
-        return fast if matches_plain(fast, norm) else _PLAIN
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except kernel_errors():
+        with first_launches():
+            return fast if matches_plain(fast, norm) else _PLAIN
+    except kernel_errors() as error:
+        why_unavailable(error, norm.weight.device)
         return _PLAIN
 
 

@@ -11,24 +11,26 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from .operations import PLAIN, Operations
 
 
 class Linear(nn.Linear):
-    """A linear layer in plain torch, for every device; the reference of the packed ones."""
+    """A linear layer for every device; with plain operations, the reference of all others."""
+
+    operations: Operations = PLAIN
 
     def linear_gelu(self, x: Tensor) -> Tensor:
         """Return gelu(layer(x))."""
-        return functional.gelu(self(x))
+        return self.operations.gelu(self(x))
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        """Return the sum residual + layer(x), and norm(sum)."""
-        total = residual + self(x)
-        return total, norm(total)
+        """Return the sum residual + layer(x), and norm(sum); *residual* may be overwritten."""
+        return self.operations.add_norm(self(x), residual, norm)
 
     def normed_sum(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Return norm(residual + layer(x))."""
-        return self.add_norm(x, residual, norm)[1]
+        """Return norm(residual + layer(x)); *residual* may be overwritten."""
+        return self.operations.normed_sum(self(x), residual, norm)
 
     def packed(self) -> nn.Module:
         """Return the same layer with its weights packed for the CPU."""
@@ -47,8 +49,7 @@ class GatedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return gelu(gate(x)) * up(x)."""
-        gate, up = super().forward(x).chunk(2, dim=1)
-        return functional.gelu(gate) * up
+        return self.operations.gated_gelu(super().forward(x))
 
     def packed(self) -> nn.Module:
         """Return the same layer with its weights packed for the CPU."""
@@ -145,6 +146,13 @@ class PackedGatedLinear(nn.Module):
         return UpcastGatedLinear(
             lambda: torch.cat((self._gate.plain_weight(), self._up.plain_weight())), None
         )
+
+
+def use_operations(network: nn.Module, operations: Operations) -> None:
+    """Let every linear layer of *network* compute what follows its product by *operations*."""
+    for module in network.modules():
+        if isinstance(module, Linear):
+            module.operations = operations
 
 
 def can_prepack(dtype: torch.dtype) -> bool:

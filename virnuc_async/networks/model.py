@@ -15,6 +15,7 @@ from .classifier import Classifier
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
 from .fp8 import use_fp8
+from .kernels.selection import warning_of
 from .linear import can_prepack
 from .loading import Network, load
 from .shapes import Shapes
@@ -79,10 +80,7 @@ class Model:
 
     def use_gpu_kernels(self) -> str | None:
         """Select the fastest correct kernels of each encoder; return a warning if some cannot be used."""
-        encoders: tuple[Encoder, ...] = (self.nucleotide, self.protein)
-        for encoder in encoders:
-            encoder.use_fastest_attention()
-        return None
+        return warning_of([*self.nucleotide.use_gpu_kernels(), *self.protein.use_gpu_kernels()])
 
     def in_fp32(self) -> "Model":
         """Return the same networks in FP32; they share the weights and up-cast one matrix at a time."""

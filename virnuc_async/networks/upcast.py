@@ -7,9 +7,10 @@ from torch import nn
 
 from .attention import sdpa_by_length
 from .dnabert_s import DnabertS
-from .esm2 import Esm2
+from .esm2 import Esm2, Layer
 from .fp8 import Fp8Linear, Fp8Norm
 from .linear import Linear, PackedGatedLinear, PackedLinear
+from .rotary import rotate_halves, rotate_interleaved
 
 Encoder = TypeVar("Encoder", DnabertS, Esm2)
 
@@ -26,6 +27,8 @@ def upcast(encoder: Encoder) -> Encoder:
         if isinstance(module, Linear | PackedLinear | PackedGatedLinear | Fp8Linear | Fp8Norm):
             replaced[id(module)] = module.upcast()
             replaced.update((id(part), part) for part in module.parameters())
+        elif isinstance(module, Layer) and module.rotate is not rotate_interleaved:
+            replaced[id(module.rotate)] = rotate_halves  # instead of a kernel
     for parameter in encoder.parameters():
         if id(parameter) not in replaced:
             replaced[id(parameter)] = nn.Parameter(parameter.float(), requires_grad=False)

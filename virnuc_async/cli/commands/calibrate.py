@@ -57,7 +57,7 @@ def run(options: Namespace) -> int:
     settings = settings_from(options)
     with run_log(options), sigterm_interrupts():
         data = label_files_from(options)
-        prepare_torch(options.gpus)
+        prepare_torch(options)
         from virnuc_async.learning.evaluation import calibrate
         from virnuc_async.models.calibration import Method
 

@@ -62,7 +62,7 @@ def run(options: Namespace) -> int:
     command = shlex.join(command_line())
     with run_log(options), sigterm_interrupts():
         data = label_files_from(options)
-        prepare_torch(options.gpus)
+        prepare_torch(options)
         from virnuc_async.learning.evaluation import evaluate
 
         report = evaluate(data, options.output, settings, measuring, run_interruptibly, command)

@@ -5,7 +5,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.console import print_table, status_lines
-from virnuc_async.cli.environment import cache_from, hide_other_gpus
+from virnuc_async.cli.environment import cache_from, hide_other_gpus, place_triton_cache
 from virnuc_async.cli.exit_codes import DONE, FAILED
 from virnuc_async.cli.options import add_device_choice, add_installed_model
 from virnuc_async.cli.parser import PROGRAM, add_command
@@ -62,6 +62,7 @@ def run(options: Namespace) -> int:
     if options.peers and options.precision not in (Precision.AUTO, Precision.FP32):
         raise UsageError("--peers compares in FP32: leave out --precision, or use --precision fp32")
     hide_other_gpus(options.gpus)
+    place_triton_cache(cache_from(options))
     from virnuc_async.models.bundle import find
 
     bundle = find(options.name, cache_from(options))

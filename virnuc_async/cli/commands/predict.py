@@ -150,7 +150,7 @@ def run(options: Namespace) -> int:
         reuse_features=options.reuse_features,
         repair=options.repair,
     )
-    prepare_torch(options.gpus)
+    prepare_torch(options)
     with run_log(options):
         summary = run_interruptibly(inputs, out_dir, settings)
     return INCOMPLETE if summary.counts["failures"] else DONE

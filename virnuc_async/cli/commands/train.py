@@ -112,7 +112,7 @@ def run(options: Namespace) -> int:
     output: Path = options.output
     with run_log(options), sigterm_interrupts():
         data = label_files_from(options)
-        prepare_torch(options.gpus)
+        prepare_torch(options)
         from virnuc_async.learning.training import Task, train
 
         task = Task(

@@ -12,7 +12,17 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .launching import DNABERT_S_WIDTH, ESM2_WIDTHS, Variant, block_of, pointer, warps_for
+from .launching import (
+    DNABERT_S_WIDTH,
+    ESM2_WIDTHS,
+    SAMPLE_ROWS,
+    Variant,
+    block_of,
+    options,
+    pointer,
+    random_numbers,
+    warps_for,
+)
 
 
 @triton.jit
@@ -30,10 +40,11 @@ def _add_norm(
     weight: tl.tensor,
     bias: tl.tensor,
     eps: tl.tensor,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEEPS_SUM: tl.constexpr,
+    CONSTANTS: tl.constexpr,
 ) -> None:
+    WIDTH: tl.constexpr = CONSTANTS[0]
+    BLOCK: tl.constexpr = CONSTANTS[1]
+    KEEPS_SUM: tl.constexpr = CONSTANTS[2]
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     row = tl.program_id(0).to(tl.int64) * WIDTH
@@ -66,22 +77,33 @@ def add_norm_twin(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tens
     return total, functional.layer_norm(total, norm.normalized_shape, weight, bias, norm.eps)
 
 
+def normed_sum_twin(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return what :func:`normed_sum` returns, in FP32."""
+    return add_norm_twin(x, residual, norm)[1]
+
+
+def sample(dtype: torch.dtype, width: int) -> tuple[Tensor, Tensor, nn.LayerNorm]:
+    """Return arguments for both functions."""
+    norm = nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+    norm.weight.copy_(random_numbers(width, dtype=dtype))
+    norm.bias.copy_(random_numbers(width, dtype=dtype))
+    x = random_numbers(SAMPLE_ROWS, width, dtype=dtype)
+    return x, 1 + x.flip(1), norm
+
+
 def variants(dtype: torch.dtype) -> Iterator[Variant]:
     """Yield the compilations for the published networks."""
     arguments = dict.fromkeys(("x", "residual", "weight", "bias"), pointer(dtype)) | {"eps": "fp32"}
     for width, keeps_sum in [*((width, True) for width in ESM2_WIDTHS), (DNABERT_S_WIDTH, False)]:
         name = f"{'add + norm' if keeps_sum else 'norm of sum'} {width}"
-        constants = _constants(width, keeps_sum)
-        yield Variant(name, _add_norm, arguments, constants, warps_for(constants["BLOCK"]))
+        yield Variant(name, _add_norm, arguments, _constants(width, keeps_sum), warps_for(block_of(width)))
 
 
 def _launch(x: Tensor, residual: Tensor, norm: nn.LayerNorm, keeps_sum: bool) -> None:
     rows, width = x.shape
-    constants = _constants(width, keeps_sum)
-    _add_norm[(rows,)](
-        x, residual, norm.weight, norm.bias, norm.eps, **constants, num_warps=warps_for(constants["BLOCK"])
-    )
+    given = (x, residual, norm.weight, norm.bias, norm.eps)
+    _add_norm[(rows,)](*given, **_constants(width, keeps_sum), **options(warps_for(block_of(width))))
 
 
-def _constants(width: int, keeps_sum: bool) -> dict[str, int]:
-    return {"WIDTH": width, "BLOCK": block_of(width), "KEEPS_SUM": keeps_sum}
+def _constants(width: int, keeps_sum: bool) -> dict[str, tuple[int, int, bool]]:
+    return {"CONSTANTS": (width, block_of(width), keeps_sum)}

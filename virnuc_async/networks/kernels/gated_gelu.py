@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .gelu import exact_gelu
-from .launching import DNABERT_S_INTERMEDIATE, Variant, pointer
+from .launching import DNABERT_S_INTERMEDIATE, SAMPLE_ROWS, Variant, options, pointer, random_numbers
 
 _BLOCK, _WARPS = 1024, 4  # 8 numbers a thread: a load of 16 bytes in half precision
 
@@ -29,7 +29,7 @@ def gated_gelu(x: Tensor) -> Tensor:
     """Return gelu(gate) * up, (T, C), of *x* (T, 2 C): the gates, then the others."""
     rows, width = len(x), x.shape[1] // 2
     out = x.new_empty(rows, width)
-    _gated_gelu[(rows, triton.cdiv(width, _BLOCK))](x, out, **_constants(width), num_warps=_WARPS)
+    _gated_gelu[(rows, triton.cdiv(width, _BLOCK))](x, out, **_constants(width), **options(_WARPS))
     return out
 
 
@@ -37,6 +37,11 @@ def gated_gelu_twin(x: Tensor) -> Tensor:
     """Return what :func:`gated_gelu` returns, in FP32."""
     gate, up = x.float().chunk(2, dim=1)
     return functional.gelu(gate) * up
+
+
+def sample(dtype: torch.dtype, width: int) -> tuple[Tensor]:
+    """Return an argument for :func:`gated_gelu`."""
+    return (random_numbers(SAMPLE_ROWS, 2 * width, dtype=dtype),)
 
 
 def variants(dtype: torch.dtype) -> Iterator[Variant]:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launching import ESM2_WIDTHS, Variant, pointer
+from .launching import ESM2_WIDTHS, SAMPLE_ROWS, Variant, options, pointer, random_numbers
 
 _BLOCK, _WARPS = 1024, 4  # 8 numbers a thread: a load of 16 bytes in half precision
 
@@ -31,13 +31,18 @@ def _gelu(x: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
 def gelu(x: Tensor) -> Tensor:
     """Replace *x* (T, C) by gelu(x), and return it."""
     rows, width = x.shape
-    _gelu[(rows, triton.cdiv(width, _BLOCK))](x, **_constants(width), num_warps=_WARPS)
+    _gelu[(rows, triton.cdiv(width, _BLOCK))](x, **_constants(width), **options(_WARPS))
     return x
 
 
 def gelu_twin(x: Tensor) -> Tensor:
     """Return what :func:`gelu` makes of *x*, in FP32."""
     return functional.gelu(x.float())
+
+
+def sample(dtype: torch.dtype, width: int) -> tuple[Tensor]:
+    """Return an argument for :func:`gelu`."""
+    return (random_numbers(SAMPLE_ROWS, width, dtype=dtype),)
 
 
 def variants(dtype: torch.dtype) -> Iterator[Variant]:

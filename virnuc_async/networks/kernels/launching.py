@@ -14,6 +14,8 @@ DNABERT_S_HEADS, DNABERT_S_INTERMEDIATE = (12, 64), 3072
 ESM2_WIDTHS = tuple(heads * width for heads, width in ESM2_HEADS)
 DNABERT_S_WIDTH = DNABERT_S_HEADS[0] * DNABERT_S_HEADS[1]
 
+SAMPLE_ROWS = 3  # of the sample that a kernel is checked with
+
 _TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -30,7 +32,7 @@ class Variant:
     name: str
     kernel: Any  # what triton.jit returns
     arguments: Mapping[str, str]  # Triton's types of those that are not constant, in the kernel's order
-    constants: Mapping[str, float]
+    constants: Mapping[str, Any]
     warps: int
     capability: tuple[int, int] = (7, 0)  # the lowest that it can be compiled for
 
@@ -42,12 +44,23 @@ class Variant:
     @property
     def options(self) -> dict[str, int]:
         """Triton's options."""
-        return {"num_warps": self.warps}
+        return options(self.warps)
+
+
+def options(warps: int) -> dict[str, int]:
+    """Return the options of a launch with *warps* a program."""
+    # A product and a sum are rounded once: Triton's own default depends on its version.
+    return {"num_warps": warps, "enable_fp_fusion": True}
 
 
 def pointer(dtype: torch.dtype) -> str:
     """Return Triton's type of a pointer to numbers of *dtype*."""
     return _TYPES[dtype]
+
+
+def random_numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the same random numbers for the same shape, on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def block_of(count: int) -> int:

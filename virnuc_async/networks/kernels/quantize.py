@@ -16,7 +16,7 @@ from virnuc_async.networks.quantized import FP8, Quantized
 
 from .add_norm import normalize
 from .gelu import exact_gelu
-from .launching import ESM2_WIDTHS, Variant, block_of, pointer, warps_for
+from .launching import ESM2_WIDTHS, Variant, block_of, options, pointer, warps_for
 
 _EPS = 1e-5  # of ESM-2's norms
 _CAPABILITY = (8, 9)  # the lowest that has FP8
@@ -104,7 +104,7 @@ def quantized_add_norm(
         *out,
         **constants,
         EPS=norm.eps,
-        num_warps=warps_for(constants["BLOCK"]),
+        **options(warps_for(constants["BLOCK"])),
     )
     return residual, out
 
@@ -128,7 +128,7 @@ def variants(dtype: torch.dtype) -> Iterator[Variant]:
 def _launch(x: Tensor, dtype: torch.dtype, is_gelu: bool) -> Quantized:
     out, constants = _empty(x, dtype), _constants(x.shape[1])
     warps = warps_for(constants["BLOCK"])
-    _quantize[(len(x),)](x, *out, **constants, IS_GELU=is_gelu, num_warps=warps)
+    _quantize[(len(x),)](x, *out, **constants, IS_GELU=is_gelu, **options(warps))
     return out
 
 

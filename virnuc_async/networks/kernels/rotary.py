@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from virnuc_async.networks.rotary import rotate_halves
+from virnuc_async.networks.rotary import rotary_angles, rotate_halves
 
-from .launching import ESM2_HEADS, Variant, block_of, pointer
+from .launching import ESM2_HEADS, SAMPLE_ROWS, Variant, block_of, options, pointer, random_numbers
 
-_PAIRS, _WARPS = 1024, 4  # of a program; 8 pairs a thread
+_PAIRS = 1024  # of a program
 
 
 @triton.jit
 def _rotate(
-    x: tl.tensor,
+    qkv: tl.tensor,
     angles: tl.tensor,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -35,37 +35,47 @@ def _rotate(
     cos = tl.load(angle, mask=column < HALF)[None, :]
     sin = tl.load(angle + HALF, mask=column < HALF)[None, :]
     inside = (head < HEADS)[:, None] & (column < HALF)[None, :]
-    at = x + token * (3 * HEADS * HALF) + head[:, None] * (2 * HALF) + column[None, :]
+    at = qkv + token * (3 * HEADS * HALF) + head[:, None] * (2 * HALF) + column[None, :]
     left = tl.load(at, mask=inside).to(tl.float32)
     right = tl.load(at + HALF, mask=inside).to(tl.float32)
     tl.store(at, left * cos - right * sin, mask=inside)
     tl.store(at + HALF, right * cos + left * sin, mask=inside)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
+def rotate(qkv: Tensor, angles: Tensor) -> Tensor:
     """
-    Rotate *x*, the queries and keys (T, 2, H, D) of a contiguous product (T, 3, H, D), in place; return it.
+    Rotate queries and keys of the contiguous *qkv* (T, 3, H, D) in place; return them, (T, 2, H, D).
 
     *angles* are those of ``rotary_angles``, and the order is the published one.
     """
-    tokens, _, heads, width = x.shape
+    tokens, _, heads, width = qkv.shape
     constants = _constants(heads, width)
     grid = (tokens, triton.cdiv(2 * heads, constants["HEAD_BLOCK"]))
-    _rotate[grid](x, angles, **constants, num_warps=_WARPS)
-    return x
+    _rotate[grid](qkv, angles, **constants, **options(_warps(qkv.dtype)))
+    return qkv[:, :2]
 
 
-def rotate_twin(x: Tensor, angles: Tensor) -> Tensor:
-    """Return what :func:`rotate` makes of *x*, in FP32."""
-    return rotate_halves(x.float(), angles)
+def rotate_twin(qkv: Tensor, angles: Tensor) -> Tensor:
+    """Return what :func:`rotate` returns, in FP32."""
+    return rotate_halves(qkv.float(), angles)
+
+
+def sample(dtype: torch.dtype, heads: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return arguments for :func:`rotate`."""
+    angles = rotary_angles(torch.arange(SAMPLE_ROWS) * 100, width)
+    return random_numbers(SAMPLE_ROWS, 3, heads, width, dtype=dtype), angles
 
 
 def variants(dtype: torch.dtype) -> Iterator[Variant]:
     """Yield the compilations for the published networks."""
-    arguments = {"x": pointer(dtype), "angles": pointer(torch.float32)}
+    arguments = {"qkv": pointer(dtype), "angles": pointer(torch.float32)}
     for heads, width in ESM2_HEADS:
         constants = _constants(heads, width)
-        yield Variant(f"rotary {heads} x {width}", _rotate, arguments, constants, _WARPS)
+        yield Variant(f"rotary {heads} x {width}", _rotate, arguments, constants, _warps(dtype))
+
+
+def _warps(dtype: torch.dtype) -> int:
+    return _PAIRS * dtype.itemsize // (16 * 32)  # a thread loads 16 bytes of each half
 
 
 def _constants(heads: int, width: int) -> dict[str, int]:
