@@ -19,15 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton_launches import TritonLaunch, replaced_launches
 
-from virnuc_async.networks.attention import memory_efficient, sdpa_by_length, varlen
+from virnuc_async.networks.attention import memory_efficient, sdpa_by_length, triton_kernel, varlen
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
+from virnuc_async.networks.kernels import add_norm, gated_gelu, gelu, rotary
+from virnuc_async.networks.linear import use_operations
+from virnuc_async.networks.operations import Operations
 from virnuc_async.networks.packing import Packed, dummy_batch, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 
 TOKENS = 16_384
 PRECISIONS = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 _ROW = 168  # tokens of an ORF of a whole fragment of 500 bases
+KERNELS = Operations(gelu.gelu, gated_gelu.gated_gelu, add_norm.add_norm, add_norm.normed_sum, rotary.rotate)
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 _ATTENTION = {"scaled_dot_product_attention", "_efficient_attention_forward", "_varlen_attn"}
@@ -117,8 +121,14 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def _of_triton(launch: TritonLaunch) -> Launch:
-    size = sum(map(_bytes, launch.loaded + launch.stored))
+    size = sum(_bytes(_touched(launch.name, tensor)) for tensor in launch.loaded + launch.stored)
     return Launch(launch.name, _kind(launch.name), size, launch.variant)
+
+
+def _touched(kernel: str, tensor: Tensor) -> Tensor:
+    """Return what a kernel uses of the *tensor* that it is given."""
+    is_product = kernel == "_rotate" and tensor.dim() == 4  # T 3 H D
+    return tensor[:, :2] if is_product else tensor  # not the values
 
 
 def tensors(tree: object) -> Iterator[Tensor]:
@@ -200,7 +210,17 @@ def _plain(network: DnabertS | Esm2) -> None:
         network.attention = memory_efficient if network.norm.weight.dtype == torch.float32 else varlen
 
 
-WAYS: dict[str, Callable[[DnabertS | Esm2], None]] = {"plain": _plain}
+def _kernels(network: DnabertS | Esm2) -> None:
+    # FlashAttention wins where it can be had; the kernel of this package takes slopes and FP32.
+    has_flash = isinstance(network, Esm2) and network.norm.weight.dtype != torch.float32
+    network.attention = varlen if has_flash else triton_kernel
+    use_operations(network, KERNELS)
+    if isinstance(network, Esm2):
+        for layer in network.layers:
+            layer.rotate = KERNELS.rotate
+
+
+WAYS: dict[str, Callable[[DnabertS | Esm2], None]] = {"plain": _plain, "kernels": _kernels}
 
 
 def rows() -> Iterator[dict[str, str | int]]:

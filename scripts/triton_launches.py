@@ -74,8 +74,20 @@ def _variant(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return str((specialization, options))
 
 
+class _Address(MockTensor):
+    """A tensor's type and alignment, for which it needs no memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.dtype)
+        self._offset = tensor.storage_offset() * tensor.element_size()
+
+    def data_ptr(self) -> int:
+        """Return the address, if the memory of the tensor began at 0."""
+        return self._offset
+
+
 def _address(value: Any) -> Any:
-    return MockTensor(value.dtype, value.shape) if isinstance(value, Tensor) else value
+    return _Address(value) if isinstance(value, Tensor) else value
 
 
 class _Pointers(ast.NodeVisitor):

@@ -74,10 +74,12 @@ def encoder(name: str, precision: str) -> DnabertS | Esm2:
     return launches.encoder(name, LAYERS[name]).to(launches.PRECISIONS[precision])
 
 
+@pytest.mark.parametrize("way", launches.WAYS)
 @pytest.mark.parametrize("precision", launches.PRECISIONS)
 @pytest.mark.parametrize(("name", "attention"), CASES)
-def test_whole_forward(name, precision, attention):
+def test_whole_forward(name, attention, precision, way):
     network = encoder(name, precision)
+    launches.WAYS[way](network)
     network.attention = attention
     with on_fake_gpu(network):
         batch = launches.batch("cuda:0", LENGTHS)
@@ -87,6 +89,19 @@ def test_whole_forward(name, precision, attention):
     assert form(hidden) == ((tokens, width), launches.PRECISIONS[precision], GPU)
     assert form(embeddings) == ((len(LENGTHS), width), torch.float32, GPU)
     assert launches.Cost.of(found).products == 2 * 4 * LAYERS[name]
+
+
+def test_a_layer_of_esm2_3b_launches_at_most_11_kernels_that_move_at_most_1_7_gb():
+    costs = []
+    for layers in (1, 2):
+        network = launches.encoder("ESM-2 3B", layers).to(torch.bfloat16)
+        launches.WAYS["kernels"](network)
+        with on_fake_gpu(network), launches.recorded() as found:
+            network(launches.batch("cuda:0", launches.uniform(launches.TOKENS)))
+        costs.append(launches.Cost.of(found))
+    layer = costs[1] - costs[0]
+    assert layer.launches <= 11
+    assert layer.bytes <= 1.7e9
 
 
 def test_classifier():

@@ -1,13 +1,18 @@
 """What a layer launches on a GPU, counted without one; the tables of the documentation are these numbers."""
 
 import json
+from collections import defaultdict
 
 import launches
 import pytest
 import torch
 from support import ROOT
 
+from virnuc_async.networks.attention import triton_kernel, varlen
 from virnuc_async.networks.packing import positions
+
+# Numbers of tokens and of rows that are 1, odd, and divisible by 16: Triton would compile for each of them.
+NINE_SHAPES = ([2], [3], [16], [17, 15], [168] * 2, [168] * 16, [1026, 52, 2], [33] * 7, [168] * 97 + [88])
 
 
 def test_the_tables_of_the_documentation_are_what_a_layer_launches():
@@ -15,6 +20,30 @@ def test_the_tables_of_the_documentation_are_what_a_layer_launches():
     written = json.loads((ROOT / "docs/benchmarks/launches.json").read_text())
     assert written == {"tokens": launches.TOKENS, "rows": found}
     assert launches.table(found) in (ROOT / "docs/explanation/performance.md").read_text()
+
+
+def test_a_layer_of_esm2_3b_launches_at_most_11_kernels_that_move_at_most_1_7_gb():
+    cost = launches.cost_of_layer("ESM-2 3B", torch.bfloat16, "kernels")
+    assert cost.launches <= 11
+    assert cost.bytes <= 1.7e9
+
+
+@pytest.mark.parametrize("attention", [varlen, triton_kernel])
+@pytest.mark.parametrize("name", ["ESM-2 3B", "DNABERT-S"])
+def test_a_process_compiles_each_kernel_once_for_batches_of_nine_shapes_in_each_precision(name, attention):
+    variants = defaultdict(set)
+    for precision in launches.PRECISIONS.values():
+        network = launches.encoder(name, 1).to(precision)
+        launches.WAYS["kernels"](network)
+        network.attention = attention
+        for lengths in NINE_SHAPES:
+            with torch.inference_mode(), launches.recorded() as found:
+                network(launches.batch("meta", lengths))
+            for launch in found:
+                if launch.variant:
+                    variants[launch.name].add(launch.variant)
+    assert variants
+    assert all(len(found) == len(launches.PRECISIONS) for found in variants.values())
 
 
 def test_views_cost_nothing_and_products_have_no_elementwise_traffic():
