@@ -7,9 +7,10 @@ recorded where they would be launched. Neither a GPU nor a driver is needed.
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton_launches import TritonLaunch, replaced_launches
 
+from virnuc_async.networks import fp8
 from virnuc_async.networks.attention import memory_efficient, sdpa_by_length, triton_kernel, varlen
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
-from virnuc_async.networks.kernels import add_norm, gated_gelu, gelu, rotary
+from virnuc_async.networks.kernels import add_norm, gated_gelu, gelu, quantize, rotary
 from virnuc_async.networks.linear import use_operations
 from virnuc_async.networks.operations import Operations
 from virnuc_async.networks.packing import Packed, dummy_batch, pack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 
 TOKENS = 16_384
-PRECISIONS = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+ENCODERS = ("ESM-2 3B", "DNABERT-S")
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "FP16": torch.float16,
+    "FP32": torch.float32,
+    "FP8": torch.bfloat16,  # between its products
+}
+WAYS = ("plain", "kernels")
+# DNABERT-S has no products in FP8.
+CASES = [
+    (name, precision, way)
+    for name, precision, way in product(ENCODERS, DTYPES, WAYS)
+    if (name, precision) != ("DNABERT-S", "FP8")
+]
 _ROW = 168  # tokens of an ORF of a whole fragment of 500 bases
-KERNELS = Operations(gelu.gelu, gated_gelu.gated_gelu, add_norm.add_norm, add_norm.normed_sum, rotary.rotate)
+_KERNELS = Operations(gelu.gelu, gated_gelu.gated_gelu, add_norm.add_norm, add_norm.normed_sum, rotary.rotate)
+_FP8_KERNELS = fp8.Operations(quantize.quantize, quantize.quantized_gelu, quantize.quantized_add_norm)
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 _ATTENTION = {"scaled_dot_product_attention", "_efficient_attention_forward", "_varlen_attn"}
@@ -182,60 +198,57 @@ def uniform(tokens: int) -> list[int]:
     return [_ROW] * rows + [rest] * (rest > 0)
 
 
-def encoder(name: str, layers: int) -> DnabertS | Esm2:
+def encoder(name: str, layers: int, precision: str) -> DnabertS | Esm2:
     """Return the encoder called *name* in its published width, with *layers*, on torch's meta device."""
     with torch.device("meta"):
         if name == "DNABERT-S":
-            return DnabertS(NucleotideShape(layers, 768, 12, 3072, 4096))
-        return Esm2(ProteinShape(layers, 2560, 40))
+            network: DnabertS | Esm2 = DnabertS(NucleotideShape(layers, 768, 12, 3072, 4096))
+        else:
+            network = Esm2(ProteinShape(layers, 2560, 40))
+    return network.to(DTYPES[precision]).requires_grad_(False).eval()
 
 
-def cost_of_layer(name: str, dtype: torch.dtype, way: str) -> Cost:
+def prepare(network: DnabertS | Esm2, precision: str, way: str) -> None:
+    """Let *network* compute as on a GPU where every kernel of the *way* can be used."""
+    is_esm2, is_plain = isinstance(network, Esm2), way == "plain"
+    if is_esm2 and precision != "FP32":
+        network.attention = varlen
+    elif is_plain:  # torch's own kernels take no slopes, and FlashAttention no FP32
+        network.attention = memory_efficient if is_esm2 else sdpa_by_length
+    else:
+        network.attention = triton_kernel
+    if not is_plain:
+        use_operations(network, _KERNELS)
+        if is_esm2:
+            for layer in network.layers:
+                layer.rotate = _KERNELS.rotate
+    if precision == "FP8":
+        fp8.use_fp8(network, fp8.PLAIN if is_plain else _FP8_KERNELS)
+
+
+def cost_of_layer(name: str, precision: str, way: str) -> Cost:
     """Return what one more layer of the encoder called *name* costs, in a batch of 16,384 tokens."""
     costs = []
     for layers in (1, 2):
-        network = encoder(name, layers).to(dtype).requires_grad_(False).eval()
-        WAYS[way](network)
+        network = encoder(name, layers, precision)
+        prepare(network, precision, way)
         with torch.inference_mode(), recorded() as found:
             network.embeddings(batch("meta", uniform(TOKENS)))
         costs.append(Cost.of(found))
     return costs[1] - costs[0]
 
 
-def _plain(network: DnabertS | Esm2) -> None:
-    # As torch's own kernels allow: they take no slopes, and FlashAttention no FP32.
-    if isinstance(network, DnabertS):
-        network.attention = sdpa_by_length
-    else:
-        network.attention = memory_efficient if network.norm.weight.dtype == torch.float32 else varlen
-
-
-def _kernels(network: DnabertS | Esm2) -> None:
-    # FlashAttention wins where it can be had; the kernel of this package takes slopes and FP32.
-    has_flash = isinstance(network, Esm2) and network.norm.weight.dtype != torch.float32
-    network.attention = varlen if has_flash else triton_kernel
-    use_operations(network, KERNELS)
-    if isinstance(network, Esm2):
-        for layer in network.layers:
-            layer.rotate = KERNELS.rotate
-
-
-WAYS: dict[str, Callable[[DnabertS | Esm2], None]] = {"plain": _plain, "kernels": _kernels}
-
-
 def rows() -> Iterator[dict[str, str | int]]:
     """Yield the cost of a layer of each encoder, in each precision and way."""
-    for name in ("ESM-2 3B", "DNABERT-S"):
-        for precision, dtype in PRECISIONS.items():
-            for way in WAYS:
-                cost = cost_of_layer(name, dtype, way)
-                yield {
-                    "encoder": name,
-                    "precision": precision,
-                    "way": way,
-                    "launches": cost.launches,
-                    **asdict(cost),
-                }
+    for name, precision, way in CASES:
+        cost = cost_of_layer(name, precision, way)
+        yield {
+            "encoder": name,
+            "precision": precision,
+            "way": way,
+            "launches": cost.launches,
+            **asdict(cost),
+        }
 
 
 def table(found: Iterable[Mapping[str, Any]]) -> str:

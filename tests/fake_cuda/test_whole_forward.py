@@ -24,7 +24,9 @@ from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.model import Model
+from virnuc_async.networks.quantized import FP8
 from virnuc_async.networks.shapes import ClassifierShape
+from virnuc_async.networks.upcast import upcast
 
 GPU = torch.device("cuda:0")
 LAYERS = {"ESM-2 3B": 36, "DNABERT-S": 12}
@@ -34,7 +36,6 @@ ATTENTION = {
     "ESM-2 3B": (varlen, memory_efficient, triton_kernel, sdpa_by_length),
     "DNABERT-S": (triton_kernel, sdpa_by_length),
 }
-CASES = [(name, attention) for name, kernels in ATTENTION.items() for attention in kernels]
 
 
 # Long, equal, short and empty proteins: an empty one still has its two special tokens.
@@ -70,34 +71,44 @@ def on_fake_gpu(*networks: nn.Module) -> Iterator[None]:
             dnabert_s._slopes_on.cache_clear()  # a fake tensor belongs to its mode
 
 
-def encoder(name: str, precision: str) -> DnabertS | Esm2:
-    return launches.encoder(name, LAYERS[name]).to(launches.PRECISIONS[precision])
+def forms(network: DnabertS | Esm2) -> tuple[object, ...]:
+    """Return shape, dtype and device of the hidden states, and of the embeddings."""
+    batch = launches.batch("cuda:0", LENGTHS)
+    with launches.recorded():
+        return form(network(batch)), form(network.embeddings(batch))
 
 
-@pytest.mark.parametrize("way", launches.WAYS)
-@pytest.mark.parametrize("precision", launches.PRECISIONS)
-@pytest.mark.parametrize(("name", "attention"), CASES)
-def test_whole_forward(name, attention, precision, way):
-    network = encoder(name, precision)
-    launches.WAYS[way](network)
-    network.attention = attention
+def expected_forms(name: str, dtype: torch.dtype) -> tuple[object, ...]:
+    width = WIDTHS[name]
+    return ((sum(LENGTHS), width), dtype, GPU), ((len(LENGTHS), width), torch.float32, GPU)
+
+
+@pytest.mark.parametrize(("name", "precision", "way"), launches.CASES)
+def test_whole_forward(name, precision, way):
+    network = launches.encoder(name, LAYERS[name], precision)
     with on_fake_gpu(network):
-        batch = launches.batch("cuda:0", LENGTHS)
-        with launches.recorded() as found:
-            hidden, embeddings = network(batch), network.embeddings(batch)
-    tokens, width = sum(LENGTHS), WIDTHS[name]
-    assert form(hidden) == ((tokens, width), launches.PRECISIONS[precision], GPU)
-    assert form(embeddings) == ((len(LENGTHS), width), torch.float32, GPU)
-    assert launches.Cost.of(found).products == 2 * 4 * LAYERS[name]
+        launches.prepare(network, precision, way)
+        for attention in (network.attention, *ATTENTION[name]):
+            network.attention = attention
+            assert forms(network) == expected_forms(name, launches.DTYPES[precision])
+
+
+@pytest.mark.parametrize(("name", "precision"), [case[:2] for case in launches.CASES if "kernels" in case])
+def test_what_is_not_finite_is_computed_again_in_fp32(name, precision):
+    network = launches.encoder(name, LAYERS[name], precision)
+    with on_fake_gpu(network):
+        launches.prepare(network, precision, "kernels")
+        assert forms(upcast(network)) == expected_forms(name, torch.float32)
 
 
 def test_a_layer_of_esm2_3b_launches_at_most_11_kernels_that_move_at_most_1_7_gb():
     costs = []
     for layers in (1, 2):
-        network = launches.encoder("ESM-2 3B", layers).to(torch.bfloat16)
-        launches.WAYS["kernels"](network)
-        with on_fake_gpu(network), launches.recorded() as found:
-            network(launches.batch("cuda:0", launches.uniform(launches.TOKENS)))
+        network = launches.encoder("ESM-2 3B", layers, "BF16")
+        with on_fake_gpu(network):
+            launches.prepare(network, "BF16", "kernels")
+            with launches.recorded() as found:
+                network(launches.batch("cuda:0", launches.uniform(launches.TOKENS)))
         costs.append(launches.Cost.of(found))
     layer = costs[1] - costs[0]
     assert layer.launches <= 11
@@ -107,7 +118,8 @@ def test_a_layer_of_esm2_3b_launches_at_most_11_kernels_that_move_at_most_1_7_gb
 def test_classifier():
     with torch.device("meta"):
         classifier = Classifier(ClassifierShape(768 + 2560, 512))
-    model = Model(encoder("DNABERT-S", "BF16"), encoder("ESM-2 3B", "BF16"), classifier)
+    encoders = (launches.encoder(name, 1, "BF16") for name in ("DNABERT-S", "ESM-2 3B"))
+    model = Model(*encoders, classifier)
     with on_fake_gpu(classifier), launches.recorded():
         outputs = model.classify(torch.empty(5, 768, device=GPU), torch.empty(5, 2560, device=GPU))
     assert [form(part) for part in outputs] == [
@@ -123,6 +135,21 @@ def test_a_number_that_the_host_would_wait_for_is_an_error():
             torch.ones(2, device=GPU).sum().item()
         with pytest.raises(DynamicOutputShapeException):
             torch.ones(2, device=GPU).nonzero()
+
+
+@pytest.mark.parametrize("scales", [(6, 1), (5, 2), (1, 5)])
+def test_scales_of_another_shape_than_the_rows_of_a_product_are_an_error(scales):
+    with on_fake_gpu():
+        rows, weight = (torch.empty(count, 32, dtype=FP8, device=GPU) for count in (5, 48))
+        ones = torch.empty(1, 48, device=GPU)
+
+        def multiply(shape: tuple[int, int]) -> torch.Tensor:
+            scale = torch.empty(shape, device=GPU)
+            return torch._scaled_mm(rows, weight.t(), scale, ones, out_dtype=torch.bfloat16)
+
+        assert form(multiply((5, 1))) == ((5, 48), torch.bfloat16, GPU)
+        with pytest.raises(RuntimeError, match="scale"):
+            multiply(scales)
 
 
 def form(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:

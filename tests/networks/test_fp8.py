@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from virnuc_async.errors import UnsuitablePrecision
-from virnuc_async.networks.fp8 import _PLAIN, Fp8Linear, Fp8Norm, matches_plain, use_fp8
+from virnuc_async.networks.fp8 import PLAIN, Fp8Linear, Fp8Norm, matches_plain, use_fp8
 from virnuc_async.networks.linear import Linear
 from virnuc_async.networks.packing import Packed, pack
 from virnuc_async.networks.quantized import FP8, LARGEST, Quantized, quantize
@@ -117,15 +117,15 @@ def test_sizes_that_16_does_not_divide(tmp_path):
 
 def test_kernels_with_another_answer_are_not_used():
     norm = nn.LayerNorm(64).bfloat16().requires_grad_(False)
-    assert matches_plain(_PLAIN, norm)
+    assert matches_plain(PLAIN, norm)
 
     def doubled(x: Tensor) -> Quantized:
-        values, scales = _PLAIN.gelu(x)
+        values, scales = PLAIN.gelu(x)
         return Quantized(values, 2 * scales)
 
     def biased(x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Quantized]:
-        return _PLAIN.add_norm(x + 1, residual, norm)
+        return PLAIN.add_norm(x + 1, residual, norm)
 
-    assert not matches_plain(_PLAIN._replace(gelu=doubled), norm)
-    assert not matches_plain(_PLAIN._replace(add_norm=biased), norm)
-    assert not matches_plain(_PLAIN._replace(quantize=lambda x: quantize(x + LARGEST)), norm)
+    assert not matches_plain(PLAIN._replace(gelu=doubled), norm)
+    assert not matches_plain(PLAIN._replace(add_norm=biased), norm)
+    assert not matches_plain(PLAIN._replace(quantize=lambda x: quantize(x + LARGEST)), norm)

@@ -33,7 +33,7 @@ class Operations(NamedTuple):
     add_norm: Callable[[Tensor, Tensor, nn.LayerNorm], tuple[Tensor, Quantized]]
 
 
-_PLAIN = Operations(quantize, quantized_gelu, quantized_add_norm)
+PLAIN = Operations(quantize, quantized_gelu, quantized_add_norm)
 
 
 class Fp8Norm(nn.LayerNorm):
@@ -59,7 +59,7 @@ class Fp8Norm(nn.LayerNorm):
 class Fp8Linear(nn.Module):
     """A :class:`Linear` that multiplies in FP8; what it is given is quantized, or it does that first."""
 
-    def __init__(self, layer: Linear, operations: Operations = _PLAIN) -> None:
+    def __init__(self, layer: Linear, operations: Operations = PLAIN) -> None:
         super().__init__()
         weight = quantize(layer.weight.detach())
         self._values, self._scales = weight  # (N, K), and (N, 1)
@@ -69,7 +69,7 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """Return layer(x) in BF16."""
         rows = self._operations.quantize(x) if isinstance(x, Tensor) else x
-        if not rows.values.is_cuda:
+        if rows.values.is_cpu:
             return self.product_twin(rows)
         return torch._scaled_mm(
             rows.values,
@@ -107,14 +107,16 @@ class Fp8Linear(nn.Module):
         return Quantized(self._values, self._scales).dequantized()
 
 
-def use_fp8(network: Esm2) -> None:
+def use_fp8(network: Esm2, operations: Operations | None = None) -> None:
     """
     Replace the layers of *network*, which is in BF16, by those that multiply in FP8.
+
+    Without *operations*: kernels on a GPU, if they match plain torch there, else plain torch.
 
     Raises:
         UnsuitablePrecision: it has a matrix of a size that FP8 has no products for
     """
-    operations = _fastest_operations(network.norm)
+    operations = operations or _fastest_operations(network.norm)
     for layer in cast(Iterable[Layer], network.layers):
         for name in ("qkv", "out", "up", "down"):
             linear = cast(Linear, getattr(layer, name))
@@ -130,15 +132,15 @@ def use_fp8(network: Esm2) -> None:
 def _fastest_operations(norm: nn.LayerNorm) -> Operations:
     """Return the kernels if *norm* is on a GPU and they match plain torch there, else plain torch."""
     if not norm.weight.is_cuda:
-        return _PLAIN
+        return PLAIN
     try:
         kernels = import_module("virnuc_async.networks.kernels.quantize")
         fast = Operations(kernels.quantize, kernels.quantized_gelu, kernels.quantized_add_norm)
         with first_launches():
-            return fast if matches_plain(fast, norm) else _PLAIN
+            return fast if matches_plain(fast, norm) else PLAIN
     except kernel_errors() as error:
         why_unavailable(error, norm.weight.device)
-        return _PLAIN
+        return PLAIN
 
 
 def matches_plain(operations: Operations, norm: nn.LayerNorm) -> bool:
@@ -150,12 +152,12 @@ def matches_plain(operations: Operations, norm: nn.LayerNorm) -> bool:
         for columns in (width, width, 4 * width)
     )
     total, normed = operations.add_norm(x.clone(), residual.clone(), norm)
-    plain_total, plain_normed = _PLAIN.add_norm(x, residual, norm)
+    plain_total, plain_normed = PLAIN.add_norm(x, residual, norm)
     return torch.allclose(total.float(), plain_total.float(), rtol=2**-7) and all(
         _are_close(found, expected)
         for found, expected in (
-            (operations.quantize(x), _PLAIN.quantize(x)),
-            (operations.gelu(wide), _PLAIN.gelu(wide)),
+            (operations.quantize(x), PLAIN.quantize(x)),
+            (operations.gelu(wide), PLAIN.gelu(wide)),
             (normed, plain_normed),
         )
     )
