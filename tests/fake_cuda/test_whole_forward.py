@@ -5,10 +5,11 @@ Fake tensors have a shape, a dtype and a device, and no numbers. An operation th
 wait for a number raises, and so does a copy that the host would wait for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import launches
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,15 +19,20 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from virnuc_async.engine.devices import Device
+from virnuc_async.engine.replica import Replica
 from virnuc_async.networks import dnabert_s
 from virnuc_async.networks.attention import memory_efficient, sdpa_by_length, triton_kernel, varlen
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.model import Model
+from virnuc_async.networks.packing import dummy_batch
 from virnuc_async.networks.quantized import FP8
 from virnuc_async.networks.shapes import ClassifierShape
 from virnuc_async.networks.upcast import upcast
+from virnuc_async.sequences.batches import Batch, PrecomputedEmbeddings, SpotCheck
+from virnuc_async.settings import Precision
 
 GPU = torch.device("cuda:0")
 LAYERS = {"ESM-2 3B": 36, "DNABERT-S": 12}
@@ -36,7 +42,6 @@ ATTENTION = {
     "ESM-2 3B": (varlen, memory_efficient, triton_kernel, sdpa_by_length),
     "DNABERT-S": (triton_kernel, sdpa_by_length),
 }
-
 
 # Long, equal, short and empty proteins: an empty one still has its two special tokens.
 LENGTHS = (1026, *[168] * 40, 167, 52, 52, 33, 3, 2, 2)
@@ -115,17 +120,43 @@ def test_a_layer_of_esm2_3b_launches_at_most_11_kernels_that_move_at_most_1_7_gb
     assert layer.bytes <= 1.7e9
 
 
-def test_classifier():
+class FakeTransfers:
+    """Queues nothing: page-locked memory, streams and events need a driver."""
+
+    def begin(self) -> None:
+        self.results: list[torch.Tensor] = []
+
+    def to_device(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.empty(part.shape, dtype=part.dtype, device=GPU) for part in tensors]
+
+    def end(self, results: Sequence[torch.Tensor]) -> None:
+        self.results = list(results)
+
+
+@pytest.mark.parametrize("checked", [(), (1, 3)])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_a_replica_queues_for_a_batch(bundle, is_known, checked):
     with torch.device("meta"):
         classifier = Classifier(ClassifierShape(768 + 2560, 512))
-    encoders = (launches.encoder(name, 1, "BF16") for name in ("DNABERT-S", "ESM-2 3B"))
-    model = Model(*encoders, classifier)
-    with on_fake_gpu(classifier), launches.recorded():
-        outputs = model.classify(torch.empty(5, 768, device=GPU), torch.empty(5, 2560, device=GPU))
-    assert [form(part) for part in outputs] == [
-        ((5, 2), torch.float32, GPU),
-        ((3, 5), torch.bool, GPU),
-        ((5, 3328), torch.float32, GPU),
+    encoders = [launches.encoder(name, 1, "BF16") for name in ("DNABERT-S", "ESM-2 3B")]
+    rows, count = dummy_batch(*LENGTHS), len(LENGTHS)
+    known = PrecomputedEmbeddings(
+        *(np.zeros((count, width), np.float32) if is_known else None for width in (768, 2560)),
+        tuple(SpotCheck(row, "", ()) for row in checked),
+    )
+    batch = Batch(0, 0, "", np.arange(count), np.zeros((count, 3), np.int64), rows, rows, known)
+    replica = Replica(Device("cuda:0", "", 1 << 37, (9, 0)), bundle, Precision.BF16, embeddings=True)
+    transfers = FakeTransfers()
+    with on_fake_gpu(*encoders, classifier):
+        for encoder in encoders:
+            launches.prepare(encoder, "BF16", "kernels")
+        with launches.recorded():
+            replica._queue(Model(*encoders, classifier), batch, transfers)
+    assert [form(part) for part in transfers.results] == [
+        ((count, 2), torch.float32, GPU),
+        ((3, count), torch.bool, GPU),
+        ((len(checked), 2), torch.float32, GPU),
+        ((count, 3328), torch.float32, GPU),
     ]
 
 
