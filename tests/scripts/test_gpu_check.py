@@ -10,6 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import gpu_check
+import measured
 import missing_wheels
 import profile_encoders
 import pytest
@@ -17,6 +18,8 @@ import torch
 from gpu_targets import describe_targets
 from missing_wheels import MissingPackages, Requirement
 from support import ROOT
+
+from virnuc_async._version import __version__
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -115,6 +118,13 @@ def test_tests_that_were_not_reached_are_named_and_are_no_success(tmp_path: Path
     code, lines = run_tests(tmp_path, time.time() - 1)
     assert code == 75
     assert lines == [{"not reached": [f"test_three.py::test_{letter}" for letter in "abc"]}]
+
+
+def test_measurements_need_no_installed_distribution() -> None:
+    versions = measured.facts([])["versions"]
+    assert versions["virnuc-async"] == __version__
+    assert versions["torch"] == measured.installed("torch")
+    assert measured.installed("no-such-package") is None
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:

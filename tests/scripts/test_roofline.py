@@ -10,10 +10,13 @@ from support import ROOT
 from virnuc_async.networks.shapes import ProteinShape
 
 
-@pytest.mark.parametrize(("way", "name"), [(PLAIN, "plain"), (KERNELS, "kernels")])
-def test_launches_and_traffic_are_those_that_are_counted(way: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "precision", "name"),
+    [(PLAIN, "BF16", "plain"), (KERNELS, "BF16", "kernels"), (FP8, "FP8", "kernels")],
+)
+def test_launches_and_traffic_are_those_that_are_counted(way: str, precision: str, name: str) -> None:
     counted = json.loads((ROOT / "docs" / "benchmarks" / "launches.json").read_text())
-    rows = [row for row in counted["rows"] if (row["precision"], row["way"]) == ("BF16", name)]
+    rows = [row for row in counted["rows"] if (row["precision"], row["way"]) == (precision, name)]
     for row in (row for row in rows if row["encoder"] == "ESM-2 3B"):
         layer = Layer(SHAPES["3B"], counted["tokens"], way)
         assert len(layer.launches) == row["launches"]
