@@ -15,6 +15,7 @@ from torch import Tensor
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
 from virnuc_async.networks.fp8 import use_fp8
+from virnuc_async.networks.kernels.selection import warning_of
 from virnuc_async.networks.linear import can_prepack
 from virnuc_async.networks.shapes import NucleotideShape, ProteinShape
 
@@ -54,8 +55,8 @@ def prepared(network: Encoder, way: str, precision: str = "") -> Encoder:
         use_fp8(ready)
     if way == "packed":
         ready.prepack()
-    elif way == "kernels" and (warning := ready.use_gpu_kernels()):
-        print(f"measured without some of the kernels: {warning}", file=sys.stderr)
+    elif way == "kernels" and (warning := warning_of(ready.use_gpu_kernels())):
+        print(warning, file=sys.stderr)
     return ready
 
 
