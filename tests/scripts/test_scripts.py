@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import bench_attention
 import bench_pipeline
 import pytest
 import random_bundle
 import replay
 import samples
 import simulate
+import torch
 from running import predict
 from support import ROOT, read_table
 
@@ -87,3 +89,12 @@ def test_every_part_of_the_pipeline_is_measured(tmp_path: Path) -> None:
     assert many["batches"] == one["batches"]
     assert parts["replay"][0]["largest difference of a score"] < 1e-5
     assert all(row["wall / model"] >= 1 for row in parts["predict"])
+
+
+def test_both_ways_of_attention_are_measured() -> None:
+    for has_bias in (False, True):
+        shape = bench_attention.Shape(2, 5, 4, 16, has_bias)
+        row = bench_attention.measure(shape, torch.bfloat16, repeats=1)
+        assert (row["precision"], row["bias"]) == ("BF16", "ALiBi" if has_bias else "")
+        assert row["sdpa / products"] > 0
+        assert all(0 < float(row[f"{way}, error"]) < 1e-2 for way in ("sdpa", "products"))
