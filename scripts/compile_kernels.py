@@ -8,6 +8,7 @@ architecture's shared memory, and keeps its numbers in registers. It says nothin
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import triton
-from measured import facts, save, table
+from measured import facts, table
 from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -58,6 +59,7 @@ HEADS = {
 SIZES = (1, 2, 15, 16, 17, 64, 100, 512, 1000)  # tokens of a batch: one, odd, aligned to 16, many
 
 Capability = tuple[int, int]
+FP8_CAPABILITY = (8, 9)  # the first that has FP8, with which the residuals are in BF16
 # BF16 begins with capability 8.0; an earlier GPU runs in FP16 or FP32.
 TARGETS = [(each, name) for each in SHARED_LIMITS for name in TYPES if name != "bf16" or each >= (8, 0)]
 
@@ -66,9 +68,13 @@ TARGETS = [(each, name) for each in SHARED_LIMITS for name in TYPES if name != "
 class Launch:
     """A call that launches one kernel, once, for a batch of some number of tokens."""
 
-    kernel: str  # its module
+    function: Callable[..., object]  # of a module of virnuc_async/networks/kernels
     network: str
     run: Callable[[int], object]
+
+    @property
+    def module(self) -> str:
+        return self.function.__module__.rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class Binary:
 class Compiled:
     """A launch on one architecture: its binary, or why there is none."""
 
+    module: str
     kernel: str
     network: str
     type: str
@@ -123,64 +130,51 @@ class AbsentGpu:
 
 def launches(dtype: torch.dtype, capability: Capability) -> Iterator[Launch]:
     """Yield every launch of the published networks with numbers of *dtype*."""
-    numbers = partial(torch.empty, dtype=dtype)
+    blocks = Blocks.of(dtype, capability)
     for network, (heads, width) in HEADS.items():
-        blocks = Blocks.of(dtype, capability)
-        of_heads, norm = partial(_attend, heads, width, None, blocks, dtype), _norm(heads * width, dtype)
-        yield Launch("attention", network, of_heads)
-        yield Launch("rotary", network, partial(_rotate, heads, width, dtype))
-        yield Launch("add_norm", network, _add_norm(norm, keeps_sum=True))
-        yield Launch("gelu", network, lambda n, width=4 * heads * width: gelu(numbers(n, width)))
-        # FP8 begins with capability 8.9; all that it is not used for is in BF16.
-        if dtype is torch.bfloat16 and capability >= (8, 9):
-            yield from _quantizing(network, norm)
+        wide = heads * width
+        yield Launch(attention, network, partial(_attend, (heads, width), None, blocks, dtype))
+        yield Launch(rotate, network, partial(_rotate, heads, width, dtype))
+        yield Launch(add_norm, network, partial(_sum, add_norm, wide, dtype))
+        yield Launch(gelu, network, partial(_row_wise, gelu, 4 * wide, dtype))
+        if dtype == torch.bfloat16 and capability >= FP8_CAPABILITY:
+            yield Launch(quantize, network, partial(_row_wise, quantize, wide, dtype))
+            yield Launch(quantized_gelu, network, partial(_row_wise, quantized_gelu, 4 * wide, dtype))
+            yield Launch(quantized_add_norm, network, partial(_sum, quantized_add_norm, wide, dtype))
     alibi = torch.tensor(slopes(12))
-    yield Launch(
-        "attention", "DNABERT-S", partial(_attend, 12, 64, alibi, Blocks.of(dtype, capability), dtype)
-    )
-    yield Launch("add_norm", "DNABERT-S", _add_norm(_norm(768, dtype), keeps_sum=False))
-    yield Launch("gated_gelu", "DNABERT-S", lambda n: gated_gelu(numbers(n, 2 * 3072)))
+    yield Launch(attention, "DNABERT-S", partial(_attend, (12, 64), alibi, blocks, dtype))
+    yield Launch(normed_sum, "DNABERT-S", partial(_sum, normed_sum, 768, dtype))
+    yield Launch(gated_gelu, "DNABERT-S", partial(_row_wise, gated_gelu, 2 * 3072, dtype))
 
 
 def _attend(
-    heads: int, width: int, bias: Tensor | None, blocks: Blocks, dtype: torch.dtype, tokens: int
-) -> Tensor:
+    shape: tuple[int, int], bias: Tensor | None, blocks: Blocks, dtype: torch.dtype, tokens: int
+) -> object:
     packed = pack(dummy_batch(tokens, *[3] * (tokens % 5)))
-    qkv = torch.empty(len(packed.ids), 3, heads, width, dtype=dtype)
+    qkv = torch.empty(len(packed.ids), 3, *shape, dtype=dtype)
     return attention(packed, bias, blocks)(*qkv.unbind(1))
 
 
-def _rotate(heads: int, width: int, dtype: torch.dtype, tokens: int) -> Tensor:
+def _rotate(heads: int, width: int, dtype: torch.dtype, tokens: int) -> object:
     qkv = torch.empty(tokens, 3, heads, width, dtype=dtype)
     return rotate(qkv, rotary_angles(torch.arange(tokens), width))
 
 
-def _norm(width: int, dtype: torch.dtype) -> nn.LayerNorm:
-    return nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+def _row_wise(function: Callable[..., object], width: int, dtype: torch.dtype, tokens: int) -> object:
+    return function(torch.empty(tokens, width, dtype=dtype))
 
 
-def _add_norm(norm: nn.LayerNorm, keeps_sum: bool) -> Callable[[int], object]:
-    function = add_norm if keeps_sum else normed_sum
-    width, dtype = len(norm.weight), norm.weight.dtype
-    return lambda tokens: function(
-        torch.empty(tokens, width, dtype=dtype), torch.empty(tokens, width, dtype=dtype), norm
-    )
-
-
-def _quantizing(network: str, norm: nn.LayerNorm) -> Iterator[Launch]:
-    numbers, width = partial(torch.empty, dtype=norm.weight.dtype), len(norm.weight)
-    yield Launch("quantize", network, lambda n: quantize(numbers(n, width)))
-    yield Launch("quantize", network, lambda n: quantized_gelu(numbers(n, 4 * width)))
-    yield Launch(
-        "quantize", network, lambda n: quantized_add_norm(numbers(n, width), numbers(n, width), norm)
-    )
+def _sum(function: Callable[..., object], width: int, dtype: torch.dtype, tokens: int) -> object:
+    norm = nn.LayerNorm(width, dtype=dtype).requires_grad_(False)
+    return function(*(torch.empty(tokens, width, dtype=dtype) for _ in range(2)), norm)
 
 
 def compile_launch(launch: Launch, type_name: str, capability: Capability) -> Compiled:
     """Compile *launch* as a GPU of *capability* would, with batches of all SIZES."""
     gpu = AbsentGpu(capability)
     driver.set_active(gpu)
-    result = partial(Compiled, launch.kernel, launch.network, type_name, "{}.{}".format(*capability))
+    names = (launch.module, launch.function.__name__, launch.network, type_name)
+    result = partial(Compiled, *names, "{}.{}".format(*capability))
     try:
         for size in SIZES:
             launch.run(size)
@@ -212,9 +206,8 @@ def compile_all(arguments: argparse.Namespace) -> Iterator[Compiled]:
 
 
 def _is_selected(launch: Launch, arguments: argparse.Namespace) -> bool:
-    return launch.kernel in (arguments.kernels or [launch.kernel]) and launch.network in (
-        arguments.networks or [launch.network]
-    )
+    wanted = (arguments.modules or [launch.module], arguments.networks or [launch.network])
+    return launch.module in wanted[0] and launch.network in wanted[1]
 
 
 def summary(compiled: Sequence[Compiled]) -> str:
@@ -241,6 +234,13 @@ def _cell(rows: Sequence[Compiled]) -> str:
     return f"{registers}, {spilled} B spilled" if spilled else str(registers)
 
 
+def report(compiled: Sequence[Compiled]) -> str:
+    """Return what was compiled as JSON, each launch on a line."""
+    head = json.dumps(facts(sys.argv[1:]), indent=2).removesuffix("\n}")
+    rows = ",\n".join("    " + json.dumps(asdict(row)) for row in compiled)
+    return f'{head},\n  "compiled": [\n{rows}\n  ]\n}}\n'
+
+
 def _target(text: str) -> tuple[Capability, str]:
     """Parse a target such as 9.0:bf16."""
     capability, _, type_name = text.partition(":")
@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--targets", nargs="+", type=_target, default=TARGETS, help="such as 7.5:fp16 9.0:bf16"
     )
-    parser.add_argument("--kernels", nargs="+", help="modules of virnuc_async/networks/kernels")
+    parser.add_argument("--modules", nargs="+", help="of virnuc_async/networks/kernels")
     parser.add_argument("--networks", nargs="+", choices=[*HEADS, "DNABERT-S"])
     parser.add_argument("--output", type=Path, help="a JSON file")
     return parser
@@ -269,7 +269,7 @@ def main() -> int:
         print(row.capability, row.type, row.kernel, row.network, row.error or row.binary, file=sys.stderr)
     print(summary(compiled) if compiled else "nothing selected")
     if arguments.output:
-        save(arguments.output, {**facts(sys.argv[1:]), "compiled": [asdict(row) for row in compiled]})
+        arguments.output.write_text(report(compiled), "utf-8")
     return int(any(row.error for row in compiled) or not compiled)
 
 
