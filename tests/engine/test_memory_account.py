@@ -1,6 +1,7 @@
 """The account of a GPU's memory against what the networks allocate: torch's own operations, counted."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from virnuc_async.engine.memory_account import account, nucleotide_numbers, protein_numbers
 from virnuc_async.engine.replica import largest_batch
+from virnuc_async.networks import dnabert_s
 from virnuc_async.networks.classifier import Classifier
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2
@@ -45,6 +47,13 @@ class LiveMemory(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+@pytest.fixture(autouse=True)
+def real_slopes() -> Iterator[None]:
+    """Slopes are kept from the first batch on: those of a fake tensor would be those of every later test."""
+    yield
+    dnabert_s._slopes_on.cache_clear()
 
 
 class InPlace(Linear):
