@@ -30,7 +30,10 @@ def assert_resumes(ended: Ran) -> None:
     assert int(kept[1].replace(",", "")) > 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143)],
+)
 def test_interrupted_run_resumes(
     number: signal.Signals, code: int, reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
@@ -49,6 +52,31 @@ def test_interrupted_run_resumes(
     assert tables(out) == undisturbed
     assert summary(out)["finished"]
     assert summary(out)["reproducible"]
+
+
+def test_a_run_of_limited_time_resumes(
+    reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
+) -> None:
+    words = ("predict", "-", out, "--devices", "cpu,cpu")
+    with start(*words, "--max-seconds", "4", stderr=tmp_path / "stderr") as process:
+        pipe_all_but_the_end(reads, process, out)
+        assert process.wait() == 143
+    stderr = (tmp_path / "stderr").read_text()
+    assert stderr.endswith(
+        "Stopping after the current batches ...\nInterrupted. The same command resumes this run.\n"
+    )
+    end = "WARNING  interrupted by --max-seconds 4; what is finished is kept, and the same command resumes"
+    assert log(out).splitlines()[-1].endswith(end)
+    # More time than is needed changes nothing.
+    assert_resumes(predict("-", out, "--devices", "cpu,cpu", "--max-seconds", "1000", stdin=reads))
+    assert tables(out) == undisturbed
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "inf", "nan"])
+def test_a_time_that_makes_no_sense(text: str, out: Path) -> None:
+    ended = predict("in.fa", out, f"--max-seconds={text}")
+    assert ended.code == 64
+    assert f"argument --max-seconds: expected a number of seconds above 0, not '{text}'" in ended.err
 
 
 def test_second_signal_stops_at_once(

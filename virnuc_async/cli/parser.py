@@ -177,3 +177,14 @@ def fraction(text: str) -> float:
         return float(text)
     except ValueError:
         raise ArgumentTypeError(f"expected a number from 0 to 1, not {text!r}") from None
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds above zero."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ArgumentTypeError(f"expected a number of seconds above 0, not {text!r}")
+    return found

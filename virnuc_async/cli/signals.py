@@ -1,11 +1,15 @@
-"""SIGINT and SIGTERM: a run ends after the current batches, and the same command resumes it."""
+"""
+Signals and a time limit: a run ends after the current batches, and the same command resumes it.
+
+Slurm and other schedulers warn of the end of a job's time by SIGUSR1 or SIGUSR2: these are as SIGTERM.
+"""
 
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals, getsignal, signal
+from signal import SIGINT, SIGTERM, SIGUSR1, SIGUSR2, getsignal, signal
 from typing import TYPE_CHECKING, NoReturn
 
 from virnuc_async.errors import first_error
@@ -19,11 +23,12 @@ if TYPE_CHECKING:
 
     from virnuc_async.outputs.summary import Summary
 
+_ENDING = (SIGTERM, SIGUSR1, SIGUSR2)
 INTERRUPTED = "Interrupted. The same command resumes this run."
 
 
 class Interrupted(Exception):
-    """The command was stopped by *signal*."""
+    """The command was stopped by *signal*, or as by it."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -34,46 +39,55 @@ class Interrupted(Exception):
 def sigterm_interrupts() -> Iterator[None]:
     """Raise Interrupted where SIGTERM arrives outside a run, as Ctrl-C raises KeyboardInterrupt."""
 
-    def interrupt(number: int, _: object) -> NoReturn:
-        raise Interrupted(number)
+    def interrupt(*_: object) -> NoReturn:
+        raise Interrupted(SIGTERM)
 
-    before = signal(SIGTERM, interrupt)
+    before = {number: signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:
-        signal(SIGTERM, before)
+        for number, handler in before.items():
+            signal(number, handler)
 
 
-def run_interruptibly(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
+def run_interruptibly(
+    inputs: Sequence[str], out_dir: str | Path, settings: Settings, max_seconds: float | None = None
+) -> "Summary":
     """
-    Run the pipeline until it is done or a signal arrives.
+    Run the pipeline until it is done, a signal arrives, or *max_seconds* have passed.
 
     Raises:
         Interrupted: by SIGINT or SIGTERM; what is finished is kept
     """
     import anyio
 
-    before = getsignal(SIGTERM)
+    before = {number: getsignal(number) for number in _ENDING}
     try:
-        return anyio.run(_run_until_signalled, inputs, out_dir, settings)
+        return anyio.run(_run_until_stopped, inputs, out_dir, settings, max_seconds)
     finally:
-        signal(SIGTERM, before)  # asyncio leaves the default handler
+        for number, handler in before.items():
+            signal(number, handler)  # asyncio leaves the default handler
 
 
-async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, settings: Settings) -> "Summary":
+async def _run_until_stopped(
+    inputs: Sequence[str], out_dir: str | Path, settings: Settings, max_seconds: float | None
+) -> "Summary":
     import anyio
 
     from virnuc_async.log import why_cancelled
     from virnuc_async.pipeline import run_pipeline
 
-    received: list[Signals] = []
+    stop = _Stop()
     summary: Summary | None = None
     error: BaseException | None = None
-    why_cancelled.set(lambda: _interruption(received))
+    why_cancelled.set(stop.__str__)
     try:
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as run_scope:
-                tasks.start_soon(_watch_signals, received, run_scope)
+                stop.scope = run_scope
+                tasks.start_soon(_watch_signals, stop)
+                if max_seconds is not None:
+                    tasks.start_soon(_watch_time, stop, max_seconds)
                 stdin, command = standard_input(), command_line()
                 summary = await run_pipeline(inputs, out_dir, settings, stdin=stdin, command=command)
             tasks.cancel_scope.cancel()
@@ -85,27 +99,51 @@ async def _run_until_signalled(inputs: Sequence[str], out_dir: str | Path, setti
         finally:
             del error  # a cycle of the error and this frame would keep files open
     if summary is None:
-        raise Interrupted(received[0])
+        raise Interrupted(stop.code_of)
     return summary
 
 
-async def _watch_signals(received: list[Signals], run_scope: "CancelScope") -> None:
-    """Cancel *run_scope* at the first signal, and end the process at the second one."""
+class _Stop:
+    """What has stopped the run, and how."""
+
+    scope: "CancelScope"
+    code_of = SIGTERM  # the signal that the exit code is that of
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+
+    def __str__(self) -> str:
+        return f"interrupted by {' and '.join(self._reasons)}"
+
+    def __call__(self, reason: str) -> bool:
+        """Cancel the run, for *reason*; return whether it had been before."""
+        self._reasons.append(reason)
+        if len(self._reasons) > 1:
+            return True
+        print("Stopping after the current batches ...", file=sys.stderr)
+        self.scope.cancel()
+        return False
+
+
+async def _watch_signals(stop: _Stop) -> None:
+    """Stop the run at the first signal, and end the process at the second one."""
     import anyio
 
     from virnuc_async.log import EVERY_RUN, logger
 
-    with anyio.open_signal_receiver(SIGINT, SIGTERM) as signals:
+    with anyio.open_signal_receiver(SIGINT, *_ENDING) as signals:
         async for number in signals:
-            received.append(number)
-            if len(received) > 1:
+            code_of = SIGINT if number == SIGINT else SIGTERM
+            if stop(number.name):
                 # The store is consistent at any instant.
-                logger.bind(run=EVERY_RUN, is_end=True).warning("{}", _interruption(received))
+                logger.bind(run=EVERY_RUN, is_end=True).warning("{}", stop)
                 print(INTERRUPTED, file=sys.stderr, flush=True)
-                os._exit(128 + number)
-            print("Stopping after the current batches ...", file=sys.stderr)
-            run_scope.cancel()
+                os._exit(128 + code_of)
+            stop.code_of = code_of
 
 
-def _interruption(received: Sequence[Signals]) -> str:
-    return f"interrupted by {' and '.join(number.name for number in received)}"
+async def _watch_time(stop: _Stop, max_seconds: float) -> None:
+    import anyio
+
+    await anyio.sleep(max_seconds)
+    stop(f"--max-seconds {max_seconds:g}")

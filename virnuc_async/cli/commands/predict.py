@@ -17,7 +17,7 @@ from virnuc_async.cli.options import (
     fields_from,
     settings_from,
 )
-from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text
+from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text, seconds
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 from virnuc_async.errors import UnreadableInput, UsageError
 from virnuc_async.fileio import read_lines
@@ -42,7 +42,7 @@ exit codes:
   1         failed
   2         done, but some inputs failed: see failed_files.txt
   64        wrong usage
-  130, 143  interrupted; the same command resumes
+  130, 143  interrupted; the same command resumes (143 also after SIGUSR1, SIGUSR2 and --max-seconds)
 """
 
 
@@ -95,6 +95,12 @@ def _add_file_options(parser: Any) -> None:
         help="how reads are paired; each pair gets one verdict in pairs.tsv. auto: files whose names differ "
         "only in R1 and R2 (or 1 and 2), if all read ids match; interleaved: consecutive records "
         "(default: auto)",
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=seconds,
+        metavar="N",
+        help="stop after this time, as SIGTERM does: before a job's limit does; the same command resumes",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
@@ -152,7 +158,7 @@ def run(options: Namespace) -> int:
     )
     prepare_torch(options)
     with run_log(options):
-        summary = run_interruptibly(inputs, out_dir, settings)
+        summary = run_interruptibly(inputs, out_dir, settings, options.max_seconds)
     return INCOMPLETE if summary.counts["failures"] else DONE
 
 
