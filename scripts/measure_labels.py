@@ -37,11 +37,11 @@ def write_alignments(path: Path, reads: int) -> None:
             file.write(record)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reads", type=int, default=5_000_000)
     parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with TemporaryDirectory() as scratch:
         out, bam = Path(scratch, "out"), Path(scratch, "reads.bam")
         command(["predict", str(EXAMPLE), str(out), "--devices", "cpu", "--quiet"])
@@ -60,8 +60,8 @@ def main() -> None:
     }
     print(found)
     if options.output:
-        save(options.output, facts(sys.argv[1:]) | {"result": found})
+        save(options.output, facts(arguments) | {"result": found})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -79,6 +79,17 @@ def test_simulated_devices_compute_as_long_as_the_model_takes(
 
 
 @pytest.mark.slow
+def test_labelling_of_reads_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb", reason="the extra [reads] is not installed")
+    measure_labels = pytest.importorskip("measure_labels")
+    measure_labels.main(["--reads", "300", "--output", str(tmp_path / "labels.json")])
+    found = json.loads((tmp_path / "labels.json").read_text())["result"]
+    assert found["alignments"] == 300
+    assert 150 < found["reads"] < 250
+    assert found["peak_bytes"] >= found["peak_bytes_before"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_part_of_the_pipeline_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "pipeline.json"
