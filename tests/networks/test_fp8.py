@@ -88,6 +88,10 @@ def test_bias_gelu_sum_and_norm():
     assert_close(quantized.dequantized(), normed.float(), rtol=1 / 16, atol=2e-2)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12",
+    reason="before, torch multiplies without scales of rows on CPUs",
+)
 def test_torchs_product_in_fp8_is_the_twins():
     layer = Linear(64, 32).bfloat16().requires_grad_(False)
     fp8, rows = Fp8Linear(layer), quantize(random(9, 64))

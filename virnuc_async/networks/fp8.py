@@ -18,7 +18,7 @@ from virnuc_async.errors import UnsuitablePrecision
 
 from .esm2 import Esm2, Layer
 from .kernels.availability import kernel_errors, why_unavailable
-from .kernels.selection import first_launches
+from .kernels.selection import WRONG_ANSWER, Missing, first_launches
 from .linear import Linear, UpcastLinear
 from .quantized import Quantized, quantize, quantized_add_norm, quantized_gelu, quantized_norm
 
@@ -107,16 +107,18 @@ class Fp8Linear(nn.Module):
         return Quantized(self._values, self._scales).dequantized()
 
 
-def use_fp8(network: Esm2, operations: Operations | None = None) -> None:
+def use_fp8(network: Esm2, operations: Operations | None = None) -> list[Missing]:
     """
     Replace the layers of *network*, which is in BF16, by those that multiply in FP8.
 
-    Without *operations*: kernels on a GPU, if they match plain torch there, else plain torch.
+    Without *operations*: kernels on a GPU, if they match plain torch there, else plain torch; return what is
+    missing then.
 
     Raises:
         UnsuitablePrecision: it has a matrix of a size that FP8 has no products for
     """
-    operations = operations or _fastest_operations(network.norm)
+    missing: list[Missing] = []
+    operations = operations or _fastest_operations(network.norm, missing)
     for layer in cast(Iterable[Layer], network.layers):
         for name in ("qkv", "out", "up", "down"):
             linear = cast(Linear, getattr(layer, name))
@@ -127,20 +129,28 @@ def use_fp8(network: Esm2, operations: Operations | None = None) -> None:
             setattr(layer, name, Fp8Linear(linear, operations))
         for name in ("attention_norm", "mlp_norm"):
             setattr(layer, name, Fp8Norm(getattr(layer, name)))
+    return missing
 
 
-def _fastest_operations(norm: nn.LayerNorm) -> Operations:
-    """Return the kernels if *norm* is on a GPU and they match plain torch there, else plain torch."""
+def _fastest_operations(norm: nn.LayerNorm, missing: list[Missing]) -> Operations:
+    """
+    Return the kernels if *norm* is on a GPU and they match plain torch there, else plain torch.
+
+    What is *missing* on a GPU, and why, is added to the list.
+    """
     if not norm.weight.is_cuda:
         return PLAIN
     try:
         kernels = import_module("virnuc_async.networks.kernels.quantize")
         fast = Operations(kernels.quantize, kernels.quantized_gelu, kernels.quantized_add_norm)
         with first_launches():
-            return fast if matches_plain(fast, norm) else PLAIN
+            if matches_plain(fast, norm):
+                return fast
+            reason = WRONG_ANSWER
     except kernel_errors() as error:
-        why_unavailable(error, norm.weight.device)
-        return PLAIN
+        reason = why_unavailable(error, norm.weight.device)
+    missing.append(Missing("quantization", reason))
+    return PLAIN
 
 
 def matches_plain(operations: Operations, norm: nn.LayerNorm) -> bool:

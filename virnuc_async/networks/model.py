@@ -15,7 +15,7 @@ from .classifier import Classifier
 from .dnabert_s import DnabertS
 from .esm2 import Esm2
 from .fp8 import use_fp8
-from .kernels.selection import warning_of
+from .kernels.selection import Missing, warning_of
 from .linear import can_prepack
 from .loading import Network, load
 from .shapes import Shapes
@@ -40,6 +40,7 @@ class Model:
         self.protein = protein
         self.classifier = classifier
         self._upcast: Model | None = None
+        self._missing: list[Missing] = []  # kernels of FP8
 
     @classmethod
     def load(
@@ -75,12 +76,13 @@ class Model:
             loaded(classifier, "classifier", torch.float32),
         )
         if fp8:
-            use_fp8(model.protein)
+            model._missing = use_fp8(model.protein)
         return model
 
     def use_gpu_kernels(self) -> str | None:
         """Select the fastest correct kernels of each encoder; return a warning if some cannot be used."""
-        return warning_of([*self.nucleotide.use_gpu_kernels(), *self.protein.use_gpu_kernels()])
+        missing = [*self.nucleotide.use_gpu_kernels(), *self.protein.use_gpu_kernels(), *self._missing]
+        return warning_of(missing)
 
     def in_fp32(self) -> "Model":
         """Return the same networks in FP32; they share the weights and up-cast one matrix at a time."""

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import CalledProcessError
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from virnuc_async.networks import fp8
 from virnuc_async.networks.kernels import add_norm, gated_gelu, gelu, rotary
 from virnuc_async.networks.kernels.selection import Missing, first_launches, select, warning_of
 from virnuc_async.networks.operations import PLAIN, Operations
@@ -197,3 +198,17 @@ def test_a_kernel_that_both_encoders_miss_is_named_once() -> None:
         Missing("norm", "no"),
     ]
     assert warning_of(missing) == f"{RUN_GOES_ON}norm, GELU: no; rotary: wrong"
+
+
+@pytest.mark.parametrize(
+    ("matches", "reason"),
+    [(lambda *_: False, "wrong answer on a sample"), (raising(RuntimeError("no\ncompiler")), "no compiler")],
+)
+def test_fp8_without_its_kernels_says_so(
+    matches: Callable[..., bool], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8, "matches_plain", matches)
+    norm = SimpleNamespace(weight=SimpleNamespace(is_cuda=True, device=torch.device("cpu")))
+    missing: list[Missing] = []
+    assert fp8._fastest_operations(norm, missing) is fp8.PLAIN  # type: ignore[arg-type]
+    assert warning_of(missing) == f"{RUN_GOES_ON}quantization: {reason}"

@@ -35,6 +35,7 @@ _NAMES = {
     "rotate": "rotary positions",
 }
 
+WRONG_ANSWER = "wrong answer on a sample"
 # A wrong kernel is wrong by tenths. Results in half precision are rounded once: by one step at most.
 _ABSOLUTE_TOLERANCE = 1e-5
 _STEPS = {torch.bfloat16: 1.0, torch.float16: 1.0, torch.float32: 0.0}
@@ -99,7 +100,7 @@ def _why_unusable(name: str, shape: tuple[int, ...], device: torch.device, dtype
     except kernel_errors() as error:
         return why_unavailable(error, device)
     pairs = zip(found, _tensors(twin(*given)), strict=True)
-    return None if all(_is_right(*pair, dtype) for pair in pairs) else "wrong answer on a sample"
+    return None if all(_is_right(*pair, dtype) for pair in pairs) else WRONG_ANSWER
 
 
 def _imported(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
