@@ -4,8 +4,6 @@ The residual sum and its LayerNorm in one pass: two reads, and two writes or one
 The norm is of the sum before it is rounded.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -13,13 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .launching import (
-    DNABERT_S_WIDTH,
-    ESM2_WIDTHS,
     SAMPLE_ROWS,
-    Variant,
     block_of,
     options,
-    pointer,
     random_numbers,
     warps_for,
 )
@@ -89,14 +83,6 @@ def sample(dtype: torch.dtype, width: int) -> tuple[Tensor, Tensor, nn.LayerNorm
     norm.bias.copy_(random_numbers(width, dtype=dtype))
     x = random_numbers(SAMPLE_ROWS, width, dtype=dtype)
     return x, 1 + x.flip(1), norm
-
-
-def variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Yield the compilations for the published networks."""
-    arguments = dict.fromkeys(("x", "residual", "weight", "bias"), pointer(dtype)) | {"eps": "fp32"}
-    for width, keeps_sum in [*((width, True) for width in ESM2_WIDTHS), (DNABERT_S_WIDTH, False)]:
-        name = f"{'add + norm' if keeps_sum else 'norm of sum'} {width}"
-        yield Variant(name, _add_norm, arguments, _constants(width, keeps_sum), warps_for(block_of(width)))
 
 
 def _launch(x: Tensor, residual: Tensor, norm: nn.LayerNorm, keeps_sum: bool) -> None:

@@ -1,7 +1,5 @@
 """gelu(gate) * up of the two halves of each row: one pass over both, and no rounding between."""
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .gelu import exact_gelu
-from .launching import DNABERT_S_INTERMEDIATE, SAMPLE_ROWS, Variant, options, pointer, random_numbers
+from .launching import SAMPLE_ROWS, options, random_numbers
 
 _BLOCK, _WARPS = 1024, 4  # 8 numbers a thread: a load of 16 bytes in half precision
 
@@ -42,13 +40,6 @@ def gated_gelu_twin(x: Tensor) -> Tensor:
 def sample(dtype: torch.dtype, width: int) -> tuple[Tensor]:
     """Return an argument for :func:`gated_gelu`."""
     return (random_numbers(SAMPLE_ROWS, 2 * width, dtype=dtype),)
-
-
-def variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Yield the compilations for the published networks."""
-    arguments = {"x": pointer(dtype), "out": pointer(dtype)}
-    width = DNABERT_S_INTERMEDIATE
-    yield Variant(f"gated GELU {width}", _gated_gelu, arguments, _constants(width), _WARPS)
 
 
 def _constants(width: int) -> dict[str, int]:

@@ -1,14 +1,12 @@
 """The exact GELU, 0.5 x (1 + erf(x / sqrt 2)), in place: one read and one write of each number."""
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launching import ESM2_WIDTHS, SAMPLE_ROWS, Variant, options, pointer, random_numbers
+from .launching import SAMPLE_ROWS, options, random_numbers
 
 _BLOCK, _WARPS = 1024, 4  # 8 numbers a thread: a load of 16 bytes in half precision
 
@@ -43,12 +41,6 @@ def gelu_twin(x: Tensor) -> Tensor:
 def sample(dtype: torch.dtype, width: int) -> tuple[Tensor]:
     """Return an argument for :func:`gelu`."""
     return (random_numbers(SAMPLE_ROWS, width, dtype=dtype),)
-
-
-def variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Yield the compilations for the published networks."""
-    for width in (4 * width for width in ESM2_WIDTHS):
-        yield Variant(f"gelu {width}", _gelu, {"x": pointer(dtype)}, _constants(width), _WARPS)
 
 
 def _constants(width: int) -> dict[str, int]:

@@ -5,8 +5,6 @@ A program has a whole row in its registers: the scale is known before the first 
 are rounded when they are stored: with another *dtype* than FP8, tests see them before that.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -16,10 +14,7 @@ from virnuc_async.networks.quantized import FP8, Quantized
 
 from .add_norm import normalize
 from .gelu import exact_gelu
-from .launching import ESM2_WIDTHS, Variant, block_of, options, pointer, warps_for
-
-_EPS = 1e-5  # of ESM-2's norms
-_CAPABILITY = (8, 9)  # the lowest that has FP8
+from .launching import block_of, options, warps_for
 
 
 @triton.jit
@@ -107,22 +102,6 @@ def quantized_add_norm(
         **options(warps_for(constants["BLOCK"])),
     )
     return residual, out
-
-
-def variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Yield the compilations for the published networks."""
-    out = {"values": pointer(FP8), "scales": pointer(torch.float32)}
-    for width in ESM2_WIDTHS:
-        for name, columns, is_gelu in (("quantize", width, False), ("quantized gelu", 4 * width, True)):
-            constants = _constants(columns) | {"IS_GELU": is_gelu}
-            arguments = {"x": pointer(dtype), **out}
-            warps = warps_for(constants["BLOCK"])
-            yield Variant(f"{name} {columns}", _quantize, arguments, constants, warps, _CAPABILITY)
-        arguments = dict.fromkeys(("x", "residual", "weight", "bias"), pointer(dtype))
-        constants = _constants(width)
-        warps = warps_for(constants["BLOCK"])
-        name = f"quantized add + norm {width}"
-        yield Variant(name, _add_norm, arguments | out, {**constants, "EPS": _EPS}, warps, _CAPABILITY)
 
 
 def _launch(x: Tensor, dtype: torch.dtype, is_gelu: bool) -> Quantized:

@@ -4,8 +4,6 @@ Rotary positions of the queries and keys of a packed product, in place: one read
 The values, which lie behind them in each row, are not touched.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from virnuc_async.networks.rotary import rotary_angles, rotate_halves
 
-from .launching import ESM2_HEADS, SAMPLE_ROWS, Variant, block_of, options, pointer, random_numbers
+from .launching import SAMPLE_ROWS, block_of, options, random_numbers
 
 _PAIRS = 1024  # of a program
 
@@ -64,14 +62,6 @@ def sample(dtype: torch.dtype, heads: int, width: int) -> tuple[Tensor, Tensor]:
     """Return arguments for :func:`rotate`."""
     angles = rotary_angles(torch.arange(SAMPLE_ROWS) * 100, width)
     return random_numbers(SAMPLE_ROWS, 3, heads, width, dtype=dtype), angles
-
-
-def variants(dtype: torch.dtype) -> Iterator[Variant]:
-    """Yield the compilations for the published networks."""
-    arguments = {"qkv": pointer(dtype), "angles": pointer(torch.float32)}
-    for heads, width in ESM2_HEADS:
-        constants = _constants(heads, width)
-        yield Variant(f"rotary {heads} x {width}", _rotate, arguments, constants, _warps(dtype))
 
 
 def _warps(dtype: torch.dtype) -> int:
