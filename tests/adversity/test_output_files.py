@@ -14,7 +14,7 @@ from virnuc_async.runs.output_directory import DAMAGED, OUTPUT_FILES, STORE
 from virnuc_async.runs.store import Store
 
 # The files of a run with pairs, embeddings and failures; report.html is not written yet.
-EVERYTHING = ("--embeddings", "--pairs", "interleaved")
+EVERYTHING = ("--embeddings", "--calls", "--pairs", "interleaved")
 FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", "report.html", DAMAGED}
 
 

@@ -10,6 +10,7 @@ from support import packed
 from torch.testing import assert_close
 
 from virnuc_async.models.bundle import Bundle
+from virnuc_async.networks import attention
 from virnuc_async.networks.dnabert_s import DnabertS
 from virnuc_async.networks.esm2 import Esm2, Layer
 from virnuc_async.networks.kernels.add_norm import add_norm, normed_sum
@@ -24,6 +25,12 @@ from virnuc_async.networks.upcast import upcast
 
 Encoder = Esm2 | DnabertS
 ROWS = [[5] * 3, [7, 9] * 10, [9, 8, 7] * 5, [4, 5, 6], [5, 6, 11] * 5]
+
+
+@pytest.fixture(autouse=True)
+def _small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare attention on a few tokens: an interpreter takes seconds for the hundreds that a GPU gets."""
+    monkeypatch.setattr(attention, "_SAMPLE", (33, 9, 1))
 
 
 @pytest.fixture(scope="module")
