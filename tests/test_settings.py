@@ -24,6 +24,7 @@ def test_defaults() -> None:
         "precision": Precision.AUTO,
         "compile": None,
         "tokens_per_batch": None,
+        "threads": None,
         "threshold": 0.5,
         "embeddings": False,
         "calibrated": True,

@@ -303,6 +303,7 @@ class Settings:
     cache_dir: Path | None = None  # where bundles are installed; None: the cache directory of the user
     devices: tuple[str, ...] = ()  # "cpu", "cuda:1"; empty: every GPU, else one CPU replica
     gpus: tuple[int, ...] = ()  # numbers that nvidia-smi shows; excludes *devices*
+    threads: int | None = None  # of the CPU, for all its replicas; None: as many as the process may use
     precision: Precision = Precision.AUTO
     compile: Compile | None = None  # of earlier versions, without effect
     tokens_per_batch: int | None = None  # residue tokens; None: by the memory of the devices
@@ -333,6 +334,7 @@ _CHECKS: dict[str, Check] = {
     "cache_dir": optional(path),
     "devices": tuple_of(word, str, "names such as 'cuda:0' or 'cpu'"),
     "gpus": tuple_of(whole(), Integral, "numbers such as 0 or (0, 2)"),
+    "threads": optional(whole(1)),
     "precision": one_of(Precision),
     "compile": optional(one_of(Compile)),
     "tokens_per_batch": optional(whole(1)),

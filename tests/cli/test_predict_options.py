@@ -30,6 +30,21 @@ def test_threshold_is_the_fraction_that_makes_a_contig_viral(source: Path, tmp_p
     assert seen["0"] != seen["1"]
 
 
+def test_threads_are_shared_and_change_no_table(source: Path, tmp_path: Path) -> None:
+    for threads, devices, line in (
+        (3, "cpu", "3 threads"),
+        (1, "cpu", "1 thread"),
+        (4, "cpu,cpu", "2 threads"),
+    ):
+        out = tmp_path / str(threads)
+        assert predict(source, out, "--devices", devices, "--threads", threads).code == 0
+        assert re.search(rf"cpu:0: .*, {line}, ", log(out))
+        assert tables(out) == tables(tmp_path / "3")
+    assert predict(source, tmp_path / "none", "--threads", 0).err.startswith(
+        "virnuc-async: threads must be at least 1, not 0"
+    )
+
+
 def test_embeddings_are_loaded_with_weights_only(
     source: Path, out: Path, model: Bundle, golden: Path
 ) -> None:

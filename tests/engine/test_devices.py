@@ -7,7 +7,7 @@ import pytest
 import torch
 from gpus import GIB, Gpu, Machine
 
-from virnuc_async.engine import nvml
+from virnuc_async.engine import devices, nvml
 from virnuc_async.engine.devices import (
     BASE_BUDGET,
     Device,
@@ -72,6 +72,7 @@ def test_without_a_gpu_one_cpu_replica_is_used() -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(devices, "usable_processors", lambda: 16)
     three = choose(Settings(devices=("cpu", "cpu", "cpu")))
     assert [(cpu.name, cpu.threads) for cpu in three] == [("cpu:0", 2), ("cpu:1", 2), ("cpu:2", 2)]
     assert {cpu.threads for cpu in choose(Settings(devices=("cpu",) * 20))} == {1}

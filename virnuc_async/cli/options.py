@@ -72,6 +72,13 @@ def add_device_options(group: Any) -> None:
         help=SUPPRESS,  # an option of earlier versions, without effect
     )
     group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of the CPU, which its replicas share (default: as many as this process may use, by its "
+        "affinity and the limits of its container)",
+    )
+    group.add_argument(
         "--tokens-per-batch",
         "--esm-batch-size",
         type=token_count,
@@ -207,6 +214,7 @@ def settings_from(options: Namespace, **others: Any) -> Settings:
         precision=Precision(options.precision),
         compile=options.compile,
         tokens_per_batch=options.tokens_per_batch,
+        threads=options.threads,
         threshold=options.threshold,
         overwrite=options.overwrite,
         **others,

@@ -1,6 +1,5 @@
 """Which devices are available, which of them a run uses, in which precision and batch size."""
 
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from virnuc_async.networks.shapes import Shapes
 from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
+from .cpu_limits import usable_memory, usable_processors
 from .gpu_memory import memory_use
 from .instruction_sets import has_native_bf16, instruction_sets
 from .memory_account import MemoryAccount, account
@@ -90,8 +90,8 @@ def choose(settings: Settings) -> list[Device]:
     if settings.gpus:
         return _by_number(settings.gpus)
     if settings.devices:
-        return _by_name(settings.devices)
-    return _gpus() or _cpu_replicas(1)
+        return _by_name(settings.devices, settings.threads)
+    return _gpus() or _cpu_replicas(1, settings.threads)
 
 
 def decide_precision(devices: Iterable[Device], requested: Precision) -> Precision:
@@ -187,16 +187,17 @@ def _gpu(number: int, known: Sequence[Card]) -> Device:
     )
 
 
-def _cpu_replicas(count: int) -> list[Device]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _cpu_replicas(count: int, threads: int | None = None) -> list[Device]:
+    """Return *count* replicas that share *threads*, by default those that this process may use."""
     model = f"CPU ({instruction_sets()})"
-    threads = max(1, torch.get_num_threads() // max(1, count))
-    one = Device("cpu", model, memory, threads=threads, has_native_bf16=has_native_bf16())
+    threads = threads or min(torch.get_num_threads(), usable_processors())
+    threads = max(1, threads // max(1, count))
+    one = Device("cpu", model, usable_memory(), threads=threads, has_native_bf16=has_native_bf16())
     return [replace(one, name=f"cpu:{number}") for number in range(count)]
 
 
-def _by_name(names: Sequence[str]) -> list[Device]:
-    replicas = iter(_cpu_replicas(names.count("cpu")))
+def _by_name(names: Sequence[str], threads: int | None) -> list[Device]:
+    replicas = iter(_cpu_replicas(names.count("cpu"), threads))
     gpus = {gpu.name: gpu for gpu in _gpus()}
     found: list[Device] = []
     for name in names:
