@@ -58,14 +58,14 @@ def test_a_run_of_limited_time_resumes(
     reads: bytes, undisturbed: dict[str, bytes], tmp_path: Path, out: Path
 ) -> None:
     words = ("predict", "-", out, "--devices", "cpu,cpu")
-    with start(*words, "--max-seconds", "4", stderr=tmp_path / "stderr") as process:
+    with start(*words, "--max-seconds", "7", stderr=tmp_path / "stderr") as process:
         pipe_all_but_the_end(reads, process, out)
         assert process.wait() == 143
     stderr = (tmp_path / "stderr").read_text()
     assert stderr.endswith(
         "Stopping after the current batches ...\nInterrupted. The same command resumes this run.\n"
     )
-    end = "WARNING  interrupted by --max-seconds 4; what is finished is kept, and the same command resumes"
+    end = "WARNING  interrupted by --max-seconds 7; what is finished is kept, and the same command resumes"
     assert log(out).splitlines()[-1].endswith(end)
     # More time than is needed changes nothing.
     assert_resumes(predict("-", out, "--devices", "cpu,cpu", "--max-seconds", "1000", stdin=reads))
