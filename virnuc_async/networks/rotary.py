@@ -45,7 +45,7 @@ def rotate_interleaved(qkv: Tensor, angles: Tensor) -> Tensor:
     pairs = torch.view_as_complex(wide.view(*x.shape[:-1], -1, 2))  # T 2 H D/2
     # Where a thread's share of the numbers ends, torch rounds products otherwise: shares are of whole tokens.
     sizes = _shares(len(pairs), pairs[:1].numel(), torch.get_num_threads())
-    for part, turns in zip(pairs.split(sizes), angles.split(sizes), strict=True):
+    for part, turns in zip(torch.split(pairs, sizes), torch.split(angles, sizes), strict=True):
         part.mul_(turns[:, None, None])
     return x if wide is x else x.copy_(wide)
 
