@@ -108,10 +108,11 @@ def attention(
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Attend by one launch a call. Heads must be contiguous, tokens may be apart."""
     tiles = packed.tiles
+    capability = (0, 0) if blocks else _capability(tiles.device)  # asked once for all layers
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads, width = q.shape[1:]
-        chosen = blocks or Blocks.of(q.dtype, _capability(q.device))
+        chosen = blocks or Blocks.of(q.dtype, capability)
         out = q.new_empty(q.shape)
         padded = max(_NARROWEST, triton.next_power_of_2(width))
         constants = (heads, width, padded, TILE, chosen.keys, chosen.widen)
