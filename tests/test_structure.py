@@ -14,6 +14,7 @@ ORDER = [
     "_version",
     "text",
     "errors",
+    "citations",
     "fileio",
     "settings",
     "log",
