@@ -14,7 +14,6 @@ ORDER = [
     "_version",
     "text",
     "errors",
-    "citations",
     "fileio",
     "settings",
     "log",

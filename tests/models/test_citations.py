@@ -7,7 +7,7 @@ import yaml
 from running import ROOT
 
 from virnuc_async import __version__
-from virnuc_async.citations import DNABERT_S, ESM_2, PUBLICATIONS, VIRNUCPRO, Publication
+from virnuc_async.models.citations import DNABERT_S, ESM_2, PUBLICATIONS, VIRNUCPRO, Publication
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
 each_publication = pytest.mark.parametrize("publication", PUBLICATIONS, ids=lambda p: p.key)
