@@ -282,7 +282,8 @@ _LABEL_CHECKS: dict[str, Check] = {
 }
 
 
-def _call_rules(label: str, value: object) -> CallRules:
+def call_rules(label: str, value: object) -> CallRules:
+    """Return *value*, rules of calls."""
     if not isinstance(value, CallRules):
         raise UsageError(f"{label} must be CallRules, not {value!r}")
     return value
@@ -341,7 +342,7 @@ _CHECKS: dict[str, Check] = {
     "threshold": fraction,
     "embeddings": flag,
     "calibrated": flag,
-    "calls": optional(_call_rules),
+    "calls": optional(call_rules),
     "pairs": one_of(Pairing),
     "reuse_features": optional(path),
     "skip_missing": flag,

@@ -241,3 +241,13 @@ def test_rules_that_make_no_sense(values: dict[str, object], message: str) -> No
     assert str(error.value).startswith(message)
     with pytest.raises(UsageError, match="calls must be CallRules, not True"):
         Settings(calls=True)  # type: ignore[arg-type]
+
+
+def test_calls_again_certify_no_other_file(finished: Path) -> None:
+    source, table = DATA / "golden" / "upstream" / "input.fa", finished / "contigs.tsv"
+    predict(source, finished)
+    content = table.read_bytes()
+    table.write_bytes(content + b"edited\n")
+    assert run("calls", finished).code == 0
+    assert "some of its files have changed: writing them again" in predict(source, finished).err
+    assert table.read_bytes() == content

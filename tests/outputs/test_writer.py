@@ -16,24 +16,24 @@ from support import TABLES, read_table
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.outputs import writer
 from virnuc_async.outputs.columns import Chunks
+from virnuc_async.outputs.output_files import FinishedRun
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.reader import RunReader
 
 
 async def test_cancelled_while_a_table_is_written(
     bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.run(out="calm")
-    begun, prediction_chunks = threading.Event(), writer.prediction_chunks
+    begun, (first, *others) = threading.Event(), writer.FILES
 
-    def endless(reader: RunReader) -> Chunks:
-        for part in prediction_chunks(reader):
+    def endless(run: FinishedRun) -> Chunks:
+        for part in first.chunks(run):
             begun.set()
             while True:
                 yield part
 
-    monkeypatch.setattr(writer, "prediction_chunks", endless)
+    monkeypatch.setattr(writer, "FILES", (first._replace(chunks=endless), *others))
     task = asyncio.create_task(bench.run())
     await asyncio.to_thread(begun.wait)
     task.cancel()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virnuc_async._version import __version__
 from virnuc_async.fileio import Directory
@@ -17,6 +17,9 @@ from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .columns import Chunks
+
+if TYPE_CHECKING:
+    from .output_files import FinishedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,16 @@ def of_earlier_sessions(summary: Summary) -> Summary:
     return replace(summary, session=_session_counts(summary.counts, Counter()))
 
 
-def summarize(session: RunSession, command: str, contigs: Mapping[str, int], pairs: Counter[str]) -> Summary:
+def summarize(session: RunSession, command: str, run: "FinishedRun | None" = None) -> Summary:
     """
-    Return the summary of *session*; *contigs* and *pairs* count them by their verdicts.
+    Return the summary of *session*, whose tables of contigs and pairs are those of *run*, if there are any.
 
     Call it in the thread that uses the store.
     """
     store, plan, messages = session.store, session.plan, session.messages
     totals = store.reader.totals()
-    counts = _counts(session, totals, contigs.get("virus", 0), pairs)
+    contigs, pairs = (run.contigs, run.pairs) if run else (Counter[str](), Counter[str]())
+    counts = _counts(session, totals, contigs["virus"], pairs)
     return Summary(
         version=__version__,
         command=command,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from virnuc_async.fileio import writing_to
@@ -10,6 +10,9 @@ from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, 
 from virnuc_async.runs.store import Store
 
 from .columns import Chunks
+
+if TYPE_CHECKING:
+    from .output_files import FinishedRun, OutputFile
 
 SUMMARY = "summary.json"
 # Of our files, those that may change behind a finished run.
@@ -28,6 +31,16 @@ class TableFiles:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.directory = store.directory
+
+    def make(
+        self, file: "OutputFile", run: "FinishedRun", before_each: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write *file* of *run*, or remove it if it is not wanted; *before_each* as for :meth:`write`."""
+        if file.is_wanted(run):
+            self.write(file.name, file.chunks(run), before_each)
+        else:
+            # An earlier session may have left one.
+            self.remove(file.name)
 
     def write(self, name: str, chunks: Chunks, before_each: Callable[[], None] = lambda: None) -> None:
         """Write *chunks* as the file *name*; *before_each* is called before each, and may raise to stop."""

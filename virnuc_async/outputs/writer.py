@@ -1,31 +1,22 @@
 """Every file that people read, written from the store when all is scored."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
-from hashlib import sha256
-from typing import Any
+from functools import partial
 
 from anyio import from_thread
 
 from virnuc_async.errors import OutputError
-from virnuc_async.runs.identity import describe_differences
 from virnuc_async.runs.output_directory import FEATURES, MERGED_FEATURES
 from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
-from virnuc_async.settings import CallRules
 
-from .calls import CALLS_TABLE, call_chunks
-from .columns import Chunks
-from .contigs import contig_chunks
 from .embeddings import save_features
-from .failures import failure_chunks
-from .fragments import fragment_chunks, published_fragment_chunks
-from .pair_table import pair_chunks
-from .predictions import prediction_chunks
+from .options import OutputOptions
+from .output_files import FILES, SUMMARY_FILE, FinishedRun
 from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
 from .table_files import SUMMARY, TableFiles
+from .written import Written, paths_digest
 
 
 class OutputWriter:
@@ -51,26 +42,19 @@ class OutputWriter:
             DamagedStore: the store does not have every record and every ORF once
             CannotWrite: the disk is full, or the directory is read-only
         """
-        known = await self._session.on_disk(self._known_summary)
+        on_disk = self._session.on_disk
+        known = await on_disk(self._known_summary)
         if known is not None:
             return known
         self._session.counts.status = "writing tables"
-        await self._write("prediction_results.txt", prediction_chunks(self._store.reader))
-        await self._write(
-            "prediction_results_highestscore.csv", published_fragment_chunks(self._store.reader)
-        )
-        length = self._session.plan.bundle.length
-        await self._write("fragments.tsv", fragment_chunks(self._store.reader, length))
-        contigs = await self._write_contigs()
-        await self._write_calls()
-        pairs = await self._write_pairs()
-        await self._write_failures()
-        await self._session.on_disk(self._write_or_remove_embeddings)
-        summary = await self._session.on_disk(summarize, self._session, self._command, contigs, pairs)
-        await self._write(SUMMARY, summary_text(summary))
-        await self._session.on_disk(self._remember_written)
-        self._log.info("{}", summary_line(summary, self._directory.path))
-        return summary
+        run = await on_disk(self._finished_run)
+        for file in FILES:
+            await on_disk(self._files.make, file, run, from_thread.check_cancelled)
+        await on_disk(self._write_or_remove_embeddings)
+        await on_disk(self._files.make, SUMMARY_FILE, run)
+        await on_disk(self._remember_written, run.options)
+        self._log.info("{}", summary_line(run.summary, self._directory.path))
+        return run.summary
 
     @contextmanager
     def partial_summary_on_failure(self) -> Iterator[None]:
@@ -87,7 +71,7 @@ class OutputWriter:
             # The directory may be another run's by now, or the reason.
             self._store.check()
             # No contig has a verdict before all are scored; and all scored is not all written.
-            facts = summarize(self._session, self._command, {}, Counter()).as_dict()
+            facts = summarize(self._session, self._command).as_dict()
             with self._files.new_file(SUMMARY) as file:
                 file.writelines(summary_text(Summary(**facts | {"finished": False})))
 
@@ -95,17 +79,17 @@ class OutputWriter:
         """Return the summary of a run whose files are all as they were written, and as they are wanted."""
         if self._session.scored["batches"]:
             return None
-        written = self._store.get_meta("written")
+        written = Written.of(self._store)
         if written is None:
             self._log.debug("not all of its files have been written")
             return None
-        changes = list(describe_differences(written["settings"], self._output_settings()))
-        if written["paths"] != self._paths_digest():
+        changes = list(written.options.differences(self._options(written)))
+        if written.paths != paths_digest(self._session.plan.paths):
             changes.append("inputs: moved or renamed")
         if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
-        if written["files"] != self._files.facts():
+        if written.files != self._files.facts():
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
@@ -113,74 +97,24 @@ class OutputWriter:
         self._log.info("{}", summary_line(of_earlier_sessions(summary), self._directory.path))
         return summary
 
-    def _output_settings(self) -> dict[str, Any]:
-        """Return what the files depend on beside the store."""
-        settings, calibration = self._session.settings, self._session.plan.calibration
-        written = self._store.get_meta("written") or {"settings": {}}
-        return {
-            "threshold": settings.threshold,
-            "pairs": settings.pairs,
-            "calibration": calibration.fingerprint if calibration else None,
-            # Once written they stay: no setting removes them.
-            "embeddings": settings.embeddings or written["settings"].get("embeddings", False),
-            "calls": str(rules) if (rules := self._call_rules()) else None,
-        }
+    def _remember_written(self, options: OutputOptions) -> None:
+        Written(options, paths_digest(self._session.plan.paths), self._files.facts()).keep(self._store)
 
-    def _paths_digest(self) -> str:
-        """Return a hash of the paths of the inputs, which tables have in them."""
-        return sha256("\0".join(self._session.plan.paths).encode("utf-8", "surrogateescape")).hexdigest()
+    def _finished_run(self) -> FinishedRun:
+        plan = self._session.plan
+        return FinishedRun(
+            self._store.reader,
+            self._options(Written.of(self._store)),
+            plan.bundle.length,
+            plan.calibration,
+            self._session.mates,
+            partial(summarize, self._session, self._command),
+        )
 
-    def _remember_written(self) -> None:
-        written = {
-            "settings": self._output_settings(),
-            "calls": asdict(rules) if (rules := self._call_rules()) else None,
-            "paths": self._paths_digest(),
-            "files": self._files.facts(),
-        }
-        self._store.set_meta("written", written)
-
-    async def _write_contigs(self) -> Counter[str]:
-        """Write the table of contigs, and return how many have which verdict."""
-        threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
-        tally: Counter[str] = Counter()
-        await self._write("contigs.tsv", contig_chunks(self._store.reader, threshold, tally, calibration))
-        return tally
-
-    def _call_rules(self) -> CallRules | None:
-        """Return the rules of the table of calls, if it is asked for or was before."""
-        known = (self._store.get_meta("written") or {}).get("calls")
-        return self._session.settings.calls or (CallRules(**known) if known else None)
-
-    async def _write_calls(self) -> None:
-        rules = await self._session.on_disk(self._call_rules)
-        chunks = call_chunks(self._store.reader, rules or CallRules())
-        await self._write_or_remove(CALLS_TABLE, chunks, rules is not None)
-
-    async def _write_pairs(self) -> Counter[str]:
-        """Write the table of pairs, if there are any, and return how many have which verdict."""
-        self._session.counts.status = "comparing the ids of mates"
-        mates = await self._session.on_disk(self._session.mates.verified_pairs, self._store.reader)
-        self._session.counts.status = "writing tables"
-        threshold, calibration = self._session.settings.threshold, self._session.plan.calibration
-        tally: Counter[str] = Counter()
-        chunks = pair_chunks(self._store.reader, mates, threshold, tally, calibration)
-        await self._write_or_remove("pairs.tsv", chunks, bool(mates))
-        return tally
-
-    async def _write_failures(self) -> None:
-        more = self._session.mates.failures
-        count = (await self._session.on_disk(self._store.reader.totals)).failures + len(more)
-        await self._write_or_remove("failed_files.txt", failure_chunks(self._store.reader, more), bool(count))
-
-    async def _write_or_remove(self, name: str, chunks: Chunks, has_rows: bool) -> None:
-        """Write a file that exists only if it has rows; an earlier session may have left one."""
-        if has_rows:
-            await self._write(name, chunks)
-        else:
-            await self._session.on_disk(self._files.remove, name)
-
-    async def _write(self, name: str, chunks: Chunks) -> None:
-        await self._session.on_disk(self._files.write, name, chunks, from_thread.check_cancelled)
+    def _options(self, written: Written | None) -> OutputOptions:
+        """Return what the files are to be made by, if they were *written* before."""
+        options = OutputOptions.of(self._session.settings, self._session.plan.calibration)
+        return options.including(written and written.options)
 
     def _write_or_remove_embeddings(self) -> None:
         """Write the embeddings that the run has kept, if they are asked for."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 from virnuc_async.fileio import atomic_write, writing_to
@@ -14,6 +14,7 @@ from virnuc_async.settings import CallRules, LabelRules
 from .calls import CALLS_TABLE, call_chunks
 from .read_labels import label_chunks
 from .table_files import TableFiles
+from .written import Written
 
 
 def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
@@ -30,12 +31,10 @@ def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
     with closing(open_finished(directory)) as store:
         files = TableFiles(store)
         files.write(CALLS_TABLE, call_chunks(store.reader, rules, tally))
-        written = store.get_meta("written")
-        if written is not None:
+        if written := Written.of(store):
             # Or the next session would find a file that it does not know.
-            settings = written["settings"] | {"calls": str(rules)}
-            known = {"settings": settings, "calls": asdict(rules), "files": files.facts()}
-            store.set_meta("written", written | known)
+            known = written.files | {CALLS_TABLE: files.facts()[CALLS_TABLE]}
+            written._replace(options=replace(written.options, calls=rules), files=known).keep(store)
     return tally
 
 

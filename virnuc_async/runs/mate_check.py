@@ -76,7 +76,8 @@ class MateCheck:
 
         Call it in a worker thread, when all records can be read by *reader*.
         """
-        files, verified = list(reader.files()), []
+        counts, files, verified = self._messages.counts, list(reader.files()), list[Mates]()
+        status, counts.status = counts.status, "comparing the ids of mates"
 
         def ids(file: int) -> Iterator[bytes]:
             for block in reader.ids(file):
@@ -98,6 +99,7 @@ class MateCheck:
                 self._messages.log_failure(self.failures[-1])
             elif mates not in self._mismatched:
                 self._warn_of_mismatch(mates, compared)
+        counts.status = status
         return verified
 
     def _add_mates_by_flags(self) -> None:

@@ -1,0 +1,92 @@
+"""What the files of a run are made by, beside its store: nothing of it changes a score."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.identity import describe_differences
+from virnuc_async.settings import (
+    CallRules,
+    Check,
+    Pairing,
+    Settings,
+    call_rules,
+    check_fields,
+    flag,
+    fraction,
+    one_of,
+    optional,
+    word,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """
+    How the files of a run are made of its store.
+
+    A field that :class:`Settings` has too is taken from there.
+
+    Raises:
+        UsageError: a value is of another type or out of its range
+    """
+
+    threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
+    pairs: Pairing = Pairing.AUTO  # which records get one verdict
+    calibration: str | None = None  # fingerprint of the one that contigs get a column of
+    embeddings: bool = False
+    calls: CallRules | None = None  # of the table of calls, if there is to be one
+
+    def __post_init__(self) -> None:
+        check_fields(self, OPTION_CHECKS)
+
+    @classmethod
+    def of(cls, settings: Settings, calibration: Calibration | None) -> Self:
+        """Return the options that *settings* have; *calibration* is that of the model, if it is used."""
+        shared = (field.name for field in fields(cls) if hasattr(settings, field.name))
+        values = {name: getattr(settings, name) for name in shared}
+        return cls(**values, calibration=calibration.fingerprint if calibration else None)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """
+        Return what :meth:`to_json` gave, of this or another version: what it does not have is the default.
+
+        Raises:
+            UsageError, TypeError: it makes no sense
+        """
+        known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
+        calls = known.get("calls")
+        return cls(**known | {"calls": None if calls is None else CallRules(**calls)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return asdict(self)
+
+    def including(self, earlier: Self | None) -> Self:
+        """Return these options, with the files that *earlier* ones have asked for: once written they stay."""
+        if earlier is None:
+            return self
+        return replace(self, **{name: getattr(self, name) or getattr(earlier, name) for name in _STAYING})
+
+    def differences(self, new: Self) -> Iterable[str]:
+        """Yield a text for each option that *new* has otherwise."""
+        return describe_differences(self._texts(), new._texts())
+
+    def _texts(self) -> dict[str, Any]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        # Rules are compared as they are described.
+        return {name: str(value) if isinstance(value, CallRules) else value for name, value in values}
+
+
+# Options that ask for a file.
+_STAYING = ("embeddings", "calls")
+
+OPTION_CHECKS: dict[str, Check] = {
+    "threshold": fraction,
+    "pairs": one_of(Pairing),
+    "calibration": optional(word),
+    "embeddings": flag,
+    "calls": optional(call_rules),
+}

@@ -1,0 +1,110 @@
+"""
+The files that are made of a store: for each its name, whether it is wanted, and what is in it.
+
+They are written in this order, since later ones may use what earlier ones have counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.failure import Failure
+from virnuc_async.runs.mate_check import MateCheck
+from virnuc_async.runs.reader import RunReader
+from virnuc_async.sequences.mates import Mates
+from virnuc_async.settings import CallRules
+
+from .calls import CALLS_TABLE, call_chunks
+from .columns import Chunks
+from .contigs import contig_chunks
+from .failures import failure_chunks
+from .fragments import fragment_chunks, published_fragment_chunks
+from .options import OutputOptions
+from .pair_table import pair_chunks
+from .predictions import prediction_chunks
+from .summary import Summary, summary_text
+from .table_files import SUMMARY
+
+
+class FinishedRun:
+    """
+    What files are made of: the store that *reader* reads, some facts of the model, and the options.
+
+    Use it in the thread that uses the store.
+    """
+
+    def __init__(
+        self,
+        reader: RunReader,
+        options: OutputOptions,
+        length: int,
+        calibration: Calibration | None,
+        mate_check: MateCheck,
+        summarize: Callable[["FinishedRun"], Summary],
+    ) -> None:
+        self.reader = reader
+        self.options = options
+        self.length = length  # bases that contigs were cut into
+        self.calibration = calibration
+        self.contigs: Counter[str] = Counter()  # by their verdicts, once their table is made
+        self.pairs: Counter[str] = Counter()  # and of pairs
+        self._mate_check = mate_check
+        self._summarize = summarize
+
+    @property
+    def mates(self) -> list[Mates]:
+        """The files whose records are pairs, to the last one."""
+        return self._paired[0]
+
+    @property
+    def more_failures(self) -> list[Failure]:
+        """Failures that the store does not have: of files that were to have pairs, and have none."""
+        return self._paired[1]
+
+    @cached_property
+    def _paired(self) -> tuple[list[Mates], list[Failure]]:
+        return self._mate_check.verified_pairs(self.reader), self._mate_check.failures
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The facts of the run, once the tables of contigs and pairs are made."""
+        return self._summarize(self)
+
+
+class OutputFile(NamedTuple):
+    """A file that is made of a store."""
+
+    name: str
+    chunks: Callable[[FinishedRun], Chunks]  # its content; nothing is read before the first is taken
+    is_wanted: Callable[[FinishedRun], bool] = lambda run: True  # else one that is there is removed
+
+
+def _contig_chunks(run: FinishedRun) -> Chunks:
+    return contig_chunks(run.reader, run.options.threshold, run.contigs, run.calibration)
+
+
+def _pair_chunks(run: FinishedRun) -> Chunks:
+    return pair_chunks(run.reader, run.mates, run.options.threshold, run.pairs, run.calibration)
+
+
+def _call_chunks(run: FinishedRun) -> Chunks:
+    return call_chunks(run.reader, run.options.calls or CallRules())
+
+
+def _has_failed(run: FinishedRun) -> bool:
+    return bool(run.reader.totals().failures or run.more_failures)
+
+
+FILES: tuple[OutputFile, ...] = (
+    OutputFile("prediction_results.txt", lambda run: prediction_chunks(run.reader)),
+    OutputFile("prediction_results_highestscore.csv", lambda run: published_fragment_chunks(run.reader)),
+    OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length)),
+    OutputFile("contigs.tsv", _contig_chunks),
+    OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
+    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.mates)),
+    OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.more_failures), _has_failed),
+)
+# It is written when all else is there.
+SUMMARY_FILE = OutputFile(SUMMARY, lambda run: summary_text(run.summary))
