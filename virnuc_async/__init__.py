@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         CallRules,
         Pairing,
         Precision,
+        RegionRules,
         Settings,
     )
 
@@ -129,6 +130,7 @@ __all__ = [
     "Pairing",
     "PeerUnavailable",
     "Precision",
+    "RegionRules",
     "RunMismatchError",
     "Settings",
     "SharedSequences",
@@ -155,6 +157,7 @@ _MODULE_OF = dict.fromkeys(__all__, "errors") | {
     "CallRules": "settings",
     "Pairing": "settings",
     "Precision": "settings",
+    "RegionRules": "settings",
     "Settings": "settings",
     "Summary": "outputs.summary",
     "logger": "log",

@@ -257,6 +257,44 @@ _CALL_CHECKS: dict[str, Check] = {
 
 
 @dataclass(frozen=True, slots=True)
+class RegionRules:
+    """
+    Where viral stretches of contigs begin and end, in ``regions.bed`` and ``regions.gff3``.
+
+    The score of a fragment is its highest P(virus) by the sum of that and its highest P(others).
+
+    Raises:
+        UsageError: a value is of another type or out of its range
+    """
+
+    open_score: float = 0.75  # a region begins where the smoothed score reaches this
+    close_score: float = 0.55  # and extends until it falls below this
+    smoothing: int = 4000  # bases around the middle of a fragment over which scores are averaged; 0: not
+    gap: int = 4000  # regions with at most so many bases between them are one
+    min_length: int = 4000  # of a region, in bases
+    min_contig: int = 5000  # shorter contigs are not looked at, in bases
+    whole_fraction: float = 0.9  # a region of this fraction of its contig is a viral contig as a whole
+
+    def __post_init__(self) -> None:
+        check_fields(self, _REGION_CHECKS)
+        if self.close_score > self.open_score:
+            raise UsageError(
+                f"close score must not be above open score: {self.close_score} > {self.open_score}"
+            )
+
+
+_REGION_CHECKS: dict[str, Check] = {
+    "open_score": fraction,
+    "close_score": fraction,
+    "smoothing": whole(0),
+    "gap": whole(0),
+    "min_length": whole(0),
+    "min_contig": whole(0),
+    "whole_fraction": fraction,
+}
+
+
+@dataclass(frozen=True, slots=True)
 class LabelRules:
     """
     When a read is mapped well to its contig, in the table of read labels.
