@@ -18,6 +18,7 @@ import pytest
 from support import ROOT, TABLES
 
 from virnuc_async.cli.main import main
+from virnuc_async.cli.parser import CommandParser
 
 # Without a stop in all six frames, wherever it is cut; and with a stop in each of the six.
 OPEN, SHUT = "GCA", "TTAATTAATTAATTAA"
@@ -35,13 +36,16 @@ class Ran(NamedTuple):
 
 
 def run(
-    *arguments: str | Path, stdin: bytes | io.BytesIO = b"", stderr: io.TextIOWrapper | None = None
+    *arguments: str | Path,
+    stdin: bytes | io.BytesIO = b"",
+    stderr: io.TextIOWrapper | None = None,
+    make_parser: Callable[[], CommandParser] | None = None,
 ) -> Ran:
-    """Run a command in this process, with the standard streams that a process has."""
+    """Run a command in this process, or that of another parser, with the standard streams of a process."""
     out, err = _stream("strict"), stderr or _stream("backslashreplace")
     with _standard_input(stdin), redirect_stdout(out), redirect_stderr(err):
         try:
-            code = main([str(argument) for argument in arguments])
+            code = main([str(argument) for argument in arguments], make_parser)
         except SystemExit as end:  # by argparse, after --help or --version
             code = int(end.code or 0)
     return Ran(code, _text(out), _text(err))

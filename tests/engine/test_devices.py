@@ -100,6 +100,18 @@ def test_devices_by_name_in_the_order_of_the_names() -> None:
 
 
 @pytest.mark.usefixtures("machine")
+def test_every_gpu_has_a_common_name() -> None:
+    assert names(Settings(devices=("cuda",))) == ["cuda:0", "cuda:1"]
+    assert names(Settings(devices=("cpu", "cuda"))) == ["cpu:0", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_every_gpu_of_none_is_unknown() -> None:
+    with pytest.raises(UnknownDevice, match="no device 'cuda' here. There are: cpu"):
+        choose(Settings(devices=("cuda",)))
+
+
+@pytest.mark.usefixtures("machine")
 def test_replicas_of_one_gpu_have_names_of_their_own() -> None:
     several = choose(Settings(devices=("cuda:1", "cuda:0", "cuda:1", "cuda:1")))
     assert [device.name for device in several] == ["cuda:1", "cuda:0", "cuda:1/1", "cuda:1/2"]

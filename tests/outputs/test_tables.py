@@ -19,7 +19,7 @@ from running import files_no_larger_than
 from stored_runs import LENGTH, Record, ScoredOrf, store_run, table_lines
 
 from virnuc_async.outputs.contigs import contig_chunks
-from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks
+from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks, scored_fragment_chunks
 from virnuc_async.outputs.predictions import prediction_chunks
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.orfs import Frame
@@ -108,6 +108,10 @@ def test_tables_are_those_of_the_simple_implementation(
         header, *found = table_lines(published_fragment_chunks(store.reader, run_bytes, pieces))
         assert header == b"Modified_ID\tIs_Virus\n"
         assert found == fragment_rows
+        header, *found = table_lines(scored_fragment_chunks(store.reader, run_bytes, pieces))
+        assert header == b"Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\n"
+        in_order = (b"\t".join(row.split(b"\t")[:4]) + b"\n" for row in fragment_rows_in_order(run))
+        assert found == sorted(in_order, key=lambda row: row.split(b"\t")[0])
         header, *found = table_lines(fragment_chunks(store.reader, LENGTH, rows=window))
         assert header == (
             b"Modified_ID\tIs_Virus\tmax_score_0\tmax_score_1\t"

@@ -9,10 +9,13 @@ from virnuc_async.settings import user_path
 
 from .parser import PROGRAM
 
+OTHER_PROGRAMS = ("virnucpro_cli.py",)  # that are built on this one
+
 
 def command_line() -> tuple[str, ...]:
     """Return the words of the command that this process runs."""
-    return (PROGRAM, *sys.argv[1:])
+    name = os.path.basename(sys.argv[0])
+    return (name if name in OTHER_PROGRAMS else PROGRAM, *sys.argv[1:])
 
 
 def cache_from(options: Namespace) -> Path | None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from signal import SIGINT
 from typing import NoReturn
 
@@ -32,11 +32,11 @@ To resume a run that was interrupted, repeat the command.
 """
 
 
-def run() -> NoReturn:
-    """Run the command line of this process and exit."""
+def run(make_parser: Callable[[], CommandParser] | None = None) -> NoReturn:
+    """Run the command line of this process, as the parser that is made reads it, and exit."""
     open_missing_streams()
     try:
-        code = main(sys.argv[1:])
+        code = main(sys.argv[1:], make_parser)
     finally:
         discard_unwritable()
     if code > 128:
@@ -45,12 +45,12 @@ def run() -> NoReturn:
     sys.exit(code)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], make_parser: Callable[[], CommandParser] | None = None) -> int:
     """Run one command and return its exit code; bugs keep their traceback."""
     options = Namespace(interrupted="Interrupted.", prints_result=True)
     with command_streams() as stdout:
         try:
-            return _run(arguments, options, stdout)
+            return _run((make_parser or _parser)(), arguments, options, stdout)
         except VirnucError as error:
             stdout.give_up()
             print(f"{PROGRAM}: {escape_control_chars(str(error))}", file=sys.stderr)
@@ -63,10 +63,10 @@ def main(arguments: Sequence[str]) -> int:
             return FAILED
 
 
-def _run(arguments: Sequence[str], options: Namespace, stdout: ResultStream) -> int:
+def _run(parser: CommandParser, arguments: Sequence[str], options: Namespace, stdout: ResultStream) -> int:
     """Run the command that *arguments* name, add its options to *options*, and return its exit code."""
     try:
-        _parser().parse_args(arguments, options)
+        parser.parse_args(arguments, options)
     except SystemExit:  # after --help or --version
         stdout.flush()  # what cannot be written shows here, not while Python exits
         raise

@@ -105,7 +105,8 @@ def add_device_choice(
         type=names,
         default=(),
         metavar="LIST",
-        help="cuda:0,cuda:1 or cpu or cpu,cpu; 'devices' shows them (default: every GPU, else one CPU)",
+        help="cuda:0,cuda:1 or cuda (every GPU) or cpu or cpu,cpu; 'devices' shows them (default: every GPU, "
+        "else one CPU)",
     )
     group.add_argument(
         "--precision",

@@ -1,6 +1,6 @@
 """Which devices are available, which of them a run uses, in which precision and batch size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072,
 
 _MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
 _BUDGET_STEP = 1024
+_EVERY_GPU = "cuda"  # in the place of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +201,17 @@ def _by_name(names: Sequence[str], threads: int | None) -> list[Device]:
     replicas = iter(_cpu_replicas(names.count("cpu"), threads))
     gpus = {gpu.name: gpu for gpu in _gpus()}
     found: list[Device] = []
-    for name in names:
+    for name in _expanded(names, gpus):
         if name not in ("cpu", *gpus):
             raise UnknownDevice(name, [*gpus, "cpu"])
         found.append(next(replicas) if name == "cpu" else _with_own_name(gpus[name], found))
     return found
+
+
+def _expanded(names: Iterable[str], gpus: Iterable[str]) -> Iterator[str]:
+    """Yield *names*, with all *gpus*, if there are any, in the place of the name for every one."""
+    for name in names:
+        yield from (name == _EVERY_GPU and tuple(gpus)) or (name,)
 
 
 def _with_own_name(gpu: Device, others: Sequence[Device]) -> Device:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from virnuc_async.runs.blocks import FRAMES, Block
-from virnuc_async.runs.reader import RunReader
+from virnuc_async.runs.reader import BlockReader
 
 from .columns import Chunks, encode_lines, float_column, fragment_suffixes, join_lines, text_column
 from .verdicts import LABELS
@@ -13,7 +13,7 @@ from .verdicts import LABELS
 _ROWS = 1 << 16  # of the table in memory at a time: there are contigs with more ORFs
 
 
-def prediction_chunks(reader: RunReader, rows: int = _ROWS) -> Chunks:
+def prediction_chunks(reader: BlockReader, rows: int = _ROWS) -> Chunks:
     """Yield ``prediction_results.txt``, at most *rows* lines at a time: every scored ORF in input order."""
     yield b"Sequence_ID\tPrediction\tscore1\tscore2\n"
     for block in reader.blocks():

@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import IO
@@ -12,23 +12,33 @@ from virnuc_async.fileio import Directory
 RUN_BYTES = 64 << 20  # of lines that are sorted in memory
 PIECES = 256  # of a run on disk; one at a time is in memory while runs are merged
 
+Key = Callable[[str], str]
+
+
+def _before_last_tab(line: str) -> str:
+    return line.rpartition("\t")[0]
+
 
 def sort_lines(
-    blocks: Iterable[list[str]], directory: Directory, run_bytes: int = RUN_BYTES, pieces: int = PIECES
+    blocks: Iterable[list[str]],
+    directory: Directory,
+    run_bytes: int = RUN_BYTES,
+    pieces: int = PIECES,
+    key: Key = _before_last_tab,
 ) -> Generator[list[str], None, None]:
     """
-    Yield the lines of all *blocks*, sorted by what is before their last tab, in lists of many.
+    Yield the lines of all *blocks*, sorted by their *key*, in lists of many.
 
     Lines with equal keys stay in their order. What does not fit into memory goes to a temporary
     file in *directory*.
     """
     with directory.temporary_file() as file:
-        runs = _sorted_runs(blocks, file, run_bytes, pieces)
-        yield from _merge(list(runs))
+        runs = _sorted_runs(blocks, file, run_bytes, pieces, key)
+        yield from _merge(list(runs), key)
 
 
 def _sorted_runs(
-    blocks: Iterable[list[str]], file: IO[bytes], run_bytes: int, pieces: int
+    blocks: Iterable[list[str]], file: IO[bytes], run_bytes: int, pieces: int, key: Key
 ) -> Iterator[Iterator[list[str]]]:
     """Yield sorted runs of as many lines as fit into memory; all but the last one are in *file*."""
     lines: list[str] = []
@@ -37,10 +47,10 @@ def _sorted_runs(
         lines += block
         size += sum(map(str.__sizeof__, block))
         if size >= run_bytes:
-            yield _spill(_split_run(sorted(lines, key=_sort_key), pieces), file)
+            yield _spill(_split_run(sorted(lines, key=key), pieces), file)
             lines, size = [], 0
     if lines:
-        yield _split_run(sorted(lines, key=_sort_key), pieces)
+        yield _split_run(sorted(lines, key=key), pieces)
 
 
 def _split_run(lines: list[str], pieces: int) -> Iterator[list[str]]:
@@ -59,23 +69,19 @@ def _spill(pieces: Iterator[list[str]], file: IO[bytes]) -> Iterator[list[str]]:
     return (read(end - start, start).decode("latin-1").split("\n") for start, end in pairwise(ends))
 
 
-def _merge(runs: list[Iterator[list[str]]]) -> Iterator[list[str]]:
+def _merge(runs: list[Iterator[list[str]]], key: Key) -> Iterator[list[str]]:
     """Yield the lines of sorted *runs*, merged; lines with equal keys come in the order of their runs."""
     heads = [next(run) for run in runs]
     while heads:
-        bound, slowest = min((_sort_key(head[-1]), number) for number, head in enumerate(heads))
+        bound, slowest = min((key(head[-1]), number) for number, head in enumerate(heads))
         # The lines that the slowest run has not read yet come after all that are taken here. They
         # may have the key *bound*: lines of later runs with that key wait for them.
         ready = []
         for number, head in enumerate(heads):
-            end = (bisect_right if number <= slowest else bisect_left)(head, bound, key=_sort_key)
+            end = (bisect_right if number <= slowest else bisect_left)(head, bound, key=key)
             ready += head[:end]
             del head[:end]
-        yield ready if len(heads) == 1 else sorted(ready, key=_sort_key)
+        yield ready if len(heads) == 1 else sorted(ready, key=key)
         heads[slowest] = next(runs[slowest], [])
         if not heads[slowest]:
             del heads[slowest], runs[slowest]
-
-
-def _sort_key(line: str) -> str:
-    return line.rpartition("\t")[0]

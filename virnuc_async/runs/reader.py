@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,17 @@ class _Location(NamedTuple):
     last_window: int
     first: int
     end: FileEnd
+
+
+class BlockReader(Protocol):
+    """What tables of ORFs and fragments are made from."""
+
+    @property
+    def directory(self) -> Directory:
+        """The output directory of the run."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield records with their scored ORFs, in input order."""
 
 
 class RunReader:
