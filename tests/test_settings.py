@@ -30,6 +30,7 @@ def test_defaults() -> None:
         "calibrated": True,
         "calls": None,
         "pairs": Pairing.AUTO,
+        "min_length": 0,
         "reuse_features": None,
         "skip_missing": False,
         "recursive": False,
@@ -51,6 +52,7 @@ def test_defaults() -> None:
         ({"threshold": float("nan")}, "the threshold must be a number from 0 to 1, not nan"),
         ({"threshold": float("inf")}, "the threshold must be a number from 0 to 1, not inf"),
         ({"gpus": (1, 0, 1)}, "a GPU is listed twice"),
+        ({"min_length": -1}, "min length must be at least 0, not -1"),
     ],
 )
 def test_invalid_values_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -103,6 +105,7 @@ class Bytes(PathLike[bytes]):
         ({"tokens_per_batch": "auto"}, "tokens per batch must be a whole number, not 'auto'"),
         ({"tokens_per_batch": 2048.0}, "tokens per batch must be a whole number, not 2048.0"),
         ({"tokens_per_batch": True}, "tokens per batch must be a whole number, not True"),
+        ({"min_length": 2.5}, "min length must be a whole number, not 2.5"),
         ({"threshold": "0.5"}, "the threshold must be a number, not '0.5'"),
         ({"threshold": None}, "the threshold must be a number, not None"),
         ({"threshold": True}, "the threshold must be a number, not True"),

@@ -351,6 +351,7 @@ class Settings:
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
     calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
+    min_length: int = 0  # bases; shorter records are scored, but are in no table
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
     skip_missing: bool = False  # go on without inputs that cannot be read, which fail
     recursive: bool = False  # also read the directories in directories
@@ -382,6 +383,7 @@ _CHECKS: dict[str, Check] = {
     "calibrated": flag,
     "calls": optional(call_rules),
     "pairs": one_of(Pairing),
+    "min_length": whole(0),
     "reuse_features": optional(path),
     "skip_missing": flag,
     "recursive": flag,

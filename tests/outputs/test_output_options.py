@@ -14,7 +14,14 @@ from virnuc_async.outputs.written import Written
 from virnuc_async.runs.store import Store
 from virnuc_async.settings import CallRules, Pairing, Settings
 
-OPTIONS = OutputOptions(0.7, Pairing.OFF, "abc", True, CallRules(min_fragments=2))
+OPTIONS = OutputOptions(
+    threshold=0.7,
+    pairs=Pairing.OFF,
+    calibration="abc",
+    embeddings=True,
+    calls=CallRules(min_fragments=2),
+    min_length=300,
+)
 
 
 @pytest.fixture
@@ -29,7 +36,9 @@ def test_every_field_is_checked() -> None:
 
 
 def test_they_are_taken_from_settings() -> None:
-    settings = Settings(threshold=0.7, pairs=Pairing.OFF, embeddings=True, calls=CallRules(min_fragments=2))
+    settings = Settings(
+        threshold=0.7, pairs=Pairing.OFF, embeddings=True, calls=CallRules(min_fragments=2), min_length=300
+    )
     calibration = Calibration("model", Method.TEMPERATURE, 2.0, (), 0.01, 0.5)
     assert OutputOptions.of(settings, calibration) == replace(OPTIONS, calibration=calibration.fingerprint)
     assert OutputOptions.of(Settings(), None) == OutputOptions()
@@ -49,10 +58,11 @@ def test_what_earlier_versions_have_stored(store: Store) -> None:
     rules = CallRules(min_fragments=2)
     value: dict[str, Any] = {"settings": {**settings, "calls": str(rules)}, "paths": "p", "files": {}}
     store.set_meta("written", value | {"calls": {"min_fragments": 2}})
-    assert Written.of(store) == (OPTIONS, "p", {})
+    earlier = replace(OPTIONS, min_length=0)
+    assert Written.of(store) == (earlier, "p", {})
     # Before there were calls.
     store.set_meta("written", value | {"settings": settings})
-    assert Written.of(store) == (replace(OPTIONS, calls=None), "p", {})
+    assert Written.of(store) == (replace(earlier, calls=None), "p", {})
     store.close()
 
 
@@ -77,6 +87,7 @@ def test_differences() -> None:
         "calibration: abc -> None",
         "calls: min_fragments=2 -> None",
         "embeddings: True -> False",
+        "min_length: 300 -> 0",
         "pairs: off -> auto",
         "threshold: 0.7 -> 0.5",
     ]

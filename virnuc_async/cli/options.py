@@ -46,6 +46,17 @@ def add_model_options(group: Any) -> None:
     )
 
 
+def add_table_options(group: Any) -> None:
+    """Add what decides which records are in the tables, and in which files."""
+    group.add_argument(
+        "--min-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave records of fewer bases out of every table; they are scored all the same (default: 0)",
+    )
+
+
 def add_installed_model(parser: Any) -> None:
     """Add the name of a model, and --cache-dir."""
     what = "an installed model, or the directory of one"

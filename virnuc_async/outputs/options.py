@@ -17,6 +17,7 @@ from virnuc_async.settings import (
     fraction,
     one_of,
     optional,
+    whole,
     word,
 )
 
@@ -37,6 +38,7 @@ class OutputOptions:
     calibration: str | None = None  # fingerprint of the one that contigs get a column of
     embeddings: bool = False
     calls: CallRules | None = None  # of the table of calls, if there is to be one
+    min_length: int = 0  # bases; shorter records are in no table
 
     def __post_init__(self) -> None:
         check_fields(self, OPTION_CHECKS)
@@ -89,4 +91,5 @@ OPTION_CHECKS: dict[str, Check] = {
     "calibration": optional(word),
     "embeddings": flag,
     "calls": optional(call_rules),
+    "min_length": whole(0),
 }

@@ -10,10 +10,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from virnuc_async.models.calibration import Calibration
-from virnuc_async.runs.failure import Failure
-from virnuc_async.runs.mate_check import MateCheck
+from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
-from virnuc_async.sequences.mates import Mates
 from virnuc_async.settings import CallRules
 
 from .calls import CALLS_TABLE, call_chunks
@@ -41,31 +39,22 @@ class FinishedRun:
         options: OutputOptions,
         length: int,
         calibration: Calibration | None,
-        mate_check: MateCheck,
+        find_pairs: Callable[[RunReader], PairedFiles],
         summarize: Callable[["FinishedRun"], Summary],
     ) -> None:
-        self.reader = reader
+        self.reader = reader.at_least(options.min_length)
         self.options = options
         self.length = length  # bases that contigs were cut into
         self.calibration = calibration
         self.contigs: Counter[str] = Counter()  # by their verdicts, once their table is made
         self.pairs: Counter[str] = Counter()  # and of pairs
-        self._mate_check = mate_check
+        self._find_pairs = find_pairs
         self._summarize = summarize
 
-    @property
-    def mates(self) -> list[Mates]:
-        """The files whose records are pairs, to the last one."""
-        return self._paired[0]
-
-    @property
-    def more_failures(self) -> list[Failure]:
-        """Failures that the store does not have: of files that were to have pairs, and have none."""
-        return self._paired[1]
-
     @cached_property
-    def _paired(self) -> tuple[list[Mates], list[Failure]]:
-        return self._mate_check.verified_pairs(self.reader), self._mate_check.failures
+    def paired(self) -> PairedFiles:
+        """The files whose records are pairs, to the last one."""
+        return self._find_pairs(self.reader)
 
     @cached_property
     def summary(self) -> Summary:
@@ -86,7 +75,7 @@ def _contig_chunks(run: FinishedRun) -> Chunks:
 
 
 def _pair_chunks(run: FinishedRun) -> Chunks:
-    return pair_chunks(run.reader, run.mates, run.options.threshold, run.pairs, run.calibration)
+    return pair_chunks(run.reader, run.paired.mates, run.options.threshold, run.pairs, run.calibration)
 
 
 def _call_chunks(run: FinishedRun) -> Chunks:
@@ -94,7 +83,7 @@ def _call_chunks(run: FinishedRun) -> Chunks:
 
 
 def _has_failed(run: FinishedRun) -> bool:
-    return bool(run.reader.totals().failures or run.more_failures)
+    return bool(run.reader.totals().failures or run.paired.failures)
 
 
 FILES: tuple[OutputFile, ...] = (
@@ -103,8 +92,8 @@ FILES: tuple[OutputFile, ...] = (
     OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length)),
     OutputFile("contigs.tsv", _contig_chunks),
     OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
-    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.mates)),
-    OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.more_failures), _has_failed),
+    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
+    OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.paired.failures), _has_failed),
 )
 # It is written when all else is there.
 SUMMARY_FILE = OutputFile(SUMMARY, lambda run: summary_text(run.summary))

@@ -18,17 +18,26 @@ class PairBlock:
     lengths: NDArray[np.int64]  # (pairs, 2): of the mates, in bases
     joint: Block  # as if each pair were a contig, with the fragments of both
 
+    def at_least(self, length: int) -> "PairBlock":
+        """Return the pairs whose longer mate has at least *length* bases."""
+        are_kept = self.lengths.max(1) >= length
+        return PairBlock(self.lengths[are_kept], self.joint.of(are_kept))
+
 
 def pair_blocks(reader: RunReader, mates: Mates) -> Iterator[PairBlock]:
     """
-    Yield every pair of *mates*, whose ids agree, in order, about a window at a time.
+    Yield the pairs of *mates*, whose ids agree, in order, about a window at a time.
 
-    The rest of one file when the other has ended is in no pair.
+    Pairs of which both mates are shorter than *reader*'s ``min_length`` are left out. The rest of one file
+    when the other has ended is in no pair.
     """
-    firsts, seconds = reader.blocks(mates.first), reader.blocks(mates.second)
+    firsts, seconds = reader.all_blocks(mates.first), reader.all_blocks(mates.second)
     if mates.are_interleaved:
         firsts, seconds = _every_other(firsts, 0), _every_other(seconds, 1)
-    return (_pair_block(one, two) for one, two in _aligned(firsts, seconds))
+    for one, two in _aligned(firsts, seconds):
+        pairs = _pair_block(one, two).at_least(reader.min_length)
+        if pairs.joint.ids:
+            yield pairs
 
 
 def _every_other(blocks: Iterable[Block], first: int) -> Iterator[Block]:

@@ -56,22 +56,28 @@ def read_summary(directory: Directory) -> Summary:
 
 def summary_line(summary: Summary, out_dir: Path) -> str:
     """Format the result of a run in one line."""
-    counts = summary.counts
-    session = summary.session
-    pairs = counts.get("pairs", 0)
-    of_pairs = f", {counts['viral_pairs']:,} of {plural(pairs, 'pair')}" if pairs else ""
+    counts, session = summary.counts, summary.session
+    shown = {kind: counts.get(kind, 0) - counts.get(f"short_{kind}", 0) for kind in ("contigs", "pairs")}
+    contigs, pairs = plural(shown["contigs"], "contig"), plural(shown["pairs"], "pair")
+    of_pairs = f", {counts['viral_pairs']:,} of {pairs}" if shown["pairs"] else ""
     fragments, seconds = plural(counts["fragments"], "fragment"), summary.seconds["total"]
     scored = f"{plural(counts['orfs'], 'ORF')} of {fragments} scored in {seconds:.1f} s"
     if session["orfs_before"]:
         now = f"{plural(session['orfs'], 'ORF')} scored now"
         now += f" in {seconds:.1f} s" if session["orfs"] else ""
         scored = f"{now}, {session['orfs_before']:,} before, of {fragments}"
-    text = (
-        f"Viral: {counts['viral_contigs']:,} of {plural(counts['contigs'], 'contig')}{of_pairs} "
-        f"({scored}). Tables are in {out_dir}"
-    )
+    text = f"Viral: {counts['viral_contigs']:,} of {contigs}{of_pairs} ({scored}). Tables are in {out_dir}"
     failed = counts["failures"]
     return text + (f"; {plural(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
+
+
+def left_out_line(summary: Summary) -> str:
+    """Format how many records and pairs are in no table, since they are short; empty if all are in one."""
+    counts = summary.counts
+    kinds = [kind for kind in ("contig", "pair") if counts.get(f"short_{kind}s")]
+    parts = [f"{counts[f'short_{kind}s']:,} of {plural(counts[f'{kind}s'], kind)}" for kind in kinds]
+    least = plural(summary.settings["min_length"], "base")
+    return f"shorter than {least}, and in no table: {', '.join(parts)}" if parts else ""
 
 
 def of_earlier_sessions(summary: Summary) -> Summary:
@@ -87,8 +93,7 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     """
     store, plan, messages = session.store, session.plan, session.messages
     totals = store.reader.totals()
-    contigs, pairs = (run.contigs, run.pairs) if run else (Counter[str](), Counter[str]())
-    counts = _counts(session, totals, contigs["virus"], pairs)
+    counts = _counts(session, totals, run)
     return Summary(
         version=__version__,
         command=command,
@@ -108,17 +113,21 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     )
 
 
-def _counts(session: RunSession, totals: Totals, viral_contigs: int, pairs: Counter[str]) -> dict[str, int]:
+def _counts(session: RunSession, totals: Totals, run: "FinishedRun | None") -> dict[str, int]:
     counts = {
         "contigs": totals.contigs,
         "fragments": totals.fragments,
         "orfs": totals.scores,
         "batches": totals.batches,
-        "viral_contigs": viral_contigs,
+        "viral_contigs": run.contigs["virus"] if run else 0,
         "failures": totals.failures + len(session.mates.failures),
     }
-    if pairs:
-        counts |= {"pairs": pairs.total(), "viral_pairs": pairs["virus"]}
+    if run and run.paired.pairs:
+        counts |= {"pairs": run.paired.pairs, "viral_pairs": run.pairs["virus"]}
+    if run and run.options.min_length:
+        counts["short_contigs"] = totals.contigs - run.contigs.total()
+        if run.paired.pairs:
+            counts["short_pairs"] = run.paired.pairs - run.pairs.total()
     if session.hardware.precision is not Precision.FP32:
         counts["orfs_recomputed"] = totals.recomputed
     if totals.reused is not None:

@@ -14,7 +14,15 @@ from virnuc_async.runs.session import RunSession
 from .embeddings import save_features
 from .options import OutputOptions
 from .output_files import FILES, SUMMARY_FILE, FinishedRun
-from .summary import Summary, of_earlier_sessions, read_summary, summarize, summary_line, summary_text
+from .summary import (
+    Summary,
+    left_out_line,
+    of_earlier_sessions,
+    read_summary,
+    summarize,
+    summary_line,
+    summary_text,
+)
 from .table_files import SUMMARY, TableFiles
 from .written import Written, paths_digest
 
@@ -53,6 +61,8 @@ class OutputWriter:
         await on_disk(self._write_or_remove_embeddings)
         await on_disk(self._files.make, SUMMARY_FILE, run)
         await on_disk(self._remember_written, run.options)
+        if left_out := left_out_line(run.summary):
+            self._log.info("{}", left_out)
         self._log.info("{}", summary_line(run.summary, self._directory.path))
         return run.summary
 
@@ -107,7 +117,7 @@ class OutputWriter:
             self._options(Written.of(self._store)),
             plan.bundle.length,
             plan.calibration,
-            self._session.mates,
+            self._session.mates.verify,
             partial(summarize, self._session, self._command),
         )
 

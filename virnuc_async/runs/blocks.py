@@ -19,7 +19,7 @@ FRAMES = tuple(frame.name.encode() for frame in Frame)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive records of the input with all their scored ORFs, in columns and in input order."""
+    """Records of the input with all their scored ORFs, in columns and in input order."""
 
     contigs: NDArray[np.void]  # CONTIG
     ids: bytes  # of the contigs, a line each
@@ -28,9 +28,12 @@ class Block:
     @property
     def rows(self) -> NDArray[np.int64]:
         """For each ORF, the row of its contig in this block."""
-        first = self.contigs["number"][0] if self.ids else 0
-        rows: NDArray[np.int64] = self.scores["contig"] - first
-        return rows
+        numbers = self.contigs["number"]
+        first = numbers[0] if self.ids else 0
+        if not self.ids or numbers[-1] - first == len(numbers) - 1:
+            rows: NDArray[np.int64] = self.scores["contig"] - first
+            return rows
+        return np.searchsorted(numbers, self.scores["contig"])  # some records are left out
 
     def names(self) -> list[str]:
         """Return the ids decoded as Latin-1: this is faster than bytes, and has the same sort order."""
@@ -58,6 +61,18 @@ class Block:
         )
         starts = np.append(0, 1 + np.flatnonzero(np.frombuffer(self.ids, np.uint8) == ord("\n")))
         return Block(self.contigs[rows], self.ids[starts[rows.start] : starts[rows.stop]], self.scores[orfs])
+
+    def at_least(self, length: int) -> "Block":
+        """Return the records of at least *length* bases, with their ORFs."""
+        return self.of(self.contigs["length"] >= length)
+
+    def of(self, are_kept: NDArray[np.bool_]) -> "Block":
+        """Return the records that *are_kept*, with their ORFs."""
+        if are_kept.all():
+            return self
+        ids = self.ids.split(b"\n")[:-1]
+        kept = b"".join(b"%s\n" % ids[row] for row in np.flatnonzero(are_kept).tolist())
+        return Block(self.contigs[are_kept], kept, self.scores[are_kept[self.rows]])
 
     def is_complete(self) -> bool:
         """Whether each record and each ORF is here once, and each ORF is of a fragment of these records."""

@@ -1,7 +1,9 @@
 """Which files of a run hold mates, and whether the ids of their records agree."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
 
 from anyio import from_thread
 
@@ -28,6 +30,57 @@ _COLLATE = "; 'samtools collate -o OUT.bam IN.bam' makes neighbours of mates"
 _MAX_NAMED = 3  # pairs of files in the log
 
 
+class PairedFiles(NamedTuple):
+    """The files whose ids agree to the last record, and what is to be said of the others."""
+
+    mates: list[Mates]
+    pairs: int  # of records
+    failures: list[Failure]  # of files that should be interleaved and are not
+    warnings: list[tuple[Mates, str]]
+
+
+def verify_mates(
+    all_mates: Iterable[Mates], reader: RunReader, pairing: Pairing, before_each: Callable[[], None]
+) -> PairedFiles:
+    """
+    Return which of *all_mates* agree to the last record, or to where a file breaks, as *reader* has them.
+
+    *before_each* is called before each part of a file.
+    """
+    paths, files, found = reader.paths(), list(reader.files()), PairedFiles([], 0, [], [])
+
+    def ids(file: int) -> Iterator[bytes]:
+        for block in reader.ids(file):
+            before_each()
+            yield from block
+
+    for mates in all_mates:
+        compared = compare(mates, ids)
+        is_broken = is_truncated(mates, compared, files)
+        if not compared.differ or is_broken:
+            found.mates.extend([mates] * bool(compared.pairs))
+            found = found._replace(pairs=found.pairs + compared.pairs)
+        if is_broken:
+            found.warnings.append((mates, _truncation(mates, compared.pairs, paths)))
+        elif compared.differ and pairing == Pairing.INTERLEAVED:
+            reason = describe_mismatch(mates, compared, paths)
+            found.failures.append(Failure(paths[mates.first], Stage.INPUT, reason))
+        elif compared.differ:
+            found.warnings.append((mates, _mismatch(mates, compared, paths, pairing)))
+    return found
+
+
+def mates_by_flags(mates: Iterable[Mates], files: Iterable[int]) -> list[Mates]:
+    """Return *mates* with the *files* of alignments whose neighbouring records are mates, as flags say."""
+    named = {file for pair in mates for file in pair}
+    return sorted([*mates, *(Mates(number, number) for number in files if number not in named)])
+
+
+def files_with_mates(paths: Sequence[str]) -> list[int]:
+    """Return which of *paths*, by number, are alignments whose first read has a mate, by its flags."""
+    return [number for number, path in enumerate(paths) if os.path.isfile(path) and has_mates(path)]
+
+
 class MateCheck:
     """
     The files of *plan* that are named as mates, and what their ids say.
@@ -43,7 +96,11 @@ class MateCheck:
         self._messages = messages
         self._log = messages.log
         self._mismatched: set[Mates] = set()  # that were warned of
-        self._has_read_flags = False
+
+    @cached_property
+    def flagged(self) -> list[int]:
+        """The files of alignments whose neighbouring records should be mates, as flags say."""
+        return files_with_mates(self._plan.paths)
 
     def log_pairing(self, read: Reader) -> None:
         """
@@ -56,7 +113,7 @@ class MateCheck:
             from_thread.check_cancelled()
             compared = check_first_records(mates, self._plan.paths, read)
             if compared.differ:
-                self._warn_of_mismatch(mates, compared)
+                self._warn(mates, _mismatch(mates, compared, self._plan.paths, self._plan.settings.pairs))
         paired = [mates for mates in self.mates if mates not in self._mismatched]
         if paired and self._plan.settings.pairs == Pairing.INTERLEAVED:
             self._log.info("neighbouring records of each file are paired")
@@ -70,64 +127,45 @@ class MateCheck:
         if len(paired) > _MAX_NAMED:
             self._log.info("{} of files are paired, too", plural(len(paired) - _MAX_NAMED, "more pair"))
 
-    def verified_pairs(self, reader: RunReader) -> list[Mates]:
+    def verify(self, reader: RunReader) -> PairedFiles:
         """
         Return the mates whose ids agree to the last record, or to where a file breaks; warn of the others.
 
         Call it in a worker thread, when all records can be read by *reader*.
         """
-        counts, files, verified = self._messages.counts, list(reader.files()), list[Mates]()
+        counts = self._messages.counts
         status, counts.status = counts.status, "comparing the ids of mates"
-
-        def ids(file: int) -> Iterator[bytes]:
-            for block in reader.ids(file):
-                from_thread.check_cancelled()
-                yield from block
-
         self._add_mates_by_flags()
-        self.failures.clear()
-        for mates in self.mates:
-            compared = compare(mates, ids)
-            if not compared.differ:
-                verified += [mates] * bool(compared.pairs)
-            elif is_truncated(mates, compared, files):
-                verified += [mates] * bool(compared.pairs)
-                self._warn_of_truncation(mates, compared.pairs)
-            elif self._plan.settings.pairs == Pairing.INTERLEAVED:
-                reason = describe_mismatch(mates, compared, self._plan.paths)
-                self.failures.append(Failure(self._plan.paths[mates.first], Stage.INPUT, reason))
-                self._messages.log_failure(self.failures[-1])
-            elif mates not in self._mismatched:
-                self._warn_of_mismatch(mates, compared)
+        found = verify_mates(self.mates, reader, self._plan.settings.pairs, from_thread.check_cancelled)
+        self.failures = found.failures
+        for failure in found.failures:
+            self._messages.log_failure(failure)
+        for mates, text in found.warnings:
+            if mates not in self._mismatched:
+                self._warn(mates, text)
         counts.status = status
-        return verified
+        return found
 
     def _add_mates_by_flags(self) -> None:
-        """Add the files of alignments whose neighbouring records should be mates, as flags say, once."""
-        if self._plan.settings.pairs == Pairing.AUTO and not self._has_read_flags:
-            named = {file for mates in self.mates for file in mates}
-            others = ((number, path) for number, path in enumerate(self._plan.paths) if number not in named)
-            found = (
-                Mates(number, number) for number, path in others if os.path.isfile(path) and has_mates(path)
-            )
-            self.mates = sorted([*self.mates, *found])
-            self._has_read_flags = True
+        if self._plan.settings.pairs == Pairing.AUTO:
+            self.mates = mates_by_flags(self.mates, self.flagged)
 
-    def _warn_of_truncation(self, mates: Mates, pairs: int) -> None:
-        names = " and ".join(dict.fromkeys(self._plan.paths[file] for file in mates))
-        self._log.warning("{}: {} before the break, none behind it", names, plural(pairs, "pair"))
-
-    def _warn_of_mismatch(self, mates: Mates, compared: PairComparison) -> None:
-        reason = describe_mismatch(mates, compared, self._plan.paths)
-        if mates.are_interleaved:
-            hint = "" if self._plan.settings.pairs == Pairing.INTERLEAVED else _COLLATE
-            self._log.warning(
-                "{}: {}. Its records are not paired{}", self._plan.paths[mates.first], reason, hint
-            )
-        else:
-            self._log.warning(
-                "{}. These files are not paired. 'seqkit pair' or BBTools' repair.sh sorts such files; "
-                "--pairs off ignores the names of files",
-                reason,
-            )
+    def _warn(self, mates: Mates, text: str) -> None:
+        self._log.warning("{}", text)
         self._mismatched.add(mates)
+
+
+def _truncation(mates: Mates, pairs: int, paths: Sequence[str]) -> str:
+    names = " and ".join(dict.fromkeys(paths[file] for file in mates))
+    return f"{names}: {plural(pairs, 'pair')} before the break, none behind it"
+
+
+def _mismatch(mates: Mates, compared: PairComparison, paths: Sequence[str], pairing: Pairing) -> str:
+    reason = describe_mismatch(mates, compared, paths)
+    if mates.are_interleaved:
+        hint = "" if pairing == Pairing.INTERLEAVED else _COLLATE
+        return f"{paths[mates.first]}: {reason}. Its records are not paired{hint}"
+    return (
+        f"{reason}. These files are not paired. 'seqkit pair' or BBTools' repair.sh sorts such files; "
+        "--pairs off ignores the names of files"
+    )

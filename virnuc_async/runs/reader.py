@@ -61,8 +61,9 @@ class RunReader:
         DamagedStore: a part of the store cannot be read, makes no sense, or is missing
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, min_length: int = 0) -> None:
         self._database = database
+        self.min_length = min_length  # bases of the records that :meth:`blocks` yields
         self._found: tuple[int, list[_Location]] = (-1, [])  # the changes of the store so far, and its files
 
     @property
@@ -70,12 +71,23 @@ class RunReader:
         """The output directory of the run."""
         return self._database.directory
 
+    def at_least(self, min_length: int) -> "RunReader":
+        """Return a reader of the same store that leaves out records of fewer than *min_length* bases."""
+        return RunReader(self._database, min_length)
+
     def blocks(self, file: int | None = None) -> Iterator[Block]:
         """
-        Yield every record that was read, with its scored ORFs, about a window at a time.
+        Yield every record of at least ``min_length`` bases, with its scored ORFs, about a window at a time.
 
         If *file*, the number of an input, is given, yield its records only.
         """
+        for block in self.all_blocks(file):
+            long = block.at_least(self.min_length)
+            if long.ids:
+                yield long
+
+    def all_blocks(self, file: int | None = None) -> Iterator[Block]:
+        """Yield every record that was read as :meth:`blocks` does, of any length."""
         # A record may run through many windows: they are gathered until another one begins.
         parts: list[Block] = []
         with closing(self._windows() if file is None else self._windows_of(file)) as windows:

@@ -13,6 +13,7 @@ from virnuc_async.cli.options import (
     add_device_options,
     add_listing_options,
     add_model_options,
+    add_table_options,
     add_verbosity_options,
     fields_from,
     settings_from,
@@ -54,6 +55,7 @@ def add_parser(commands: Any) -> None:
     model = parser.add_argument_group("model")
     add_model_options(model)
     _add_output_options(model)
+    add_table_options(parser.add_argument_group("tables"))
     _add_calls(parser.add_argument_group("calls"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
@@ -150,6 +152,7 @@ def run(options: Namespace) -> int:
         embeddings=options.embeddings,
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),
+        min_length=options.min_length,
         skip_missing=options.skip_missing,
         recursive=options.recursive,
         allow_duplicates=options.allow_duplicates,
