@@ -12,9 +12,9 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from virnuc_async.cli.console import run_log
+from virnuc_async.cli.console import note, run_log
 from virnuc_async.cli.earlier_options import (
-    CONTAINER,
+    LENGTHS,
     add_options_without_effect,
     describe_without_effect,
     require_length,
@@ -25,13 +25,11 @@ from virnuc_async.cli.main import run as run_process
 from virnuc_async.cli.parser import CommandParser, numbers, path_text
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 from virnuc_async.errors import BundleError, OutputError, RunMismatchError, UnknownBundle, UsageError
-from virnuc_async.log import logger
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.unique_tables import write_unique_tables
 from virnuc_async.settings import Settings
 
 MODEL = "VIRNUC_ASYNC_MODEL"
-LENGTHS = (500, 300)  # of the published models; the first one is the default
 
 
 def make_parser() -> CommandParser:
@@ -50,7 +48,7 @@ def make_parser() -> CommandParser:
     add("--threads", type=int, metavar="N", help="threads of the CPU (default: all that may be used)")
     add("--resume", action="store_true", help="do not replace OUT.tsv.run if it is another run")
     add("--verbose", action="store_true", help="print more, such as a line for each batch")
-    add_options_without_effect(parser, CONTAINER)
+    add_options_without_effect(parser)
     parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False, quiet=False, cache_dir=None)
     return parser
 
@@ -64,8 +62,7 @@ def run(options: Namespace) -> int:
     directory = out.with_name(f"{out.name}.run")
     prepare_torch(options)
     with run_log(options):
-        if without_effect := describe_without_effect(options):
-            logger.info("{}", without_effect)
+        note(describe_without_effect(options))
         summary = _predict(options, directory, settings)
     write_unique_tables(directory, out)
     return INCOMPLETE if summary.counts["failures"] else DONE
@@ -104,7 +101,7 @@ def _predict(options: Namespace, directory: Path, settings: Settings) -> Summary
         if options.resume:
             reason = f"contains a different run: {differences}. Without --resume it is replaced"
             raise OutputError(str(directory), reason) from None
-    logger.info("{}", f"{directory} contains a different run ({differences}), which is replaced")
+    note(f"{directory} contains a different run ({differences}), which is replaced")
     return run_interruptibly([options.input], directory, replace(settings, overwrite=True))
 
 

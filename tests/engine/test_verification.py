@@ -18,7 +18,6 @@ from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import precisions_of
 from virnuc_async.errors import Stage
-from virnuc_async.models import published
 from virnuc_async.models.bundle import Bundle, find, write_manifest
 from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.models.reference import published_reference, reference_of
@@ -210,7 +209,7 @@ def test_an_imported_model_has_the_reference_that_was_named(
 def test_a_published_classifier_brings_its_reference(
     golden_parts: CheckpointPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(published.CLASSIFIERS, 500, git_blob(golden_parts.classifier))
+    monkeypatch.setitem(bundles.CLASSIFIERS, 500, git_blob(golden_parts.classifier))
     assert imported(golden_parts, tmp_path / "a").code == 0
     assert reference_of(find(tmp_path / "a")).source == published_reference(500).source
     described = json.loads((tmp_path / "a" / "bundle.json").read_bytes())

@@ -27,8 +27,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def run_log(options: Namespace) -> Iterator[None]:
-    """Show the log of a run on standard error: bars on a terminal, lines elsewhere."""
+def run_log(options: Namespace, may_draw: bool = True) -> Iterator[None]:
+    """Show the log of a run on standard error: bars on a terminal, if it *may_draw*, and lines elsewhere."""
     from rich.console import Console
 
     from virnuc_async.log import logger
@@ -38,11 +38,19 @@ def run_log(options: Namespace) -> Iterator[None]:
     level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
     console = Console(stderr=True)
     with ExitStack() as stack:
-        has_bars = console.is_terminal and not options.quiet
+        has_bars = may_draw and console.is_terminal and not options.quiet
         sink = stack.enter_context(Bars(console)) if has_bars else Lines(sys.stderr)
         added = logger.add(sink, format=_log_format, filter=_is_shown, level=level, catch=False)
         stack.callback(logger.remove, added)
         yield
+
+
+def note(line: str) -> None:
+    """Show *line*, unless it is empty, as a message of the run."""
+    from virnuc_async.log import logger
+
+    if line:
+        logger.info("{}", line)
 
 
 def _is_shown(record: "Record") -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import (
+    SUPPRESS,
     Action,
     ArgumentError,
     ArgumentParser,
@@ -90,7 +91,8 @@ class CommandParser(ArgumentParser):
         known = [name for name in self._option_string_actions if name.startswith("--")]
         names = [word.partition("=")[0] for word in words]
         hints = [self._hint(name, known) for name in names]
-        found = "".join(hints) or f" Options: {', '.join(known)}"
+        shown = [name for name in known if self._option_string_actions[name].help != SUPPRESS]
+        found = "".join(hints) or f" Options: {', '.join(shown)}"
         return f"no such option: {', '.join(names)}.{found}"
 
     @staticmethod

@@ -30,6 +30,11 @@ ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  
 REFERENCE = "reference.json"  # results of a trusted installation; not in every bundle
 DEFAULT = "tiny-500"
 PUBLISHED = ("virnucpro-500", "virnucpro-300")
+# What git calls the files of the published classifiers, by their lengths: there is no other checksum.
+CLASSIFIERS = {
+    500: "fc35d5ef9f1f4564eea7036f34f4f8ec6000d33d",
+    300: "a0b5b85e7c1e44f00cde146d091beb82b2c8e855",
+}
 
 _FORMAT = 1
 _MAX_JSON_SIZE = 1 << 20  # bytes of a bundle.json or calibration.json

@@ -34,7 +34,7 @@ from virnuc_async.fileio import (
 from virnuc_async.networks.shapes import ClassifierShape, ProteinShape
 from virnuc_async.text import did_you_mean
 
-from .bundle import ENCODERS, Bundle, find
+from .bundle import CLASSIFIERS, ENCODERS, Bundle, find
 from .checkpoint_formats import ESM2_HEADS, read_protein
 from .import_checkpoint import CheckpointPaths, import_bundle, import_classifier
 from .reference import Reference, published_reference
@@ -42,11 +42,6 @@ from .reference import Reference, published_reference
 HUB = "https://huggingface.co"
 LICENCE = "ESM-2: MIT; DNABERT-S: Apache-2.0; classifier: see github.com/Li-Jing-1997/VirNucPro"
 
-# The git blob ids of the files: no other checksum was published.
-CLASSIFIERS = {
-    500: "fc35d5ef9f1f4564eea7036f34f4f8ec6000d33d",
-    300: "a0b5b85e7c1e44f00cde146d091beb82b2c8e855",
-}
 ESM2 = {
     "esm2_t6_8M_UR50D": (6, 320),
     "esm2_t12_35M_UR50D": (12, 480),

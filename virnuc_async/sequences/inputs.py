@@ -35,6 +35,13 @@ def split_extensions(name: str) -> tuple[str, str]:
     return (plain[0], name[len(plain[0]) :]) if plain[1].lower() in _SEQUENCE_SUFFIXES else (name, "")
 
 
+def stem(path: str) -> str:
+    """Return the name of an input without its directory and its suffixes; that of standard input is stdin."""
+    name = os.path.basename(os.path.normpath(path))
+    plain, suffix = split_extensions(name)
+    return "stdin" if path == STDIN else plain if suffix else os.path.splitext(name)[0]
+
+
 def open_file(path: str) -> io.BufferedReader:
     """Open *path* for reading bytes."""
     return open(path, "rb")

@@ -5,7 +5,12 @@ from argparse import Namespace
 from functools import partial
 from typing import Any
 
-from virnuc_async.cli.console import run_log
+from virnuc_async.cli.console import note, run_log
+from virnuc_async.cli.earlier_options import (
+    add_earlier_options,
+    apply_earlier_options,
+    describe_without_effect,
+)
 from virnuc_async.cli.environment import prepare_torch
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import (
@@ -59,6 +64,7 @@ def add_parser(commands: Any) -> None:
     _add_calls(parser.add_argument_group("calls"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
+    add_earlier_options(parser)
     parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
 
 
@@ -86,6 +92,7 @@ def _add_file_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--output-dir",
+        "-o",
         type=path_text,
         metavar="DIR",
         help="the output directory; then all other names are inputs",
@@ -144,6 +151,7 @@ def _add_calls(group: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Predict, and return whether every input could be used."""
+    apply_earlier_options(options)
     inputs, out_dir = _inputs_and_output(options)
     rules = fields_from(CallRules, options)
     settings = settings_from(
@@ -160,7 +168,8 @@ def run(options: Namespace) -> int:
         repair=options.repair,
     )
     prepare_torch(options)
-    with run_log(options):
+    with run_log(options, may_draw=not options.no_progress):
+        note(describe_without_effect(options))
         summary = run_interruptibly(inputs, out_dir, settings, options.max_seconds)
     return INCOMPLETE if summary.counts["failures"] else DONE
 
