@@ -17,7 +17,6 @@ from typing import Any
 
 import anyio
 from aiofiles.threadpool import wrap
-from anyio.abc import TaskGroup
 
 from virnuc_async.fileio import stat_signature
 
@@ -55,19 +54,22 @@ class ReadAhead:
 
     async def run(self) -> None:
         """Read ahead from the first call of :meth:`open` on, until cancelled; that waits for no read."""
-        loop = asyncio.get_running_loop()
+        loop, begun = asyncio.get_running_loop(), asyncio.Queue[_Stream]()
         threads = ThreadPoolExecutor(self._files, "read ahead")
         try:
             async with anyio.create_task_group() as tasks:
                 with self._lock:
                     self._loop_thread = threading.get_ident()
-                    self._begin = lambda stream: loop.call_soon_threadsafe(
-                        self._start, tasks, threads, stream
-                    )
+                    self._begin = lambda stream: loop.call_soon_threadsafe(self._put, begun, stream)
                 try:
-                    await anyio.sleep_forever()
+                    # From this task: anyio asks sniffio for the event loop where that is installed, as it is
+                    # with trio, and sniffio knows of none in a callback of the loop.
+                    while stream := await begun.get():
+                        tasks.start_soon(self._fill, threads, stream, name=f"read ahead {stream.path}")
                 finally:
                     self._stop()
+                    while not begun.empty():
+                        begun.get_nowait().end(anyio.ClosedResourceError())
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -94,11 +96,11 @@ class ReadAhead:
                 self._begin(self._ahead[-1])
             return self._ahead.popleft() if self._ahead and self._ahead[0].path == path else None
 
-    def _start(self, tasks: TaskGroup, threads: ThreadPoolExecutor, stream: "_Stream") -> None:
+    def _put(self, begun: "asyncio.Queue[_Stream]", stream: "_Stream") -> None:
         if self._begin is None:
             stream.end(anyio.ClosedResourceError())
         else:
-            tasks.start_soon(self._fill, threads, stream, name=f"read ahead {stream.path}")
+            begun.put_nowait(stream)
 
     async def _fill(self, threads: ThreadPoolExecutor, stream: "_Stream") -> None:
         """Read the file of *stream* into memory, at most so many blocks ahead of the reader."""
