@@ -18,6 +18,7 @@ from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import precisions_of
 from virnuc_async.errors import Stage
+from virnuc_async.models import bundle as bundles
 from virnuc_async.models.bundle import Bundle, find, write_manifest
 from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.models.reference import published_reference, reference_of
