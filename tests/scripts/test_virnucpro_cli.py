@@ -247,7 +247,7 @@ def test_options_without_effect_are_named_in_one_line(model: Bundle, small: Path
     [
         (("--use-gpu",), 1, "no device 'cuda' here. There are: cpu"),
         (("--no-gpu", "--gpus", "0"), 64, "choose --no-gpu or --gpus, not both"),
-        (("--batch-size", "many"), 64, "argument --batch-size: invalid int value: 'many'"),
+        (("--batch-size", "many"), 64, "argument --batch-size/-b: invalid int value: 'many'"),
     ],
 )
 def test_devices_that_cannot_be(words: tuple[str, ...], code: int, message: str, small: Path) -> None:
