@@ -12,6 +12,7 @@ import pytest
 from running import NO_FILE
 
 from virnuc_async.errors import MissingInputs, UnreadableInput, UsageError
+from virnuc_async.sequences import inputs
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.listing import list_inputs
 
@@ -244,3 +245,30 @@ def test_no_name():
         list_inputs(["a.fa", ""])
     with pytest.raises(UsageError, match="name an input"):
         list_inputs([])
+
+
+def test_a_file_whose_name_says_nothing_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pysam", reason="the extra [bam] is not installed")
+    contents = {
+        "bases": b">a\nACGT\n",
+        "packed": gzip.compress(b"@a\nACGT\n+\nIIII\n"),
+        "text": b"a list\n",
+        "aligned.bam": gzip.compress(b"BAM\1\0\0\0\0\0\0\0\0"),
+        "reads": b"r\t4\t*\t0\t0\t*\t*\t0\t0\tACGT\t*\n",
+        "empty": b"",
+    }
+    opened = []
+
+    def open_file(path: str) -> io.BufferedReader:
+        opened.append(os.path.basename(path))
+        return open(path, "rb")
+
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(inputs, "open_file", open_file)
+    found = list_inputs([tmp_path])
+    assert sorted(opened) == sorted(contents)
+    kept = ["aligned.bam", "bases", "packed", "reads"]
+    assert found.paths == tuple(str(tmp_path / name) for name in kept)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from virnuc_async.errors import InputChanged, InputError, UnreadableInput
 from virnuc_async.fileio import stat_signature
@@ -146,30 +146,28 @@ def _hash_samples(file: BinaryIO, size: int) -> str:
     return digest.hexdigest()
 
 
-def read_head(path: str, size: int) -> bytes:
+class Beginning(NamedTuple):
+    """What a file begins with."""
+
+    head: bytes  # of its decompressed text, from its first letter on
+    is_alignment: bool  # it is BAM, CRAM or SAM, and can be read
+
+
+def look_into(path: str, size: int) -> Beginning:
     """
-    Return about *size* bytes of the decompressed text of *path*, from its first letter on.
+    Return what *path* begins with: about *size* bytes; it is opened once.
 
     Raises:
         UnreadableInput: it cannot be opened
         what is in DAMAGED: it breaks before that
     """
-    with _open_input(path, None, open_file) as (_, text, _):
+    with _open_input(path, None, open_file) as (raw, text, _):
+        # Before its text is read: that takes the bytes.
+        is_alignment = alignment_format(raw) is not None and can_read_alignments()
         head = b""
         while len(head) < size and (block := text.read1(size)):
             head = (head + block).removeprefix(BYTE_ORDER_MARK).lstrip()
-        return head
-
-
-def is_alignment(path: str) -> bool:
-    """
-    Return whether *path* is BAM, CRAM or SAM, and can be read.
-
-    Raises:
-        UnreadableInput: it cannot be opened
-    """
-    with _open_input(path, None, open_file) as (raw, _, _):
-        return alignment_format(raw) is not None and can_read_alignments()
+        return Beginning(head, is_alignment)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from virnuc_async.errors import MissingInputs, UnreadableInput, UsageError
 from .decompression import DAMAGED
 from .fastx import describe_error
 from .foreign_formats import HEAD_BYTES, foreign_format
-from .inputs import STDIN, is_alignment, read_head, split_extensions
+from .inputs import STDIN, look_into, split_extensions
 
 _STDIN_NAMES = frozenset({STDIN, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
 _MAX_NAMED = 5  # files in a notice
@@ -233,12 +233,12 @@ class _Lister:
     def _holds_sequences(self, path: Path) -> bool:
         """Whether the content of *path* is that of a format that is read; note what it is otherwise."""
         try:
-            head = read_head(str(path), HEAD_BYTES)
+            head, is_alignment = look_into(str(path), HEAD_BYTES)
         except (UnreadableInput, *DAMAGED) as error:
             reason = error.reason if isinstance(error, UnreadableInput) else describe_error(error)
             self._left_out[_UNREADABLE].append(f"{path} ({reason})")
             return False
-        if head[:1] in (b">", b"@") or is_alignment(str(path)):
+        if head[:1] in (b">", b"@") or is_alignment:
             return True
         foreign = foreign_format(head) or ""
         what, is_convertible, _ = foreign.partition(" first: ")
