@@ -43,6 +43,7 @@ def prepare_torch(options: Namespace) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     hide_other_gpus(options.gpus)
     place_triton_cache(cache_from(options))
+    do_without_compiler_cache()
 
 
 def hide_other_gpus(gpus: tuple[int, ...]) -> None:
@@ -58,3 +59,10 @@ def place_triton_cache(cache: Path | None) -> None:
     """Let Triton keep compiled kernels in *cache*, if there is one and the user chose no other place."""
     if cache is not None and not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
         os.environ["TRITON_CACHE_DIR"] = str(cache.absolute() / "triton")
+
+
+def do_without_compiler_cache() -> None:
+    """Keep torch from making a directory for its compiler, which nothing here uses."""
+    # Optimizers and transformers import the compiler, which makes a temporary directory at once, and fails
+    # where none can be made, as in a container with a read-only root. It takes any directory that exists.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.sep)

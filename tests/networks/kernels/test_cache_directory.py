@@ -1,5 +1,6 @@
 """Triton's cache: where the user wants it, else in ours, and never in a directory called "~"."""
 
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,3 +56,12 @@ def test_what_cannot_be_written_is_replaced_by_a_temporary_directory(
     assert used.is_dir()
     assert used.name.startswith("virnuc-async-triton-")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_where_nothing_can_be_written_the_choice_stands(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container with a read-only root and no TMPDIR: the kernels then say why they cannot be compiled."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    assert directory_for(tmp_path / "file" / "cache") == tmp_path / "file" / "cache"

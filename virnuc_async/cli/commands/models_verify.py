@@ -5,7 +5,12 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.console import print_table, status_lines
-from virnuc_async.cli.environment import cache_from, hide_other_gpus, place_triton_cache
+from virnuc_async.cli.environment import (
+    cache_from,
+    do_without_compiler_cache,
+    hide_other_gpus,
+    place_triton_cache,
+)
 from virnuc_async.cli.exit_codes import DONE, FAILED
 from virnuc_async.cli.options import add_device_choice, add_installed_model
 from virnuc_async.cli.parser import PROGRAM, add_command
@@ -63,6 +68,7 @@ def run(options: Namespace) -> int:
         raise UsageError("--peers compares in FP32: leave out --precision, or use --precision fp32")
     hide_other_gpus(options.gpus)
     place_triton_cache(cache_from(options))
+    do_without_compiler_cache()
     from virnuc_async.models.bundle import find
 
     bundle = find(options.name, cache_from(options))

@@ -16,7 +16,8 @@ def use_writable_cache(knobs: Any) -> None:
     Set the cache directory in Triton's *knobs*: the one that the user chose, else one in ours.
 
     Triton's own would be ``~/.triton``, and without a home directory one that is called ``~``. If the
-    directory cannot be written, as in a container that runs as any user, it is a temporary one.
+    directory cannot be written, as in a container that runs as any user, it is a temporary one; where
+    nothing at all can be written, it stays as it is, and no kernel compiles.
     """
     chosen = Path(knobs.cache.dir)
     if chosen == Path(os.path.expanduser("~/"), ".triton", "cache"):
@@ -25,7 +26,10 @@ def use_writable_cache(knobs: Any) -> None:
         except NoCacheDirectory:
             chosen = Path()
     if not _is_writable(chosen):
-        chosen = Path(tempfile.mkdtemp(prefix="virnuc-async-triton-"))
+        try:
+            chosen = Path(tempfile.mkdtemp(prefix="virnuc-async-triton-"))
+        except OSError:
+            return
         atexit.register(shutil.rmtree, chosen, ignore_errors=True)
     if str(chosen) != knobs.cache.dir:
         knobs.cache.dir = str(chosen)
