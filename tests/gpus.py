@@ -18,6 +18,13 @@ class Memory(NamedTuple):
     total: int
 
 
+class Utilization(NamedTuple):
+    """What the driver reports about the work of a GPU, in percent of the time."""
+
+    gpu: int
+    memory: int
+
+
 @dataclass
 class Gpu:
     """What CUDA and NVML report about a GPU, or a slice of one."""
@@ -33,6 +40,8 @@ class Gpu:
     is_broken: bool = False  # for CUDA
     is_lost: bool = False  # for the driver
     reports_memory: bool = False  # the driver, not only CUDA
+    utilization: int | None = None  # percent
+    temperature: int | None = None
 
 
 @dataclass
@@ -60,6 +69,8 @@ class Machine:
         patch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", self.handle)
         patch.setattr(pynvml, "nvmlDeviceGetUUID", self.uuid)
         patch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", self.memory)
+        patch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", self.utilization)
+        patch.setattr(pynvml, "nvmlDeviceGetTemperature", self.temperature)
         patch.setattr(pynvml, "nvmlDeviceGetMigMode", self.mig_mode)
         patch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda _: 7)
         patch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", self.mig_handle)
@@ -95,6 +106,13 @@ class Machine:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return Memory(gpu.total_memory - gpu.free_memory, gpu.total_memory)
 
+    def utilization(self, gpu: Gpu) -> Utilization:
+        return Utilization(_known(gpu.utilization), 0)
+
+    def temperature(self, gpu: Gpu, sensor: int) -> int:
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return _known(gpu.temperature)
+
     def mig_mode(self, gpu: Gpu) -> list[int]:
         if gpu not in self.all or gpu.major < 8:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -104,3 +122,9 @@ class Machine:
         if index >= len(gpu.slices):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return gpu.slices[index]
+
+
+def _known(value: int | None) -> int:
+    if value is None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    return value

@@ -8,6 +8,7 @@ import pytest
 from fakes import Rules
 from harness import PipelineHarness
 
+from virnuc_async.engine.device_state import DeviceState
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.gpu_memory import MemoryUse
 from virnuc_async.pipeline import execute
@@ -57,12 +58,12 @@ async def test_a_gpu_that_is_nearly_full_is_logged_once(bench: PipelineHarness) 
     asked: list[str] = []
     enough = threading.Event()
 
-    def memory_use(device: Device) -> MemoryUse | None:
+    def device_state(device: Device) -> DeviceState:
         asked.append(device.name)
         if len(asked) == 9:
             enough.set()
         used = {"cuda:0": 70, "cuda:1": 76}.get(device.name)
-        return MemoryUse(used << 30, 80 << 30) if used else None
+        return DeviceState(MemoryUse(used << 30, 80 << 30) if used else None)
 
     gpus = [Device(f"cuda:{n}", "GPU", 80 << 30, (9, 0), index=n, uuid=f"GPU-{n}") for n in range(3)]
     second = replace(gpus[0], name="cuda:0/1")  # on the same card: asked about once
@@ -72,8 +73,8 @@ async def test_a_gpu_that_is_nearly_full_is_logged_once(bench: PipelineHarness) 
         bench.bundle,
         (*gpus, second),
         bench.window,
-        memory_use,
-        intervals=Intervals(memory=0.01),
+        device_state,
+        intervals=Intervals(devices=0.01),
     )
     rules = Rules(pause_after=1)
     task = asyncio.create_task(execute(plan, bench.out / "out", rules.scorer))

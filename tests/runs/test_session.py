@@ -18,6 +18,7 @@ from fakes import Rules, fake_devices
 from harness import PipelineHarness
 from support import DATA, TABLES
 
+from virnuc_async.engine.device_state import DeviceState
 from virnuc_async.engine.devices import Device
 from virnuc_async.errors import (
     BadBundle,
@@ -65,7 +66,7 @@ async def test_a_finished_run_asked_for_again_says_so_and_touches_nothing(bench:
 async def test_a_finished_run_does_not_ask_for_the_devices_that_it_had(bench: PipelineHarness) -> None:
     first = await bench.run()
     gpu = Device("cuda:0", "GPU", 1 << 30, (9, 0), uuid="GPU-1")
-    plan = Plan((str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: None)
+    plan = Plan((str(bench.source),), Settings(), bench.bundle, (gpu,), bench.window, lambda _: DeviceState())
     assert await execute(plan, bench.out / "out", Rules().scorer) == first
 
 
@@ -86,7 +87,9 @@ async def test_a_run_does_not_go_on_on_devices_of_another_kind(
 ) -> None:
     def plan(device: Device) -> Plan:
         settings = replace(bench.settings, precision=Precision.FP32)
-        return Plan((str(bench.source),), settings, bench.bundle, (device,), bench.window, lambda _: None)
+        return Plan(
+            (str(bench.source),), settings, bench.bundle, (device,), bench.window, lambda _: DeviceState()
+        )
 
     out = bench.out / "out"
     with pytest.raises(NoDevicesLeft):

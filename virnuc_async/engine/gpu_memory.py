@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pynvml
 
@@ -36,9 +36,13 @@ class MemoryUse:
 def memory_use(device: "Device") -> MemoryUse | None:
     """Return a GPU's memory use; None without a driver, or if it does not report it."""
     with suppress(pynvml.NVMLError), nvml_session():
-        handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
-        if device.uuid.startswith("GPU-") and is_divided(handle):
-            return None  # of which slices CUDA does not say
-        info = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        return MemoryUse(int(info.used), int(info.total))
+        return memory_of(pynvml.nvmlDeviceGetHandleByUUID(device.uuid), device.uuid)
     return None
+
+
+def memory_of(handle: Any, uuid: str) -> MemoryUse | None:
+    """Return the memory use of the GPU or slice *uuid*, whose *handle* this is; raises NVMLError."""
+    if uuid.startswith("GPU-") and is_divided(handle):
+        return None  # of which slices CUDA does not say
+    info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    return MemoryUse(int(info.used), int(info.total))

@@ -1,12 +1,11 @@
-"""What a run logs: its header, its progress, the memory of its GPUs, its failures."""
+"""What a run logs: its header, its progress, its failures."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import to_thread
 
 from virnuc_async import engine
 from virnuc_async._version import __version__
@@ -16,6 +15,7 @@ from virnuc_async.log import PROGRESS, Counts, why_cancelled
 from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
+from .device_watch import DeviceWatch
 from .failure import Failure, failure_line
 from .hardware import Hardware
 from .output_directory import DAMAGED, STORE
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from virnuc_async.engine.devices import Device
 
-_MEMORY_FULL = 0.9  # of a GPU's memory in use: the next batch may not fit
-
 
 class RunMessages(EngineEvents):
     """
@@ -41,6 +39,7 @@ class RunMessages(EngineEvents):
     def __init__(self, plan: Plan, log: "Logger") -> None:
         self.log = log
         self.counts = Counts()
+        self.watch = DeviceWatch(plan, self.counts, log)
         self.started = time.monotonic()
         self.load_seconds = 0.0  # until the last device was ready
         self.peak_memory: dict[str, int] = {}  # device -> bytes
@@ -73,30 +72,16 @@ class RunMessages(EngineEvents):
             self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
             await anyio.sleep(self._plan.intervals.progress)
 
-    async def watch_gpu_memory(self, devices: "Sequence[Device]") -> None:
-        """Log the memory of each GPU until cancelled; warn once of each that is nearly full."""
-        # By card: there may be several replicas on one.
-        gpus = {device.uuid: device for device in reversed(devices) if device.uuid}
-        warned: set[str] = set()
-        while gpus:
-            for uuid, gpu in gpus.items():
-                use = await to_thread.run_sync(self._plan.memory_use, gpu)
-                if use is None:
-                    continue
-                self.log.debug("{}: {}", gpu.name, use)
-                if use.share > _MEMORY_FULL and uuid not in warned:
-                    warned.add(uuid)
-                    self.log.warning("{} is nearly full: {}. Batches may not fit", gpu.name, use)
-            await anyio.sleep(self._plan.intervals.memory)
-
     def device_ready(self, device: str) -> None:
         """Count the time that loading took, and begin to count what *device* does."""
         self.load_seconds = max(self.load_seconds, time.monotonic() - self.started)
         self.counts.ready(device)
+        self.watch.device_ready(device)
 
     def device_closed(self, device: str, peak_memory: int) -> None:
         """Remember the peak memory of *device*."""
         self.peak_memory[device] = peak_memory
+        self.watch.device_closed(device)
 
     def log_header(self, store: Store, hardware: Hardware, embeddings: EmbeddingCheck) -> None:
         """Log version, model, what is left out or had to be recovered, and the devices."""

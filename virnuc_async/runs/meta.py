@@ -7,6 +7,7 @@ from typing import Any
 from virnuc_async.settings import Precision
 
 from .database import Database
+from .device_history import HISTORY, is_history
 from .rows import InvalidRow, MetaRow
 from .totals import Totals
 
@@ -100,4 +101,5 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "saved features": lambda value: type(value) is list and list(map(type, value)) == [int, int, str],
     "written": lambda value: type(value) is dict,
     "mates": lambda value: type(value) is list,
+    HISTORY: is_history,
 }

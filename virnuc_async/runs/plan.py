@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from virnuc_async.engine.gpu_memory import MemoryUse, memory_use
+from virnuc_async.engine.device_state import DeviceState, device_state
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.sequences.listing import Notice
@@ -22,7 +22,7 @@ class Intervals:
     """How often a run does what it repeats, in seconds."""
 
     progress: float = 0.5
-    memory: float = 10.0  # of GPUs
+    devices: float = 10.0  # between two looks at their memory and their speed
     heartbeat: float = HEARTBEAT_INTERVAL
     lease: float = LEASE_DURATION  # after which an owner without a heartbeat is taken for dead
 
@@ -36,7 +36,7 @@ class Plan:
     bundle: Bundle
     devices: "tuple[Device, ...]" = ()  # empty: those of the settings, when there is something to compute
     window: int = WINDOW_ORFS  # ORFs
-    memory_use: Callable[["Device"], MemoryUse | None] = memory_use
+    device_state: Callable[["Device"], DeviceState] = device_state
     intervals: Intervals = Intervals()
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
 

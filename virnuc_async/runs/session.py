@@ -106,6 +106,7 @@ class RunSession:
                     tasks.start_soon(session.messages.report_progress, name="report progress")
                     await session._open()
                     opened.enter_context(closing(session.store))
+                    opened.callback(session.messages.watch.save_last)
                     opened.enter_context(closing(session.features))
                     # A group of its own: the last heartbeat has ended before the lock is released.
                     async with anyio.create_task_group() as background:
@@ -113,8 +114,8 @@ class RunSession:
                         background.start_soon(send_heartbeats, lock, interval, name="heartbeats")
                         await session._bind()
                         opened.enter_context(run_log_files(session.id, session.store.directory))
-                        watched, watch = session.hardware.devices, session.messages.watch_gpu_memory
-                        background.start_soon(watch, watched, name="watch GPU memory")
+                        watched, watch = session.hardware.devices, session.messages.watch
+                        background.start_soon(watch.run, watched, session.on_disk, name="watch devices")
                         yield session
                         background.cancel_scope.cancel()
                     tasks.cancel_scope.cancel()
@@ -189,6 +190,7 @@ class RunSession:
             DamagedStore: not every batch is there
         """
         await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
+        await self.messages.watch.save(self.on_disk)
         reused = self.features.reused if self.features.files else None
         if reused is not None:
             self.log.log("INFO" if reused else "WARNING", "{}", self.features.used_text())
@@ -241,6 +243,7 @@ class RunSession:
     def _identify(self) -> None:
         """Decide what the run is, check that it is the one of the store, and what of that is left to do."""
         known = self.store.get_meta("identity") or {}
+        self.messages.watch.resume(self.store)
         # A run keeps the embeddings that it was begun with, whether they are written this time or not.
         self.keeps_embeddings = self.settings.embeddings or bool(known.get("embeddings"))
         identity = run_identity(self.plan, self._windows.versions, self.features.files)
@@ -290,14 +293,11 @@ class RunSession:
         await self.on_disk(self._check.add, window)
         done = await self.on_disk(self.store.finished_parts, window.number)
         dropped = await self.on_disk(self.store.dropped_parts, window.number)
-        pending = await to_thread.run_sync(self._pack, window, done, dropped)
+        batches = window.batches(self.hardware.budget, self.features.lookup(window))
+        pending = await to_thread.run_sync(_all_unfinished, batches, done, dropped)
         self.counts.read += len(window.origins)
         self.counts.done += len(window.origins) - sum(map(len, pending))
         return pending
-
-    def _pack(self, window: Window, done: Parts, dropped: Parts) -> list[Batch]:
-        batches = window.batches(self.hardware.budget, self.features.lookup(window))
-        return [part for batch in batches for part in unfinished_parts(batch, done, dropped)]
 
 
 async def _find_features(plan: Plan, out_dir: Path) -> list[FeatureFile]:
@@ -309,6 +309,10 @@ async def _find_features(plan: Plan, out_dir: Path) -> list[FeatureFile]:
         while (file := await to_thread.run_sync(next, searched, None)) is not None:
             found.append(file)
     return found
+
+
+def _all_unfinished(batches: Iterator[Batch], done: Parts, dropped: Parts) -> list[Batch]:
+    return [part for batch in batches for part in unfinished_parts(batch, done, dropped)]
 
 
 def unfinished_parts(batch: Batch, done: Parts, dropped: Parts = frozenset()) -> Iterator[Batch]:

@@ -10,11 +10,11 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,15 @@ if TYPE_CHECKING:
     from virnuc_async.engine.worker import ScoredBatch
 
 _LOG = "run.log"  # may be there before the store is
+
+_Result = TypeVar("_Result")
+
+
+class OnDisk(Protocol):
+    """Runs a function in the thread that uses the store."""
+
+    async def __call__(self, work: Callable[..., _Result], *args: Any) -> _Result:
+        """Return what *work* returns for *args*."""
 
 
 def open_finished(directory: Path) -> "Store":

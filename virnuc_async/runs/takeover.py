@@ -1,10 +1,8 @@
 """Opening a store whose directory a process that has died elsewhere still holds."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -15,16 +13,7 @@ from virnuc_async.fileio import Directory, writing_to
 from .lock import Lock, Owner, owner_of, take_over
 from .messages import RunMessages
 from .plan import Plan
-from .store import Store
-
-_Result = TypeVar("_Result")
-
-
-class OnDisk(Protocol):
-    """Runs a function in the thread that uses the store."""
-
-    async def __call__(self, work: Callable[..., _Result], *args: Any) -> _Result:
-        """Return what *work* returns for *args*."""
+from .store import OnDisk, Store
 
 
 async def open_store(plan: Plan, out_dir: Path, messages: RunMessages, on_disk: OnDisk) -> Store:
