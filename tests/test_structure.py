@@ -25,6 +25,7 @@ ORDER = [
     "runs",
     "outputs",
     "pipeline",
+    "scorer",
     "learning",
     "cli",
 ]
@@ -35,8 +36,8 @@ ONLY_IN = {
     "aiofiles": {"sequences"},
     "esm": {"models"},
     "transformers": {"models"},
-    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "cli"},
-    "asyncio": {"sequences", "engine", "pipeline", "cli"},
+    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "scorer", "cli"},
+    "asyncio": {"sequences", "engine", "pipeline", "scorer", "cli"},
     "sys": {"cli", "sequences"},  # there: errors that nobody can catch
     "pysam": {"sequences"},
     "duckdb": {"outputs"},

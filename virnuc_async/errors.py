@@ -11,6 +11,7 @@ Every error that this package raises on purpose.
     │   ├── NotSequences            not FASTA, not FASTQ, or not DNA; names the line and what is there
     │   ├── TooLarge                a record or an id above the limit; names the line and the limit
     │   └── BrokenInput             truncated or damaged; the records before that count
+    ├── BadRecord                   a record in memory that cannot be scored; names it
     ├── InputChanged                an input is not what it was when the run began
     ├── NoRecords                   no input has a single record, and some cannot be read
     ├── BundleError                 a model bundle
@@ -44,6 +45,8 @@ Every error that this package raises on purpose.
     │   └── UnsuitablePrecision     the model or the device gives no right scores in this precision
     ├── NoDevicesLeft               too many devices failed
     ├── MixedDevices                the devices of one run would compute differently
+    ├── ScorerBusy                  too much is waiting already; say so to the caller, or wait
+    ├── ScorerClosed                the scorer is not open, or was closed before it had scored all
     └── OutputError                 the output directory
         ├── ForeignDirectoryError   it contains something else
         ├── NoRun                   it contains no run, or one that is not finished
@@ -173,6 +176,18 @@ class BrokenInput(InputError):
     def __init__(self, path: str, records: int, reason: str) -> None:
         super().__init__(path, f"breaks after {plural(records, 'record')}: {reason}")
         self.records = records
+
+
+class BadRecord(VirnucError):
+    """The record with the number *record*, from 1, and *id* cannot be scored."""
+
+    def __init__(self, record: int, id: bytes, reason: str) -> None:
+        super().__init__(record, id, reason)
+        self.record, self.id, self.reason = record, id, reason
+
+    def __str__(self) -> str:
+        name = ascii(self.id.decode("utf-8", "replace"))[1:-1]
+        return f"record {self.record:,} ({name}): {self.reason}"
 
 
 class InputChanged(VirnucError):
@@ -533,6 +548,25 @@ class MixedDevices(VirnucError):
             f"these devices compute differently ({', '.join(self.kinds)}): "
             "name devices of one kind, or choose --precision fp32, bf16 or fp16 to mix them"
         )
+
+
+class ScorerBusy(VirnucError):
+    """As much as a scorer takes is waiting already: *waiting* ORFs."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(waiting)
+        self.waiting = waiting
+
+    def __str__(self) -> str:
+        waiting = plural(self.waiting, "ORF")
+        return f"{waiting} are waiting to be scored: try again in a moment, or let score() wait"
+
+
+class ScorerClosed(VirnucError):
+    """A scorer is used before it is entered or after it is left: ``async with Scorer(...) as scorer``."""
+
+    def __str__(self) -> str:
+        return "the scorer is not open: use it within 'async with Scorer(...) as scorer'"
 
 
 class UnsuitablePrecision(DeviceError):

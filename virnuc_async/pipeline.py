@@ -5,6 +5,7 @@ Every wait is bounded by a stream or a queue, and every task is owned by a task 
 the batches that are running finish and be stored; nothing else is waited for.
 """
 
+import asyncio
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -57,7 +58,7 @@ async def run_pipeline(
     can be resumed.
 
     Raises:
-        UsageError: *inputs*, *out_dir* or *settings* are not of their types
+        UsageError: *inputs*, *out_dir* or *settings* are not of their types, or the loop is not asyncio's
         MissingInputs: inputs cannot be read, found before anything else
         NoRecords: no input holds a record, and some cannot be read
         UnknownBundle, BadBundle: the model
@@ -67,6 +68,7 @@ async def run_pipeline(
         NoDevicesLeft: too many devices failed; finished batches are kept
         ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
     """
+    require_asyncio()
     named, place = user_paths(inputs, "an input"), Path(user_path(out_dir, "the output directory"))
     settings = Settings() if settings is None else settings
     if not isinstance(settings, Settings):
@@ -87,6 +89,22 @@ async def run_pipeline(
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
     return await execute(plan, place, stdin=stdin, command=command)
+
+
+def require_asyncio() -> None:
+    """
+    Check that the running event loop is asyncio's, or one that stands in for it, such as uvloop's.
+
+    Raises:
+        UsageError: it is not
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        reason = "virnuc-async runs in asyncio's event loop, and this is another one (trio?)"
+        raise UsageError(
+            f"{reason}: call it within asyncio.run, or anyio.run with the backend asyncio"
+        ) from None
 
 
 async def execute(

@@ -66,6 +66,20 @@ def describe_error(error: BaseException) -> str:
     return f"{error}" or type(error).__name__
 
 
+def read_bases(letters: bytes) -> bytes:
+    """
+    Return *letters* as a file's bases are read: U as T, gaps and line ends removed.
+
+    Raises:
+        ValueError: one of them is no nucleotide letter
+    """
+    bases = letters.translate(_AS_DNA, b"\r\n")
+    if b"?" in bases:
+        invalid = letters.translate(None, NUCLEOTIDES + GAPS + b"\n")[:1]
+        raise ValueError(f"{_quote(invalid)} is not a nucleotide letter (is this protein or text?)")
+    return bases.replace(b"-", b"")
+
+
 class FastxParser:
     """Parses one stream of text; counts records and lines as it reads."""
 

@@ -1,0 +1,107 @@
+"""A request: the windows of one caller's records, and their scores as these arrive."""
+
+from collections import deque
+
+import anyio
+import numpy as np
+from numpy.typing import NDArray
+
+from virnuc_async.engine.worker import ScoredBatch
+from virnuc_async.errors import Stage, VirnucError
+from virnuc_async.runs.blocks import CONTIG, SCORE, Block
+from virnuc_async.sequences.windows import Window
+
+
+class ScoredWindow:
+    """A window and the scores of its ORFs, row by row as they arrive."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.left = len(window.origins)  # ORFs without a result
+        self.failures: dict[int, list[str]] = {}  # number of a contig -> why ORFs of it have no score
+        self._scores = np.zeros(self.left, SCORE)
+        self._scores["orf"] = np.arange(window.first, window.first + self.left)
+        for column, values in zip(("contig", "fragment", "frame"), window.origins.T, strict=True):
+            self._scores[column] = values
+        self._has_score = np.ones(self.left, bool)
+
+    @property
+    def tokens(self) -> int:
+        """The number of its residue tokens."""
+        return len(self.window.residues.ids)
+
+    def put(self, rows: NDArray[np.int64], scored: ScoredBatch, places: NDArray[np.int64]) -> None:
+        """Take the results at *places* of a batch for *rows* of the window."""
+        for column, values in zip(("others", "virus"), scored.probabilities[places].T, strict=True):
+            self._scores[column][rows] = values
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            if place in scored.failures:
+                self._fail(row, *scored.failures[place])
+        self.left -= len(rows)
+
+    def block(self) -> Block:
+        """Return the records that begin in the window, and the scores of its ORFs."""
+        contigs = np.array(
+            [(contig.number, contig.length, contig.file, contig.fragments) for contig in self.window.contigs],
+            CONTIG,
+        )
+        ids = b"".join(b"%s\n" % contig.id for contig in self.window.contigs)
+        return Block(contigs, ids, self._scores[self._has_score])
+
+    def _fail(self, row: int, stage: Stage, reason: str) -> None:
+        self._has_score[row] = False
+        contig, fragment, _ = self.window.origins[row].tolist()
+        self.failures.setdefault(contig, []).append(f"fragment {fragment}: {stage}: {reason}")
+
+
+class Request:
+    """What one caller waits for: its windows in order, of which the first is fetched when it is complete."""
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        self.windows: deque[ScoredWindow] = deque()
+        self.failures: dict[int, list[str]] = {}  # of ORFs, by the number of their contig
+        self._error: VirnucError | None = None
+        self._changed = anyio.Event()
+
+    def notify(self) -> None:
+        """Say that scores have arrived."""
+        self._changed.set()
+
+    def fail(self, error: VirnucError) -> None:
+        """Let the caller have *error* instead of scores."""
+        self._error = error
+        self._changed.set()
+
+    async def next_window(self) -> ScoredWindow:
+        """
+        Wait until the first window has all its scores, and take it away.
+
+        Raises:
+            what :meth:`fail` was given
+        """
+        while self.windows[0].left:
+            if self._error is not None:
+                raise self._error
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        scored = self.windows.popleft()
+        for contig, reasons in scored.failures.items():
+            self.failures.setdefault(contig, []).extend(reasons)
+        return scored
+
+
+def whole_records(block: Block, *, is_last: bool) -> tuple[Block, Block | None]:
+    """Return the records of *block* that are complete, and the one that may continue in the next window."""
+    if is_last or not block.ids:
+        return block, None
+    return block.split_last()
+
+
+def joined(first: Block | None, second: Block) -> Block:
+    """Return two consecutive blocks as one."""
+    if first is None:
+        return second
+    contigs = np.concatenate((first.contigs, second.contigs))
+    scores = np.concatenate((first.scores, second.scores))
+    return Block(contigs, first.ids + second.ids, scores)

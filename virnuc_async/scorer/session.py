@@ -1,0 +1,244 @@
+"""An open scorer: its devices, its schedule, and the requests that it has."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio.abc import TaskGroup
+
+from virnuc_async import engine
+from virnuc_async.engine.events import EngineEvents
+from virnuc_async.errors import InputError, ScorerClosed, VirnucError, first_error
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.runs.blocks import Block
+from virnuc_async.runs.hardware import Hardware, choose_devices, decide_hardware
+from virnuc_async.runs.plan import Plan
+from virnuc_async.sequences.fastx import Contig
+from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
+from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.settings import Precision
+
+from .predictions import Prediction, predictions_of
+from .records import Records, contigs_of
+from .request import Request, ScoredWindow, joined, whole_records
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from virnuc_async.engine.devices import Device
+    from virnuc_async.engine.worker import BatchScorer
+
+MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
+Report = Callable[[int, int, tuple[str, ...]], None]
+
+_MOST_READERS = 32  # callers whose records are read, translated and tokenized at once
+_MOST_WINDOWS = 2  # of a request that are not fetched: one is scored, the next is ready
+
+
+def prepare(plan: Plan) -> tuple[Hardware, OrfTokenizer]:
+    """
+    Choose the devices of *plan*, check the files of its model, and return what scoring needs of both.
+
+    Raises:
+        BadBundle: the files of the model
+        UnknownDevice, MixedDevices, UnsuitablePrecision, NoDevicesLeft: the devices
+    """
+    hardware = decide_hardware(plan, choose_devices(plan), {})
+    plan.bundle.check()
+    return hardware, _SharedTokenizer(plan.bundle.tokenizer())
+
+
+class ScorerSession(EngineEvents):
+    """What a scorer has between being entered and being left."""
+
+    def __init__(self, plan: Plan, hardware: Hardware, tokenizer: OrfTokenizer, max_wait: float) -> None:
+        self.schedule = Schedule(hardware.budget, max_wait)
+        self.failure: VirnucError | None = None  # that ended all work
+        self.on_progress: Report = lambda *_: None
+        self._plan = plan
+        self._hardware = hardware
+        self._tokenizer = tokenizer
+        self._requests: set[Request] = set()
+        self._scored = 0  # ORFs
+        self._devices: list[str] = []  # that are ready
+        self._is_ready = anyio.Event()
+        self._readers, self._threads = CapacityLimiter(_MOST_READERS), CapacityLimiter(_MOST_READERS)
+        self._stack = AsyncExitStack()
+        self._tasks: TaskGroup
+
+    async def start(self, make_scorer: MakeScorer | None) -> None:
+        """Load the model on every device; return when one is ready, and raise what leaves none."""
+        async with AsyncExitStack() as stack:
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            self._tasks.start_soon(self._run, make_scorer or self._default_scorer(), name="score")
+            await self._is_ready.wait()
+            if self.failure is None:
+                self._stack = stack.pop_all()
+                return
+        raise self.failure
+
+    async def close(self) -> None:
+        """Let the devices finish what they have begun, free them, and end what still waits."""
+        self.failure = self.failure or ScorerClosed()
+        self._tasks.cancel_scope.cancel()
+        await self._stack.aclose()
+
+    def device_ready(self, device: str) -> None:
+        """Let callers in when the first device is ready."""
+        self._devices.append(device)
+        self._is_ready.set()
+
+    def device_closed(self, device: str, peak_memory: int) -> None:
+        """Forget a device."""
+        with suppress(ValueError):
+            self._devices.remove(device)
+
+    async def score(self, records: Records, max_waiting: int) -> AsyncGenerator[list[Prediction], None]:
+        """
+        Yield the predictions of *records*, some at a time.
+
+        Nothing is read while *max_waiting* ORFs, or more, are waiting.
+
+        Raises:
+            what :meth:`virnuc_async.scorer.scorer.Scorer.score` raises
+        """
+        async with self._request() as request:
+            carried: Block | None = None
+            async for scored, is_last in self._scored_windows(request, records, max_waiting):
+                failure = next((file.failure for file in scored.window.files if file.failure), None)
+                block = joined(carried, scored.block())
+                whole, carried = whole_records(block, is_last=is_last or failure is not None)
+                yield self._predictions(whole, request)
+                if failure is not None:
+                    raise failure
+
+    @asynccontextmanager
+    async def _request(self) -> AsyncIterator[Request]:
+        if self.failure is not None:
+            raise self.failure
+        request = Request()
+        self._requests.add(request)
+        try:
+            yield request
+        finally:
+            self._requests.discard(request)
+            request.is_cancelled = True
+            with CancelScope(shield=True):
+                await self.schedule.notify()
+
+    async def _scored_windows(
+        self, request: Request, records: Records, max_waiting: int
+    ) -> AsyncGenerator[tuple[ScoredWindow, bool], None]:
+        """Yield the windows of *records* with all their scores, and whether each is the last."""
+        windows = self._windows(records)
+        is_all_read = False
+        try:
+            while True:
+                while not is_all_read and len(request.windows) < _MOST_WINDOWS:
+                    window = await self._form(windows, max_waiting)
+                    if window is None:
+                        is_all_read = True
+                    else:
+                        await self._add(request, window)
+                if not request.windows:
+                    return
+                scored = await request.next_window()
+                yield scored, is_all_read and not request.windows
+        finally:
+            # A thread may still wait for the caller's own iterator.
+            with suppress(ValueError):
+                windows.close()
+
+    async def _form(self, windows: Generator[Window, None, None], max_waiting: int) -> Window | None:
+        """Return the next window when there is room for it, or None."""
+        async with self._readers:
+            await self.schedule.room(max_waiting)
+            async with self.schedule.forming():
+                return await to_thread.run_sync(
+                    next, windows, None, abandon_on_cancel=True, limiter=self._threads
+                )
+
+    async def _add(self, request: Request, window: Window) -> None:
+        scored = ScoredWindow(window)
+        request.windows.append(scored)
+        if scored.left:
+            await self.schedule.add(request, scored)
+
+    def _windows(self, records: Records) -> Generator[Window, None, None]:
+        """Form windows as a run does."""
+        found = contigs_of(records)
+        current: Iterator[Contig] = iter(())
+        is_broken = False
+
+        def paths() -> Iterator[str]:
+            nonlocal current
+            # What is behind a broken file is not read: the error is raised there.
+            while not is_broken and (one := next(found, None)):
+                path, current = one
+                yield path
+
+        def read(_: str) -> Iterator[Contig]:
+            nonlocal is_broken
+            try:
+                yield from current
+            except InputError:
+                is_broken = True
+                raise
+
+        length, size = self._plan.bundle.length, self._plan.window
+        yield from form_windows(paths(), read, length, self._tokenizer, size)
+
+    def _predictions(self, block: Block, request: Request) -> list[Prediction]:
+        bundle, settings = self._plan.bundle, self._plan.settings
+        return predictions_of(
+            block, bundle.length, settings.threshold, self._plan.calibration, request.failures
+        )
+
+    def _default_scorer(self) -> MakeScorer:
+        is_fp8 = self._hardware.precision is Precision.FP8
+        return engine.VerifiedReplica if is_fp8 else engine.Replica
+
+    async def _run(self, make_scorer: MakeScorer) -> None:
+        """Score batches until the session is closed; what ends it early ends every request."""
+        hardware, bundle = self._hardware, self._plan.bundle
+
+        def make(device: "Device") -> "BatchScorer":
+            return make_scorer(device, bundle, hardware.precision, False)
+
+        scoring = engine.Engine(hardware.devices, make, hardware.budget, self)
+        try:
+            async with scoring.score(self.schedule.batches()) as scored:
+                async for batch in scored:
+                    for request in await self.schedule.put(batch):
+                        request.notify()
+                    self._scored += len(batch.batch)
+                    self.on_progress(self._scored, len(self._requests), tuple(self._devices))
+        except (VirnucError, ExceptionGroup) as error:
+            self.failure = _own_error(error)
+        finally:
+            for request in self._requests:
+                request.fail(self.failure or ScorerClosed())
+            self._is_ready.set()
+
+
+def _own_error(error: Exception) -> VirnucError:
+    """Return what ended the work; a bug is raised."""
+    first = first_error(error)
+    if not isinstance(first, VirnucError):
+        raise error
+    return first
+
+
+class _SharedTokenizer(OrfTokenizer):
+    """A tokenizer that several threads use, one at a time."""
+
+    def __init__(self, definition: str) -> None:
+        super().__init__(definition)
+        self._lock = Lock()
+
+    def nucleotides(self, bases: Sequence[bytes]) -> Ragged:
+        """Return the token ids of upper-case *bases*, each between [CLS] and [SEP]."""
+        with self._lock:
+            return super().nucleotides(bases)
