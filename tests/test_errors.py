@@ -11,6 +11,7 @@ from virnuc_async.errors import (
     BadBundle,
     BadCheckpoint,
     BadFeatures,
+    BadRecord,
     BadReference,
     BadTable,
     BrokenInput,
@@ -46,6 +47,8 @@ from virnuc_async.errors import (
     OutputError,
     PeerUnavailable,
     RunMismatchError,
+    ScorerBusy,
+    ScorerClosed,
     SharedSequences,
     Stage,
     TooFewClusters,
@@ -82,6 +85,7 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (NotSequences("a.fa", 12345, "saw 'x'"), "a.fa: line 12,345: saw 'x'"),
     (TooLarge("a.fa", 12345, "an endless record"), "a.fa: line 12,345: an endless record"),
     (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
+    (BadRecord(2, b"a\x1b", "odd"), "record 2 (a\\x1b): odd"),
     (
         InputChanged("a.fa"),
         "a.fa has changed since this run began. Rerun the same command when nothing writes to it: what was "
@@ -213,6 +217,8 @@ TEXTS: list[tuple[VirnucError, str]] = [
         "too many devices failed (cuda:0 failed: a; cuda:1 failed: b). "
         "Finished work is kept: rerun the same command to resume",
     ),
+    (ScorerBusy(1), "too much waits already (1 ORF): try again in a moment, or let score() wait"),
+    (ScorerClosed(), "the scorer is not open: use it within 'async with Scorer(...) as scorer'"),
     (
         MixedDevices(["CPU", "GPU with BF16"]),
         "these devices compute differently (CPU, GPU with BF16): "

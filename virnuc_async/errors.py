@@ -559,7 +559,7 @@ class ScorerBusy(VirnucError):
 
     def __str__(self) -> str:
         waiting = plural(self.waiting, "ORF")
-        return f"{waiting} are waiting to be scored: try again in a moment, or let score() wait"
+        return f"too much waits already ({waiting}): try again in a moment, or let score() wait"
 
 
 class ScorerClosed(VirnucError):

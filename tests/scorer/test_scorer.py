@@ -224,7 +224,7 @@ async def test_while_too_much_waits_callers_wait_or_are_told(makes: MakesScorer)
         assert not scorer.is_busy
         tasks.start_soon(scorer.score, reads(30))
         await until(lambda: scorer.is_busy)
-        with pytest.raises(ScorerBusy, match="ORFs are waiting to be scored: try again in a moment"):
+        with pytest.raises(ScorerBusy, match=r"too much waits already \(\d+ ORFs\): try again in a moment"):
             await scorer.score(reads(1), wait=False)
         before = scorer.waiting
         tasks.start_soon(scorer.score, reads(5))

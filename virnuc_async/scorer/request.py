@@ -65,7 +65,7 @@ class Request:
         self._changed = anyio.Event()
 
     def notify(self) -> None:
-        """Say that scores have arrived."""
+        """Wake the caller: scores have arrived."""
         self._changed.set()
 
     def fail(self, error: VirnucError) -> None:

@@ -106,7 +106,7 @@ class Schedule:
 
     @asynccontextmanager
     async def forming(self) -> AsyncIterator[None]:
-        """Say that a window is being formed while the body runs: small ones wait for it."""
+        """Count a window as being formed while the body runs: small ones wait for it."""
         self._forming += 1
         try:
             yield
@@ -116,7 +116,7 @@ class Schedule:
                 await self.notify()
 
     async def notify(self) -> None:
-        """Say that somebody does not wait any more."""
+        """Look again at what waits: somebody has given up, or nothing is being formed."""
         async with self._changed:
             self._changed.notify_all()
 
