@@ -13,7 +13,7 @@ from support import read_table
 
 from virnuc_async.errors import BrokenInput, InputError, UnreadableInput
 from virnuc_async.sequences.fastx import Contig
-from virnuc_async.sequences.inputs import has_mates, read_contigs
+from virnuc_async.sequences.inputs import has_mates, open_records, read_contigs
 from virnuc_async.sequences.listing import list_inputs
 
 pysam = pytest.importorskip("pysam", reason="the extra [bam] is not installed")
@@ -261,3 +261,26 @@ def test_htslib_says_nothing_of_its_own(tmp_path: Path, capfd: pytest.CaptureFix
     assert until_failure(path)[1]
     assert pysam.set_verbosity(before) == 3
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_the_text_of_a_record_is_fastq(mode: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "reads", [*READS[:9], ("none", "")], mode)
+    with open_records(str(path)) as records:
+        found = [records.text for _ in records.contigs()]
+    assert b"".join(map(b"".join, found)) == fastq([*READS[:9], ("none", "")])
+    assert [parts[0] for parts in found[:2]] == [b"@read0", b"@read1"]
+
+
+def test_the_text_of_an_aligned_record_is_as_it_was_sequenced(tmp_path: Path) -> None:
+    """Also without qualities."""
+    lines = [
+        "@SQ\tSN:contig\tLN:9999",
+        "a\t16\tcontig\t5\t9\t4M\t*\t0\t0\tAACG\tIJKL",
+        "b\t4\t*\t0\t0\t*\t*\t0\t0\tAC\t*",
+    ]
+    path = tmp_path / "reads.sam"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    with open_records(str(path)) as records:
+        found = [b"".join(records.text) for _ in records.contigs()]
+    assert found == [b"@a\nCGTT\n+\nLKJI\n", b'@b\nAC\n+\n""\n']

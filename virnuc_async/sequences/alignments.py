@@ -80,7 +80,9 @@ def can_read_alignments() -> bool:
 
 
 class AlignmentParser:
-    """Parses the records of one file; counts those that it yields."""
+    """Parses the records of one file; counts those that it yields, and has the text of the last one."""
+
+    is_fastq = True  # what ``text`` is
 
     def __init__(
         self,
@@ -100,6 +102,16 @@ class AlignmentParser:
         self._name = name
         self._note = note
         self._left_out: Counter[str] = Counter()
+        self._last: Any = None  # record of those that were yielded
+
+    @property
+    def text(self) -> tuple[bytes, ...]:
+        """The record that was yielded last as FASTQ, in two parts: its header, and all else."""
+        bases = self._last.get_forward_sequence() or ""
+        # Without qualities: what samtools fastq writes then, Phred 1.
+        scores = self._last.get_forward_qualities()
+        quality = '"' * len(bases) if scores is None else "".join(chr(33 + score) for score in scores)
+        return f"@{self._last.query_name or ''}".encode(), f"\n{bases}\n+\n{quality}\n".encode()
 
     def contigs(self) -> Iterator[Contig]:
         """
@@ -112,6 +124,7 @@ class AlignmentParser:
         with closing(self.all_records()) as records:
             for record in records:
                 if contig := self._contig(record):
+                    self._last = record
                     yield contig
                     self.records += 1
         if self._left_out:

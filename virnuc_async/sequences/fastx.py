@@ -20,10 +20,10 @@ from .line_ends import (
     NUCLEOTIDES,
     count_line_ends,
     end_fasta_lines,
+    fastq_records,
     has_lone_cr,
-    join_crlf,
-    join_fastq_headers,
     split_last_crs,
+    split_line_ends,
 )
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -81,7 +81,7 @@ def read_bases(letters: bytes) -> bytes:
 
 
 class FastxParser:
-    """Parses one stream of text; counts records and lines as it reads."""
+    """Parses one stream of text; counts records and lines, and has the text of the last record."""
 
     def __init__(
         self,
@@ -93,12 +93,30 @@ class FastxParser:
     ) -> None:
         self.path = path
         self.records = 0
-        self._text = text
+        self._text_stream = text
         self._has_changed = has_changed
         self._name = name
         self._limits = limits
         self._has_lone_cr = False  # so far
         self._line = 1  # of the record that is being read
+        # Of the record that was read last. FASTA: its text without ">", and the letters of its header.
+        # FASTQ: its lines, and whether they have their ends.
+        self._fasta_text = b"", 0
+        self._fastq_lines: tuple[list[bytes], bool] = [], True
+        self.is_fastq = False
+
+    @property
+    def text(self) -> tuple[bytes, ...]:
+        """
+        The text of the record that was yielded last, as it is in the file, in parts one after the other.
+
+        Each part but the last ends with the header's text, which FASTQ may repeat behind the plus sign.
+        """
+        if self.is_fastq:
+            lines, have_ends = self._fastq_lines
+            return _fastq_parts(lines if have_ends else [line + b"\n" for line in lines])
+        text, header = self._fasta_text
+        return b">" + text[:header], text[header:]
 
     def contigs(self) -> Iterator[Contig]:
         """
@@ -118,34 +136,32 @@ class FastxParser:
                 first += more
             expected = f"expected '>' (FASTA) or '@' (FASTQ), saw {_quote(first)}"
             raise self._format_error(0, foreign_format(first) or expected)
-        parse = self._fasta if first[:1] == b">" else self._fastq
+        self.is_fastq = first[:1] == b"@"
+        parse = self._fastq if self.is_fastq else self._fasta
         for contig in parse(chain([first], blocks)):
             self.records += 1
             yield contig
 
     def _blocks(self) -> Iterator[bytes]:
-        """Yield the text, in which a CR is left where no LF follows it."""
+        """Yield the text, in blocks between which no CR is parted from the LF behind it."""
         held = b""
         # read1 returns what is available: what comes before a break is not lost with it.
         try:
-            while block := self._text.read1(self._limits.block):
+            while block := self._text_stream.read1(self._limits.block):
                 if held or b"\r" in block:
                     block, held = split_last_crs(held + block)
-                    block = self._joined_crlf(block)
+                    self._has_lone_cr = self._has_lone_cr or has_lone_cr(block)
                 yield block
         except DAMAGED as error:
             if held:
-                yield self._joined_crlf(held)
+                self._has_lone_cr = True
+                yield held
             raise BrokenInput(self.path, self.records, describe_error(error)) from error
         if held:
-            yield self._joined_crlf(held)
+            self._has_lone_cr = True
+            yield held
         if self._has_changed():
             raise BrokenInput(self.path, self.records, "it changed while it was being read")
-
-    def _joined_crlf(self, block: bytes) -> bytes:
-        """Return *block* with LF alone for CR LF, but as it is if the text has no CR alone so far."""
-        self._has_lone_cr = self._has_lone_cr or has_lone_cr(block)
-        return join_crlf(block) if self._has_lone_cr else block
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
         """Return the beginning of the text without the blank lines before it; nothing if there is no more."""
@@ -193,9 +209,11 @@ class FastxParser:
     def _fasta_record(self, text: bytes) -> Contig:
         if len(text) > self._limits.record:
             self._check_size(len(text))
+        original = text
         if self._has_lone_cr and b"\r" in text:
             text = end_fasta_lines(text)
         header, end, body = text.partition(b"\n")
+        self._fasta_text = original, len(header.rstrip(b"\r"))
         letters = body.replace(b"\n", b"")
         # Without CR there are no gaps to remove from the text of most files.
         contig = Contig(self._id(header), self._checked(letters.translate(_AS_DNA, b"\r"), body))
@@ -224,37 +242,28 @@ class FastxParser:
             yield begun.getvalue()
 
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
-        lines: list[bytes] = []  # from the beginning of a record on
-        begun = 0  # letters of the record that is not complete yet
-        block, ends_are_mixed = b"", False
+        lines, begun = _FastqLines(), 0  # letters of the record that is not complete yet
+        block = b""
         for block in self._whole_lines(blocks):
-            if self._has_lone_cr and not ends_are_mixed:
-                # The CRs of lines before this block were in front of a LF.
-                ends_are_mixed, lines = True, [line.rstrip(b"\r") for line in lines]
             may_be_large = begun + len(block) > self._limits.record
-            if ends_are_mixed:
-                block = block.replace(b"\r", b"\r\n")
-            lines += block.removesuffix(b"\n").split(b"\n")
-            if ends_are_mixed:
-                complete, lines = join_fastq_headers(lines)
-            else:
-                whole = len(lines) // 4 * 4
-                complete, lines = lines[:whole], lines[whole:]
-            for number in range(0, len(complete), 4):
-                record = complete[number : number + 4]
+            lines.add(block, self._has_lone_cr)
+            for record, ended in lines.take():
                 if may_be_large:
                     self._check_size(sum(map(len, record)))
                 if record[0][:1] == b"@" or any(line.strip() for line in record):
+                    self._fastq_lines = ended or record, ended is not None
                     yield self._fastq_record(*record)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
-            begun = sum(map(len, lines))
+            begun = sum(map(len, lines.rest))
             self._check_size(begun)
-        if len(lines) == 3 and block.endswith(b"\n") and not lines[1].strip() and lines[2][:1] == b"+":
+        rest = lines.rest
+        if len(rest) == 3 and block.endswith((b"\n", b"\r")) and not rest[1].strip() and rest[2][:1] == b"+":
             # The last line of a record without bases is empty, and may have no end.
-            yield self._fastq_record(lines[0], lines[1], lines[2], b"")
-        elif any(line.strip() for line in lines):
-            reason = foreign_fastq(lines) or "the last record ends early"
+            self._fastq_lines = [*lines.with_ends(), b""], True
+            yield self._fastq_record(rest[0], rest[1], rest[2], b"")
+        elif any(line.strip() for line in rest):
+            reason = foreign_fastq(rest) or "the last record ends early"
             raise BrokenInput(self.path, self.records, f"line {self._line:,}: {reason}")
 
     def _fastq_record(self, header: bytes, bases: bytes, plus: bytes, quality: bytes) -> Contig:
@@ -289,6 +298,59 @@ class FastxParser:
 
     def _format_error(self, line: int, reason: str) -> NotSequences:
         return NotSequences(self.path, self._line + line, reason)
+
+
+class _FastqLines:
+    """Lines of FASTQ, from the beginning of a record on."""
+
+    def __init__(self) -> None:
+        self.rest: list[bytes] = []  # that are of no complete record yet; a LF and CRs before it are left out
+        self._ended: list[bytes] | None = None  # the same with their ends, once not all of them have a LF
+
+    def add(self, block: bytes, has_lone_cr: bool) -> None:
+        """Add the lines of *block*, the last of which may have no end; a CR alone may end lines or not."""
+        if self._ended is None and (has_lone_cr or not block.endswith(b"\n")):
+            self._ended = self.with_ends()
+            # The CRs of lines before this block were in front of a LF.
+            self.rest = [line.rstrip(b"\r") for line in self.rest]
+        if self._ended is None:
+            self.rest += block.removesuffix(b"\n").split(b"\n")
+        else:
+            lines = split_line_ends(block)
+            self._ended += lines
+            self.rest += (line[:-1].rstrip(b"\r") if line.endswith(b"\n") else line for line in lines)
+
+    def with_ends(self) -> list[bytes]:
+        """Return the lines that are left with their ends."""
+        return [line + b"\n" for line in self.rest] if self._ended is None else self._ended
+
+    def take(self) -> Iterator[tuple[list[bytes], list[bytes] | None]]:
+        """Take the complete records: yield the lines of each, and with their ends unless all have a LF."""
+        lines, ended = self.rest, self._ended
+        if ended is None:
+            whole = len(lines) // 4 * 4
+            self.rest = lines[whole:]
+            for begin in range(0, whole, 4):
+                yield lines[begin : begin + 4], None
+            return
+        end = 0
+        for begin, last in fastq_records(lines):
+            end = last + 4
+            record, text = (
+                [b"".join(part[begin : last + 1]), *part[last + 1 : end]] for part in (lines, ended)
+            )
+            yield record, text
+        self.rest, self._ended = lines[end:], ended[end:]
+
+
+def _fastq_parts(lines: list[bytes]) -> tuple[bytes, ...]:
+    """Return the text of a record of four *lines*, with their ends, in parts."""
+    header, bases, plus, quality = lines
+    title = header[1:].rstrip(b"\r\n")
+    end = 1 + len(title)
+    if title and plus[1:].rstrip(b"\r\n") == title:
+        return header[:end], header[end:] + bases + plus[:end], plus[end:] + quality
+    return header[:end], header[end:] + bases + plus + quality
 
 
 def _take_text(begun: io.BytesIO, pieces: list[bytes]) -> bytes:

@@ -68,11 +68,40 @@ def read_contigs(
         BrokenInput: the file breaks half way, or changed while it was read; the records before
             the break were yielded
     """
-    with _open_input(path, stdin, open_file) as (raw, text, has_changed):
-        if kind := alignment_format(raw):
-            yield from AlignmentParser(path, kind, raw, has_changed, name, note).contigs()
-        else:
-            yield from FastxParser(path, text, has_changed, name, limits).contigs()
+    with _open_input(path, stdin, open_file) as opened:
+        yield from _parser(path, opened, name, limits, note).contigs()
+
+
+@contextmanager
+def open_records(path: str) -> Iterator[FastxParser | AlignmentParser]:
+    """
+    Open *path* to read its records, each with its text.
+
+    Raises:
+        UnreadableInput: it cannot be opened
+    """
+    with _open_input(path, None, open_file) as opened:
+        yield _parser(path, opened)
+
+
+class _Opened(NamedTuple):
+    """An input that is open."""
+
+    raw: io.BufferedReader
+    text: TextStream  # decompressed
+    has_changed: Callable[[], bool]  # since it was opened
+
+
+def _parser(
+    path: str,
+    opened: _Opened,
+    name: Callable[[bytes], bytes] = first_word,
+    limits: Limits = DEFAULT_LIMITS,
+    note: Note = lambda _: None,
+) -> FastxParser | AlignmentParser:
+    if kind := alignment_format(opened.raw):
+        return AlignmentParser(path, kind, opened.raw, opened.has_changed, name, note)
+    return FastxParser(path, opened.text, opened.has_changed, name, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +222,7 @@ def has_mates(path: str) -> bool:
 
 
 @contextmanager
-def _open_input(
-    path: str, stdin: BinaryIO | None, open_file: OpenFile
-) -> Iterator[tuple[io.BufferedReader, TextStream, Callable[[], bool]]]:
-    """Open *path*: its bytes, its decompressed text, and a check whether it has changed since."""
+def _open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile) -> Iterator[_Opened]:
     with ExitStack() as stack:
         try:
             # Before it is opened: some of it may have been read ahead by then.
@@ -207,7 +233,7 @@ def _open_input(
             raise UnreadableInput(path, _why_no_files(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, describe_error(error)) from error
-        yield raw, text, partial(_has_changed, path, raw, before)
+        yield _Opened(raw, text, partial(_has_changed, path, raw, before))
 
 
 def _why_no_files(directory: str) -> str:

@@ -7,6 +7,8 @@ swallow sequence, and its words must not become sequence.
 """
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,23 +72,33 @@ def end_fasta_lines(record: bytes) -> bytes:
     return line + end + body
 
 
-def join_fastq_headers(lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+def split_line_ends(text: bytes) -> list[bytes]:
+    """Return the lines of *text* with their ends: each a LF and the CRs before it, or a CR alone."""
+    letters = np.frombuffer(text, np.uint8)
+    crs, others = np.flatnonzero(letters == _CR), np.flatnonzero(letters != _CR)
+    # By what follows a row of them, at once: a row may be as long as the text.
+    following = np.append(others, len(letters))[np.searchsorted(others, crs)]
+    are_alone = np.append(letters, 0)[following] != _LF
+    ends = np.sort(np.concatenate((np.flatnonzero(letters == _LF), crs[are_alone]))) + 1
+    places = [0, *ends.tolist(), *([len(text)] if text and (not len(ends) or ends[-1] < len(text)) else [])]
+    return [text[begin:end] for begin, end in pairwise(places)]
+
+
+def fastq_records(lines: list[bytes]) -> Iterator[tuple[int, int]]:
     """
-    Return the *lines* of complete records of FASTQ, with each header as one line, and all lines behind.
+    Yield the first and the last line of the header of each complete record of FASTQ, in *lines*.
 
     Lines are those of CR and LF alike, from the beginning of a record on; where a CR ended one, it is
     still there. A header that ends with LF goes on behind its CRs up to the line before the bases.
     """
-    complete: list[bytes] = []
     begin = 0
     while True:
         last = _last_line_of_header(lines, begin)
         if last + 3 >= len(lines):
-            return complete, lines[begin:]
+            return
         if lines[last].endswith(b"\r"):
             last = begin  # this record's lines end with CR
-        complete.append(b"".join(lines[begin : last + 1]))
-        complete += lines[last + 1 : last + 4]
+        yield begin, last
         begin = last + 4
 
 
