@@ -29,6 +29,7 @@ def test_defaults() -> None:
         "embeddings": False,
         "calibrated": True,
         "calls": None,
+        "regions": None,
         "pairs": Pairing.AUTO,
         "min_length": 0,
         "reuse_features": None,

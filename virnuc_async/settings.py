@@ -228,10 +228,14 @@ class CallRules:
         check_fields(self, _CALL_CHECKS)
 
     def __str__(self) -> str:
-        defaults = (f"{field.name}={field.default}" for field in fields(self))
-        values = (f"{field.name}={getattr(self, field.name)}" for field in fields(self))
-        others = [text for text, default in zip(values, defaults, strict=True) if text != default]
-        return ", ".join(others) or "the default rules"
+        return _describe_rules(self)
+
+
+def _describe_rules(rules: "CallRules | RegionRules") -> str:
+    """Format what *rules* have otherwise than by default."""
+    values = ((field.name, getattr(rules, field.name), field.default) for field in fields(rules))
+    others = [f"{name}={value}" for name, value, default in values if value != default]
+    return ", ".join(others) or "the default rules"
 
 
 def _pattern(label: str, value: object) -> str:
@@ -282,6 +286,9 @@ class RegionRules:
                 f"close score must not be above open score: {self.close_score} > {self.open_score}"
             )
 
+    def __str__(self) -> str:
+        return _describe_rules(self)
+
 
 _REGION_CHECKS: dict[str, Check] = {
     "open_score": fraction,
@@ -327,6 +334,13 @@ def call_rules(label: str, value: object) -> CallRules:
     return value
 
 
+def region_rules(label: str, value: object) -> RegionRules:
+    """Return *value*, rules of regions."""
+    if not isinstance(value, RegionRules):
+        raise UsageError(f"{label} must be RegionRules, not {value!r}")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
@@ -350,6 +364,7 @@ class Settings:
     embeddings: bool = False  # also write merged_features.pt
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
     calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
+    regions: RegionRules | None = None  # also write regions.bed and regions.gff3, by these rules
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
     min_length: int = 0  # bases; shorter records are scored, but are in no table
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
@@ -382,6 +397,7 @@ _CHECKS: dict[str, Check] = {
     "embeddings": flag,
     "calibrated": flag,
     "calls": optional(call_rules),
+    "regions": optional(region_rules),
     "pairs": one_of(Pairing),
     "min_length": whole(0),
     "reuse_features": optional(path),

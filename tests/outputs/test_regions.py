@@ -1,7 +1,6 @@
 """Viral stretches of contigs, compared with a slow and simple implementation; and their two tables."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import predict
 from stored_runs import LENGTH, Record, ScoredOrf, store_run
+from support import DATA, read_table
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import UsageError
@@ -18,7 +19,7 @@ from virnuc_async.outputs.region_tables import bed_chunks, gff3_chunks
 from virnuc_async.outputs.regions import Region, contig_regions, find_regions, viral_share
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.fragments import cut
-from virnuc_async.settings import RegionRules
+from virnuc_async.settings import RegionRules, Settings
 
 SCORES = st.sampled_from([0.0, 0.1, 0.5, 0.55, 0.6, 0.75, 0.9, 1.0])
 # Without smoothing, from one fragment of 100 bases on.
@@ -198,8 +199,7 @@ def test_regions_of_a_run_are_those_of_each_contig() -> None:
 
 def test_bed_and_gff3(tmp_path: Path) -> None:
     store = stored(tmp_path, contig(b"a", "nvvnnnnvv"), contig(b"b", "v" * 9))
-    tally: Counter[str] = Counter()
-    bed = b"".join(bed_chunks(store.reader, LENGTH, PLAIN, tally)).decode()
+    bed = b"".join(bed_chunks(store.reader, LENGTH, PLAIN)).decode()
     gff3 = b"".join(gff3_chunks(store.reader, LENGTH, PLAIN)).decode()
     store.close()
     assert bed.splitlines() == [
@@ -217,13 +217,12 @@ def test_bed_and_gff3(tmp_path: Path) -> None:
         "##sequence-region b 1 893",
         f"b\t{source}\tviral_sequence\t1\t893\t0.900\t.\t.\tID=region_3;kind=viral_contig;fragments=9",
     ]
-    assert tally == {"prophage_candidate": 2, "viral_contig": 1}
 
 
 def test_a_run_without_regions_has_tables_with_their_headers(tmp_path: Path) -> None:
     store = stored(tmp_path, contig(b"a", "n" * 9))
     assert list(gff3_chunks(store.reader, LENGTH, PLAIN)) == [b"##gff-version 3\n"]
-    assert len(list(bed_chunks(store.reader, LENGTH, PLAIN, Counter()))) == 1
+    assert len(list(bed_chunks(store.reader, LENGTH, PLAIN))) == 1
     store.close()
 
 
@@ -238,9 +237,83 @@ HOSTILE = {
 
 def test_hostile_ids(tmp_path: Path) -> None:
     store = stored(tmp_path, *(contig(name, "v" * 9) for name in HOSTILE))
-    _, *lines = bed_chunks(store.reader, LENGTH, PLAIN, Counter())
+    _, *lines = bed_chunks(store.reader, LENGTH, PLAIN)
     _, *features = gff3_chunks(store.reader, LENGTH, PLAIN)
     found = (line.split(b"\t")[0] for line in lines), (text.decode().splitlines()[1] for text in features)
     in_bed, in_gff3 = found[0], (line.split("\t")[0] for line in found[1])
     assert dict(zip(HOSTILE, zip(in_bed, in_gff3, strict=True), strict=True)) == HOSTILE
     store.close()
+
+
+SOURCE = DATA / "golden" / "upstream" / "input.fa"
+# Rules for contigs that are a few fragments long.
+SHORT = (
+    "--region-min-contig",
+    500,
+    "--region-min-length",
+    300,
+    "--region-smoothing",
+    500,
+    "--region-gap",
+    200,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("regions") / "out"
+    assert predict(SOURCE, out, *SHORT).code == 0
+    return out
+
+
+def test_both_tables_have_the_regions_of_the_fragments(finished: Path) -> None:
+    lengths = {row[0]: int(row[2]) for row in read_table(finished / "contigs.tsv")[1:]}
+    fragments: dict[str, list[tuple[int, int, float]]] = {name: [] for name in lengths}
+    for row in read_table(finished / "fragments.tsv")[1:]:
+        others, virus = float(row[2]), float(row[3])
+        fragments[row[4]].append((int(row[6]), int(row[7]), virus / (virus + others)))
+    rules = RegionRules(min_contig=500, min_length=300, smoothing=500, gap=200)
+    expected = []
+    for name, rows in fragments.items():
+        found = slow_regions([row[:2] for row in rows], [row[2] for row in rows], lengths[name], rules)
+        expected += [(name, region.start, region.end, region.kind, region.fragments) for region in found]
+    bed = [
+        (row[0], int(row[1]), int(row[2]), row[6], int(row[7]))
+        for row in read_table(finished / "regions.bed")[1:]
+    ]
+    assert bed == expected
+    assert {row[3] for row in bed} == {ISLAND, WHOLE}
+    gff3 = [row for row in read_table(finished / "regions.gff3") if not row[0].startswith("##")]
+    assert [(row[0], int(row[3]) - 1, int(row[4])) for row in gff3] == [row[:3] for row in bed]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--region-open-score", 0.99),
+        ("--region-close-score", 0.1),
+        ("--region-smoothing", 5000),
+        ("--region-gap", 5000),
+        ("--region-min-length", 1200),
+        ("--region-min-contig", 1000),
+        ("--region-whole-fraction", 0.1),
+    ],
+)
+def test_every_rule_changes_the_regions(finished: Path, option: str, value: float) -> None:
+    assert predict(SOURCE, finished, *SHORT).code == 0
+    bed = (finished / "regions.bed").read_bytes()
+    ended = predict(SOURCE, finished, *SHORT, option, value)
+    assert "writing the tables of this finished run again" in ended.err
+    assert (finished / "regions.bed").read_bytes() != bed
+
+
+def test_regions_stay_by_the_rules_of_the_last_time(finished: Path) -> None:
+    assert predict(SOURCE, finished, *SHORT).code == 0
+    bed = (finished / "regions.bed").read_bytes()
+    assert "its files are unchanged" in predict(SOURCE, finished).err
+    assert "regions: smoothing=500, gap=200, min_length=300, min_contig=500 -> the default" in (
+        predict(SOURCE, finished, "--regions").err
+    )
+    assert (finished / "regions.bed").read_bytes() != bed
+    with pytest.raises(UsageError, match="regions must be RegionRules, not True"):
+        Settings(regions=True)  # type: ignore[arg-type]

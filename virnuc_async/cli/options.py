@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.learning.options import EvaluationOptions
-from virnuc_async.settings import CallRules, Compile, Precision, Settings
+from virnuc_async.settings import CallRules, Compile, Precision, RegionRules, Settings
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, path, path_text, token_count
@@ -182,11 +182,13 @@ def add_resamples_option(parser: Any) -> None:
     add_field(parser, EvaluationOptions(), "resamples", int, "resamples of the clusters for the intervals")
 
 
-def add_field(group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str) -> None:
-    """Add an option for the field *name* of *defaults*."""
+def add_field(
+    group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str, prefix: str = ""
+) -> None:
+    """Add an option, with *prefix* before it, for the field *name* of *defaults*."""
     default = getattr(defaults, name)
     group.add_argument(
-        f"--{name.replace('_', '-')}",
+        f"--{(prefix + name).replace('_', '-')}",
         type=kind,
         default=default,
         metavar="N" if kind is int else "X",
@@ -214,6 +216,30 @@ def add_call_rules(group: Any) -> None:
         help="contigs whose ids have the same match, or first group, are called as one "
         "(default: each id by itself)",
     )
+
+
+_OF_REGIONS = "region_"  # begins the names of their options, of which others mean something else
+
+
+def add_region_rules(group: Any) -> None:
+    """Add an option for each of the rules of regions.bed and regions.gff3."""
+    rules = (
+        ("open_score", float, "a region begins where the smoothed score of fragments reaches this"),
+        ("close_score", float, "and extends until it falls below this"),
+        ("smoothing", int, "bases around each fragment over which scores are averaged"),
+        ("gap", int, "regions with at most so many bases between them are one"),
+        ("min_length", int, "bases of a region, at least"),
+        ("min_contig", int, "bases of a contig that is looked at, at least"),
+        ("whole_fraction", float, "a region of this fraction of its contig is a viral contig as a whole"),
+    )
+    for name, kind, what in rules:
+        add_field(group, RegionRules(), name, kind, what, prefix=_OF_REGIONS)
+
+
+def region_rules_from(options: Namespace) -> RegionRules:
+    """Return the rules of regions that *options* name."""
+    names = RegionRules.__dataclass_fields__
+    return RegionRules(**{name: getattr(options, _OF_REGIONS + name) for name in names})
 
 
 def settings_from(options: Namespace, **others: Any) -> Settings:

@@ -10,6 +10,7 @@ from virnuc_async.settings import (
     CallRules,
     Check,
     Pairing,
+    RegionRules,
     Settings,
     call_rules,
     check_fields,
@@ -17,6 +18,7 @@ from virnuc_async.settings import (
     fraction,
     one_of,
     optional,
+    region_rules,
     whole,
     word,
 )
@@ -38,6 +40,7 @@ class OutputOptions:
     calibration: str | None = None  # fingerprint of the one that contigs get a column of
     embeddings: bool = False
     calls: CallRules | None = None  # of the table of calls, if there is to be one
+    regions: RegionRules | None = None  # of the tables of regions, if there are to be some
     min_length: int = 0  # bases; shorter records are in no table
 
     def __post_init__(self) -> None:
@@ -59,8 +62,8 @@ class OutputOptions:
             UsageError, TypeError: it makes no sense
         """
         known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
-        calls = known.get("calls")
-        return cls(**known | {"calls": None if calls is None else CallRules(**calls)})
+        rules = {name: kind(**known[name]) for name, kind in _RULES.items() if known.get(name) is not None}
+        return cls(**known | rules)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -79,11 +82,12 @@ class OutputOptions:
     def _texts(self) -> dict[str, Any]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         # Rules are compared as they are described.
-        return {name: str(value) if isinstance(value, CallRules) else value for name, value in values}
+        return {name: str(value) if name in _RULES and value else value for name, value in values}
 
 
 # Options that ask for a file.
-_STAYING = ("embeddings", "calls")
+_STAYING = ("embeddings", "calls", "regions")
+_RULES: dict[str, type[CallRules | RegionRules]] = {"calls": CallRules, "regions": RegionRules}
 
 OPTION_CHECKS: dict[str, Check] = {
     "threshold": fraction,
@@ -91,5 +95,6 @@ OPTION_CHECKS: dict[str, Check] = {
     "calibration": optional(word),
     "embeddings": flag,
     "calls": optional(call_rules),
+    "regions": optional(region_rules),
     "min_length": whole(0),
 }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from virnuc_async.models.calibration import Calibration
 from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
-from virnuc_async.settings import CallRules
+from virnuc_async.settings import CallRules, RegionRules
 
 from .calls import CALLS_TABLE, call_chunks
 from .columns import Chunks
@@ -22,6 +22,7 @@ from .fragments import fragment_chunks, published_fragment_chunks
 from .options import OutputOptions
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
+from .region_tables import REGIONS_BED, REGIONS_GFF3, bed_chunks, gff3_chunks
 from .summary import Summary, summary_text
 from .table_files import SUMMARY
 
@@ -82,6 +83,14 @@ def _call_chunks(run: FinishedRun) -> Chunks:
     return call_chunks(run.reader, run.options.calls or CallRules())
 
 
+def _bed_chunks(run: FinishedRun) -> Chunks:
+    return bed_chunks(run.reader, run.length, run.options.regions or RegionRules())
+
+
+def _gff3_chunks(run: FinishedRun) -> Chunks:
+    return gff3_chunks(run.reader, run.length, run.options.regions or RegionRules())
+
+
 def _has_failed(run: FinishedRun) -> bool:
     return bool(run.reader.totals().failures or run.paired.failures)
 
@@ -92,6 +101,8 @@ FILES: tuple[OutputFile, ...] = (
     OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length)),
     OutputFile("contigs.tsv", _contig_chunks),
     OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
+    OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None),
+    OutputFile(REGIONS_GFF3, _gff3_chunks, lambda run: run.options.regions is not None),
     OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
     OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.paired.failures), _has_failed),
 )

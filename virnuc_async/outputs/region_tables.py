@@ -5,7 +5,6 @@ Ids have no white space, since a record's id ends there. In BED they are written
 the sequences; in GFF3 what its specification does not allow in them is escaped.
 """
 
-from collections import Counter
 from itertools import count
 
 from virnuc_async._version import __version__
@@ -25,16 +24,15 @@ _VIRAL_SEQUENCE, _PROPHAGE = "viral_sequence", "prophage"
 _SEQID_LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:^*$@!+_?-|")
 
 
-def bed_chunks(reader: RunReader, length: int, rules: RegionRules, tally: Counter[str]) -> Chunks:
+def bed_chunks(reader: RunReader, length: int, rules: RegionRules) -> Chunks:
     """
-    Yield ``regions.bed``, a contig at a time: BED6 and three columns more; count the kinds in *tally*.
+    Yield ``regions.bed``, a contig at a time: BED6 and three columns more.
 
     *length* is what contigs were cut into, in bases.
     """
     yield b"#%s\n" % "\t".join(_COLUMNS).encode()
     numbers = count(1)
     for contig in contig_regions(reader, length, rules):
-        tally.update(region.kind for region in contig.regions)
         name, fields = _bed_name(contig.id), (_bed_fields(region, next(numbers)) for region in contig.regions)
         yield b"".join(b"%s\t%s\n" % (name, "\t".join(line).encode()) for line in fields)
 

@@ -23,6 +23,8 @@ TABLES = (
 OUTPUT_FILES = (
     *TABLES,
     "contig_calls.tsv",
+    "regions.bed",
+    "regions.gff3",
     "pairs.tsv",
     "failed_files.txt",
     MERGED_FEATURES,

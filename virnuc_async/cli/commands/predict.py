@@ -18,16 +18,18 @@ from virnuc_async.cli.options import (
     add_device_options,
     add_listing_options,
     add_model_options,
+    add_region_rules,
     add_table_options,
     add_verbosity_options,
     fields_from,
+    region_rules_from,
     settings_from,
 )
 from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text, seconds
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 from virnuc_async.errors import UnreadableInput, UsageError
 from virnuc_async.fileio import read_lines
-from virnuc_async.settings import CallRules, Pairing, expand_home, user_path
+from virnuc_async.settings import CallRules, Pairing, RegionRules, expand_home, user_path
 
 _EXAMPLE = f"{PROGRAM} predict contigs.fa out/"
 _LARGEST_LIST = 1 << 28  # bytes: millions of names
@@ -62,6 +64,7 @@ def add_parser(commands: Any) -> None:
     _add_output_options(model)
     add_table_options(parser.add_argument_group("tables"))
     _add_calls(parser.add_argument_group("calls"))
+    _add_regions(parser.add_argument_group("regions"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
     add_earlier_options(parser)
@@ -149,14 +152,25 @@ def _add_calls(group: Any) -> None:
     add_call_rules(group)
 
 
+def _add_regions(group: Any) -> None:
+    group.add_argument(
+        "--regions",
+        action="store_true",
+        help="also write regions.bed and regions.gff3: viral stretches of long contigs, such as prophages; "
+        "implied by the options below",
+    )
+    add_region_rules(group)
+
+
 def run(options: Namespace) -> int:
     """Predict, and return whether every input could be used."""
     apply_earlier_options(options)
     inputs, out_dir = _inputs_and_output(options)
-    rules = fields_from(CallRules, options)
+    rules, region_rules = fields_from(CallRules, options), region_rules_from(options)
     settings = settings_from(
         options,
         calls=rules if options.calls or rules != CallRules() else None,
+        regions=region_rules if options.regions or region_rules != RegionRules() else None,
         embeddings=options.embeddings,
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),
