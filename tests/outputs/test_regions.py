@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import predict
 from stored_runs import LENGTH, Record, ScoredOrf, store_run
-from support import DATA, read_table
+from support import ROOT, read_table
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import UsageError
@@ -245,18 +245,10 @@ def test_hostile_ids(tmp_path: Path) -> None:
     store.close()
 
 
-SOURCE = DATA / "golden" / "upstream" / "input.fa"
+SOURCE = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 # Rules for contigs that are a few fragments long.
-SHORT = (
-    "--region-min-contig",
-    500,
-    "--region-min-length",
-    300,
-    "--region-smoothing",
-    500,
-    "--region-gap",
-    200,
-)
+SIZES = {"min-contig": 2000, "min-length": 500, "smoothing": 0, "gap": 200}
+SHORT = tuple(word for name, size in SIZES.items() for word in (f"--region-{name}", size))
 
 
 @pytest.fixture(scope="module")
@@ -272,14 +264,14 @@ def test_both_tables_have_the_regions_of_the_fragments(finished: Path) -> None:
     for row in read_table(finished / "fragments.tsv")[1:]:
         others, virus = float(row[2]), float(row[3])
         fragments[row[4]].append((int(row[6]), int(row[7]), virus / (virus + others)))
-    rules = RegionRules(min_contig=500, min_length=300, smoothing=500, gap=200)
+    rules = RegionRules(min_contig=2000, min_length=500, smoothing=0, gap=200)
     expected = []
     for name, rows in fragments.items():
         found = slow_regions([row[:2] for row in rows], [row[2] for row in rows], lengths[name], rules)
         expected += [(name, region.start, region.end, region.kind, region.fragments) for region in found]
     bed = [
-        (row[0], int(row[1]), int(row[2]), row[6], int(row[7]))
-        for row in read_table(finished / "regions.bed")[1:]
+        (name, int(start), int(end), kind, int(count))
+        for name, start, end, _, _, _, kind, count, _ in read_table(finished / "regions.bed")[1:]
     ]
     assert bed == expected
     assert {row[3] for row in bed} == {ISLAND, WHOLE}
@@ -292,11 +284,11 @@ def test_both_tables_have_the_regions_of_the_fragments(finished: Path) -> None:
     [
         ("--region-open-score", 0.99),
         ("--region-close-score", 0.1),
-        ("--region-smoothing", 5000),
+        ("--region-smoothing", 3000),
         ("--region-gap", 5000),
         ("--region-min-length", 1200),
-        ("--region-min-contig", 1000),
-        ("--region-whole-fraction", 0.1),
+        ("--region-min-contig", 4000),
+        ("--region-whole-fraction", 0.2),
     ],
 )
 def test_every_rule_changes_the_regions(finished: Path, option: str, value: float) -> None:
@@ -311,7 +303,7 @@ def test_regions_stay_by_the_rules_of_the_last_time(finished: Path) -> None:
     assert predict(SOURCE, finished, *SHORT).code == 0
     bed = (finished / "regions.bed").read_bytes()
     assert "its files are unchanged" in predict(SOURCE, finished).err
-    assert "regions: smoothing=500, gap=200, min_length=300, min_contig=500 -> the default" in (
+    assert "regions: smoothing=0, gap=200, min_length=500, min_contig=2000 -> the default" in (
         predict(SOURCE, finished, "--regions").err
     )
     assert (finished / "regions.bed").read_bytes() != bed
