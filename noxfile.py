@@ -1,5 +1,5 @@
 """
-Checks: ``nox`` runs lint, types, tests, and the tests of errors with the oldest Python.
+Checks: ``nox`` runs lint, types, tests, the tests of errors with the oldest Python, and the recipes.
 
 ``nox -s gpu_tests`` needs a GPU, ``nox -s fake_cuda`` 10 GB of disk for torch's builds for GPUs, and
 ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and ``nox -s fuzz`` searches for inputs
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "errors_oldest"]
+nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes"]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
 _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
 _OF_TORCH = ("torch==", "triton==", "setuptools==")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
+TOOLS = "tests/recipes/tools.txt"  # with versions that the recipes pass with
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
     "tests/cli/test_failures.py",
@@ -74,6 +75,19 @@ def errors_oldest(session: nox.Session) -> None:
         session.skip("the system has no Python 3.11.0 to 3.11.3")
     session.install(*TESTED, "-e", ".[test]")
     session.run("pytest", "-n", "2", *ERROR_TESTS, *session.posargs)
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """Run every recipe with the program and the tools that it is for, and check it with their linters."""
+    session.install(*TESTED, "-e", ".[recipes]")
+    # Workflow engines need other versions of the same libraries: they have an environment of their own.
+    tools = Path(session.create_tmp(), "tools")
+    if not tools.exists():
+        session.run("python", "-m", "venv", str(tools))
+    session.run(str(tools / "bin" / "pip"), "install", "-q", "--no-deps", "-r", TOOLS, external=True)
+    env = {"RECIPE_TOOLS": str(tools / "bin")}
+    session.run("pytest", "-n", "2", "-m", "recipes", "tests/recipes", *session.posargs, env=env)
 
 
 @nox.session

@@ -1,0 +1,125 @@
+"""
+Fixtures of the tests of docs/recipes: the program and the tools on PATH, and what was checked with which tool.
+
+``nox -s recipes`` installs the tools into an environment of its own and names its programs' directory in
+RECIPE_TOOLS; then a missing tool is a failure. Elsewhere a test that needs one is skipped without it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from recipe_files import OPTIONS, TABLES, write_contigs
+from running import predict
+from support import ROOT
+
+TOOLS = os.environ.get("RECIPE_TOOLS", "")
+PATH = os.pathsep.join(filter(None, (TOOLS, os.environ["PATH"])))
+Note = Callable[[str], None]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was checked, and how."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("skipped")]
+    lines = [str(value) for report in reports for name, value in report.user_properties if name == "checked"]
+    if lines:
+        terminalreporter.section("recipes: what was checked, and how")
+        for line in sorted(set(lines)):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Note:
+    """Return a function that notes what this test checks, and how, for the summary."""
+    return lambda line: request.node.user_properties.append(("checked", line))
+
+
+@pytest.fixture
+def tool() -> Callable[[str], str]:
+    """Return a function that returns a tool's path, or skips the test if it is not there."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=PATH)
+        if path is None:
+            assert not TOOLS, f"{name} is missing in {TOOLS}"
+            pytest.skip(f"needs {name}")
+        return path
+
+    return find
+
+
+class Shell:
+    """Runs commands in *directory*, with the program, the tests' fakes and the tools on PATH."""
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory, self._programs = directory, programs
+        self.environment = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{PATH}",
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(directory),
+        }
+
+    def add(self, name: str, script: str) -> None:
+        """Add a program that is a script of the shell."""
+        path = self._programs / name
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    def start(self, command: str, **variables: str) -> "subprocess.Popen[str]":
+        """Start *command* in a process group of its own."""
+        return subprocess.Popen(
+            ["bash", "-euc", command],
+            cwd=self.directory,
+            env=self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, command: str, code: int = 0, **variables: str) -> str:
+        """Run *command*, which ends with *code*, and return what it prints."""
+        process = self.start(command, **variables)
+        out, _ = process.communicate()
+        assert process.returncode == code, out
+        return out
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """A shell in a directory of its own."""
+    work, programs = tmp_path / "work", tmp_path / "programs"
+    work.mkdir()
+    programs.mkdir()
+    shell = Shell(work, programs)
+    shell.add("virnuc-async", f'exec "{sys.executable}" -m virnuc_async "$@"')
+    shell.add("virnucpro_cli.py", f'exec "{sys.executable}" "{ROOT}/scripts/virnucpro_cli.py" "$@"')
+    return shell
+
+
+@pytest.fixture(scope="session")
+def contigs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FASTA file whose run takes some seconds."""
+    return write_contigs(tmp_path_factory.mktemp("contigs") / "contigs.fa", 300)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(contigs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tables of a run on *contigs* that nothing interrupts, without the path of the input."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert predict(contigs, out, *OPTIONS, "--calls").code == 0
+    return read_tables(out, contigs)
+
+
+def read_tables(directory: Path, *paths: Path | str) -> dict[str, bytes]:
+    """Return the tables in *directory*, with the names of inputs replaced."""
+    tables = {name: (directory / name).read_bytes() for name in TABLES}
+    for path in paths:
+        tables = {name: table.replace(os.fsencode(path), b"INPUT") for name, table in tables.items()}
+    return tables

@@ -1,0 +1,95 @@
+"""The Snakemake workflow, run for real: a retry and a new call go on where the run was."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Note, Shell, read_tables
+from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, commands
+from running import log, wait_until
+
+pytestmark = [pytest.mark.recipes, pytest.mark.timeout(180)]
+CALL = "exec snakemake --cores 1 --rerun-incomplete --printshellcmds"
+
+
+@pytest.fixture
+def workflow(shell: Shell, tool: Callable[[str], str], contigs: Path) -> Shell:
+    """A shell in a copy of the workflow, with one sample and options of the tests."""
+    tool("snakemake")
+    shutil.copytree(RECIPES / "snakemake", shell.directory, dirs_exist_ok=True)
+    (shell.directory / "contigs.fa").symlink_to(contigs)
+    configure(shell, runtime=360, margin=300)
+    return shell
+
+
+def configure(shell: Shell, runtime: int, margin: int) -> None:
+    """Write config.yaml, in JSON."""
+    config = {"samples": {"a": "contigs.fa"}, "options": " ".join(OPTIONS), "gpus": 0}
+    (shell.directory / "config.yaml").write_text(json.dumps(config | {"runtime": runtime, "margin": margin}))
+
+
+def kill_in_the_middle(shell: Shell, kill: Callable[[int], None]) -> tuple[int, str]:
+    """Start Snakemake, kill something after some batches, and return its code and what it prints."""
+    run = shell.directory / "runs" / "a"
+    with shell.start(CALL) as process:
+        wait_until(lambda: " batch 0.3 " in log(run), process)
+        kill(process.pid)
+        assert process.stdout
+        printed = process.stdout.read()
+        return process.wait(), printed
+
+
+def test_a_job_that_is_killed_is_retried_and_resumes(
+    workflow: Shell, undisturbed: dict[str, bytes], note: Note
+) -> None:
+    run = workflow.directory / "runs" / "a"
+
+    def kill(_: int) -> None:
+        os.kill(json.loads((run / "run.lock").read_text())["pid"], signal.SIGKILL)
+
+    code, printed = kill_in_the_middle(workflow, kill)
+    assert code == 0, printed
+    assert "Trying to restart job" in printed
+    assert_resumed(workflow, undisturbed)
+    note("Snakemake: the program killed, the job retried by Snakemake, byte-identical")
+
+
+def test_a_workflow_that_is_killed_resumes_with_the_next_call(
+    workflow: Shell, undisturbed: dict[str, bytes], note: Note
+) -> None:
+    code, _ = kill_in_the_middle(workflow, lambda pid: os.killpg(pid, signal.SIGKILL))
+    assert code == -signal.SIGKILL
+    assert not [name for name in TABLES if (workflow.directory / "results" / "a" / name).exists()]
+    workflow.run("snakemake --unlock")
+    workflow.run(CALL)
+    assert_resumed(workflow, undisturbed)
+    assert "Nothing to be done" in workflow.run(CALL)
+    note("Snakemake: everything killed, snakemake called again, byte-identical")
+
+
+def assert_resumed(workflow: Shell, undisturbed: dict[str, bytes]) -> None:
+    session = json.loads((workflow.directory / "runs" / "a" / "summary.json").read_bytes())["session"]
+    assert session["orfs_before"] > 0
+    assert session["orfs"] > 0
+    assert "resuming after" in (workflow.directory / "logs" / "virnuc_async" / "a.log").read_text()
+    assert read_tables(workflow.directory / "results" / "a", "contigs.fa") == undisturbed
+
+
+def test_the_run_ends_before_the_limit_of_the_job(workflow: Shell) -> None:
+    configure(workflow, runtime=90, margin=200)
+    assert " --max-seconds 5200 " in workflow.run(f"{CALL} --dry-run")
+    assert " --max-seconds 6400 " in workflow.run(f"{CALL} --dry-run --set-resources virnuc_async:runtime=110")
+
+
+def test_the_commands_of_the_readme(workflow: Shell, note: Note) -> None:
+    assert "Congratulations" in workflow.run("snakemake --lint 2>&1")
+    shutil.copy(RECIPES / "snakemake" / "config.yaml", workflow.directory)
+    shutil.copy(EXAMPLE, workflow.directory)
+    workflow.run(commands("Snakemake"))
+    table = (workflow.directory / "results" / "metagenome" / "contigs.tsv").read_text()
+    assert table.count("\n") == 61
+    note("Snakemake: snakemake --lint; the commands of the README, run for real")
