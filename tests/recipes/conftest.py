@@ -1,25 +1,19 @@
 """
-Fixtures of the tests of docs/recipes: the program and the tools on PATH, and what was checked with which tool.
+Fixtures of the tests of docs/recipes: the program and the tools on PATH, and what was checked with what.
 
 ``nox -s recipes`` installs the tools into an environment of its own and names its programs' directory in
 RECIPE_TOOLS; then a missing tool is a failure. Elsewhere a test that needs one is skipped without it.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recipe_files import OPTIONS, TABLES, write_contigs
+from recipe_files import OPTIONS, PATH, TOOLS, Note, Shell, read_tables, write_contigs
 from running import predict
 from support import ROOT
-
-TOOLS = os.environ.get("RECIPE_TOOLS", "")
-PATH = os.pathsep.join(filter(None, (TOOLS, os.environ["PATH"])))
-Note = Callable[[str], None]
 
 
 @pytest.hookimpl(trylast=True)
@@ -53,44 +47,6 @@ def tool() -> Callable[[str], str]:
     return find
 
 
-class Shell:
-    """Runs commands in *directory*, with the program, the tests' fakes and the tools on PATH."""
-
-    def __init__(self, directory: Path, programs: Path) -> None:
-        self.directory, self._programs = directory, programs
-        self.environment = os.environ | {
-            "PATH": f"{programs}{os.pathsep}{PATH}",
-            "PYTHONPATH": str(ROOT),
-            "TMPDIR": str(directory),
-        }
-
-    def add(self, name: str, script: str) -> None:
-        """Add a program that is a script of the shell."""
-        path = self._programs / name
-        path.write_text(f"#!/bin/bash\n{script}\n")
-        path.chmod(0o755)
-
-    def start(self, command: str, **variables: str) -> "subprocess.Popen[str]":
-        """Start *command* in a process group of its own."""
-        return subprocess.Popen(
-            ["bash", "-euc", command],
-            cwd=self.directory,
-            env=self.environment | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, command: str, code: int = 0, **variables: str) -> str:
-        """Run *command*, which ends with *code*, and return what it prints."""
-        process = self.start(command, **variables)
-        out, _ = process.communicate()
-        assert process.returncode == code, out
-        return out
-
-
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     """A shell in a directory of its own."""
@@ -115,11 +71,3 @@ def undisturbed(contigs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     out = tmp_path_factory.mktemp("undisturbed")
     assert predict(contigs, out, *OPTIONS, "--calls").code == 0
     return read_tables(out, contigs)
-
-
-def read_tables(directory: Path, *paths: Path | str) -> dict[str, bytes]:
-    """Return the tables in *directory*, with the names of inputs replaced."""
-    tables = {name: (directory / name).read_bytes() for name in TABLES}
-    for path in paths:
-        tables = {name: table.replace(os.fsencode(path), b"INPUT") for name, table in tables.items()}
-    return tables

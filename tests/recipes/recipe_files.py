@@ -1,7 +1,10 @@
-"""Inputs of the tests of recipes, and the commands of docs/recipes/README.md."""
+"""What the tests of recipes share: inputs, a shell, and the commands of docs/recipes/README.md."""
 
+import os
 import random
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from support import ROOT, fasta
@@ -10,7 +13,49 @@ RECIPES = ROOT / "docs" / "recipes"
 EXAMPLE = ROOT / "docs" / "examples" / "metagenome.fa.gz"
 # Of predict: a GPU has other last digits, and small batches leave time to end a run in the middle.
 OPTIONS = ("--devices", "cpu", "--tokens-per-batch", "1024")
+TOOLS = os.environ.get("RECIPE_TOOLS", "")
+PATH = os.pathsep.join(filter(None, (TOOLS, os.environ["PATH"])))
 TABLES = ("contigs.tsv", "fragments.tsv", "contig_calls.tsv")
+
+Note = Callable[[str], None]
+
+
+class Shell:
+    """Runs commands in *directory*, with the program, the tests' fakes and the tools on PATH."""
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory, self._programs = directory, programs
+        self.environment = os.environ | {
+            "PATH": f"{programs}{os.pathsep}{PATH}",
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(directory),
+        }
+
+    def add(self, name: str, script: str) -> None:
+        """Add a program that is a script of the shell."""
+        path = self._programs / name
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    def start(self, command: str, **variables: str) -> "subprocess.Popen[str]":
+        """Start *command* in a process group of its own."""
+        return subprocess.Popen(
+            ["bash", "-euc", command],
+            cwd=self.directory,
+            env=self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, command: str, code: int = 0, **variables: str) -> str:
+        """Run *command*, which ends with *code*, and return what it prints."""
+        process = self.start(command, **variables)
+        out, _ = process.communicate()
+        assert process.returncode == code, out
+        return out
 
 
 def contigs(count: int, length: int = 400) -> list[tuple[str, str]]:
@@ -31,6 +76,16 @@ def write_contigs(path: Path, count: int) -> Path:
 def commands(heading: str) -> str:
     """Return the first block of commands below *heading* in the README of the recipes."""
     text = (RECIPES / "README.md").read_text()
-    block = re.search(rf"^## {re.escape(heading)}\n(?:(?!^## ).*\n)*?```\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    block = re.search(
+        rf"^## {re.escape(heading)}\n(?:(?!^## ).*\n)*?```\n((?:.*\n)*?)```$", text, re.MULTILINE
+    )
     assert block, f"no commands below {heading}"
     return block[1]
+
+
+def read_tables(directory: Path, *paths: Path | str) -> dict[str, bytes]:
+    """Return the tables in *directory*, with the names of inputs replaced."""
+    tables = {name: (directory / name).read_bytes() for name in TABLES}
+    for path in paths:
+        tables = {name: table.replace(os.fsencode(path), b"INPUT") for name, table in tables.items()}
+    return tables

@@ -1,4 +1,4 @@
-"""The scripts for Slurm: clean by shellcheck, and run with the environment and the commands of a fake Slurm."""
+"""The scripts for Slurm: clean by shellcheck, and run with the environment and commands of a fake Slurm."""
 
 import json
 import signal
@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Note, Shell, read_tables
-from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, commands
+from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, Note, Shell, commands, read_tables
 from running import log, wait_until
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(120)]
@@ -39,7 +38,7 @@ def slurm(shell: Shell) -> Shell:
         (shell.directory / script.name).write_bytes(script.read_bytes())
     shell.add("sbatch", SBATCH)
     shell.add("srun", 'echo "$*" >> steps.txt; while [[ $1 == -* ]]; do shift; done; exec "$@"')
-    shell.add("squeue", '[[ $* == *77* ]] && cat state.txt')
+    shell.add("squeue", "[[ $* == *77* ]] && cat state.txt")
     shell.add("scontrol", 'echo "$*" >> requeued.txt')
     (shell.directory / "state.txt").write_text("RUNNING\n")
     return shell
@@ -51,7 +50,7 @@ def requeued(slurm: Shell) -> str:
 
 
 def end_in_the_middle(slurm: Shell, command: str, out: Path, number: signal.Signals) -> tuple[int, str]:
-    """Run *command*, send the signal to its batch script after some batches, and return its code and output."""
+    """Run *command*, send a signal to its batch script after some batches; return its code and output."""
     with slurm.start(f"exec {command}") as process:
         wait_until(lambda: " batch 0.3 " in log(out), process)
         process.send_signal(number)

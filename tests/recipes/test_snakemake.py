@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Note, Shell, read_tables
-from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, commands
+from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, Note, Shell, commands, read_tables
 from running import log, wait_until
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(180)]
@@ -82,7 +81,9 @@ def assert_resumed(workflow: Shell, undisturbed: dict[str, bytes]) -> None:
 def test_the_run_ends_before_the_limit_of_the_job(workflow: Shell) -> None:
     configure(workflow, runtime=90, margin=200)
     assert " --max-seconds 5200 " in workflow.run(f"{CALL} --dry-run")
-    assert " --max-seconds 6400 " in workflow.run(f"{CALL} --dry-run --set-resources virnuc_async:runtime=110")
+    assert " --max-seconds 6400 " in workflow.run(
+        f"{CALL} --dry-run --set-resources virnuc_async:runtime=110"
+    )
 
 
 def test_the_commands_of_the_readme(workflow: Shell, note: Note) -> None:
