@@ -213,20 +213,6 @@ def test_every_rule_changes_the_calls(finished: Path, option: str, value: object
     assert (finished / "contig_calls.tsv").read_bytes() != calls
 
 
-def test_without_a_finished_run(tmp_path: Path) -> None:
-    ended = run("calls", tmp_path / "none")
-    assert (ended.code, ended.out) == (1, "")
-    assert (
-        ended.err
-        == f"virnuc-async: {tmp_path}/none: contains no run of this program: there is no run.sqlite3\n"
-    )
-    assert not (tmp_path / "none").exists()
-    store_run(tmp_path / "begun", [Record(b"a", ())]).close()
-    assert run("calls", tmp_path / "begun").err == (
-        f"virnuc-async: {tmp_path}/begun: not all of its run is scored. Repeat the command that began it\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -81,14 +81,20 @@ def download_progress(quiet: bool) -> "Iterator[ProgressCallback]":
 
 
 @contextmanager
-def status_lines(quiet: bool, interval: float = _STATUS_INTERVAL) -> Iterator[Callable[[str], None]]:
-    """Yield a function that prints a status, and repeat the last one every *interval* seconds."""
+def status_lines(
+    quiet: bool, interval: float = _STATUS_INTERVAL, at_once: bool = True
+) -> Iterator[Callable[[str], None]]:
+    """
+    Yield a function that prints a status, and repeat the last one every *interval* seconds.
+
+    Unless *at_once*, it is printed when it has lasted until then.
+    """
     status, since, is_over = "", time.monotonic(), threading.Event()
 
     def report_status(text: str) -> None:
         nonlocal status, since
         status, since = text, time.monotonic()
-        if text and not quiet:
+        if text and at_once and not quiet:
             print(text, file=sys.stderr, flush=True)
 
     def repeat_status() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.learning.options import EvaluationOptions
-from virnuc_async.settings import CallRules, Compile, Precision, RegionRules, Settings
+from virnuc_async.settings import CallRules, Compile, Pairing, Precision, RegionRules, Settings
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, path, path_text, token_count
@@ -37,23 +37,45 @@ def add_model_choice(group: Any) -> None:
 def add_model_options(group: Any) -> None:
     """Add --model, --cache-dir and --threshold."""
     add_model_choice(group)
+    add_threshold_option(group)
+
+
+_AS_BEFORE = "as before"  # the default of an option of tables that are made again
+
+
+def add_threshold_option(group: Any, default: float | None = 0.5) -> None:
+    """Add --threshold."""
     group.add_argument(
         "--threshold",
         type=fraction,
-        default=0.5,
+        default=default,
         metavar="FRACTION",
-        help="a contig is viral if at least this fraction of its fragments is (default: 0.5)",
+        help="a contig is viral if at least this fraction of its fragments is "
+        f"(default: {default or _AS_BEFORE})",
     )
 
 
-def add_table_options(group: Any) -> None:
-    """Add what decides which records are in the tables, and in which files."""
+def add_pairs_option(group: Any, default: Pairing | None = Pairing.AUTO) -> None:
+    """Add --pairs."""
+    group.add_argument(
+        "--pairs",
+        choices=[pairing.value for pairing in Pairing],
+        default=default,
+        help="how reads are paired; each pair gets one verdict in pairs.tsv. auto: files whose names differ "
+        "only in R1 and R2 (or 1 and 2), if all read ids match; interleaved: consecutive records "
+        f"(default: {default or _AS_BEFORE})",
+    )
+
+
+def add_table_options(group: Any, is_again: bool = False) -> None:
+    """Add what decides which records are in the tables, and in which files; *is_again*: None, as before."""
     group.add_argument(
         "--min-length",
         type=int,
-        default=0,
+        default=None if is_again else 0,
         metavar="N",
-        help="leave records of fewer bases out of every table; they are scored all the same (default: 0)",
+        help="leave records of fewer bases out of every table; they are scored all the same "
+        f"(default: {_AS_BEFORE if is_again else 0})",
     )
 
 
@@ -183,21 +205,27 @@ def add_resamples_option(parser: Any) -> None:
 
 
 def add_field(
-    group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str, prefix: str = ""
+    group: Any,
+    defaults: object,
+    name: str,
+    kind: Callable[[str], Any],
+    what: str,
+    prefix: str = "",
+    is_again: bool = False,
 ) -> None:
-    """Add an option, with *prefix* before it, for the field *name* of *defaults*."""
+    """Add an option, with *prefix*, for the field *name* of *defaults*; *is_again*: None, as before."""
     default = getattr(defaults, name)
     group.add_argument(
         f"--{(prefix + name).replace('_', '-')}",
         type=kind,
-        default=default,
+        default=None if is_again else default,
         metavar="N" if kind is int else "X",
-        help=f"{what} (default: {default})",
+        help=f"{what} (default: {_AS_BEFORE if is_again else default})",
     )
 
 
-def add_call_rules(group: Any) -> None:
-    """Add an option for each of the rules of contig_calls.tsv."""
+def add_call_rules(group: Any, is_again: bool = False) -> None:
+    """Add an option for each of the rules of contig_calls.tsv; *is_again*: None, as before."""
     rules = (
         ("call_threshold", float, "a weighted delta beyond this, in either direction, is a call"),
         ("high_threshold", float, "and beyond this of high confidence, if fragments confirm it"),
@@ -209,12 +237,12 @@ def add_call_rules(group: Any) -> None:
         ("min_fragments", int, "with fewer fragments a call is one tier lower"),
     )
     for name, kind, what in rules:
-        add_field(group, CallRules(), name, kind, what)
+        add_field(group, CallRules(), name, kind, what, is_again=is_again)
     group.add_argument(
         "--id-pattern",
         metavar="REGEX",
         help="contigs whose ids have the same match, or first group, are called as one "
-        "(default: each id by itself)",
+        f"(default: {_AS_BEFORE if is_again else 'each id by itself'})",
     )
 
 

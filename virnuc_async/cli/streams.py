@@ -5,11 +5,12 @@ A message that cannot be written is given up, and the work goes on. A result tha
 the table of ``models list``, is an error: nobody would miss it otherwise.
 """
 
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from virnuc_async.errors import CannotWrite
 
@@ -123,6 +124,16 @@ class ResultStream:
             with self._translated_errors():
                 self._stream.flush()
 
+    @property
+    def buffer(self) -> BinaryIO:
+        """It as a file of bytes; what is written there is not given up."""
+        return cast(BinaryIO, _Bytes(self._write_bytes))
+
+    def _write_bytes(self, content: bytes) -> None:
+        if self._stream is not None:
+            with self._translated_errors():
+                self._stream.buffer.write(content)
+
     def give_up(self) -> None:
         """Write what is still in memory if that can be done, and give up what comes."""
         self.is_result = False
@@ -142,6 +153,22 @@ class ResultStream:
             self.failure = getattr(error, "strerror", None) or str(error)
             if self.is_result:
                 raise CannotWrite("standard output", self.failure) from error
+
+
+class _Bytes(io.RawIOBase):
+    """A file that *write_all* writes."""
+
+    def __init__(self, write_all: Callable[[bytes], None]) -> None:
+        self._write_all = write_all
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, content: Any, /) -> int:
+        """Write all of *content*."""
+        self._write_all(content)
+        return len(content)
 
 
 @contextmanager

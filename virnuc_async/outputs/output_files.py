@@ -69,6 +69,7 @@ class OutputFile(NamedTuple):
     name: str
     chunks: Callable[[FinishedRun], Chunks]  # its content; nothing is read before the first is taken
     is_wanted: Callable[[FinishedRun], bool] = lambda run: True  # else one that is there is removed
+    table: str = ""  # what the command line calls it, if it is a table
 
 
 def _contig_chunks(run: FinishedRun) -> Chunks:
@@ -96,14 +97,14 @@ def _has_failed(run: FinishedRun) -> bool:
 
 
 FILES: tuple[OutputFile, ...] = (
-    OutputFile("prediction_results.txt", lambda run: prediction_chunks(run.reader)),
+    OutputFile("prediction_results.txt", lambda run: prediction_chunks(run.reader), table="predictions"),
     OutputFile("prediction_results_highestscore.csv", lambda run: published_fragment_chunks(run.reader)),
-    OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length)),
-    OutputFile("contigs.tsv", _contig_chunks),
-    OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
-    OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None),
+    OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length), table="fragments"),
+    OutputFile("contigs.tsv", _contig_chunks, table="contigs"),
+    OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None, table="calls"),
+    OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None, table="regions"),
     OutputFile(REGIONS_GFF3, _gff3_chunks, lambda run: run.options.regions is not None),
-    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
+    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates), table="pairs"),
     OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.paired.failures), _has_failed),
 )
 # It is written when all else is there.

@@ -3,13 +3,14 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async._version import __version__
 from virnuc_async.fileio import Directory
+from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
 from virnuc_async.runs.totals import Totals
@@ -57,18 +58,31 @@ def read_summary(directory: Directory) -> Summary:
 def summary_line(summary: Summary, out_dir: Path) -> str:
     """Format the result of a run in one line."""
     counts, session = summary.counts, summary.session
-    shown = {kind: counts.get(kind, 0) - counts.get(f"short_{kind}", 0) for kind in ("contigs", "pairs")}
-    contigs, pairs = plural(shown["contigs"], "contig"), plural(shown["pairs"], "pair")
-    of_pairs = f", {counts['viral_pairs']:,} of {pairs}" if shown["pairs"] else ""
     fragments, seconds = plural(counts["fragments"], "fragment"), summary.seconds["total"]
     scored = f"{plural(counts['orfs'], 'ORF')} of {fragments} scored in {seconds:.1f} s"
     if session["orfs_before"]:
         now = f"{plural(session['orfs'], 'ORF')} scored now"
         now += f" in {seconds:.1f} s" if session["orfs"] else ""
         scored = f"{now}, {session['orfs_before']:,} before, of {fragments}"
-    text = f"Viral: {counts['viral_contigs']:,} of {contigs}{of_pairs} ({scored}). Tables are in {out_dir}"
-    failed = counts["failures"]
-    return text + (f"; {plural(failed, 'failure')} in {out_dir / 'failed_files.txt'}" if failed else "")
+    return f"Viral: {_viral(summary)} ({scored}). Tables are in {out_dir}{_failed(summary, out_dir)}"
+
+
+def _viral(summary: Summary) -> str:
+    counts = summary.counts
+    shown = {kind: counts.get(kind, 0) - counts.get(f"short_{kind}", 0) for kind in ("contigs", "pairs")}
+    contigs, pairs = plural(shown["contigs"], "contig"), plural(shown["pairs"], "pair")
+    of_pairs = f", {counts['viral_pairs']:,} of {pairs}" if shown["pairs"] else ""
+    return f"{counts['viral_contigs']:,} of {contigs}{of_pairs}"
+
+
+def _failed(summary: Summary, directory: Path) -> str:
+    failed = summary.counts["failures"]
+    return f"; {plural(failed, 'failure')} in {directory / 'failed_files.txt'}" if failed else ""
+
+
+def tables_line(summary: Summary, directory: Path) -> str:
+    """Format the result of a run, whose tables were written into *directory*, without how it was scored."""
+    return f"Viral: {_viral(summary)}. Tables are in {directory}{_failed(summary, directory)}"
 
 
 def left_out_line(summary: Summary) -> str:
@@ -93,7 +107,7 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     """
     store, plan, messages = session.store, session.plan, session.messages
     totals = store.reader.totals()
-    counts = _counts(session, totals, run)
+    counts = _counts(totals, run, session.mates.failures, session.hardware.precision)
     return Summary(
         version=__version__,
         command=command,
@@ -113,14 +127,25 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     )
 
 
-def _counts(session: RunSession, totals: Totals, run: "FinishedRun | None") -> dict[str, int]:
+def summarize_again(earlier: Summary, precision: Precision, run: "FinishedRun") -> Summary:
+    """Return the *earlier* summary of a run of this *precision*, whose tables are those of *run* now."""
+    made_by = asdict(run.options)
+    settings = {name: _to_json(made_by.get(name, value)) for name, value in earlier.settings.items()}
+    settings |= {"calibrated": run.calibration is not None} if made_by["calibration"] else {}
+    counts = _counts(run.reader.totals(), run, run.paired.failures, precision)
+    return replace(earlier, settings=settings, counts=counts)
+
+
+def _counts(
+    totals: Totals, run: "FinishedRun | None", more_failures: Sequence[Failure], precision: Precision
+) -> dict[str, int]:
     counts = {
         "contigs": totals.contigs,
         "fragments": totals.fragments,
         "orfs": totals.scores,
         "batches": totals.batches,
         "viral_contigs": run.contigs["virus"] if run else 0,
-        "failures": totals.failures + len(session.mates.failures),
+        "failures": totals.failures + len(more_failures),
     }
     if run and run.paired.pairs:
         counts |= {"pairs": run.paired.pairs, "viral_pairs": run.pairs["virus"]}
@@ -128,7 +153,7 @@ def _counts(session: RunSession, totals: Totals, run: "FinishedRun | None") -> d
         counts["short_contigs"] = totals.contigs - run.contigs.total()
         if run.paired.pairs:
             counts["short_pairs"] = run.paired.pairs - run.pairs.total()
-    if session.hardware.precision is not Precision.FP32:
+    if precision is not Precision.FP32:
         counts["orfs_recomputed"] = totals.recomputed
     if totals.reused is not None:
         counts["orfs_reused"] = totals.reused

@@ -1,11 +1,11 @@
 """The files of a run's directory that are made of its store: written at once or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
-from virnuc_async.fileio import writing_to
+from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, TABLES
 from virnuc_async.runs.store import Store
 
@@ -21,16 +21,17 @@ _VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
 
 class TableFiles:
     """
-    Writes and removes files in the directory of *store*, as long as it is the store's own.
+    Writes and removes files in the directory of *store*, as long as it is the store's own; or in *directory*.
 
     Raises, from every method that changes a file:
         CannotWrite: the disk is full, or the directory is read-only
         DirectoryLockedError: another process has taken the directory over
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, directory: Directory | None = None) -> None:
         self._store = store
-        self.directory = store.directory
+        self.directory = directory or store.directory
+        self.made: set[str] = set()  # names of files that were written or removed
 
     def make(
         self, file: "OutputFile", run: "FinishedRun", before_each: Callable[[], None] = lambda: None
@@ -54,6 +55,7 @@ class TableFiles:
     def new_file(self, name: str) -> Iterator[BinaryIO]:
         """Open a temporary file that replaces *name* when it is complete and on disk."""
         self._store.check()
+        self.made.add(name)
         new_file = self.directory.atomic_write(name, self._store.check)
         with writing_to(self.directory.path, name), new_file as file:
             yield file
@@ -61,8 +63,15 @@ class TableFiles:
     def remove(self, name: str) -> None:
         """Remove the file *name*, if it is there."""
         self._store.check()
+        self.made.add(name)
         self.directory.unlink(name)
         self.directory.sync()
+
+    def facts_since(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the facts of *before*, with those of the files that were written or removed since."""
+        now, names = self.facts(), {*self.made, *({"checksum"} if SUMMARY in self.made else ())}
+        kept = {name: fact for name, fact in before.items() if name not in names}
+        return kept | {name: fact for name, fact in now.items() if name in names}
 
     def facts(self) -> dict[str, Any]:
         """Return size and time of each file that a run ends with, and the checksum of its summary."""

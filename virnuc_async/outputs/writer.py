@@ -24,7 +24,7 @@ from .summary import (
     summary_text,
 )
 from .table_files import SUMMARY, TableFiles
-from .written import Written, paths_digest
+from .written import ModelFacts, Written, paths_digest
 
 
 class OutputWriter:
@@ -108,7 +108,9 @@ class OutputWriter:
         return summary
 
     def _remember_written(self, options: OutputOptions) -> None:
-        Written(options, paths_digest(self._session.plan.paths), self._files.facts()).keep(self._store)
+        plan, flagged = self._session.plan, self._session.mates.flagged
+        digest, facts = paths_digest(plan.paths), self._files.facts()
+        Written(options, digest, facts, ModelFacts.of(plan.bundle), flagged).keep(self._store)
 
     def _finished_run(self) -> FinishedRun:
         plan = self._session.plan

@@ -1,15 +1,40 @@
 """What a store knows of the files that were made of it: by which options, and as what they were left."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
 from virnuc_async.errors import UsageError
+from virnuc_async.models.bundle import Bundle
+from virnuc_async.models.calibration import Calibration, read
 from virnuc_async.runs.store import Store
+from virnuc_async.settings import whole
 
 from .options import OutputOptions
 
 _KEY = "written"  # in the store
+
+
+class ModelFacts(NamedTuple):
+    """What tables need to know of the model."""
+
+    length: int  # bases that contigs were cut into
+    calibration: Calibration | None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """Return the facts of *bundle*."""
+        return cls(bundle.length, bundle.calibration)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return what :meth:`to_json` gave; raises ValueError, KeyError or TypeError if it makes no sense."""
+        calibration = value["calibration"]
+        return cls(whole(1)("length", value["length"]), calibration and read(calibration))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {"length": self.length, "calibration": self.calibration and self.calibration.as_dict()}
 
 
 class Written(NamedTuple):
@@ -18,6 +43,8 @@ class Written(NamedTuple):
     options: OutputOptions
     paths: str  # digest of the paths of the inputs, which tables have in them
     files: dict[str, Any]  # facts by their names
+    model: ModelFacts | None = None  # None: of an earlier version
+    flagged: list[int] | None = None  # inputs whose flags say that neighbouring reads are mates
 
     @classmethod
     def of(cls, store: Store) -> Self | None:
@@ -26,14 +53,17 @@ class Written(NamedTuple):
         try:
             # Earlier versions described the rules of calls among the settings, and kept them beside these.
             options = value.get("options") or value["settings"] | {"calls": value.get("calls")}
-            return cls(OutputOptions.from_json(options), value["paths"], value["files"])
-        except (UsageError, AttributeError, KeyError, TypeError):
+            model = value.get("model")
+            facts = model and ModelFacts.from_json(model)
+            made_by = OutputOptions.from_json(options)
+            return cls(made_by, value["paths"], value["files"], facts, value.get("flagged"))
+        except (UsageError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def keep(self, store: Store) -> None:
         """Make this what *store* knows."""
-        value = {"options": self.options.to_json(), "paths": self.paths, "files": self.files}
-        store.set_meta(_KEY, value)
+        value = self._asdict() | {"options": self.options.to_json()}
+        store.set_meta(_KEY, value | {"model": self.model and self.model.to_json()})
 
 
 def paths_digest(paths: Iterable[str]) -> str:

@@ -1,20 +1,130 @@
-"""Tables of a finished run, made again from its store by other rules."""
+"""Files of a finished run, made again from its store by other options."""
 
 from collections import Counter
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from virnuc_async.fileio import atomic_write, writing_to
-from virnuc_async.runs.store import open_finished
+from virnuc_async.errors import NoRun, UsageError
+from virnuc_async.fileio import Directory, atomic_directory, atomic_write, writing_to
+from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.runs.mate_check import PairedFiles, files_with_mates, mates_by_flags, verify_mates
+from virnuc_async.runs.output_directory import is_written_name, require_free_names
+from virnuc_async.runs.reader import RunReader
+from virnuc_async.runs.store import Store, open_finished
 from virnuc_async.sequences.decompression import packed_by_name
 from virnuc_async.sequences.inputs import open_alignments
-from virnuc_async.settings import CallRules, LabelRules
+from virnuc_async.sequences.mates import find_mates
+from virnuc_async.settings import CallRules, LabelRules, Pairing, Precision
 
 from .calls import CALLS_TABLE, call_chunks
+from .options import OutputOptions
+from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
+from .summary import Summary, read_summary, summarize_again
 from .table_files import TableFiles
-from .written import Written
+from .written import ModelFacts, Written
+
+_REPEAT = "Repeat the command that began it"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """
+    What is to be otherwise than it was when the files of a run were made.
+
+    *options* are of :class:`OutputOptions`, by their names. *rules* of calls ask for the table of calls, with
+    the other rules as they were. *calibrated* is whether contigs get a column of the calibration; with a
+    *model*, which must be the run's, of its calibration.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] | None = None
+    calibrated: bool | None = None
+    model: Bundle | None = None
+    cache_dir: Path | None = None  # where the model of the run is looked for, if the store does not know it
+
+
+def write_tables(
+    directory: Path,
+    changes: Changes,
+    output: Path | None = None,
+    before_each: Callable[[str], None] = lambda _: None,
+) -> Summary:
+    """
+    Write all files of the finished run in *directory* again, with *changes*; return its summary.
+
+    *before_each* is told what comes next. With *output*, a new directory or one without such files, they are
+    written there, and those of the run stay as they are.
+
+    Raises:
+        NoRun: there is no run in *directory*, or it was not written to its end
+        DirectoryLockedError: another process is using the directory
+        DamagedStore: the store is damaged
+        UsageError: *changes* make no sense for this run
+        UnknownBundle: its model is needed and unknown
+        ForeignDirectoryError: *output* has files of such names
+        CannotWrite: the disk is full, or a directory is read-only
+    """
+    with closing(open_finished(directory)) as store:
+        written = _require_written(store)
+        model = _model(store, written, changes)
+        run = _finished_run(store, written, model, changes)
+        _require_summary(store, written)
+        if output is not None:
+            with _new_files(store, output) as files:
+                _make_all(files, run, before_each)
+            return run.summary
+        files = TableFiles(store)
+        _make_all(files, run, before_each)
+        facts = files.facts_since(written.files)
+        written._replace(options=run.options, files=facts, model=model).keep(store)
+    return run.summary
+
+
+def write_table(directory: Path, changes: Changes, name: str, file: BinaryIO) -> None:
+    """
+    Write the table *name*, as the command line or its file is called, of the finished run in *directory*.
+
+    Raises:
+        UsageError: there is no such table
+        what :func:`write_tables` raises
+    """
+    table = find_table(name)
+    with closing(open_finished(directory)) as store:
+        written = _require_written(store)
+        run = _finished_run(store, written, _model(store, written, changes), changes)
+        with closing(table.chunks(run)) as chunks:
+            file.writelines(chunks)
+
+
+def find_table(name: str) -> OutputFile:
+    """
+    Return the table *name*, as the command line or its file is called.
+
+    Raises:
+        UsageError: there is none
+    """
+    tables = {file.table: file for file in FILES if file.table} | {file.name: file for file in FILES}
+    if name not in tables:
+        names = ", ".join(file.table for file in FILES if file.table)
+        raise UsageError(f"no such table: {name!r}. Tables: {names}")
+    return tables[name]
+
+
+@contextmanager
+def packed_file(path: Path) -> Iterator[BinaryIO]:
+    """
+    Open a new file that replaces *path* when it is complete, compressed by its name.
+
+    Raises:
+        CannotWrite: it cannot be written
+    """
+    with writing_to(path), atomic_write(path) as file, packed_by_name(file, path.name) as packed:
+        yield packed
 
 
 def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
@@ -23,18 +133,17 @@ def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
 
     Raises:
         NoRun: there is no run in *directory*, or not all of it is scored
-        DirectoryLockedError: another process is using the directory
-        DamagedStore: the store is damaged
-        CannotWrite: the disk is full, or the directory is read-only
+        DirectoryLockedError, DamagedStore, CannotWrite: as :func:`write_tables` does
     """
     tally: Counter[tuple[str, str]] = Counter()
     with closing(open_finished(directory)) as store:
-        files = TableFiles(store)
-        files.write(CALLS_TABLE, call_chunks(store.reader, rules, tally))
-        if written := Written.of(store):
+        files, written = TableFiles(store), Written.of(store)
+        reader = store.reader.at_least(written.options.min_length) if written else store.reader
+        files.write(CALLS_TABLE, call_chunks(reader, rules, tally))
+        if written:
             # Or the next session would find a file that it does not know.
-            known = written.files | {CALLS_TABLE: files.facts()[CALLS_TABLE]}
-            written._replace(options=replace(written.options, calls=rules), files=known).keep(store)
+            options = replace(written.options, calls=rules)
+            written._replace(options=options, files=files.facts_since(written.files)).keep(store)
     return tally
 
 
@@ -55,12 +164,83 @@ def write_labels(
     tally: Counter[str] = Counter()
     with closing(open_finished(directory)) as store, open_alignments(alignments) as opened:
         chunks = label_chunks(store.reader, opened, rules, label_rules, output.parent, tally)
-        with (
-            closing(chunks),
-            writing_to(output),
-            atomic_write(output) as file,
-            packed_by_name(file, output.name) as packed,
-        ):
-            for chunk in chunks:
-                packed.write(chunk)
+        with closing(chunks), packed_file(output) as file:
+            file.writelines(chunks)
     return tally
+
+
+def _require_written(store: Store) -> Written:
+    written = Written.of(store)
+    if written is None:
+        raise NoRun(str(store.directory), f"its files have not all been written yet. {_REPEAT}")
+    return written
+
+
+def _require_summary(store: Store, written: Written) -> None:
+    """Check that the summary, of which the facts of the sessions are taken, is as it was written."""
+    if TableFiles(store).facts().get("checksum") != written.files.get("checksum"):
+        raise NoRun(str(store.directory), f"its summary.json is missing or has changed. {_REPEAT}")
+
+
+def _finished_run(store: Store, written: Written, model: ModelFacts, changes: Changes) -> FinishedRun:
+    options = _options(written.options, model, changes)
+    return FinishedRun(
+        store.reader,
+        options,
+        model.length,
+        model.calibration if options.calibration else None,
+        partial(_find_pairs, written.flagged, options.pairs),
+        partial(_summarize, store),
+    )
+
+
+def _model(store: Store, written: Written, changes: Changes) -> ModelFacts:
+    """Return what is known of the model of the run: of *changes*, as it was, or as it is installed now."""
+    if written.model is not None and changes.model is None:
+        return written.model
+    identity = store.get_meta("identity")["model"]
+    name, _, fingerprint = identity.removesuffix(")").rpartition(" (")
+    bundle = changes.model or find(name, changes.cache_dir)
+    if bundle.fingerprint != fingerprint:
+        other = f"{identity} -> {bundle.name} ({bundle.fingerprint})"
+        raise UsageError(f"this is not the model of the run in {store.directory}: {other}")
+    return ModelFacts.of(bundle)
+
+
+def _options(before: OutputOptions, model: ModelFacts, changes: Changes) -> OutputOptions:
+    is_calibrated = bool(changes.model or before.calibration)
+    if changes.calibrated is not None:
+        is_calibrated = changes.calibrated
+    calibration = model.calibration if is_calibrated else None
+    values = {"calibration": calibration and calibration.fingerprint, **changes.options}
+    if changes.rules is not None:
+        values["calls"] = replace(before.calls or CallRules(), **changes.rules)
+    return replace(before, **values)
+
+
+def _find_pairs(flagged: list[int] | None, pairing: Pairing, reader: RunReader) -> PairedFiles:
+    paths = reader.paths()
+    mates = find_mates(paths, pairing)
+    if pairing == Pairing.AUTO:
+        mates = mates_by_flags(mates, files_with_mates(paths) if flagged is None else flagged)
+    return verify_mates(mates, reader, pairing, lambda: None)
+
+
+def _summarize(store: Store, run: FinishedRun) -> Summary:
+    precision = Precision(store.get_meta("identity")["precision"])
+    return summarize_again(read_summary(store.directory), precision, run)
+
+
+def _make_all(files: TableFiles, run: FinishedRun, before_each: Callable[[str], None]) -> None:
+    for file in (*FILES, SUMMARY_FILE):
+        before_each(f"writing {file.name}")
+        files.make(file, run)
+
+
+@contextmanager
+def _new_files(store: Store, output: Path) -> Iterator[TableFiles]:
+    """Yield what writes into *output*; if it is a new directory, it is there when all is written."""
+    require_free_names(output, is_written_name, "run of this program")
+    with writing_to(output), ExitStack() as opened:
+        path = output if output.is_dir() else opened.enter_context(atomic_directory(output))
+        yield TableFiles(store, opened.enter_context(Directory(path)))

@@ -65,6 +65,9 @@ def open_finished(directory: Path) -> "Store":
         NoRun: there is none, or not all of it is scored
         DirectoryLockedError, DamagedStore, CannotWrite: as for every store
     """
+    if not directory.is_dir():
+        is_file = directory.exists()
+        raise NoRun(str(directory), "a file, not a directory" if is_file else "there is no such directory")
     if not (directory / STORE).is_file():
         raise NoRun(str(directory), f"contains no run of this program: there is no {STORE}")
     with ExitStack() as undo:

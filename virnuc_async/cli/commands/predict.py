@@ -18,6 +18,7 @@ from virnuc_async.cli.options import (
     add_device_options,
     add_listing_options,
     add_model_options,
+    add_pairs_option,
     add_region_rules,
     add_table_options,
     add_verbosity_options,
@@ -100,14 +101,7 @@ def _add_file_options(parser: Any) -> None:
         metavar="DIR",
         help="the output directory; then all other names are inputs",
     )
-    parser.add_argument(
-        "--pairs",
-        choices=[pairing.value for pairing in Pairing],
-        default=Pairing.AUTO.value,
-        help="how reads are paired; each pair gets one verdict in pairs.tsv. auto: files whose names differ "
-        "only in R1 and R2 (or 1 and 2), if all read ids match; interleaved: consecutive records "
-        "(default: auto)",
-    )
+    add_pairs_option(parser)
     parser.add_argument(
         "--max-seconds",
         type=seconds,
