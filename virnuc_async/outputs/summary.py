@@ -127,11 +127,16 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     )
 
 
-def summarize_again(earlier: Summary, precision: Precision, run: "FinishedRun") -> Summary:
-    """Return the *earlier* summary of a run of this *precision*, whose tables are those of *run* now."""
-    made_by = asdict(run.options)
+def summarize_again(
+    earlier: Summary, precision: Precision, calibrated: bool | None, run: "FinishedRun"
+) -> Summary:
+    """
+    Return the *earlier* summary of a run of this *precision*, whose tables are those of *run* now.
+
+    *calibrated* is whether the calibration of its model is used; None if it has none.
+    """
+    made_by = asdict(run.options) | ({} if calibrated is None else {"calibrated": calibrated})
     settings = {name: _to_json(made_by.get(name, value)) for name, value in earlier.settings.items()}
-    settings |= {"calibrated": run.calibration is not None} if made_by["calibration"] else {}
     counts = _counts(run.reader.totals(), run, run.paired.failures, precision)
     return replace(earlier, settings=settings, counts=counts)
 

@@ -190,8 +190,13 @@ def _finished_run(store: Store, written: Written, model: ModelFacts, changes: Ch
         model.length,
         model.calibration if options.calibration else None,
         partial(_find_pairs, written.flagged, options.pairs),
-        partial(_summarize, store),
+        partial(_summarize, store, _is_used(model, options)),
     )
+
+
+def _is_used(model: ModelFacts, options: OutputOptions) -> bool | None:
+    """Return whether the calibration of the *model* is used; None if it has none."""
+    return None if model.calibration is None else options.calibration is not None
 
 
 def _model(store: Store, written: Written, changes: Changes) -> ModelFacts:
@@ -226,9 +231,9 @@ def _find_pairs(flagged: list[int] | None, pairing: Pairing, reader: RunReader) 
     return verify_mates(mates, reader, pairing, lambda: None)
 
 
-def _summarize(store: Store, run: FinishedRun) -> Summary:
+def _summarize(store: Store, calibrated: bool | None, run: FinishedRun) -> Summary:
     precision = Precision(store.get_meta("identity")["precision"])
-    return summarize_again(read_summary(store.directory), precision, run)
+    return summarize_again(read_summary(store.directory), precision, calibrated, run)
 
 
 def _make_all(files: TableFiles, run: FinishedRun, before_each: Callable[[str], None]) -> None:
