@@ -53,7 +53,8 @@ def test_version_and_help_behind_other_arguments() -> None:
         (
             "predikt",
             "no such command: 'predikt'. Did you mean predict? "
-            "Commands: predict, tables, calls, label-reads, train, evaluate, calibrate, models, devices, help\n"
+            "Commands: predict, tables, calls, label-reads, train, evaluate, calibrate, models, devices, "
+            "help\n"
             "Try 'virnuc-async --help'.",
         ),
         (

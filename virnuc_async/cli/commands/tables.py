@@ -9,15 +9,18 @@ from virnuc_async.cli.console import status_lines
 from virnuc_async.cli.environment import cache_from
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import (
+    OF_REGIONS,
     add_cache_option,
     add_call_rules,
     add_pairs_option,
+    add_region_rules,
     add_table_options,
     add_threshold_option,
+    given_rules,
 )
 from virnuc_async.cli.parser import add_command, path, path_text
 from virnuc_async.errors import UsageError
-from virnuc_async.settings import CallRules
+from virnuc_async.settings import CallRules, RegionRules
 
 if TYPE_CHECKING:
     from virnuc_async.outputs.written_again import Changes
@@ -64,7 +67,15 @@ def add_parser(commands: Any) -> None:
         action=BooleanOptionalAction,
         help="also write contig_calls.tsv, or remove it; implied by the options below (default: as before)",
     )
-    add_call_rules(calls, is_again=True)
+    add_call_rules(calls, None)
+    regions = parser.add_argument_group("regions")
+    regions.add_argument(
+        "--regions",
+        action=BooleanOptionalAction,
+        help="also write regions.bed and regions.gff3, or remove them; implied by the options below "
+        "(default: as before)",
+    )
+    add_region_rules(regions, None)
     parser.set_defaults(run=run)
 
 
@@ -119,17 +130,21 @@ def _changes(options: Namespace) -> "Changes":
     from virnuc_async.outputs.options import OutputOptions
     from virnuc_async.outputs.written_again import Changes
 
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    rules = {name: value for name, value in given.items() if name in CallRules.__dataclass_fields__}
-    values = {name: value for name, value in given.items() if name in OutputOptions.__dataclass_fields__}
-    calls = values.pop("calls", bool(rules) or None)
-    if calls is False and rules:
-        raise UsageError("--no-calls, and rules of calls: choose one")
+    rules = {**_rules(options, "calls", CallRules), **_rules(options, "regions", RegionRules, OF_REGIONS)}
+    given = given_rules(OutputOptions, options)
     cache = cache_from(options)
     return Changes(
-        options=values | ({"calls": None} if calls is False else {}),
-        rules=rules if calls else None,
+        options={name: value for name, value in given.items() if name not in ("calls", "regions")},
+        rules=rules,
         calibrated=options.calibrated,
         model=find(options.model, cache) if options.model else None,
         cache_dir=cache,
     )
+
+
+def _rules(options: Namespace, name: str, kind: type, prefix: str = "") -> dict[str, dict[str, Any] | None]:
+    """Return the rules that are given for the tables *name*, None if they are not wanted; {}: as before."""
+    is_wanted, rules = getattr(options, name), given_rules(kind, options, prefix)
+    if is_wanted is False and rules:
+        raise UsageError(f"--no-{name}, and rules of {name}: choose one")
+    return {name: None if is_wanted is False else rules} if rules or is_wanted is not None else {}
