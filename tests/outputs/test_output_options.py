@@ -10,7 +10,7 @@ from stored_runs import Record, ScoredOrf, store_run
 from virnuc_async.errors import UsageError
 from virnuc_async.models.calibration import Calibration, Method
 from virnuc_async.outputs.options import OPTION_CHECKS, OutputOptions
-from virnuc_async.outputs.written import Written
+from virnuc_async.outputs.written import ModelFacts, Written
 from virnuc_async.runs.store import Store
 from virnuc_async.settings import CallRules, Pairing, Settings
 
@@ -46,10 +46,13 @@ def test_they_are_taken_from_settings() -> None:
 
 @pytest.mark.parametrize("options", [OPTIONS, OutputOptions()])
 def test_a_store_keeps_them(options: OutputOptions, store: Store) -> None:
-    Written(options, "paths", {"contigs.tsv": [1, 2]}).keep(store)
-    found = Written.of(store)
-    assert found == (options, "paths", {"contigs.tsv": [1, 2]})
-    assert isinstance(found.options.pairs, Pairing)
+    calibration = Calibration("model", Method.ISOTONIC, 1.0, ((0.25, 0.5), (1.0, 1.0)), 0.01, 0.5)
+    for model in (ModelFacts(300, calibration), ModelFacts(500, None)):
+        written = Written(options, "paths", {"contigs.tsv": [1, 2]}, model, [0, 3])
+        written.keep(store)
+        found = Written.of(store)
+        assert found == written
+        assert isinstance(found.options.pairs, Pairing)
     store.close()
 
 
@@ -59,10 +62,10 @@ def test_what_earlier_versions_have_stored(store: Store) -> None:
     value: dict[str, Any] = {"settings": {**settings, "calls": str(rules)}, "paths": "p", "files": {}}
     store.set_meta("written", value | {"calls": {"min_fragments": 2}})
     earlier = replace(OPTIONS, min_length=0)
-    assert Written.of(store) == (earlier, "p", {})
+    assert Written.of(store) == (earlier, "p", {}, None, None)
     # Before there were calls.
     store.set_meta("written", value | {"settings": settings})
-    assert Written.of(store) == (replace(earlier, calls=None), "p", {})
+    assert Written.of(store) == (replace(earlier, calls=None), "p", {}, None, None)
     store.close()
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_labelled(
         ended = run("label-reads", finished, "--bam", path, "--output", output)
         assert (ended.code, ended.err) == (1, f"virnuc-async: {path}: {message}\n")
         assert not output.exists()
-    assert run("label-reads", tmp_path / "none", "--bam", untagged).err.endswith("there is no run.sqlite3\n")
+    assert run("label-reads", tmp_path, "--bam", untagged).err.endswith("there is no run.sqlite3\n")
     monkeypatch.setitem(sys.modules, "duckdb", None)
     ended = run("label-reads", finished, "--bam", untagged, "--output", output)
     assert ended.code == 64
