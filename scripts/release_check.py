@@ -52,7 +52,8 @@ class Installed(NamedTuple):
     def pip(self, *words: str | Path) -> None:
         """Install what *words* name, in the versions that the tests pass with."""
         options = ("--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt")
-        _run([self.directory / "bin" / "python", "-m", "pip", "install", *options, *words])
+        # Compiling everything would take most of the time, and little of it is used.
+        _run([self.directory / "bin" / "python", "-m", "pip", "install", "--no-compile", *options, *words])
 
     def run(self, *words: str | Path, of_checkout: bool = False) -> "subprocess.CompletedProcess[str]":
         """Run the command, of the environment or with its packages that of the checkout."""
