@@ -34,6 +34,7 @@ from virnuc_async.errors import (
     InputError,
     LabelError,
     LockHeldRemotely,
+    LostInput,
     MissingClassError,
     MissingInputs,
     MixedDevices,
@@ -86,6 +87,11 @@ TEXTS: list[tuple[VirnucError, str]] = [
     (TooLarge("a.fa", 12345, "an endless record"), "a.fa: line 12,345: an endless record"),
     (BrokenInput("a.fa.gz", 1000, "ended early"), "a.fa.gz: breaks after 1,000 records: ended early"),
     (BadRecord(2, b"a\x1b", "odd"), "record 2 (a\\x1b): odd"),
+    (
+        LostInput("a.fa", "it has changed since it was scored"),
+        "a.fa: it has changed since it was scored. Viral sequences are read from the inputs again: put this "
+        "one back as it was, or go on without --viral-fasta",
+    ),
     (
         InputChanged("a.fa"),
         "a.fa has changed since this run began. Rerun the same command when nothing writes to it: what was "

@@ -30,6 +30,7 @@ def test_defaults() -> None:
         "calibrated": True,
         "calls": None,
         "regions": None,
+        "viral_fasta": None,
         "pairs": Pairing.AUTO,
         "min_length": 0,
         "reuse_features": None,

@@ -13,6 +13,7 @@ Every error that this package raises on purpose.
     │   └── BrokenInput             truncated or damaged; the records before that count
     ├── BadRecord                   a record in memory that cannot be scored; names it
     ├── InputChanged                an input is not what it was when the run began
+    ├── LostInput                   an input of a finished run is needed again, and is not what was scored
     ├── NoRecords                   no input has a single record, and some cannot be read
     ├── BundleError                 a model bundle
     │   ├── UnknownBundle           no such name and no such directory; lists those that exist
@@ -201,6 +202,16 @@ class InputChanged(VirnucError):
         return (
             f"{self.path} has changed since this run began. Rerun the same command when nothing writes to "
             "it: what was scored before the change is kept"
+        )
+
+
+class LostInput(_PathError):
+    """An input of a finished run, which is needed again, is missing or not what was scored."""
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}. Viral sequences are read from the inputs again: put this one back as it "
+            "was, or go on without --viral-fasta"
         )
 
 

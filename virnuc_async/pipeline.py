@@ -22,6 +22,7 @@ from virnuc_async.errors import UsageError, first_error, leaves
 from virnuc_async.fileio import writing_to
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.outputs.summary import Summary
+from virnuc_async.outputs.viral_files import check_request
 from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.input_windows import InputFiles
 from virnuc_async.runs.output_directory import require_claimable
@@ -86,6 +87,8 @@ async def run_pipeline(
             stdin=stdin,
         )
     )
+    if settings.viral_fasta is not None:
+        await to_thread.run_sync(check_request, settings.viral_fasta, listed.paths, place)
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
     return await execute(plan, place, stdin=stdin, command=command)
@@ -156,6 +159,7 @@ async def _run(
         if session.is_finished:
             await session.compare_streams()
         writer = OutputWriter(session, command)
+        await writer.check()
         with writer.partial_summary_on_failure():
             await session.log_header()
             if session.has_no_records:

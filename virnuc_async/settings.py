@@ -334,6 +334,37 @@ def call_rules(label: str, value: object) -> CallRules:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class ViralFasta:
+    """
+    Where the viral sequences are written, and how.
+
+    Raises:
+        UsageError: a value is of another type
+    """
+
+    file: str | None = None  # of records without a mate; None: viral.fasta or viral.fastq beside the tables
+    original_headers: bool = False  # without scores
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"file": optional(_absolute), "original_headers": flag})
+
+    def __str__(self) -> str:
+        headers = ", with the original headers" if self.original_headers else ""
+        return f"{self.file or 'beside the tables'}{headers}"
+
+
+def _absolute(label: str, value: object) -> str:
+    return os.path.abspath(user_path(value, label))
+
+
+def viral_fasta(label: str, value: object) -> ViralFasta:
+    """Return *value*, where viral sequences are written."""
+    if not isinstance(value, ViralFasta):
+        raise UsageError(f"{label} must be ViralFasta, not {value!r}")
+    return value
+
+
 def region_rules(label: str, value: object) -> RegionRules:
     """Return *value*, rules of regions."""
     if not isinstance(value, RegionRules):
@@ -365,6 +396,7 @@ class Settings:
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
     calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
     regions: RegionRules | None = None  # also write regions.bed and regions.gff3, by these rules
+    viral_fasta: ViralFasta | None = None  # also write the viral sequences, as they are in their files
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
     min_length: int = 0  # bases; shorter records are scored, but are in no table
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
@@ -398,6 +430,7 @@ _CHECKS: dict[str, Check] = {
     "calibrated": flag,
     "calls": optional(call_rules),
     "regions": optional(region_rules),
+    "viral_fasta": optional(viral_fasta),
     "pairs": one_of(Pairing),
     "min_length": whole(0),
     "reuse_features": optional(path),

@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from virnuc_async.errors import UsageError
 from virnuc_async.learning.options import EvaluationOptions
-from virnuc_async.settings import CallRules, Compile, Pairing, Precision, RegionRules, Settings
+from virnuc_async.settings import CallRules, Compile, Pairing, Precision, RegionRules, Settings, ViralFasta
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, path, path_text, token_count
@@ -240,6 +241,34 @@ def add_call_rules(group: Any, defaults: CallRules | None = _CALL_RULES) -> None
         help="contigs whose ids have the same match, or first group, are called as one "
         f"(default: {_AS_BEFORE if defaults is None else 'each id by itself'})",
     )
+
+
+def add_viral_options(group: Any) -> None:
+    """Add where the viral sequences are written, and how."""
+    group.add_argument(
+        "--viral-fasta",
+        nargs="?",
+        type=path_text,
+        const=True,  # beside the tables
+        metavar="FILE",
+        help="also write the viral records as they are in the inputs, which are read again. FASTQ stays "
+        "FASTQ, mates of viral pairs go to files of their own, and FILE is compressed by its name: .gz, "
+        ".zst, .bz2, .xz (default: viral.fasta or viral.fastq beside the tables)",
+    )
+    group.add_argument(
+        "--original-headers",
+        action="store_true",
+        help="with --viral-fasta: leave the headers as they are, without scores",
+    )
+
+
+def viral_fasta_from(options: Namespace) -> ViralFasta | None:
+    """Return where the viral sequences are to be written, if *options* ask for them."""
+    if options.viral_fasta is None:
+        if options.original_headers:
+            raise UsageError("--original-headers is for viral sequences: add --viral-fasta")
+        return None
+    return ViralFasta(None if options.viral_fasta is True else options.viral_fasta, options.original_headers)
 
 
 OF_REGIONS = "region_"  # begins the names of their options, of which others mean something else

@@ -12,6 +12,7 @@ from virnuc_async.settings import (
     Pairing,
     RegionRules,
     Settings,
+    ViralFasta,
     call_rules,
     check_fields,
     flag,
@@ -19,6 +20,7 @@ from virnuc_async.settings import (
     one_of,
     optional,
     region_rules,
+    viral_fasta,
     whole,
     word,
 )
@@ -41,6 +43,7 @@ class OutputOptions:
     embeddings: bool = False
     calls: CallRules | None = None  # of the table of calls, if there is to be one
     regions: RegionRules | None = None  # of the tables of regions, if there are to be some
+    viral_fasta: ViralFasta | None = None  # where viral sequences are written, if they are
     min_length: int = 0  # bases; shorter records are in no table
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class OutputOptions:
         """Return these options, with the files that *earlier* ones have asked for: once written they stay."""
         if earlier is None:
             return self
+        if earlier.viral_fasta and earlier.viral_fasta.file is not None:
+            earlier = replace(earlier, viral_fasta=None)  # somewhere else, it is the user's
         return replace(self, **{name: getattr(self, name) or getattr(earlier, name) for name in _STAYING})
 
     def differences(self, new: Self) -> Iterable[str]:
@@ -86,8 +91,12 @@ class OutputOptions:
 
 
 # Options that ask for a file.
-_STAYING = ("embeddings", "calls", "regions")
-RULES: dict[str, type[CallRules | RegionRules]] = {"calls": CallRules, "regions": RegionRules}
+_STAYING = ("embeddings", "calls", "regions", "viral_fasta")
+RULES: dict[str, type[CallRules | RegionRules | ViralFasta]] = {
+    "calls": CallRules,
+    "regions": RegionRules,
+    "viral_fasta": ViralFasta,
+}
 
 OPTION_CHECKS: dict[str, Check] = {
     "threshold": fraction,
@@ -96,5 +105,6 @@ OPTION_CHECKS: dict[str, Check] = {
     "embeddings": flag,
     "calls": optional(call_rules),
     "regions": optional(region_rules),
+    "viral_fasta": optional(viral_fasta),
     "min_length": whole(0),
 }

@@ -7,9 +7,12 @@ They are written in this order, since later ones may use what earlier ones have 
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from virnuc_async.models.calibration import Calibration
+from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.settings import CallRules, RegionRules
@@ -25,6 +28,7 @@ from .predictions import prediction_chunks
 from .region_tables import REGIONS_BED, REGIONS_GFF3, bed_chunks, gff3_chunks
 from .summary import Summary, summary_text
 from .table_files import SUMMARY
+from .verdicts import verdict_columns
 
 
 class FinishedRun:
@@ -56,6 +60,18 @@ class FinishedRun:
     def paired(self) -> PairedFiles:
         """The files whose records are pairs, to the last one."""
         return self._find_pairs(self.reader)
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        return [file.contigs or 0 for file in self.reader.files()]
+
+    def contigs_of(self, file: int) -> int:
+        """Return how many records of input number *file* were read."""
+        return self._counts[file]
+
+    def verdicts(self, block: Block) -> dict[str, NDArray[Any]]:
+        """Return the verdicts on the contigs of *block*, as their table has them."""
+        return verdict_columns(block, self.options.threshold, self.calibration)
 
     @cached_property
     def summary(self) -> Summary:

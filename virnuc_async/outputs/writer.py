@@ -1,7 +1,8 @@
 """Every file that people read, written from the store when all is scored."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from anyio import from_thread
@@ -24,6 +25,7 @@ from .summary import (
     summary_text,
 )
 from .table_files import SUMMARY, TableFiles
+from .viral_files import are_as_written, has_viral_files, originals_of, require_free, write_viral_files
 from .written import ModelFacts, Written, paths_digest
 
 
@@ -56,8 +58,10 @@ class OutputWriter:
             return known
         self._session.counts.status = "writing tables"
         run = await on_disk(self._finished_run)
+        await on_disk(self._check_originals, run)
         for file in FILES:
             await on_disk(self._files.make, file, run, from_thread.check_cancelled)
+        await on_disk(self._write_viral_sequences, run)
         await on_disk(self._write_or_remove_embeddings)
         await on_disk(self._files.make, SUMMARY_FILE, run)
         await on_disk(self._remember_written, run.options)
@@ -65,6 +69,16 @@ class OutputWriter:
             self._log.info("{}", left_out)
         self._log.info("{}", summary_line(run.summary, self._directory.path))
         return run.summary
+
+    async def check(self) -> None:
+        """
+        Check that what is not in the directory of the run can be written, as far as that is known before.
+
+        Raises:
+            UsageError: there is another file where viral sequences are to be written
+        """
+        settings = self._session.settings
+        await self._session.on_disk(require_free, self._store, settings.viral_fasta, settings.overwrite)
 
     @contextmanager
     def partial_summary_on_failure(self) -> Iterator[None]:
@@ -99,7 +113,8 @@ class OutputWriter:
         if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
-        if written.files != self._files.facts():
+        is_same = are_as_written(self._store, self._session.settings.viral_fasta)
+        if not is_same or written.files != self._files.facts():
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
@@ -126,7 +141,23 @@ class OutputWriter:
     def _options(self, written: Written | None) -> OutputOptions:
         """Return what the files are to be made by, if they were *written* before."""
         options = OutputOptions.of(self._session.settings, self._session.plan.calibration)
-        return options.including(written and written.options)
+        earlier = written and written.options
+        if earlier and not has_viral_files(self._directory):
+            earlier = replace(earlier, viral_fasta=None)  # whoever deletes them wants none
+        return options.including(earlier)
+
+    def _check_originals(self, run: FinishedRun) -> None:
+        """Check that inputs which are read again are there, before any file is replaced."""
+        if run.options.viral_fasta:
+            with closing(originals_of(run, self._store)) as originals:
+                originals.check()
+
+    def _write_viral_sequences(self, run: FinishedRun) -> None:
+        counts = self._session.counts
+        status, counts.status = counts.status, "writing viral sequences"
+        if text := write_viral_files(run, self._store, self._files, from_thread.check_cancelled):
+            self._log.info("viral sequences: {}", text)
+        counts.status = status
 
     def _write_or_remove_embeddings(self) -> None:
         """Write the embeddings that the run has kept, if they are asked for."""

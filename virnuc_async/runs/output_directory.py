@@ -20,11 +20,14 @@ TABLES = (
     "contigs.tsv",
     "fragments.tsv",
 )
+# With viral records, and the two mates of viral pairs.
+VIRAL_FILES = tuple(f"viral{role}.{kind}" for kind in ("fasta", "fastq") for role in ("", "_R1", "_R2"))
 OUTPUT_FILES = (
     *TABLES,
     "contig_calls.tsv",
     "regions.bed",
     "regions.gff3",
+    *VIRAL_FILES,
     "pairs.tsv",
     "failed_files.txt",
     MERGED_FEATURES,

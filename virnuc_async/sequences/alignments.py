@@ -113,7 +113,7 @@ class AlignmentParser:
         quality = '"' * len(bases) if scores is None else "".join(chr(33 + score) for score in scores)
         return f"@{self._last.query_name or ''}".encode(), f"\n{bases}\n+\n{quality}\n".encode()
 
-    def contigs(self) -> Iterator[Contig]:
+    def contigs(self) -> Generator[Contig, None, None]:
         """
         Yield the bases of every primary record in order, as they were sequenced; say what is left out.
 

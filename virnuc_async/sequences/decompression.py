@@ -109,14 +109,21 @@ def decompressed(raw: io.BufferedReader) -> Iterator[TextStream]:
             yield text
 
 
+_PACKERS: dict[str, Callable[..., Any]] = {".zst": zstd.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
 @contextmanager
 def packed_by_name(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """Open what compresses into *file*, if *name* ends with .gz or .zst; equal contents give equal bytes."""
+    """
+    Open what compresses into *file*, if *name* ends with .gz, .zst, .bz2 or .xz.
+
+    Equal contents give equal bytes.
+    """
     if name.endswith(".gz"):
         with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
             yield cast(BinaryIO, packed)
-    elif name.endswith(".zst"):
-        with zstd.open(file, "wb") as packed:
+    elif name.endswith(tuple(_PACKERS)):
+        with _PACKERS[name[name.rindex(".") :]](file, "wb") as packed:
             yield packed
     else:
         yield file

@@ -6,7 +6,7 @@ been yielded by then. Memory is bounded by the largest record, and that by a lim
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -118,7 +118,7 @@ class FastxParser:
         text, header = self._fasta_text
         return b">" + text[:header], text[header:]
 
-    def contigs(self) -> Iterator[Contig]:
+    def contigs(self) -> Generator[Contig, None, None]:
         """
         Yield every record in order.
 

@@ -21,7 +21,7 @@ STDIN = "-"
 _STREAM: list[int | str] = ["stream"]  # in the place of a fingerprint
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # blocks of a file that are hashed, and the bytes of each
-_SEQUENCE_SUFFIXES = frozenset({".fa", ".fasta", ".fas", ".fna", ".ffn", ".fq", ".fastq"})
+FASTA_SUFFIXES, FASTQ_SUFFIXES = (".fa", ".fasta", ".fas", ".fna", ".ffn"), (".fq", ".fastq")
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 Reader = Callable[[str], Iterator[Contig]]
@@ -30,9 +30,16 @@ OpenFile = Callable[[str], io.BufferedReader]
 
 def split_extensions(name: str) -> tuple[str, str]:
     """Split a file's *name* from the suffixes for sequences and their compression, as in ``.fa.gz``."""
-    packed = os.path.splitext(name)
-    plain = os.path.splitext(packed[0]) if packed[1].lower() in _COMPRESSION_SUFFIXES else packed
-    return (plain[0], name[len(plain[0]) :]) if plain[1].lower() in _SEQUENCE_SUFFIXES else (name, "")
+    stem, packed = split_packed(name)
+    plain, suffix = os.path.splitext(stem)
+    is_known = suffix.lower() in (*FASTA_SUFFIXES, *FASTQ_SUFFIXES)
+    return (plain, suffix + packed) if is_known else (name, "")
+
+
+def split_packed(name: str) -> tuple[str, str]:
+    """Split a file's *name* from the suffix of its compression, as in ``.gz``."""
+    stem, packed = os.path.splitext(name)
+    return (stem, packed) if packed.lower() in _COMPRESSION_SUFFIXES else (name, "")
 
 
 def stem(path: str) -> str:
@@ -104,6 +111,14 @@ def _parser(
     return FastxParser(path, opened.text, opened.has_changed, name, limits)
 
 
+def is_stream(path: str) -> bool:
+    """Return whether *path* can be read only once: standard input, or a pipe."""
+    try:
+        return path == STDIN or not (S_ISREG(mode := os.stat(path).st_mode) or S_ISDIR(mode))
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class InputVersion:
     """
@@ -119,12 +134,9 @@ class InputVersion:
     @classmethod
     def of(cls, path: str) -> "InputVersion":
         """Return what *path* is now."""
-        if path == STDIN:
+        if is_stream(path):
             return cls(_STREAM)
         try:
-            stat = os.stat(path)
-            if not S_ISREG(stat.st_mode):
-                return cls(None if S_ISDIR(stat.st_mode) else _STREAM)
             with open(path, "rb") as file:
                 signature, size = stat_signature(file.fileno()), os.fstat(file.fileno()).st_size
                 return cls([size, _hash_samples(file, size)], signature)

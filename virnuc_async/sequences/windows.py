@@ -111,6 +111,12 @@ def form_windows(
         yield builder.build(tokenizer)
 
 
+def digest_text(file: int, contig: Contig) -> bytes:
+    """Return what goes into the digest of a window for a record of input number *file*."""
+    # Lengths first, so that no other division into file, id and bases reads the same.
+    return b"%d %d %d\n%b%b" % (file, len(contig.id), len(contig.bases), contig.id, contig.bases)
+
+
 class _Position(NamedTuple):
     """A position in a block: how many records begin before it, and how many ORFs are before it."""
 
@@ -244,12 +250,8 @@ class _WindowBuilder:
         rows = block.rows[records]
         self.contigs += rows
         self.files += [file for before, file in block.files if begin.records <= before < end.records]
-        # Lengths first, so that no other division into file, id and bases reads the same.
-        texts = (
-            b"%d %d %d\n%b%b" % (row.file, len(row.id), row.length, row.id, contig.bases)
-            for row, contig in zip(rows, block.contigs[records], strict=True)
-        )
-        self.digest.update(b"".join(texts))
+        own = zip(rows, block.contigs[records], strict=True)
+        self.digest.update(b"".join(digest_text(row.file, contig) for row, contig in own))
         self.proteins += block.orfs.proteins[orfs]
         self.bases += block.orfs.bases[orfs]
         self.origins.append(block.origins[orfs])

@@ -22,9 +22,11 @@ from virnuc_async.cli.options import (
     add_region_rules,
     add_table_options,
     add_verbosity_options,
+    add_viral_options,
     fields_from,
     region_rules_from,
     settings_from,
+    viral_fasta_from,
 )
 from virnuc_async.cli.parser import PROGRAM, add_command, path, path_text, seconds
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
@@ -65,6 +67,7 @@ def add_parser(commands: Any) -> None:
     _add_output_options(model)
     add_table_options(parser.add_argument_group("tables"))
     _add_calls(parser.add_argument_group("calls"))
+    add_viral_options(parser.add_argument_group("viral sequences"))
     _add_regions(parser.add_argument_group("regions"))
     add_device_options(parser.add_argument_group("devices"))
     add_verbosity_options(parser)
@@ -164,6 +167,7 @@ def run(options: Namespace) -> int:
     settings = settings_from(
         options,
         calls=rules if options.calls or rules != CallRules() else None,
+        viral_fasta=viral_fasta_from(options),
         regions=region_rules if options.regions or region_rules != RegionRules() else None,
         embeddings=options.embeddings,
         calibrated=options.calibrated,

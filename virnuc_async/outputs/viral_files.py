@@ -1,0 +1,147 @@
+"""Where the viral sequences are written: beside the tables, or to files that a user names."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from virnuc_async.errors import UsageError
+from virnuc_async.fileio import Directory, atomic_write, writing_to
+from virnuc_async.runs.originals import Originals
+from virnuc_async.runs.output_directory import VIRAL_FILES, is_written_name
+from virnuc_async.runs.store import Store
+from virnuc_async.sequences.decompression import packed_by_name
+from virnuc_async.sequences.inputs import STDIN, is_stream
+from virnuc_async.settings import ViralFasta
+from virnuc_async.text import plural
+
+from .table_files import TableFiles
+from .viral_sequences import Kind, ViralFiles, file_names, write_viral_sequences
+
+if TYPE_CHECKING:
+    from .output_files import FinishedRun
+
+_KEY = "viral sequences"  # in the store: what files somewhere else were left as
+_OPTION = "--viral-fasta"
+
+
+def check_request(place: ViralFasta, inputs: Sequence[str], out_dir: Path) -> None:
+    """
+    Check what can be known before a run of *inputs* into *out_dir* of whether *place* can be written.
+
+    Raises:
+        UsageError: an input can be read only once, or the place is none
+    """
+    for path in inputs:
+        if is_stream(path):
+            what = "standard input" if path == STDIN else f"the pipe {path}"
+            raise UsageError(
+                f"{_OPTION} reads the inputs again in the end, and {what} can be read only once. "
+                "Write it to a file first, and name that as the input"
+            )
+    if place.file is None:
+        return
+    file = Path(place.file)
+    if file.is_dir():
+        raise UsageError(f"{_OPTION} {place.file}: it is a directory, not the name of a file")
+    if not file.parent.is_dir() and file.parent != Path(os.path.abspath(out_dir)):
+        raise UsageError(f"{_OPTION} {place.file}: there is no directory {file.parent}")
+    if is_written_name(file.name) and os.path.realpath(file.parent) == os.path.realpath(out_dir):
+        raise UsageError(
+            f"{_OPTION} {place.file}: a run writes a file of this name. Leave it out, or choose another"
+        )
+    for path in inputs:
+        with suppress(OSError):
+            if any(os.path.samefile(path, file.parent / name) for name in _names(place).values()):
+                raise UsageError(f"{_OPTION} {place.file}: it is an input")
+
+
+def require_free(store: Store, place: ViralFasta | None, overwrite: bool) -> None:
+    """
+    Check that files at *place*, if it is not beside the tables, are not there or of the run in *store*.
+
+    Raises:
+        UsageError: there is another file, which *overwrite* would replace
+    """
+    known = store.get_meta(_KEY) or {}
+    for path, facts in _facts(place).items() if not overwrite else ():
+        if facts[0] and known.get(path) != facts:
+            raise UsageError(
+                f"{_OPTION}: {path} is there already, and this run has not written it. Choose another name, "
+                "or delete it"
+            )
+
+
+def are_as_written(store: Store, place: ViralFasta | None) -> bool:
+    """Return whether files at *place*, unless that is beside the tables, are as *store* knows them."""
+    return place is None or place.file is None or _facts(place) == store.get_meta(_KEY)
+
+
+def has_viral_files(directory: Directory) -> bool:
+    """Return whether viral sequences are in *directory*, beside tables."""
+    return any(directory.is_file(name) for name in VIRAL_FILES)
+
+
+def originals_of(run: "FinishedRun", store: Store) -> Originals:
+    """Return the inputs of *run*, which *store* knows."""
+    return Originals(run.reader, store.get_meta("identity")["inputs"])
+
+
+def write_viral_files(
+    run: "FinishedRun", store: Store, files: TableFiles, before_each: Callable[[], None]
+) -> str:
+    """
+    Write the viral sequences of *run* where its options say, *files* being where its tables are.
+
+    Return how many are in which file; remove what is not wanted beside the tables. *before_each* may raise to
+    stop; then, and after any other error, everything is as it was.
+
+    Raises:
+        LostInput: an input is not there, or not what was scored
+        CannotWrite: a file cannot be written
+    """
+    place, written, text = run.options.viral_fasta, set[str](), ""
+    if place is not None:
+        beside = place.file is None
+        open_file = files.new_file if beside else partial(_new_file, Path(place.file or "").parent)
+        with ExitStack() as opened, closing(originals_of(run, store)) as originals:
+
+            def open_packed(name: str) -> BinaryIO:
+                return opened.enter_context(packed_by_name(opened.enter_context(open_file(name)), name))
+
+            viral = ViralFiles(_names(place), open_packed, place.original_headers)
+            write_viral_sequences(run, originals, viral, before_each)
+        where = files.directory.path if beside else Path(place.file or "").parent
+        counts = viral.counts.items()
+        text = ", ".join(f"{plural(count, 'record')} in {where / name}" for name, count in counts)
+        written = set(viral.counts) if beside else set()
+        if not beside:
+            store.set_meta(_KEY, _facts(place))
+    for name in VIRAL_FILES:
+        if name not in written and files.directory.stat(name) is not None:
+            files.remove(name)
+    return text
+
+
+def _names(place: ViralFasta) -> Mapping[Kind, str]:
+    return file_names(os.path.basename(place.file or "viral"))
+
+
+def _facts(place: ViralFasta | None) -> dict[str, list[int]]:
+    """Return size and time of each file at *place*, if that is not beside the tables."""
+    found: dict[str, list[int]] = {}
+    if place is not None and place.file is not None:
+        for name in _names(place).values():
+            path = os.path.join(os.path.dirname(place.file), name)
+            with suppress(OSError):
+                stat = os.stat(path)
+                found[path] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+@contextmanager
+def _new_file(directory: Path, name: str) -> Iterator[BinaryIO]:
+    with writing_to(directory / name), atomic_write(directory / name) as file:
+        yield file
