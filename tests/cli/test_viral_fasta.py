@@ -1,11 +1,12 @@
 """``--viral-fasta``: the command, from its options to the files."""
 
+import gzip
 import os
 import threading
 from pathlib import Path
 
 import pytest
-from running import Ran, predict, rows, verdicts
+from running import Ran, predict, rows, run, verdicts
 from support import DATA
 
 from virnuc_async.errors import UsageError
@@ -54,6 +55,10 @@ def test_original_headers_in_a_file_of_a_name(finished: Path, tmp_path: Path) ->
     assert path.read_bytes() == b"".join(viral_records(finished))
     assert predict(*again, "--threshold", 1).code == 0
     assert path.read_bytes() == b"".join(viral_records(out)) != b"".join(viral_records(finished))
+    # Somewhere else it is the user's: without the option it is left alone.
+    assert "threshold: 1.0 -> 0.5: writing" in predict(SOURCE, out).err
+    assert "its files are unchanged" in predict(SOURCE, out).err
+    assert path.read_bytes() != b"".join(viral_records(finished))
     # Of others it is not.
     ended = predict(SOURCE, tmp_path / "other", "--viral-fasta", path)
     assert (ended.code, ended.err.splitlines()[-1]) == (
@@ -101,7 +106,7 @@ def test_inputs_that_can_be_read_only_once_are_refused(tmp_path: Path) -> None:
         ("", "it has an empty name"),
         (".", "it is a directory, not the name of a file"),
         ("none/v.fa", "there is no directory {0}/none"),
-        ("a.fa", "it is an input"),
+        ("a.fa", "--viral-fasta: {0}/a.fa is an input"),
         ("out/contigs.tsv", "a run writes a file of this name. Leave it out, or choose another"),
     ],
 )
@@ -151,3 +156,54 @@ def test_reads_of_alignments_are_written_as_fastq(tmp_path: Path) -> None:
     mean = rows(tmp_path / "out" / "pairs.tsv")[1][9]
     scores = f" virnuc_p={mean} virnuc_verdict=virus"
     assert one == "".join(f"@{name}{scores}\n{bases}\n+\n{'I' * 90}\n" for name in "ab")
+
+
+def test_tables_writes_what_predict_does(finished: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "a.fa", tmp_path / "out"
+    source.write_bytes(SOURCE.read_bytes())
+    assert predict(source, out).code == 0
+    ended = run("tables", out, "--viral-fasta")
+    count = list(verdicts(out).values()).count("virus")
+    assert (ended.code, ended.out.splitlines()[0]) == (
+        0,
+        f"viral sequences: {count} records in {out / 'viral.fasta'}",
+    )
+    assert (out / "viral.fasta").read_bytes() == (finished / "viral.fasta").read_bytes()
+    assert "its files are unchanged" in predict(source, out).err
+    # It stays in step, here and there.
+    assert run("tables", out, "--threshold", 1, "--output", tmp_path / "again").code == 0
+    strict = (tmp_path / "again" / "viral.fasta").read_bytes()
+    assert strict.count(b">") == list(verdicts(tmp_path / "again").values()).count("virus") < count
+    assert (out / "viral.fasta").read_bytes() == (finished / "viral.fasta").read_bytes()
+    assert run("tables", out, "--threshold", 1, "--viral-fasta", tmp_path / "v.fa.gz").code == 0
+    assert gzip.decompress((tmp_path / "v.fa.gz").read_bytes()) == strict
+    assert not (out / "viral.fasta").exists()
+
+
+def test_tables_of_a_run_whose_input_is_lost(tmp_path: Path) -> None:
+    """It is said before a table is replaced."""
+    source, out = tmp_path / "a.fa", tmp_path / "out"
+    source.write_bytes(SOURCE.read_bytes())
+    assert predict(source, out, "--viral-fasta").code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    source.rename(tmp_path / "b.fa")
+    ended = run("tables", out, "--threshold", 1)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(
+        f"virnuc-async: {source}: it cannot be read any more. Viral sequences are read"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "viral.fasta").unlink()
+    assert run("tables", out, "--threshold", 1).code == 0
+    assert not (out / "viral.fasta").exists()
+    assert predict("-", tmp_path / "piped", stdin=SOURCE.read_bytes()).code == 0
+    ended = run("tables", tmp_path / "piped", "--viral-fasta")
+    assert (ended.code, ended.err.partition(". ")[0]) == (
+        1,
+        "virnuc-async: -: what came through standard input or a pipe is not there any more",
+    )
+    ended = run("tables", out, "--viral-fasta", "--table", "contigs")
+    assert (ended.code, ended.err) == (
+        64,
+        "virnuc-async: --viral-fasta writes files of its own: not with --table\n",
+    )

@@ -76,8 +76,6 @@ class OutputOptions:
         """Return these options, with the files that *earlier* ones have asked for: once written they stay."""
         if earlier is None:
             return self
-        if earlier.viral_fasta and earlier.viral_fasta.file is not None:
-            earlier = replace(earlier, viral_fasta=None)  # somewhere else, it is the user's
         return replace(self, **{name: getattr(self, name) or getattr(earlier, name) for name in _STAYING})
 
     def differences(self, new: Self) -> Iterable[str]:

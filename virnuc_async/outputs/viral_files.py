@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,6 +18,7 @@ from virnuc_async.sequences.inputs import STDIN, is_stream
 from virnuc_async.settings import ViralFasta
 from virnuc_async.text import plural
 
+from .options import OutputOptions
 from .table_files import TableFiles
 from .viral_sequences import Kind, ViralFiles, file_names, write_viral_sequences
 
@@ -27,12 +29,12 @@ _KEY = "viral sequences"  # in the store: what files somewhere else were left as
 _OPTION = "--viral-fasta"
 
 
-def check_request(place: ViralFasta, inputs: Sequence[str], out_dir: Path) -> None:
+def require_files(inputs: Sequence[str]) -> None:
     """
-    Check what can be known before a run of *inputs* into *out_dir* of whether *place* can be written.
+    Check that *inputs* can be read again when a run is finished.
 
     Raises:
-        UsageError: an input can be read only once, or the place is none
+        UsageError: one can be read only once
     """
     for path in inputs:
         if is_stream(path):
@@ -41,21 +43,28 @@ def check_request(place: ViralFasta, inputs: Sequence[str], out_dir: Path) -> No
                 f"{_OPTION} reads the inputs again in the end, and {what} can be read only once. "
                 "Write it to a file first, and name that as the input"
             )
+
+
+def require_place(place: ViralFasta, inputs: Sequence[str], out_dir: Path) -> None:
+    """
+    Check that a run of *inputs* into *out_dir* may have files at *place*.
+
+    Raises:
+        UsageError: it is no place for a file, or an input or a table is there
+    """
     if place.file is None:
         return
     file = Path(place.file)
     if file.is_dir():
-        raise UsageError(f"{_OPTION} {place.file}: it is a directory, not the name of a file")
+        raise UsageError(f"{_OPTION} {file}: it is a directory, not the name of a file")
     if not file.parent.is_dir() and file.parent != Path(os.path.abspath(out_dir)):
-        raise UsageError(f"{_OPTION} {place.file}: there is no directory {file.parent}")
+        raise UsageError(f"{_OPTION} {file}: there is no directory {file.parent}")
     if is_written_name(file.name) and os.path.realpath(file.parent) == os.path.realpath(out_dir):
-        raise UsageError(
-            f"{_OPTION} {place.file}: a run writes a file of this name. Leave it out, or choose another"
-        )
-    for path in inputs:
-        with suppress(OSError):
-            if any(os.path.samefile(path, file.parent / name) for name in _names(place).values()):
-                raise UsageError(f"{_OPTION} {place.file}: it is an input")
+        what = "a run writes a file of this name. Leave it out, or choose another"
+        raise UsageError(f"{_OPTION} {file}: {what}")
+    for there in _facts(place):
+        if any(os.path.exists(path) and os.path.samefile(path, there) for path in inputs):
+            raise UsageError(f"{_OPTION}: {there} is an input")
 
 
 def require_free(store: Store, place: ViralFasta | None, overwrite: bool) -> None:
@@ -79,14 +88,29 @@ def are_as_written(store: Store, place: ViralFasta | None) -> bool:
     return place is None or place.file is None or _facts(place) == store.get_meta(_KEY)
 
 
-def has_viral_files(directory: Directory) -> bool:
-    """Return whether viral sequences are in *directory*, beside tables."""
-    return any(directory.is_file(name) for name in VIRAL_FILES)
+def options_left(options: OutputOptions, directory: Directory) -> OutputOptions:
+    """
+    Return the *options* that files in *directory* were made by, as they go on.
+
+    Viral sequences beside the tables stay in step with them; whoever deletes them wants none. Somewhere else
+    they are the user's.
+    """
+    stays = options.viral_fasta is not None and options.viral_fasta.file is None
+    if stays and any(directory.is_file(name) for name in VIRAL_FILES):
+        return options
+    return replace(options, viral_fasta=None)
 
 
-def originals_of(run: "FinishedRun", store: Store) -> Originals:
-    """Return the inputs of *run*, which *store* knows."""
-    return Originals(run.reader, store.get_meta("identity")["inputs"])
+def check_originals(run: "FinishedRun", store: Store) -> None:
+    """
+    Check that the inputs of *run*, if they are needed again, are there: before any file is replaced.
+
+    Raises:
+        LostInput: one is not, or is not what was scored
+    """
+    if run.options.viral_fasta is not None:
+        with closing(_originals(run, store)) as originals:
+            originals.check()
 
 
 def write_viral_files(
@@ -106,7 +130,7 @@ def write_viral_files(
     if place is not None:
         beside = place.file is None
         open_file = files.new_file if beside else partial(_new_file, Path(place.file or "").parent)
-        with ExitStack() as opened, closing(originals_of(run, store)) as originals:
+        with ExitStack() as opened, closing(_originals(run, store)) as originals:
 
             def open_packed(name: str) -> BinaryIO:
                 return opened.enter_context(packed_by_name(opened.enter_context(open_file(name)), name))
@@ -123,6 +147,10 @@ def write_viral_files(
         if name not in written and files.directory.stat(name) is not None:
             files.remove(name)
     return text
+
+
+def _originals(run: "FinishedRun", store: Store) -> Originals:
+    return Originals(run.reader, store.get_meta("identity")["inputs"])
 
 
 def _names(place: ViralFasta) -> Mapping[Kind, str]:

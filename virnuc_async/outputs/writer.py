@@ -1,8 +1,7 @@
 """Every file that people read, written from the store when all is scored."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 from anyio import from_thread
@@ -25,7 +24,7 @@ from .summary import (
     summary_text,
 )
 from .table_files import SUMMARY, TableFiles
-from .viral_files import are_as_written, has_viral_files, originals_of, require_free, write_viral_files
+from .viral_files import are_as_written, check_originals, options_left, require_free, write_viral_files
 from .written import ModelFacts, Written, paths_digest
 
 
@@ -58,7 +57,7 @@ class OutputWriter:
             return known
         self._session.counts.status = "writing tables"
         run = await on_disk(self._finished_run)
-        await on_disk(self._check_originals, run)
+        await on_disk(check_originals, run, self._store)
         for file in FILES:
             await on_disk(self._files.make, file, run, from_thread.check_cancelled)
         await on_disk(self._write_viral_sequences, run)
@@ -107,7 +106,10 @@ class OutputWriter:
         if written is None:
             self._log.debug("not all of its files have been written")
             return None
-        changes = list(written.options.differences(self._options(written)))
+        options, before = self._options(written), written.options
+        if options.viral_fasta is None:
+            before = options_left(before, self._directory)
+        changes = list(before.differences(options))
         if written.paths != paths_digest(self._session.plan.paths):
             changes.append("inputs: moved or renamed")
         if changes:
@@ -141,16 +143,7 @@ class OutputWriter:
     def _options(self, written: Written | None) -> OutputOptions:
         """Return what the files are to be made by, if they were *written* before."""
         options = OutputOptions.of(self._session.settings, self._session.plan.calibration)
-        earlier = written and written.options
-        if earlier and not has_viral_files(self._directory):
-            earlier = replace(earlier, viral_fasta=None)  # whoever deletes them wants none
-        return options.including(earlier)
-
-    def _check_originals(self, run: FinishedRun) -> None:
-        """Check that inputs which are read again are there, before any file is replaced."""
-        if run.options.viral_fasta:
-            with closing(originals_of(run, self._store)) as originals:
-                originals.check()
+        return options.including(written and options_left(written.options, self._directory))
 
     def _write_viral_sequences(self, run: FinishedRun) -> None:
         counts = self._session.counts

@@ -26,6 +26,7 @@ from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
 from .summary import Summary, read_summary, summarize_again
 from .table_files import TableFiles
+from .viral_files import check_originals, options_left, require_free, require_place, write_viral_files
 from .written import ModelFacts, Written
 
 _REPEAT = "Repeat the command that began it"
@@ -53,18 +54,20 @@ def write_tables(
     changes: Changes,
     output: Path | None = None,
     before_each: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """
     Write all files of the finished run in *directory* again, with *changes*; return its summary.
 
     *before_each* is told what comes next. With *output*, a new directory or one without such files, they are
-    written there, and those of the run stay as they are.
+    written there, and those of the run stay as they are. *note* is told where the viral sequences are.
 
     Raises:
         NoRun: there is no run in *directory*, or it was not written to its end
         DirectoryLockedError: another process is using the directory
         DamagedStore: the store is damaged
         UsageError: *changes* make no sense for this run
+        LostInput: the viral sequences are read from the inputs again, and one is not what was scored
         UnknownBundle: its model is needed and unknown
         ForeignDirectoryError: *output* has files of such names
         CannotWrite: the disk is full, or a directory is read-only
@@ -74,12 +77,16 @@ def write_tables(
         model = _model(store, written, changes)
         run = _finished_run(store, written, model, changes)
         _require_summary(store, written)
+        if place := run.options.viral_fasta:
+            require_place(place, store.reader.paths(), output or directory)
+            require_free(store, place, overwrite=False)
+        check_originals(run, store)
         if output is not None:
             with _new_files(store, output) as files:
-                _make_all(files, run, before_each)
+                note(_make_all(files, run, store, before_each))
             return run.summary
         files = TableFiles(store)
-        _make_all(files, run, before_each)
+        note(_make_all(files, run, store, before_each))
         facts = files.facts_since(written.files)
         written._replace(options=run.options, files=facts, model=model).keep(store)
     return run.summary
@@ -183,7 +190,7 @@ def _require_summary(store: Store, written: Written) -> None:
 
 
 def _finished_run(store: Store, written: Written, model: ModelFacts, changes: Changes) -> FinishedRun:
-    options = _options(written.options, model, changes)
+    options = _options(options_left(written.options, store.directory), model, changes)
     return FinishedRun(
         store.reader,
         options,
@@ -237,10 +244,14 @@ def _summarize(store: Store, calibrated: bool | None, run: FinishedRun) -> Summa
     return summarize_again(read_summary(store.directory), precision, calibrated, run)
 
 
-def _make_all(files: TableFiles, run: FinishedRun, before_each: Callable[[str], None]) -> None:
-    for file in (*FILES, SUMMARY_FILE):
+def _make_all(files: TableFiles, run: FinishedRun, store: Store, before_each: Callable[[str], None]) -> str:
+    """Make all files; return what is to be said of the viral sequences."""
+    for file in FILES:
         before_each(f"writing {file.name}")
         files.make(file, run)
+    text = write_viral_files(run, store, files, partial(before_each, "writing viral sequences"))
+    files.make(SUMMARY_FILE, run)
+    return text
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from virnuc_async.cli.options import (
     add_region_rules,
     add_table_options,
     add_threshold_option,
+    add_viral_options,
     given_rules,
+    viral_fasta_from,
 )
 from virnuc_async.cli.parser import add_command, path, path_text
 from virnuc_async.errors import UsageError
@@ -76,6 +78,7 @@ def add_parser(commands: Any) -> None:
         "(default: as before)",
     )
     add_region_rules(regions, None)
+    add_viral_options(parser.add_argument_group("viral sequences"))
     parser.set_defaults(run=run)
 
 
@@ -100,6 +103,8 @@ def run(options: Namespace) -> int:
     if options.to != _STDOUT and options.table is None:
         raise UsageError("--to is the place of one table: name it with --table")
     changes = _changes(options)
+    if options.table is not None and "viral_fasta" in changes.options:
+        raise UsageError("--viral-fasta writes files of its own: not with --table")
     if options.table is not None:
         _write_one(options, changes)
         return DONE
@@ -107,8 +112,11 @@ def run(options: Namespace) -> int:
     from virnuc_async.outputs.written_again import write_tables
 
     options.prints_result = False
+    notes: list[str] = []
     with status_lines(quiet=False, at_once=False) as report_status:
-        summary = write_tables(options.out_dir, changes, options.output, report_status)
+        summary = write_tables(options.out_dir, changes, options.output, report_status, notes.append)
+    if viral := "".join(notes):
+        print(f"viral sequences: {viral}")
     if left_out := left_out_line(summary):
         print(left_out)
     print(tables_line(summary, options.output or options.out_dir))
@@ -127,14 +135,15 @@ def _write_one(options: Namespace, changes: "Changes") -> None:
 
 def _changes(options: Namespace) -> "Changes":
     from virnuc_async.models.bundle import find
-    from virnuc_async.outputs.options import OutputOptions
+    from virnuc_async.outputs.options import RULES, OutputOptions
     from virnuc_async.outputs.written_again import Changes
 
     rules = {**_rules(options, "calls", CallRules), **_rules(options, "regions", RegionRules, OF_REGIONS)}
     given = given_rules(OutputOptions, options)
-    cache = cache_from(options)
+    viral, cache = viral_fasta_from(options), cache_from(options)
+    others = {name: value for name, value in given.items() if name not in RULES}
     return Changes(
-        options={name: value for name, value in given.items() if name not in ("calls", "regions")},
+        options=others | ({"viral_fasta": viral} if viral else {}),
         rules=rules,
         calibrated=options.calibrated,
         model=find(options.model, cache) if options.model else None,
