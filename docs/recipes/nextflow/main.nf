@@ -3,7 +3,7 @@
 include { VIRNUC_ASYNC_PREDICT } from './modules/local/virnuc_async/predict/main'
 
 workflow {
-    samples = Channel.fromPath(params.input).map { file -> [[id: file.simpleName], file] }
+    samples = channel.fromPath(params.input).map { file -> [[id: file.simpleName], file] }
     model = params.model ? file(params.model, checkIfExists: true) : []
     VIRNUC_ASYNC_PREDICT(samples, model)
 }

@@ -29,7 +29,7 @@ task classify_virnucpro {
     String? gpu_type
     Int?    gpu_count
     String? vm_size
-    String  docker = "virnuc-async:cuda"
+    String  docker = "virnuc-async:latest"
   }
 
   parameter_meta {
@@ -132,7 +132,7 @@ task virnucpro {
     String? gpu_type
     Int?    gpu_count
     String? vm_size
-    String  docker = "virnuc-async:cuda"
+    String  docker = "virnuc-async:latest"
   }
 
   parameter_meta {

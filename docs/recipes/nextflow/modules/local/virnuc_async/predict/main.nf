@@ -4,7 +4,7 @@ process VIRNUC_ASYNC_PREDICT {
     label 'process_gpu'
 
     conda "${moduleDir}/environment.yml"
-    container "${task.ext.container ?: 'virnuc-async:cuda'}"
+    container "${task.ext.container ?: 'virnuc-async:latest'}"
 
     input:
     tuple val(meta), path(sequences, stageAs: 'sequences/*')
