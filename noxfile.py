@@ -90,7 +90,7 @@ def recipes(session: nox.Session) -> None:
     """Run every recipe with the program and the tools that it is for, and check it with their linters."""
     session.install(*TESTED, "-e", ".[recipes]")
     # Workflow engines need other versions of the same libraries: they have an environment of their own.
-    tools = Path(session.create_tmp(), "tools")
+    tools = Path(session.create_tmp(), "tools").resolve()  # the tests run elsewhere
     if not tools.exists():
         session.run("python", "-m", "venv", str(tools))
     session.run(str(tools / "bin" / "pip"), "install", "-q", "--no-deps", "-r", TOOLS, external=True)
