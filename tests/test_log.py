@@ -1,20 +1,19 @@
-"""The log of a run: its logger, its files and its counters."""
+"""The log of a run: its logger and its files."""
 
 import io
 from pathlib import Path
 
 import loguru
 import pytest
-from logged import Clock, working
+from logged import Clock
 from running import python
 
 from virnuc_async.fileio import Directory
 from virnuc_async.log import (
     EVERY_SECONDS,
     PROGRESS,
-    Counts,
-    DeviceCounts,
     ThrottledProgress,
+    duration,
     logger,
     run_log_files,
 )
@@ -119,67 +118,12 @@ def test_log_that_cannot_be_written_does_not_stop_the_run(tmp_path: Path) -> Non
     assert (tmp_path / "failed_files.txt").read_text() == "a\n"
 
 
-# Counts
-
-
-def test_line_during_a_run() -> None:
-    counts = working(**{"cpu:0": (300, 9000), "cuda:1": (900, 60_000)})
-    counts.read = 4096
-    assert counts.line(1030.0) == (
-        "1,200 of 4,096 so far ORFs (cpu:0 10 ORFs/s, 300 tokens/s; cuda:1 30 ORFs/s, 2,000 tokens/s)"
-    )
-    counts.read, counts.is_all_read = 6000, True
-    assert counts.line(1030.0).startswith("1,200 of 6,000 ORFs, 2:00 left (cpu:0 10 ORFs/s, ")
-
-
-def test_line_before_the_first_batch_is_the_status() -> None:
-    counts = Counts(started=990.0)
-    assert counts.line(1000.4) == "reading (10 s)"
-    counts.status = "loading the model"
-    assert counts.line(1075.0) == "loading the model (85 s)"
-    counts.ready("cpu:0")
-    assert counts.line(1080.0) == "scoring (90 s)"
-
-
-def test_line_after_the_last_batch_is_the_status() -> None:
-    counts = working(**{"cpu:0": (300, 9000)})
-    counts.read, counts.is_all_read, counts.status = 300, True, "writing tables"
-    assert counts.line(1000.0) == "writing tables (10 s)"
-
-
-def test_orfs_of_an_earlier_session_do_not_make_this_one_faster() -> None:
-    counts = working(**{"cpu:0": (100, 1000)})
-    counts.done += 5000
-    counts.read, counts.is_all_read = 6100, True
-    assert counts.seconds_left(1010.0) == pytest.approx(100.0)
-    assert counts.line(1010.0) == "5,100 of 6,100 ORFs, 1:40 left (cpu:0 10 ORFs/s, 100 tokens/s)"
-
-
-def test_remaining_time_is_not_estimated_too_early() -> None:
-    counts = working(**{"cpu:0": (100, 1000)})
-    counts.read = 200
-    assert counts.seconds_left(1010.0) is None  # more may come
-    counts.is_all_read = True
-    assert counts.seconds_left(1010.0) == pytest.approx(10.0)
-    idle = Counts(read=200, is_all_read=True)
-    assert idle.seconds_left(1010.0) is None
-    idle.ready("cpu:0")
-    assert idle.seconds_left(1010.0) is None
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (100_000, "27:46:40")],
 )
 def test_long_times_are_formatted_in_hours(seconds: float, text: str) -> None:
-    counts = working(**{"cpu:0": (1000, 1)})
-    counts.read, counts.is_all_read = 1000 + round(seconds * 10), True
-    assert f", {text} left " in counts.line(1100.0)
-
-
-def test_rates_of_a_device_that_is_not_ready_are_zero() -> None:
-    assert DeviceCounts("cpu:0").rate(5.0) == (0.0, 0.0)
-    assert DeviceCounts("cpu:0", started=5.0, orfs=0).rate(5.0) == (0.0, 0.0)
+    assert duration(seconds) == text
 
 
 # Sinks

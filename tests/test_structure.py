@@ -33,7 +33,7 @@ ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them
 ONLY_IN = {
     "torch": {"networks", "models", "engine", "learning"},
     "triton": {"networks"},
-    "aiofiles": {"sequences"},
+    "aiofiles": {"sequences", "runs"},
     "esm": {"models"},
     "transformers": {"models"},
     "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "scorer", "cli"},

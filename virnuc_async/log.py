@@ -1,5 +1,5 @@
 """
-The log of a run: its counters, its progress and its log files, through loguru.
+The log of a run and its log files, through loguru.
 
 ``logger`` is a loguru logger of this package alone, separate from the one that a host program may
 use: the sinks of the host receive nothing from it, and nothing is printed unless a sink is added.
@@ -41,67 +41,6 @@ logger = _own_logger()
 
 # Says why the runs of this context are cancelled, if their caller knows: a signal, for example.
 why_cancelled: ContextVar[Callable[[], str]] = ContextVar("why_cancelled", default=lambda: "cancelled")
-
-
-@dataclass(slots=True)
-class DeviceCounts:
-    """The work that one device has done in this session."""
-
-    name: str
-    started: float = 0.0
-    batches: int = 0
-    orfs: int = 0
-    tokens: int = 0
-
-    def rate(self, now: float) -> tuple[float, float]:
-        """Return ORFs and tokens per second since the device was ready."""
-        seconds = max(now - self.started, 1e-9) if self.started else float("inf")
-        return self.orfs / seconds, self.tokens / seconds
-
-
-@dataclass(slots=True)
-class Counts:
-    """The work that a run has done so far; *status* is what it does when it does not score."""
-
-    devices: dict[str, DeviceCounts] = field(default_factory=dict)
-    status: str = "reading"
-    read: int = 0  # ORFs
-    is_all_read: bool = False
-    done: int = 0  # ORFs, including those of earlier sessions
-    started: float = field(default_factory=time.monotonic)
-
-    def ready(self, device: str) -> None:
-        """Count the work of *device* from now on."""
-        self.status = "scoring"
-        self.devices[device] = DeviceCounts(device, time.monotonic())
-
-    def finished(self, device: str, orfs: int, tokens: int) -> None:
-        """Count a batch."""
-        count = self.devices[device]
-        count.batches += 1
-        count.orfs += orfs
-        count.tokens += tokens
-        self.done += orfs
-
-    @property
-    def is_all_done(self) -> bool:
-        """Whether every ORF is scored; *status* is what is left to do."""
-        return self.is_all_read and self.done == self.read
-
-    def seconds_left(self, now: float) -> float | None:
-        """Estimate the remaining time; None until everything is read and something is scored."""
-        rate = sum(device.rate(now)[0] for device in self.devices.values())
-        return (self.read - self.done) / rate if self.is_all_read and rate else None
-
-    def line(self, now: float) -> str:
-        """Format the progress as one line."""
-        if self.is_all_done or not any(device.batches for device in self.devices.values()):
-            return f"{self.status} ({now - self.started:.0f} s)"
-        total = f"{self.read:,}" if self.is_all_read else f"{self.read:,} so far"
-        left = self.seconds_left(now)
-        eta = "" if left is None else f", {duration(left)} left"
-        each = "; ".join(_rates(device, now) for device in self.devices.values())
-        return f"{self.done:,} of {total} ORFs{eta} ({each})"
 
 
 @dataclass(slots=True)
@@ -181,11 +120,6 @@ def _log_format(_: "Record") -> str:
 
 def _failure_format(_: "Record") -> str:
     return "{extra[failure]}"
-
-
-def _rates(device: DeviceCounts, now: float) -> str:
-    orfs, tokens = device.rate(now)
-    return f"{device.name} {orfs:,.0f} ORFs/s, {tokens:,.0f} tokens/s"
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import Reader, read_contigs
 from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.readahead import ReadAhead
+from virnuc_async.sequences.reading import Reading
 from virnuc_async.settings import Precision, Settings, user_path, user_paths
 
 if TYPE_CHECKING:
@@ -198,8 +199,9 @@ async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
 
 def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFiles:
     ahead, read = ReadAhead(paths), partial(read_contigs, stdin=stdin)
-    notes = Notes()
-    return InputFiles(read, partial(read, open_file=ahead.open, note=notes), ahead.run, notes)
+    notes, reading = Notes(), Reading()
+    read_ahead = partial(read, open_file=reading.watch(ahead.open), note=notes)
+    return InputFiles(read, read_ahead, ahead.run, notes, reading)
 
 
 def _note_others(error: BaseException, group: BaseExceptionGroup[BaseException]) -> None:

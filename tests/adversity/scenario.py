@@ -388,7 +388,7 @@ class Scenario:
             totals[device] = [total[0] + 1, total[1] + orfs, total[2] + tokens]
         counted = {one["name"]: [one["batches"], one["orfs"], one["tokens"]] for one in summary.devices}
         assert counted == totals, f"the devices did {totals}, not {counted}"
-        expected = {*TABLES, "summary.json", "run.log", STORE}
+        expected = {*TABLES, "summary.json", "progress.json", "run.log", STORE}
         expected |= {_FAILED} if self.reference.failed else set()
         expected |= {_FEATURES} if self.world.embeddings else set()
         found = {path.name: path for path in out.iterdir()}

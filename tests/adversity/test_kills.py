@@ -116,7 +116,7 @@ def _check(out: Path, case: Case) -> None:
     written = summary(out)
     assert written["finished"]
     assert written["reproducible"]
-    expected = {*TABLES, "summary.json", "run.log", "run.sqlite3"}
+    expected = {*TABLES, "summary.json", "progress.json", "run.log", "run.sqlite3"}
     expected |= {"failed_files.txt"} if written["counts"]["failures"] else set()
     expected |= {"merged_features.pt"} if "--embeddings" in case.arguments else set()
     assert {path.name for path in out.iterdir()} == expected

@@ -66,7 +66,7 @@ def test_files_of_an_unfinished_run_follow_the_umask(
         process.stdin.flush()
         wait_until(lambda: "batch 0.0 done" in log(out), process)
         process.terminate()
-    left = (STORE, "run.log", "summary.json", "merged_features.partial")
+    left = (STORE, "run.log", "summary.json", "progress.json", "merged_features.partial")
     assert modes(out) == dict.fromkeys(left, 0o666 & ~umask)
 
 

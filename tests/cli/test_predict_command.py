@@ -25,7 +25,7 @@ def test_one_file(good: Path, out: Path) -> None:
         ended.err,
     )
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        (*TABLES, "summary.json", "run.log", "run.sqlite3")
+        (*TABLES, "summary.json", "progress.json", "run.log", "run.sqlite3")
     )
     names = [row[0] for row in rows(out / "prediction_results.txt")[1:]]
     assert names == [f"good_chunk_1{frame}" for frame in ("F1", "F2", "F3", "R1", "R2", "R3")]

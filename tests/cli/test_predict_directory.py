@@ -118,7 +118,7 @@ def test_overwrite_replaces_the_run_and_keeps_other_files(good: Path, tmp_path: 
     assert predict(other, out, "--overwrite").code == 0
     assert list(verdicts(out)) == ["other"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        (*TABLES, "notes.txt", "summary.json", "run.log", "run.sqlite3")
+        (*TABLES, "notes.txt", "summary.json", "progress.json", "run.log", "run.sqlite3")
     )
     assert (out / "notes.txt").read_text() == "mine"
     assert "good" not in log(out)

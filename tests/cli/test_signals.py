@@ -1,6 +1,7 @@
 """Exit codes 130 and 143: interrupted, killed and concurrent runs."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -23,6 +24,20 @@ def pipe_all_but_the_end(reads: bytes, process: "subprocess.Popen[bytes]", out: 
     wait_until(lambda: " batch 0." in log(out), process)
 
 
+# No share of the work: nobody knows how much comes from a pipe.
+KEPT = r"Interrupted: ([\d,]+) ORFs are kept\. The same command resumes this run\."
+
+
+def assert_says_what_is_kept(out: Path, stderr: str, why: str) -> None:
+    said = re.search(rf"\n{KEPT}\n$", stderr)
+    assert said
+    end = f"WARNING  {why}; {said[1]} ORFs are kept, and the same command resumes"
+    assert log(out).splitlines()[-1].endswith(end)
+    progress = json.loads((out / "progress.json").read_text())
+    assert (progress["state"], progress["orfs"]["done"]) == ("interrupted", int(said[1].replace(",", "")))
+    assert progress["orfs"]["done"] == summary(out)["counts"]["orfs"] > 0
+
+
 def assert_resumes(ended: Ran) -> None:
     assert ended.code == 0
     kept = re.search(r"^resuming after ([\d,]+) ORFs of an earlier session$", ended.err, re.MULTILINE)
@@ -43,9 +58,7 @@ def test_interrupted_run_resumes(
         assert process.wait() == code
     stderr = (tmp_path / "stderr").read_text()
     assert "Stopping after the current batches ...\n" in stderr
-    assert stderr.endswith("Interrupted. The same command resumes this run.\n")
-    end = f"WARNING  interrupted by {number.name}; what is finished is kept, and the same command resumes"
-    assert log(out).splitlines()[-1].endswith(end)
+    assert_says_what_is_kept(out, stderr, f"interrupted by {number.name}")
     assert not summary(out)["finished"]
     assert not (out / "prediction_results.txt").exists()
     assert_resumes(predict("-", out, "--devices", "cpu,cpu", stdin=reads))
@@ -62,11 +75,7 @@ def test_a_run_of_limited_time_resumes(
         pipe_all_but_the_end(reads, process, out)
         assert process.wait() == 143
     stderr = (tmp_path / "stderr").read_text()
-    assert stderr.endswith(
-        "Stopping after the current batches ...\nInterrupted. The same command resumes this run.\n"
-    )
-    end = "WARNING  interrupted by --max-seconds 7; what is finished is kept, and the same command resumes"
-    assert log(out).splitlines()[-1].endswith(end)
+    assert_says_what_is_kept(out, stderr, "interrupted by --max-seconds 7")
     # More time than is needed changes nothing.
     assert_resumes(predict("-", out, "--devices", "cpu,cpu", "--max-seconds", "1000", stdin=reads))
     assert tables(out) == undisturbed
@@ -90,7 +99,7 @@ def test_second_signal_stops_at_once(
         assert process.wait() in (130, 143)
     stderr = (tmp_path / "stderr").read_text()
     assert "Stopping after the current batches ...\n" in stderr
-    assert stderr.endswith("Interrupted. The same command resumes this run.\n")
+    assert re.search(rf"\n{KEPT}\n$", stderr)
     assert re.search(r"WARNING  interrupted by (SIGINT and SIGTERM|SIGTERM and SIGINT)\n$", log(out))
     assert_resumes(predict("-", out, stdin=reads))
     assert tables(out) == undisturbed

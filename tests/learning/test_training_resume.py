@@ -75,7 +75,8 @@ def test_interrupted_features_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     process.stdin.close()  # type: ignore[union-attr]
-    assert log.read_text().endswith("Interrupted. The same command resumes this run.\n")
+    end = r"\nInterrupted: [\d,]+ ORFs are kept \(\d+% of the work\)\. The same command resumes this run\.\n$"
+    assert re.search(end, log.read_text())
     assert not (tmp_path / "model").exists()
     ended = run(*command, "--esm-batch-size", "300")
     assert ended.code == 0

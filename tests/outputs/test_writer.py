@@ -41,7 +41,8 @@ async def test_cancelled_while_a_table_is_written(
         await task
     monkeypatch.undo()
     out = bench.out / "out"
-    assert {path.name for path in out.iterdir()} == {"run.sqlite3", "run.log", "summary.json"}
+    kept = {"run.sqlite3", "run.log", "summary.json", "progress.json"}
+    assert {path.name for path in out.iterdir()} == kept
     assert json.loads((out / "summary.json").read_bytes())["finished"] is False
     rules = Rules()
     summary = await bench.run(rules)

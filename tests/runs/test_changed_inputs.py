@@ -23,10 +23,11 @@ from running import log, summary
 from support import TABLES
 
 from virnuc_async.errors import CannotWrite, NoDevicesLeft, NoRecords, RunMismatchError, UnreadableInput
-from virnuc_async.log import PROGRESS, Counts, logger
+from virnuc_async.log import PROGRESS, logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
+from virnuc_async.runs.progress import Counts
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
@@ -237,8 +238,10 @@ async def test_progress_counts_what_is_kept(runs: Bench) -> None:
     logger.remove(sink)
     counts = next(filter(None, seen))
     assert counts.is_all_done
-    assert counts.done == counts.read == summary(runs.directory / "out")["counts"]["orfs"]
-    assert sum(device.orfs for device in counts.devices.values()) < counts.done
+    assert counts.done.orfs == counts.read == summary(runs.directory / "out")["counts"]["orfs"]
+    assert sum(device.orfs for device in counts.devices.values()) == counts.read - counts.before.orfs
+    assert 0 < counts.before.orfs < counts.read
+    assert counts.files_done == counts.files == 2
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -107,8 +107,10 @@ async def test_a_run_that_is_cancelled(bench: PipelineHarness, why: str | None) 
             rules.go_on.set()
             scope.cancel()
     assert scope.cancelled_caught
-    end = "what is finished is kept, and the same command resumes"
-    assert last_line(bench) == f"WARNING  {why or 'cancelled'}; {end}"
+    orfs = sum(len(batch) for _, batch in rules.seen)
+    start, end = last_line(bench).split(" ORFs are kept (")
+    assert start == f"WARNING  {why or 'cancelled'}; {orfs}"
+    assert end.endswith("% of the work), and the same command resumes")
 
 
 async def test_a_run_that_is_done(bench: PipelineHarness) -> None:

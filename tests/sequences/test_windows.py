@@ -14,6 +14,7 @@ from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import open_frames
+from virnuc_async.sequences.reading import Reading
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import Window, form_windows
 
@@ -148,7 +149,7 @@ def _form(
         return iter(files[int(path)])
 
     paths = [str(number) for number in range(len(files))]
-    return list(form_windows(paths, read, length, tokenizer, size, block_bases))
+    return list(form_windows(paths, read, length, tokenizer, size, Reading(block_bases)))
 
 
 def _read_listed(files: list[list[Contig]], path: str) -> Iterator[Contig]:

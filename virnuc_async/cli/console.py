@@ -12,6 +12,7 @@ from virnuc_async.text import escape_control_chars
 
 if TYPE_CHECKING:
     from loguru import Record
+    from rich.console import Console
 
     from virnuc_async.downloads.fetch import ProgressCallback
 
@@ -38,8 +39,10 @@ def run_log(options: Namespace, may_draw: bool = True) -> Iterator[None]:
     level = "WARNING" if options.quiet else "DEBUG" if options.verbose else "INFO"
     console = Console(stderr=True)
     with ExitStack() as stack:
-        has_bars = may_draw and console.is_terminal and not options.quiet
-        sink = stack.enter_context(Bars(console)) if has_bars else Lines(sys.stderr)
+        if may_draw and draws_bars(console) and not options.quiet:
+            sink: Bars | Lines = stack.enter_context(Bars(console))
+        else:
+            sink = Lines(sys.stderr, has_colors=bool(console.color_system) and not console.no_color)
         added = logger.add(sink, format=_log_format, filter=_is_shown, level=level, catch=False)
         stack.callback(logger.remove, added)
         yield
@@ -51,6 +54,12 @@ def note(line: str) -> None:
 
     if line:
         logger.info("{}", line)
+
+
+def draws_bars(console: "Console") -> bool:
+    """Return whether bars can be drawn: on a terminal that moves its cursor, not into a notebook or a log."""
+    # FORCE_COLOR makes rich take a log for a terminal: it gets the colours, and no bars.
+    return console.is_interactive and not console.is_jupyter and sys.stderr.isatty()
 
 
 def _is_shown(record: "Record") -> bool:
@@ -73,7 +82,7 @@ def download_progress(quiet: bool) -> "Iterator[ProgressCallback]":
     console = Console(stderr=True)
     if quiet:
         yield lambda _: None
-    elif console.is_terminal:
+    elif draws_bars(console):
         with TransferBars(console) as bars:
             yield bars
     else:

@@ -57,8 +57,9 @@ def main(arguments: Sequence[str], make_parser: Callable[[], CommandParser] | No
             return error.exit_code
         except (KeyboardInterrupt, Interrupted) as error:
             stdout.give_up()
-            print(options.interrupted, file=sys.stderr)
-            return 128 + (error.signal if isinstance(error, Interrupted) else SIGINT)
+            ended = error if isinstance(error, Interrupted) else Interrupted(SIGINT)
+            print(ended.text(options.interrupted), file=sys.stderr)
+            return 128 + ended.signal
         except BrokenPipeError:  # the reader of our output has had enough
             return FAILED
 

@@ -20,19 +20,27 @@ from .streams import standard_input
 
 if TYPE_CHECKING:
     from anyio import CancelScope
+    from loguru import Message
 
     from virnuc_async.outputs.summary import Summary
+    from virnuc_async.runs.progress import Counts
 
 _ENDING = (SIGTERM, SIGUSR1, SIGUSR2)
 INTERRUPTED = "Interrupted. The same command resumes this run."
 
 
 class Interrupted(Exception):
-    """The command was stopped by *signal*, or as by it."""
+    """The command was stopped by *signal*, or as by it; *kept* says what is kept of a run."""
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
+    def __init__(self, signal: int, kept: str = "") -> None:
+        super().__init__(signal, kept)
         self.signal = signal
+        self.kept = kept
+
+    def text(self, message: str) -> str:
+        """Return the *message* of its command, which begins with a sentence of a word, with what is kept."""
+        word, end, rest = message.partition(".")
+        return f"{word}: {self.kept}{end}{rest}" if self.kept else message
 
 
 @contextmanager
@@ -74,10 +82,11 @@ async def _run_until_stopped(
 ) -> "Summary":
     import anyio
 
-    from virnuc_async.log import why_cancelled
+    from virnuc_async.log import logger, why_cancelled
     from virnuc_async.pipeline import run_pipeline
 
     stop = _Stop()
+    sink = logger.add(stop.see, filter=lambda record: "counts" in record["extra"], level=0, format="")
     summary: Summary | None = None
     error: BaseException | None = None
     why_cancelled.set(stop.__str__)
@@ -93,13 +102,15 @@ async def _run_until_stopped(
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         error = first_error(group)
+    finally:
+        logger.remove(sink)
     if error is not None:
         try:
             raise error
         finally:
             del error  # a cycle of the error and this frame would keep files open
     if summary is None:
-        raise Interrupted(stop.code_of)
+        raise Interrupted(stop.code_of, stop.kept)
     return summary
 
 
@@ -111,6 +122,16 @@ class _Stop:
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
+        self._counts: Counts | None = None
+
+    def see(self, message: "Message") -> None:
+        """Remember how far the run is, which reports its progress: these counts go on."""
+        self._counts = message.record["extra"]["counts"]
+
+    @property
+    def kept(self) -> str:
+        """What is kept of the run, if it has begun."""
+        return "" if self._counts is None else self._counts.kept()
 
     def __str__(self) -> str:
         return f"interrupted by {' and '.join(self._reasons)}"
@@ -137,7 +158,8 @@ async def _watch_signals(stop: _Stop) -> None:
             if stop(number.name):
                 # The store is consistent at any instant.
                 logger.bind(run=EVERY_RUN, is_end=True).warning("{}", stop)
-                print(INTERRUPTED, file=sys.stderr, flush=True)
+                text = Interrupted(code_of, stop.kept).text(INTERRUPTED)
+                print(text, file=sys.stderr, flush=True)
                 os._exit(128 + code_of)
             stop.code_of = code_of
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.json"
 # Of our files, those that may change behind a finished run.
-_VOLATILE_FILES = ("run.log", FEATURES, DAMAGED)
+_VOLATILE_FILES = ("run.log", "progress.json", FEATURES, DAMAGED)
 
 
 class TableFiles:

@@ -11,10 +11,10 @@ from anyio import to_thread
 
 from virnuc_async.engine.device_state import DeviceState
 from virnuc_async.errors import OutputError
-from virnuc_async.log import Counts, DeviceCounts
 
 from .device_history import HISTORY, DeviceHistory, DevicePoint, read_history
 from .plan import Plan
+from .progress import Counts, DeviceCounts, DeviceStage
 from .store import OnDisk, Store
 
 if TYPE_CHECKING:
@@ -37,19 +37,17 @@ class _Mark:
 
 
 class DeviceWatch:
-    """Watches the devices of a run: ``states`` are by their names, ``history`` is over all sessions."""
+    """Watches the devices of a run: *counts* get their states, and ``history`` is over all sessions."""
 
     _store: Store
 
     def __init__(self, plan: Plan, counts: Counts, log: "Logger") -> None:
         self.history = DeviceHistory()
-        self.states: dict[str, DeviceState] = {}
         self._has_news = False  # points that are not in the store
         self._plan = plan
         self._counts = counts
         self._log = log
         self._marks: dict[str, _Mark] = {}
-        self._closed: set[str] = set()
         self._warned: set[str] = set()
 
     def resume(self, store: Store) -> None:
@@ -69,12 +67,7 @@ class DeviceWatch:
 
     def device_ready(self, device: str) -> None:
         """Begin the history of *device* in this session."""
-        self._closed.discard(device)
         self._marks[device] = _Mark(time.monotonic(), time.time())
-
-    def device_closed(self, device: str) -> None:
-        """End it, when the last of its batches has been counted."""
-        self._closed.add(device)
 
     async def save(self, on_disk: OnDisk) -> None:
         """Store the history until now, in the thread that uses the store."""
@@ -110,7 +103,8 @@ class DeviceWatch:
             if card not in found:
                 found[card] = await to_thread.run_sync(self._plan.device_state, device)
                 self._report_memory(device, found[card])
-            self.states[device.name] = found[card]
+            if device.name in self._counts.devices:
+                self._counts.devices[device.name].state = found[card]
 
     def _report_memory(self, device: "Device", state: DeviceState) -> None:
         """Log the memory of a GPU; warn once of each that is nearly full."""
@@ -122,11 +116,12 @@ class DeviceWatch:
             self._log.warning("{} is nearly full: {}. Batches may not fit", device.name, state.memory)
 
     def _add_point(self, device: DeviceCounts) -> None:
-        before = self._marks[device.name]
-        if device.name in self._closed and device.tokens == before.tokens:
+        before = self._marks.get(device.name)
+        is_stopped = device.stage is DeviceStage.STOPPED
+        if before is None or (is_stopped and device.tokens == before.tokens):
             return
         now = _Mark(time.monotonic(), time.time(), device.orfs, device.tokens)
-        seconds, state = now.clock - before.clock, self.states.get(device.name, DeviceState())
+        seconds, state = now.clock - before.clock, device.state
         self.history.add(
             device.name,
             DevicePoint(

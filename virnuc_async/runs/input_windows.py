@@ -1,6 +1,6 @@
 """The inputs of a run, formed into windows ahead of the devices."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from virnuc_async.errors import NoRecords
 from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import InputVersion, Reader, unchanged
+from virnuc_async.sequences.reading import Reading
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Window, form_windows
 
@@ -27,6 +28,7 @@ class InputFiles:
     read_ahead: Reader | None = None
     run: Callable[[], Coroutine[Any, Any, None]] | None = None
     notes: Notes = field(default_factory=Notes)  # of the reader that reads ahead
+    reading: Reading = field(default_factory=Reading)  # of the same
 
 
 class InputWindows:
@@ -37,7 +39,8 @@ class InputWindows:
         self.versions: dict[str, InputVersion] = {}  # what the inputs are, by their paths
         self.model_files: dict[str, tuple[int, ...] | None] = {}
         self._plan = plan
-        self._windows = _windows(plan, unchanged(files.read_ahead or files.read, self.versions))
+        read = unchanged(files.read_ahead or files.read, self.versions)
+        self._windows = _windows(plan, read, files.reading)
         self._first: Window | None = None
 
     def identify(self) -> None:
@@ -45,6 +48,13 @@ class InputWindows:
         self.model_files = self._plan.bundle.signatures()
         for path in self._plan.paths:
             self.versions[path] = InputVersion.of(path)
+
+    def sizes(self) -> Iterator[tuple[str, int | None]]:
+        """Yield path and size of every input: None of a stream, 0 of what cannot be read."""
+        for path in self._plan.paths:
+            version = self.versions[path]
+            size = version.fingerprint[0] if version.fingerprint else 0
+            yield path, size if isinstance(size, int) else None
 
     @property
     def have_streams(self) -> bool:
@@ -95,9 +105,9 @@ class InputWindows:
         return await to_thread.run_sync(next, self._windows, None, abandon_on_cancel=True)
 
 
-def _windows(plan: Plan, read: Reader) -> Generator[Window, None, None]:
+def _windows(plan: Plan, read: Reader, reading: Reading) -> Generator[Window, None, None]:
     before = plan.bundle.signatures()
     plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
     plan.bundle.require_unchanged(before)
-    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window)
+    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window, reading)

@@ -11,7 +11,7 @@ from virnuc_async import engine
 from virnuc_async._version import __version__
 from virnuc_async.engine.events import EngineEvents
 from virnuc_async.errors import VirnucError, first_error
-from virnuc_async.log import PROGRESS, Counts, why_cancelled
+from virnuc_async.log import PROGRESS, why_cancelled
 from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
@@ -20,8 +20,10 @@ from .failure import Failure, failure_line
 from .hardware import Hardware
 from .output_directory import DAMAGED, STORE
 from .plan import Plan
+from .progress import Counts
 from .saved_embeddings import EmbeddingCheck
 from .store import Store
+from .totals import Totals
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -60,7 +62,7 @@ class RunMessages(EngineEvents):
         cause = first_error(error)
         log = self.log.bind(is_end=True)
         if isinstance(cause, anyio.get_cancelled_exc_class()):
-            log.warning("{}; what is finished is kept, and the same command resumes", why_cancelled.get()())
+            log.warning("{}; {}, and the same command resumes", why_cancelled.get()(), self.counts.kept())
         elif isinstance(cause, VirnucError):
             log.error("{}", "; ".join(str(cause).splitlines()))
         else:
@@ -69,7 +71,9 @@ class RunMessages(EngineEvents):
     async def report_progress(self) -> None:
         """Log the progress until cancelled."""
         while True:
-            self.log.bind(counts=self.counts).log(PROGRESS, self.counts.line(time.monotonic()))
+            now = time.monotonic()
+            self.counts.mark(now)
+            self.log.bind(counts=self.counts).log(PROGRESS, "{}", self.counts.line(now))
             await anyio.sleep(self._plan.intervals.progress)
 
     def device_ready(self, device: str) -> None:
@@ -81,7 +85,7 @@ class RunMessages(EngineEvents):
     def device_closed(self, device: str, peak_memory: int) -> None:
         """Remember the peak memory of *device*."""
         self.peak_memory[device] = peak_memory
-        self.watch.device_closed(device)
+        self.counts.stopped(device)
 
     def log_header(self, store: Store, hardware: Hardware, embeddings: EmbeddingCheck) -> None:
         """Log version, model, what is left out or had to be recovered, and the devices."""
@@ -110,6 +114,12 @@ class RunMessages(EngineEvents):
             self.log.warning("{}; it is left out", failed)
         for device in hardware.devices:
             self.log.info("{}", format_device(device, hardware))
+
+    def log_resumption(self, totals: Totals) -> None:
+        """Log what of a run earlier sessions have done, as *totals* say."""
+        if totals.batches:
+            self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
+        self.has_recomputed = bool(totals.recomputed)
 
     def log_left_out(self) -> None:
         """Log what is left out of the inputs, once."""

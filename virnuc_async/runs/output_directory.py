@@ -35,6 +35,7 @@ OUTPUT_FILES = (
     "summary.json",
     "report.html",
     "run.log",
+    "progress.json",
     DAMAGED,
 )
 

@@ -22,6 +22,7 @@ class Intervals:
     """How often a run does what it repeats, in seconds."""
 
     progress: float = 0.5
+    progress_file: float = 10.0
     devices: float = 10.0  # between two looks at their memory and their speed
     heartbeat: float = HEARTBEAT_INTERVAL
     lease: float = LEASE_DURATION  # after which an owner without a heartbeat is taken for dead

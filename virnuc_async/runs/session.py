@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.abc import TaskGroup
 
 from virnuc_async.errors import NoRecords
-from virnuc_async.fileio import writing_to
+from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import Window
@@ -32,6 +32,7 @@ from .mate_check import MateCheck
 from .messages import RunMessages
 from .output_directory import STORE
 from .plan import Plan
+from .progress_file import ProgressFile
 from .reuse_embeddings import FeatureIndex, check_similarity
 from .rows import BatchKey
 from .saved_embeddings import EmbeddingCheck, are_saved
@@ -114,6 +115,9 @@ class RunSession:
                         background.start_soon(send_heartbeats, lock, interval, name="heartbeats")
                         await session._bind()
                         opened.enter_context(run_log_files(session.id, session.store.directory))
+                        file = ProgressFile(session.store, session.counts, session.log, plan.intervals)
+                        if not session.is_finished:
+                            background.start_soon(opened.enter_context(file).run, name="write progress.json")
                         watched, watch = session.hardware.devices, session.messages.watch
                         background.start_soon(watch.run, watched, session.on_disk, name="watch devices")
                         yield session
@@ -137,14 +141,14 @@ class RunSession:
         self.counts.status = "checking the model's files"
         # It only reads: a caller that is cancelled need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
-        self.counts.status = "loading the model"
+        self.counts.load()
         count = 0
         async for window in self._windows.each(self._tasks):
             count += 1
             for batch in await self._pending_of(window):
                 yield batch
         await self.on_disk(self._check.end, count)
-        self.counts.is_all_read = True
+        self.counts.all_read()
 
     async def compare_streams(self) -> None:
         """
@@ -179,7 +183,7 @@ class RunSession:
             self.messages.log_failure(failure)
         self.messages.log_recomputed(scored.recomputed, self.hardware.precision)
         self.scored.update(orfs=len(scored.batch) - len(scored.failures), batches=1)
-        self.counts.finished(scored.device, len(scored.batch), scored.batch.tokens)
+        self.counts.finished(scored.device, len(scored.batch), scored.batch.tokens, scored.batch.window)
         self.log.debug("batch {} done on {}", scored.batch.name, scored.device)
 
     async def finish(self) -> None:
@@ -207,6 +211,7 @@ class RunSession:
 
     async def _open(self) -> None:
         await to_thread.run_sync(self._windows.identify, abandon_on_cancel=True)
+        self.counts.begin(self._windows.sizes())
         # A directory is not touched for nothing, but a run that is there is asked first.
         if self.settings.overwrite or not (self.out_dir / STORE).is_file():
             self._devices = await to_thread.run_sync(choose_devices, self.plan)
@@ -231,14 +236,12 @@ class RunSession:
         steps = (self._read_features, self._identify) if is_new else (self._identify, self._read_features)
         for step in steps:
             await self.on_disk(step)
+        self.counts.expect(device.name for device in self.hardware.devices)
 
     def _read_features(self) -> None:
-        if not self.features.files or self.is_finished:
-            return
-        self.counts.status = "reading embeddings to reuse"
-        with writing_to(self.store.directory.path, "embeddings to reuse"):
-            for _ in self.features.read(self.store.directory):
-                from_thread.check_cancelled()
+        if self.features.files and not self.is_finished:
+            self.counts.status = "reading embeddings to reuse"
+            _read_all(self.features, self.store.directory)
 
     def _identify(self) -> None:
         """Decide what the run is, check that it is the one of the store, and what of that is left to do."""
@@ -276,17 +279,16 @@ class RunSession:
 
     def _log_header(self) -> None:
         self.messages.log_header(self.store, self.hardware, self._embeddings)
+        totals = self.store.reader.totals()
         if self.is_finished:
+            self.counts.finished_before(totals.scores)
             return
         if changes := str(self._changes):
             self.log.info("inputs: {}. Every window before the first difference is kept", changes)
         if self.features.files:
             self.log.info("{}", self.features.found_text())
         self.mates.log_pairing(self._read)
-        totals = self.store.reader.totals()
-        if totals.batches:
-            self.log.info("resuming after {:,} ORFs of an earlier session", totals.scores)
-        self.messages.has_recomputed = bool(totals.recomputed)
+        self.messages.log_resumption(totals)
 
     async def _pending_of(self, window: Window) -> list[Batch]:
         """Store or check *window*, and return its batches that are not done."""
@@ -295,9 +297,14 @@ class RunSession:
         dropped = await self.on_disk(self.store.dropped_parts, window.number)
         batches = window.batches(self.hardware.budget, self.features.lookup(window))
         pending = await to_thread.run_sync(_all_unfinished, batches, done, dropped)
-        self.counts.read += len(window.origins)
-        self.counts.done += len(window.origins) - sum(map(len, pending))
+        self.counts.add_window(window, (sum(map(len, pending)), sum(batch.tokens for batch in pending)))
         return pending
+
+
+def _read_all(features: FeatureIndex, directory: Directory) -> None:
+    with writing_to(directory.path, "embeddings to reuse"):
+        for _ in features.read(directory):
+            from_thread.check_cancelled()
 
 
 async def _find_features(plan: Plan, out_dir: Path) -> list[FeatureFile]:

@@ -25,6 +25,9 @@ except ImportError:
 _XZ_MEMORY = 1 << 30
 _ZSTD_WINDOW = {zstd.DecompressionParameter.window_log_max: 31}
 
+# Compressed bytes that are read at a time, at most: gzip has a size of its own from Python 3.12 on.
+READ_BYTES = getattr(gzip, "READ_BUFFER_SIZE", io.DEFAULT_BUFFER_SIZE)
+
 # What reading a damaged file may raise.
 DAMAGED = (OSError, EOFError, ValueError, MemoryError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 

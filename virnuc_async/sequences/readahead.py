@@ -140,6 +140,7 @@ class _Stream(io.RawIOBase):
         self._file: io.BufferedReader | None = None
         self._signature: tuple[int, ...] | None = None
         self._size = self._filled = 0  # bytes of the file when it was opened, and those that were put in
+        self._taken = 0  # bytes
         self._blocks: deque[memoryview] = deque()
         self._is_reading = False
         self._has_ended = False
@@ -211,6 +212,9 @@ class _Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        return self._taken
+
     def fileno(self) -> int:
         if self._file is None:
             raise ValueError("I/O operation on closed file")
@@ -226,6 +230,7 @@ class _Stream(io.RawIOBase):
             block = self._blocks[0]
             size = min(len(block), len(buffer))
             buffer[:size] = block[:size]
+            self._taken += size
             if size < len(block):
                 self._blocks[0] = block[size:]
             else:

@@ -8,7 +8,7 @@ batches as one large one does.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,13 @@ from .fastx import Contig
 from .fragments import cut_all
 from .inputs import Reader
 from .orfs import Orfs, open_frames
+from .reading import Place, Reading
 from .tokens import OrfTokenizer, Ragged
 
 # Large enough that sorting makes long runs of equal length and the last, smaller batch of a
 # window is one of many; small enough that the first batch is ready in a second.
 WINDOW_ORFS = 4096
 
-# Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
-BLOCK_BASES = 1 << 17
 _RECORD_BASES = 16  # that a record counts for in addition to its bases and its id, as it takes memory too
 
 
@@ -64,6 +63,7 @@ class Window:
     nucleotides: Ragged
     residues: Ragged
     before: bytes = b""  # id of the record before its contigs, which may continue in it
+    place: Place = Place(0)  # how far the inputs were read for it, about
 
     def batches(self, budget: int, lookup: FeatureLookup | None = None) -> Iterator[Batch]:
         """
@@ -90,17 +90,18 @@ def form_windows(
     length: int,
     tokenizer: OrfTokenizer,
     size: int,
-    block_bases: int = BLOCK_BASES,
+    reading: Reading | None = None,
 ) -> Iterator[Window]:
     """
     Yield windows of *size* ORFs, or up to five more to end a fragment, from *paths* in order.
 
     The last window holds the rest, so that every record and file is in one. A file that fails is in
-    ``Window.files`` with its failure; the records before that count.
+    ``Window.files`` with its failure; the records before that count. How far the inputs were read for a
+    window is known if *reading* watches how *read* opens them.
     """
-    builder = _WindowBuilder()
-    for records in _group_records(paths, read, block_bases):
-        for block in records.blocks(length, block_bases):
+    builder, reading = _WindowBuilder(), reading or Reading()
+    for records in _group_records(paths, read, reading):
+        for block in records.blocks(length, reading.block_bases):
             begin = _Position(0, 0)
             while end := builder.next_boundary(block, begin, size):
                 builder.add(block, begin, end)
@@ -133,6 +134,7 @@ class _Block:
     files: list[tuple[int, FileRow]]  # that end in it, with the number of records before
     orfs: Orfs
     origins: NDArray[np.int64]  # of the ORFs: contig's number, fragment's from 1, frame
+    places: tuple[Place, Place, Place]  # how far inputs were read: before it, for its first file, for all
 
     @property
     def end(self) -> _Position:
@@ -150,28 +152,40 @@ class _Block:
         number = self.rows[record].number
         return _Position(record + 1, int(np.searchsorted(self.origins[:, 0], number, side="right")))
 
+    def place_at(self, position: _Position) -> Place:
+        """Return how far the inputs were read for what is before *position*, about."""
+        begin, end, last = self.places
+        if position == self.end:
+            return last
+        ended = sum(before < position.records for before, _ in self.files)
+        if ended:
+            return Place(begin.file + ended)
+        return begin.towards(end, position.orfs / max(1, len(self.orfs)))
 
-def _group_records(paths: Iterable[str], read: Reader, block_bases: int) -> Iterator["_Records"]:
+
+def _group_records(paths: Iterable[str], read: Reader, reading: Reading) -> Iterator["_Records"]:
     """Group records so that many short ones are translated as one; a long one is a group of its own."""
-    records, room = _Records(0), block_bases
+    records, room = _Records(0, reading.place), reading.block_bases
     for file, path in enumerate(paths):
         first, failure = records.end, None
+        reading.begin(file, room)
         try:
             for contig in read(path):
                 used = len(contig.bases) + len(contig.id) + _RECORD_BASES
                 if records.contigs and used > room:
-                    yield records
-                    records, room = _Records(records.end), block_bases
+                    yield records.read_to(reading.advance(room))
+                    records, room = _Records(records.end, reading.place), reading.renew()
                 records.contigs.append(contig)
                 records.sources.append(file)
                 room -= used
                 if room <= 0:
-                    yield records
-                    records, room = _Records(records.end), block_bases
+                    yield records.read_to(reading.advance(room))
+                    records, room = _Records(records.end, reading.place), reading.renew()
         except InputError as error:
             failure = error
+        records.ends.append(reading.end(file))
         records.files.append((len(records.contigs), FileRow(file, path, records.end - first, failure)))
-    yield records
+    yield records.read_to(reading.place)
 
 
 @dataclass(slots=True)
@@ -179,14 +193,22 @@ class _Records:
     """Consecutive records that are translated at once, or a long one."""
 
     first: int  # number in the run of the first one
+    begin: Place  # how far the inputs were read before
+    place: Place = Place(0)  # how far they are read for these
     contigs: list[Contig] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # of each: number of its file
     files: list[tuple[int, FileRow]] = field(default_factory=list)  # as in a block
+    ends: list[Place] = field(default_factory=list)  # of these files
 
     @property
     def end(self) -> int:
         """The number in the run of the record behind these."""
         return self.first + len(self.contigs)
+
+    def read_to(self, place: Place) -> Self:
+        """Note how far the inputs are read for these, and return these."""
+        self.place = place
+        return self
 
     def blocks(self, length: int, block_bases: int) -> Iterator[_Block]:
         """Yield the translation of fragments of *length* bases; about *block_bases* of a long record."""
@@ -200,8 +222,15 @@ class _Records:
         for begin in range(0, max(1, len(owners)), step):
             orfs = _translate(text, ranges[begin : begin + step])
             origins = np.column_stack((of_fragments[begin + orfs.fragments], orfs.frames))
-            yield _Block(contigs, rows, files, orfs, origins)
+            places = self._places(begin / max(1, len(owners)), (begin + step) / max(1, len(owners)))
+            yield _Block(contigs, rows, files, orfs, origins, places)
             contigs, rows, files = [], [], []
+
+    def _places(self, begin: float, end: float) -> tuple[Place, Place, Place]:
+        """Return the places of a block, from one share to another of what these are."""
+        first_end = self.ends[0] if self.ends else self.place
+        first, last = (self.begin.towards(first_end, min(share, 1.0)) for share in (begin, end))
+        return first, last, self.place if end >= 1 else last
 
     def _rows(self, lengths: NDArray[np.int64], fragments: NDArray[np.int64]) -> list[ContigRow]:
         numbers, ids = range(self.first, self.end), [contig.id for contig in self.contigs]
@@ -226,6 +255,7 @@ class _WindowBuilder:
     origins: list[NDArray[np.int64]] = field(default_factory=list)
     contigs: list[ContigRow] = field(default_factory=list)
     files: list[FileRow] = field(default_factory=list)
+    place: Place = Place(0)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
     @property
@@ -255,6 +285,7 @@ class _WindowBuilder:
         self.proteins += block.orfs.proteins[orfs]
         self.bases += block.orfs.bases[orfs]
         self.origins.append(block.origins[orfs])
+        self.place = block.place_at(end)
 
     def build(self, tokenizer: OrfTokenizer) -> Window:
         """Return the window as it is and begin the next one."""
@@ -268,6 +299,7 @@ class _WindowBuilder:
             nucleotides=tokenizer.nucleotides(self.bases),
             residues=tokenizer.residues(self.proteins),
             before=self.before,
+            place=self.place,
         )
         self.number += 1
         self.before = self.contigs[-1].id if self.contigs else self.before
