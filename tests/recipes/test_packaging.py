@@ -66,13 +66,15 @@ def test_predict_gives_the_same_tables(out: Path, plain: dict[str, bytes]) -> No
     assert "Viral: 36 of 60 contigs" in done.stderr
 
 
-def test_predict_asks_no_server(out: Path) -> None:
-    """Not even in vain: no socket of the internet is made."""
+@pytest.mark.parametrize(
+    "words", [("predict", EXAMPLE, "{out}/run"), ("models", "verify", "tiny-500", "--peers")]
+)
+def test_no_server_is_asked(words: tuple[str | Path, ...], out: Path) -> None:
+    """Not even in vain: no socket of the internet is made, by transformers neither."""
     log = out / "sockets.txt"
+    command = [str(word).format(out=out) for word in words]
     trace = ("strace", "-f", "-qq", "-e", "trace=socket,connect", "-o", log)
-    done = run(
-        out, *trace, "python3", "-m", "virnuc_async", "predict", EXAMPLE, out / "run", "--devices", "cpu"
-    )
+    done = run(out, *trace, "python3", "-m", "virnuc_async", *command, "--devices", "cpu")
     assert done.returncode == 0, done.stderr
     assert "AF_INET" not in log.read_text()
 

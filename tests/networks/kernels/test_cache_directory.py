@@ -1,5 +1,6 @@
 """Triton's cache: where the user wants it, else in ours, and never in a directory called "~"."""
 
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,3 +66,10 @@ def test_where_nothing_can_be_written_the_choice_stands(
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     assert directory_for(tmp_path / "file" / "cache") == tmp_path / "file" / "cache"
+
+
+def test_kernels_are_not_kept_where_no_library_can_be_loaded(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    assert directory_for(tmp_path / "mounted with noexec").name.startswith("virnuc-async-triton-")
