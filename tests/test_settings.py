@@ -12,7 +12,7 @@ from virnuc_async import settings
 from virnuc_async.errors import UsageError
 from virnuc_async.learning import options
 from virnuc_async.learning.options import Balance, EvaluationOptions, LeakPolicy, Optimizer, Recipe, Split
-from virnuc_async.settings import Compile, Pairing, Precision, Settings
+from virnuc_async.settings import Compile, Format, Pairing, Precision, Settings
 
 
 def test_defaults() -> None:
@@ -32,6 +32,7 @@ def test_defaults() -> None:
         "regions": None,
         "viral_fasta": None,
         "pairs": Pairing.AUTO,
+        "formats": (Format.TSV,),
         "min_length": 0,
         "reuse_features": None,
         "skip_missing": False,

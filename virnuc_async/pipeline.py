@@ -21,6 +21,7 @@ from virnuc_async import engine
 from virnuc_async.errors import UsageError, first_error, leaves
 from virnuc_async.fileio import writing_to
 from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.outputs.formats import require_formats
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.viral_files import require_files, require_place
 from virnuc_async.outputs.writer import OutputWriter
@@ -75,6 +76,7 @@ async def run_pipeline(
     settings = Settings() if settings is None else settings
     if not isinstance(settings, Settings):
         raise UsageError(f"settings must be Settings, not {settings!r}")
+    require_formats(settings.formats)
     with writing_to(place):
         await to_thread.run_sync(require_claimable, place)
     listed = await to_thread.run_sync(

@@ -45,6 +45,14 @@ class Pairing(StrEnum):
     OFF = "off"
 
 
+class Format(StrEnum):
+    """The form of a table."""
+
+    TSV = "tsv"
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
 def check_fields(options: object, checks: Mapping[str, Check]) -> None:
     """
     Replace each field of the frozen dataclass *options* by what its check returns.
@@ -198,6 +206,16 @@ def tuple_of(check: Check, single: type, what: str) -> Check:
         return tuple(check(label, item) for item in values)
 
     return check_all
+
+
+def formats(label: str, value: object) -> tuple[Format, ...]:
+    """Return each of several formats once, in their order; a text may list them."""
+    is_list = isinstance(value, str) and not isinstance(value, Format)
+    words = list(filter(None, str(value).split(","))) if is_list else value
+    found = {*tuple_of(one_of(Format), Format, "formats such as 'tsv' or 'parquet'")(label, words)}
+    if not found:
+        raise UsageError(f"{label}: name at least one of {', '.join(Format)}")
+    return tuple(format for format in Format if format in found)
 
 
 fraction = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -398,6 +416,7 @@ class Settings:
     regions: RegionRules | None = None  # also write regions.bed and regions.gff3, by these rules
     viral_fasta: ViralFasta | None = None  # also write the viral sequences, as they are in their files
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
+    formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
     min_length: int = 0  # bases; shorter records are scored, but are in no table
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
     skip_missing: bool = False  # go on without inputs that cannot be read, which fail
@@ -432,6 +451,7 @@ _CHECKS: dict[str, Check] = {
     "regions": optional(region_rules),
     "viral_fasta": optional(viral_fasta),
     "pairs": one_of(Pairing),
+    "formats": formats,
     "min_length": whole(0),
     "reuse_features": optional(path),
     "skip_missing": flag,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from virnuc_async.errors import UsageError
 from virnuc_async.learning.options import EvaluationOptions
-from virnuc_async.settings import CallRules, Compile, Pairing, Precision, RegionRules, Settings, ViralFasta
+from virnuc_async.settings import (
+    CallRules,
+    Compile,
+    Format,
+    Pairing,
+    Precision,
+    RegionRules,
+    Settings,
+    ViralFasta,
+)
 
 from .environment import cache_from
 from .parser import fraction, names, numbers, path, path_text, token_count
@@ -79,6 +88,14 @@ def add_table_options(group: Any, is_again: bool = False) -> None:
         metavar="N",
         help="leave records of fewer bases out of every table; they are scored all the same "
         f"(default: {_AS_BEFORE if is_again else 0})",
+    )
+    group.add_argument(
+        "--format",
+        dest="formats",
+        default=None if is_again else Format.TSV,
+        metavar="LIST",
+        help="formats of the tables: tsv, parquet, jsonl, or several of them, separated by commas. Parquet "
+        f"needs: pip install 'virnuc-async[parquet]' (default: {_AS_BEFORE if is_again else 'tsv'})",
     )
 
 

@@ -9,6 +9,7 @@ from virnuc_async.runs.identity import describe_differences
 from virnuc_async.settings import (
     CallRules,
     Check,
+    Format,
     Pairing,
     RegionRules,
     Settings,
@@ -16,6 +17,7 @@ from virnuc_async.settings import (
     call_rules,
     check_fields,
     flag,
+    formats,
     fraction,
     one_of,
     optional,
@@ -45,6 +47,7 @@ class OutputOptions:
     regions: RegionRules | None = None  # of the tables of regions, if there are to be some
     viral_fasta: ViralFasta | None = None  # where viral sequences are written, if they are
     min_length: int = 0  # bases; shorter records are in no table
+    formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
 
     def __post_init__(self) -> None:
         check_fields(self, OPTION_CHECKS)
@@ -76,7 +79,8 @@ class OutputOptions:
         """Return these options, with the files that *earlier* ones have asked for: once written they stay."""
         if earlier is None:
             return self
-        return replace(self, **{name: getattr(self, name) or getattr(earlier, name) for name in _STAYING})
+        files = {name: getattr(self, name) or getattr(earlier, name) for name in _STAYING}
+        return replace(self, **files, formats=(*self.formats, *earlier.formats))
 
     def differences(self, new: Self) -> Iterable[str]:
         """Yield a text for each option that *new* has otherwise."""
@@ -85,7 +89,8 @@ class OutputOptions:
     def _texts(self) -> dict[str, Any]:
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         # Rules are compared as they are described.
-        return {name: str(value) if name in RULES and value else value for name, value in values}
+        texts = {name: str(value) if name in RULES and value else value for name, value in values}
+        return texts | {"formats": ",".join(self.formats)}
 
 
 # Options that ask for a file.
@@ -105,4 +110,5 @@ OPTION_CHECKS: dict[str, Check] = {
     "regions": optional(region_rules),
     "viral_fasta": optional(viral_fasta),
     "min_length": whole(0),
+    "formats": formats,
 }

@@ -4,9 +4,11 @@ The files that are made of a store: for each its name, whether it is wanted, and
 They are written in this order, since later ones may use what earlier ones have counted.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -15,12 +17,13 @@ from virnuc_async.models.calibration import Calibration
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
-from virnuc_async.settings import CallRules, RegionRules
+from virnuc_async.settings import CallRules, Format, RegionRules
 
 from .calls import CALLS_TABLE, call_chunks
 from .columns import Chunks
 from .contigs import contig_chunks
 from .failures import failure_chunks
+from .formats import jsonl_chunks, parquet_chunks
 from .fragments import fragment_chunks, published_fragment_chunks
 from .options import OutputOptions
 from .pair_table import pair_chunks
@@ -74,9 +77,24 @@ class FinishedRun:
         return verdict_columns(block, self.options.threshold, self.calibration)
 
     @cached_property
+    def is_utf8(self) -> bool:
+        """Whether all ids of records and paths of inputs are UTF-8."""
+        paths = self.reader.paths()
+        ids = (b"\n".join(block) for file in range(len(paths)) for block in self.reader.ids(file))
+        return all(map(_is_utf8, chain(map(os.fsencode, paths), ids)))
+
+    @cached_property
     def summary(self) -> Summary:
         """The facts of the run, once the tables of contigs and pairs are made."""
         return self._summarize(self)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class OutputFile(NamedTuple):
@@ -86,14 +104,17 @@ class OutputFile(NamedTuple):
     chunks: Callable[[FinishedRun], Chunks]  # its content; nothing is read before the first is taken
     is_wanted: Callable[[FinishedRun], bool] = lambda run: True  # else one that is there is removed
     table: str = ""  # what the command line calls it, if it is a table
+    format: Format = Format.TSV
 
 
 def _contig_chunks(run: FinishedRun) -> Chunks:
-    return contig_chunks(run.reader, run.options.threshold, run.contigs, run.calibration)
+    run.contigs.clear()  # it may be made in several formats
+    yield from contig_chunks(run.reader, run.options.threshold, run.contigs, run.calibration)
 
 
 def _pair_chunks(run: FinishedRun) -> Chunks:
-    return pair_chunks(run.reader, run.paired.mates, run.options.threshold, run.pairs, run.calibration)
+    run.pairs.clear()
+    yield from pair_chunks(run.reader, run.paired.mates, run.options.threshold, run.pairs, run.calibration)
 
 
 def _call_chunks(run: FinishedRun) -> Chunks:
@@ -112,15 +133,40 @@ def _has_failed(run: FinishedRun) -> bool:
     return bool(run.reader.totals().failures or run.paired.failures)
 
 
+def _table(
+    table: str, name: str, chunks: Callable[[FinishedRun], Chunks], is_wanted: Callable[[FinishedRun], bool]
+) -> Iterator[OutputFile]:
+    """Yield the text file *name* of a *table*, and the same in each other format."""
+    stem = name.removesuffix(".tsv") if name.endswith(".tsv") else table
+    for format, file, make in (
+        (Format.TSV, name, chunks),
+        (Format.PARQUET, f"{stem}.parquet", lambda run: parquet_chunks(chunks(run), run.is_utf8)),
+        (Format.JSONL, f"{stem}.jsonl", lambda run: jsonl_chunks(chunks(run))),
+    ):
+        yield OutputFile(file, make, partial(_is_wanted, format, is_wanted), table, format)
+
+
+def _is_wanted(format: Format, has_table: Callable[[FinishedRun], bool], run: FinishedRun) -> bool:
+    return format in run.options.formats and has_table(run)
+
+
+def _always(run: FinishedRun) -> bool:
+    return True
+
+
 FILES: tuple[OutputFile, ...] = (
-    OutputFile("prediction_results.txt", lambda run: prediction_chunks(run.reader), table="predictions"),
-    OutputFile("prediction_results_highestscore.csv", lambda run: published_fragment_chunks(run.reader)),
-    OutputFile("fragments.tsv", lambda run: fragment_chunks(run.reader, run.length), table="fragments"),
-    OutputFile("contigs.tsv", _contig_chunks, table="contigs"),
-    OutputFile(CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None, table="calls"),
+    *_table("predictions", "prediction_results.txt", lambda run: prediction_chunks(run.reader), _always),
+    OutputFile(
+        "prediction_results_highestscore.csv",
+        lambda run: published_fragment_chunks(run.reader),
+        lambda run: Format.TSV in run.options.formats,
+    ),
+    *_table("fragments", "fragments.tsv", lambda run: fragment_chunks(run.reader, run.length), _always),
+    *_table("contigs", "contigs.tsv", _contig_chunks, _always),
+    *_table("calls", CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
     OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None, table="regions"),
     OutputFile(REGIONS_GFF3, _gff3_chunks, lambda run: run.options.regions is not None),
-    OutputFile("pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates), table="pairs"),
+    *_table("pairs", "pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
     OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.paired.failures), _has_failed),
 )
 # It is written when all else is there.

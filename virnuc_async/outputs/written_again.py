@@ -18,9 +18,10 @@ from virnuc_async.runs.store import Store, open_finished
 from virnuc_async.sequences.decompression import packed_by_name
 from virnuc_async.sequences.inputs import open_alignments
 from virnuc_async.sequences.mates import find_mates
-from virnuc_async.settings import CallRules, LabelRules, Pairing, Precision
+from virnuc_async.settings import CallRules, Format, LabelRules, Pairing, Precision
 
 from .calls import CALLS_TABLE, call_chunks
+from .formats import require_formats
 from .options import RULES, OutputOptions
 from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
@@ -76,6 +77,7 @@ def write_tables(
         written = _require_written(store)
         model = _model(store, written, changes)
         run = _finished_run(store, written, model, changes)
+        require_formats(run.options.formats)
         _require_summary(store, written)
         if place := run.options.viral_fasta:
             require_place(place, store.reader.paths(), output or directory)
@@ -92,15 +94,15 @@ def write_tables(
     return run.summary
 
 
-def write_table(directory: Path, changes: Changes, name: str, file: BinaryIO) -> None:
+def write_table(directory: Path, changes: Changes, table: OutputFile, file: BinaryIO) -> None:
     """
-    Write the table *name*, as the command line or its file is called, of the finished run in *directory*.
+    Write *table* of the finished run in *directory* to *file*.
 
     Raises:
-        UsageError: there is no such table
+        UsageError: an optional dependency is missing
         what :func:`write_tables` raises
     """
-    table = find_table(name)
+    require_formats((table.format,))
     with closing(open_finished(directory)) as store:
         written = _require_written(store)
         run = _finished_run(store, written, _model(store, written, changes), changes)
@@ -108,18 +110,24 @@ def write_table(directory: Path, changes: Changes, name: str, file: BinaryIO) ->
             file.writelines(chunks)
 
 
-def find_table(name: str) -> OutputFile:
+def find_table(name: str, format: Format | None = None) -> OutputFile:
     """
-    Return the table *name*, as the command line or its file is called.
+    Return the table *name*, as the command line or its file is called, in a *format*.
 
     Raises:
         UsageError: there is none
     """
-    tables = {file.table: file for file in FILES if file.table} | {file.name: file for file in FILES}
-    if name not in tables:
-        names = ", ".join(file.table for file in FILES if file.table)
+    named = [file for file in FILES if name in (file.name, file.table)]
+    if not named:
+        names = ", ".join(dict.fromkeys(file.table for file in FILES if file.table))
         raise UsageError(f"no such table: {name!r}. Tables: {names}")
-    return tables[name]
+    if format is None:
+        return named[0]
+    forms = [file for file in FILES if file.table and file.table == named[0].table] or named
+    found = next((file for file in forms if file.format is format), None)
+    if found is None:
+        raise UsageError(f"{named[0].name} is text, and has no other format")
+    return found
 
 
 @contextmanager

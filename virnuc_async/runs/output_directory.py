@@ -22,8 +22,11 @@ TABLES = (
 )
 # With viral records, and the two mates of viral pairs.
 VIRAL_FILES = tuple(f"viral{role}.{kind}" for kind in ("fasta", "fastq") for role in ("", "_R1", "_R2"))
+# The same tables, and others, in other formats.
+_STEMS = ("predictions", "fragments", "contigs", "contig_calls", "pairs")
 OUTPUT_FILES = (
     *TABLES,
+    *(f"{stem}.{ending}" for stem in _STEMS for ending in ("parquet", "jsonl")),
     "contig_calls.tsv",
     "regions.bed",
     "regions.gff3",

@@ -20,7 +20,10 @@ from .records import Records, check_records
 from .session import MakeScorer, ScorerSession, prepare
 
 # What has no meaning without a directory.
-_OF_RUNS = ("embeddings", "calls", "reuse_features", "overwrite", "repair", "skip_missing", "recursive")
+_OF_RUNS = (
+    *("embeddings", "calls", "regions", "formats", "min_length"),
+    *("reuse_features", "overwrite", "repair", "skip_missing", "recursive"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,7 @@ def run(options: Namespace) -> int:
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),
         min_length=options.min_length,
+        formats=options.formats,
         skip_missing=options.skip_missing,
         recursive=options.recursive,
         allow_duplicates=options.allow_duplicates,

@@ -22,7 +22,7 @@ from virnuc_async.cli.options import (
 )
 from virnuc_async.cli.parser import add_command, path, path_text
 from virnuc_async.errors import UsageError
-from virnuc_async.settings import CallRules, RegionRules
+from virnuc_async.settings import CallRules, RegionRules, formats
 
 if TYPE_CHECKING:
     from virnuc_async.outputs.written_again import Changes
@@ -124,13 +124,19 @@ def run(options: Namespace) -> int:
 
 
 def _write_one(options: Namespace, changes: "Changes") -> None:
-    from virnuc_async.outputs.written_again import packed_file, write_table
+    from virnuc_async.outputs.formats import format_of
+    from virnuc_async.outputs.written_again import find_table, packed_file, write_table
 
+    named = formats("format", options.formats) if options.formats else ()
+    if len(named) > 1:
+        raise UsageError("--format: one table has one format")
+    by_name = None if options.to == _STDOUT or "." in options.table else format_of(options.to)
+    table = find_table(options.table, named[0] if named else by_name)
     if options.to == _STDOUT:
-        write_table(options.out_dir, changes, options.table, sys.stdout.buffer)
+        write_table(options.out_dir, changes, table, sys.stdout.buffer)
     else:
         with packed_file(Path(options.to)) as file:
-            write_table(options.out_dir, changes, options.table, file)
+            write_table(options.out_dir, changes, table, file)
 
 
 def _changes(options: Namespace) -> "Changes":
