@@ -202,7 +202,7 @@ async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
 def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFiles:
     ahead, read = ReadAhead(paths), partial(read_contigs, stdin=stdin)
     notes, reading = Notes(), Reading()
-    read_ahead = partial(read, open_file=reading.watch(ahead.open), note=notes)
+    read_ahead = partial(read, open_file=reading.watch(ahead.open), notes=notes)
     return InputFiles(read, read_ahead, ahead.run, notes, reading)
 
 

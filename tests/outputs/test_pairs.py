@@ -518,7 +518,7 @@ def test_mates_get_one_verdict(mates: tuple[Path, Path], out: Path) -> None:
     counts = summary(out)["counts"]
     assert (counts["contigs"], counts["pairs"], counts["viral_pairs"]) == (24, 12, verdicts["virus"])
     assert summary(out)["settings"]["pairs"] == "auto"
-    said = rf"Viral: \d+ of 24 contigs, {verdicts['virus']} of 12 pairs \(\d+ ORFs of 24 fragments scored in"
+    said = rf"Viral: \d+ of 24 reads, {verdicts['virus']} of 12 pairs \(\d+ ORFs of 24 fragments scored in"
     assert re.search(said, ended.err)
 
 

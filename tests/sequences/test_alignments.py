@@ -12,6 +12,7 @@ from running import log, predict, run, tables
 from support import read_table
 
 from virnuc_async.errors import BrokenInput, InputError, UnreadableInput
+from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import has_mates, open_records, read_contigs
 from virnuc_async.sequences.listing import list_inputs
@@ -98,13 +99,16 @@ def test_each_read_once_and_as_it_was_sequenced(tmp_path: Path) -> None:
         ("d", "AA", PAIRED | FIRST | UNALIGNED),
         ("d", "TT", PAIRED | SECOND | UNALIGNED),
     ]
-    notes: list[str] = []
+    said: list[str] = []
+    notes = Notes()
+    notes.listener = said.append
     path = write(tmp_path / "reads.bam", reads)
-    found, failure = until_failure(path, note=notes.append)
+    found, failure = until_failure(path, notes=notes)
     assert failure is None
     expected = [("a", "AACCG"), ("b", "NGGTT"), ("c", ""), ("d", "AA"), ("d", "TT")]
     assert found == contigs(expected)
-    assert notes == [f"{path}: left out 1 secondary record and 2 supplementary records, which repeat reads"]
+    assert notes.kinds == {str(path): "reads"}
+    assert said == [f"{path}: left out 1 secondary record and 2 supplementary records, which repeat reads"]
 
 
 @pytest.mark.parametrize("mode", ["wb", "wh", "wc"])

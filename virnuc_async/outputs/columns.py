@@ -16,6 +16,7 @@ Chunks = Generator[bytes, None, None]
 # (rows, width): shorter values are padded with a byte that occurs in no value; joining lines removes it.
 TextColumn = NDArray[np.uint8]
 _PADDING = ord("\r")
+_SPACES = bytes.maketrans(b"\t\n\r", b"   ")
 
 # As str() does it: numbers up to the first are written in scientific notation, and none above the second
 # is a probability.
@@ -94,6 +95,11 @@ def join_lines(names: Iterable[str], *columns: TextColumn) -> list[str]:
     text = np.hstack([*parts[:-1], end]).tobytes().translate(None, bytes([_PADDING])).decode("latin-1")
     # Names are not a column: a single one may be as long as all the others together.
     return [name + rest for name, rest in zip(names, text.split("\n")[:-1], strict=True)]
+
+
+def one_line(field: bytes) -> bytes:
+    """Return *field* with spaces in place of its tabs and line ends."""
+    return field.translate(_SPACES)
 
 
 def encode_lines(lines: list[str]) -> bytes:

@@ -18,6 +18,7 @@ from .columns import (
     encode_lines,
     integer_column,
     join_lines,
+    one_line,
     optional_column,
     text_column,
 )
@@ -54,8 +55,7 @@ def verdict_header(*names: str, calibration: Calibration | None) -> bytes:
 
 def path_fields(reader: RunReader) -> list[bytes]:
     """Return the path of each input file, with spaces in place of its tabs and line ends."""
-    spaces = bytes.maketrans(b"\t\n\r", b"   ")
-    return [os.fsencode(file.path).translate(spaces) for file in reader.files()]
+    return [one_line(os.fsencode(path)) for path in reader.paths()]
 
 
 def verdict_lines(block: Block, *columns: TextColumn, verdicts: Mapping[str, NDArray[Any]]) -> bytes:

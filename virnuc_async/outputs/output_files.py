@@ -17,6 +17,7 @@ from virnuc_async.models.calibration import Calibration
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
+from virnuc_async.sequences.inputs import CONTIGS, READS
 from virnuc_async.settings import CallRules, Format, RegionRules
 
 from .calls import CALLS_TABLE, call_chunks
@@ -29,9 +30,10 @@ from .options import OutputOptions
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
 from .region_tables import REGIONS_BED, REGIONS_GFF3, bed_chunks, gff3_chunks
+from .samples import SAMPLES_TABLE, Sample, count_samples, input_kinds, sample_chunks, sums
 from .summary import Summary, summary_text
 from .table_files import SUMMARY
-from .verdicts import verdict_columns
+from .verdicts import VERDICT, verdict_columns
 
 
 class FinishedRun:
@@ -82,6 +84,21 @@ class FinishedRun:
         paths = self.reader.paths()
         ids = (b"\n".join(block) for file in range(len(paths)) for block in self.reader.ids(file))
         return all(map(_is_utf8, chain(map(os.fsencode, paths), ids)))
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """What is in each input."""
+        return count_samples(self.reader, lambda block: self.verdicts(block)[VERDICT])
+
+    @cached_property
+    def reads(self) -> Counter[str]:
+        """How many reads there are, viral and short ones too, once the table of contigs is made."""
+        kinds = input_kinds(self.reader)
+        if READS in kinds and CONTIGS in kinds:
+            return next(sums(self.samples)).counts
+        count = self.reader.totals().contigs
+        counts = Counter(records=count, virus=self.contigs["virus"], short=count - self.contigs.total())
+        return counts if READS in kinds else Counter()
 
     @cached_property
     def summary(self) -> Summary:
@@ -167,6 +184,12 @@ FILES: tuple[OutputFile, ...] = (
     OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None, table="regions"),
     OutputFile(REGIONS_GFF3, _gff3_chunks, lambda run: run.options.regions is not None),
     *_table("pairs", "pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
+    OutputFile(
+        SAMPLES_TABLE,
+        lambda run: sample_chunks(run.samples),
+        lambda run: len(run.reader.paths()) > 1,
+        table="samples",
+    ),
     OutputFile("failed_files.txt", lambda run: failure_chunks(run.reader, run.paired.failures), _has_failed),
 )
 # It is written when all else is there.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virnuc_async._version import __version__
 from virnuc_async.fileio import Directory
@@ -18,6 +18,7 @@ from virnuc_async.settings import Precision
 from virnuc_async.text import plural
 
 from .columns import Chunks
+from .samples import status
 
 if TYPE_CHECKING:
     from .output_files import FinishedRun
@@ -67,12 +68,30 @@ def summary_line(summary: Summary, out_dir: Path) -> str:
     return f"Viral: {_viral(summary)} ({scored}). Tables are in {out_dir}{_failed(summary, out_dir)}"
 
 
+class _Kind(NamedTuple):
+    """How many there are of a kind."""
+
+    name: str
+    all: int
+    viral: int
+    short: int  # in no table
+
+
+def _kinds(summary: Summary) -> list[_Kind]:
+    """Return contigs, which are all records but reads, reads, and pairs, if there are any."""
+    counts = Counter(summary.counts)
+    contigs, reads, pairs = (
+        [counts[f"{prefix}{kind}"] for prefix in ("", "viral_", "short_")]
+        for kind in ("contigs", "reads", "pairs")
+    )
+    contigs = [every - of_reads for every, of_reads in zip(contigs, reads, strict=True)]
+    kinds = [_Kind("contig", *contigs), _Kind("read", *reads), _Kind("pair", *pairs)]
+    return [kind for kind in kinds if kind.all] or kinds[:1]
+
+
 def _viral(summary: Summary) -> str:
-    counts = summary.counts
-    shown = {kind: counts.get(kind, 0) - counts.get(f"short_{kind}", 0) for kind in ("contigs", "pairs")}
-    contigs, pairs = plural(shown["contigs"], "contig"), plural(shown["pairs"], "pair")
-    of_pairs = f", {counts['viral_pairs']:,} of {pairs}" if shown["pairs"] else ""
-    return f"{counts['viral_contigs']:,} of {contigs}{of_pairs}"
+    shown = ((kind, plural(kind.all - kind.short, kind.name)) for kind in _kinds(summary))
+    return ", ".join(f"{kind.viral:,} of {count}" for kind, count in shown)
 
 
 def _failed(summary: Summary, directory: Path) -> str:
@@ -87,11 +106,12 @@ def tables_line(summary: Summary, directory: Path) -> str:
 
 def left_out_line(summary: Summary) -> str:
     """Format how many records and pairs are in no table, since they are short; empty if all are in one."""
-    counts = summary.counts
-    kinds = [kind for kind in ("contig", "pair") if counts.get(f"short_{kind}s")]
-    parts = [f"{counts[f'short_{kind}s']:,} of {plural(counts[f'{kind}s'], kind)}" for kind in kinds]
-    least = plural(summary.settings["min_length"], "base")
-    return f"shorter than {least}, and in no table: {', '.join(parts)}" if parts else ""
+    parts = [f"{kind.short:,} of {plural(kind.all, kind.name)}" for kind in _kinds(summary) if kind.short]
+    if not parts:
+        return ""
+    return (
+        f"shorter than {plural(summary.settings['min_length'], 'base')}, and in no table: {', '.join(parts)}"
+    )
 
 
 def of_earlier_sessions(summary: Summary) -> Summary:
@@ -152,10 +172,14 @@ def _counts(
         "viral_contigs": run.contigs["virus"] if run else 0,
         "failures": totals.failures + len(more_failures),
     }
+    if run and run.reads["records"]:
+        counts |= {"reads": run.reads["records"], "viral_reads": run.reads["virus"]}
     if run and run.paired.pairs:
         counts |= {"pairs": run.paired.pairs, "viral_pairs": run.pairs["virus"]}
     if run and run.options.min_length:
         counts["short_contigs"] = totals.contigs - run.contigs.total()
+        if run.reads["records"]:
+            counts["short_reads"] = run.reads["short"]
         if run.paired.pairs:
             counts["short_pairs"] = run.paired.pairs - run.pairs.total()
     if precision is not Precision.FP32:
@@ -195,10 +219,7 @@ def _device_facts(
 
 
 def _input_facts(file: FileLine) -> dict[str, Any]:
-    status = "failed" if file.failed else "read" if file.contigs else "empty"
-    if file.failed and file.contigs:
-        status = "broken"
-    return {"path": file.path, "contigs": file.contigs or 0, "status": status}
+    return {"path": file.path, "contigs": file.contigs or 0, "status": status(file)}
 
 
 def _to_json(value: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from virnuc_async.sequences.inputs import KINDS
 from virnuc_async.settings import Precision
 
 from .database import Database
@@ -12,6 +13,7 @@ from .rows import InvalidRow, MetaRow
 from .totals import Totals
 
 ENDING = ("finished", "written", "saved features")  # what is only known of a run that is finished
+KINDS_KEY = "kinds of records"
 IDENTITY_COPY = "identity again"
 _FILE_LISTS = ("inputs", "reused features")  # of an identity
 
@@ -100,6 +102,6 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "dropped": lambda value: type(value) is list and all(map(_is_batch_key, value)),
     "saved features": lambda value: type(value) is list and list(map(type, value)) == [int, int, str],
     "written": lambda value: type(value) is dict,
-    "mates": lambda value: type(value) is list,
+    KINDS_KEY: lambda value: type(value) is list and all(kind is None or kind in KINDS for kind in value),
     HISTORY: is_history,
 }

@@ -32,6 +32,7 @@ OUTPUT_FILES = (
     "regions.gff3",
     *VIRAL_FILES,
     "pairs.tsv",
+    "samples.tsv",
     "failed_files.txt",
     MERGED_FEATURES,
     FEATURES,

@@ -1,6 +1,7 @@
 """What a run has computed so far, in the order of its input."""
 
 import heapq
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from virnuc_async.fileio import Directory
 from .blocks import SCORE, Block
 from .database import Database
 from .failure import Failure
-from .meta import get_meta
+from .meta import KINDS_KEY, get_meta
 from .rows import FINGERPRINT, BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
 from .totals import Totals, add_up
 
@@ -108,6 +109,16 @@ class RunReader:
             for window in windows:
                 block = Block(window.contigs, window.ids, np.empty(0, SCORE))
                 yield block.within(place.first, place.first + place.end.contigs).ids.split(b"\n")[:-1]
+
+    def kinds(self) -> list[str | None]:
+        """Return of which kind the records of each input are; None where it was not noted."""
+        return get_meta(self._database, KINDS_KEY) or [None] * len(self.paths())
+
+    def failures_by_file(self) -> Counter[int]:
+        """Return how many failures each input has, by its number."""
+        counts = Counter(place.end.number for place in self._locate_files() if place.end.reason is not None)
+        counts.update(file for file, *_ in self._failed_orfs())
+        return counts
 
     def windows(
         self, first: int = 0, last: int = _LAST, are_all: bool = True

@@ -30,6 +30,7 @@ from .identity import run_identity
 from .input_windows import InputFiles, InputWindows
 from .mate_check import MateCheck
 from .messages import RunMessages
+from .meta import KINDS_KEY
 from .output_directory import STORE
 from .plan import Plan
 from .progress_file import ProgressFile
@@ -76,6 +77,7 @@ class RunSession:
         self.scored = Counter(orfs=0, batches=0)  # in this session, without failed ORFs
         self.mates = MateCheck(plan, self.messages)
         self._read = input_files.read
+        self._kinds = input_files.notes.kinds
         self._windows = InputWindows(plan, input_files, partial(self.log.info, "{}"))
         self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
@@ -194,6 +196,8 @@ class RunSession:
             DamagedStore: not every batch is there
         """
         await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
+        kinds = [self._kinds.get(path) for path in self.plan.paths]
+        await self.on_disk(self.store.set_meta, KINDS_KEY, kinds)
         await self.messages.watch.save(self.on_disk)
         reused = self.features.reused if self.features.files else None
         if reused is not None:

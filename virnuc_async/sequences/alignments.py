@@ -49,6 +49,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.listener: Note = lambda _: None
+        self.kinds: dict[str, str] = {}  # of the records in each file, by its path
 
     def __call__(self, text: str) -> None:
         """Pass *text* to the listener."""

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from virnuc_async.errors import InputChanged, InputError, UnreadableInput
 from virnuc_async.fileio import stat_signature
 
-from .alignments import AlignmentParser, Note, alignment_format, can_read_alignments
+from .alignments import AlignmentParser, Note, Notes, alignment_format, can_read_alignments
 from .decompression import DAMAGED, TextStream, decompressed
 from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
 
@@ -22,6 +22,8 @@ _STREAM: list[int | str] = ["stream"]  # in the place of a fingerprint
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # blocks of a file that are hashed, and the bytes of each
 FASTA_SUFFIXES, FASTQ_SUFFIXES = (".fa", ".fasta", ".fas", ".fna", ".ffn"), (".fq", ".fastq")
+_ALIGNMENT_SUFFIXES = (".bam", ".cram", ".sam")
+READS, CONTIGS = KINDS = ("reads", "contigs")  # what records of FASTQ and alignments are, and of FASTA
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 Reader = Callable[[str], Iterator[Contig]]
@@ -61,12 +63,12 @@ def read_contigs(
     *,
     open_file: OpenFile = open_file,
     limits: Limits = DEFAULT_LIMITS,
-    note: Note = lambda _: None,
+    notes: Notes | None = None,
 ) -> Iterator[Contig]:
     """
     Yield every record of *path* in order, with the id that *name* makes of its header; ``-`` is *stdin*.
 
-    *note* is told, at the end of a file, of records that were left out.
+    At the end of a file, *notes* is told of records that were left out, and has the kind of those in it.
 
     Raises:
         UnreadableInput: nothing could be read
@@ -76,7 +78,21 @@ def read_contigs(
             the break were yielded
     """
     with _open_input(path, stdin, open_file) as opened:
-        yield from _parser(path, opened, name, limits, note).contigs()
+        notes = Notes() if notes is None else notes
+        parser = _parser(path, opened, name, limits, notes)
+        try:
+            yield from parser.contigs()
+        finally:
+            if isinstance(parser, AlignmentParser) or parser.records:
+                is_fasta = isinstance(parser, FastxParser) and not parser.is_fastq
+                notes.kinds[path] = CONTIGS if is_fasta else READS
+
+
+def kind_by_name(path: str) -> str:
+    """Return of which kind the records of *path* are, as its name says."""
+    suffixes = split_extensions(path)[1].lower()
+    is_reads = suffixes.startswith(FASTQ_SUFFIXES) or path.lower().endswith(_ALIGNMENT_SUFFIXES)
+    return READS if is_reads else CONTIGS
 
 
 @contextmanager
