@@ -36,6 +36,8 @@ install_program() {
     pip "${source}[all]"
     "$place/bin/python3" -m pip check
     install -m 755 "$source/scripts/virnucpro_cli.py" "$place/bin/"
+    # Where the tasks of viral-pipelines call it.
+    ln -sf "$place/bin/virnucpro_cli.py" /opt/virnucpro_cli.py
     install -D -m 644 -t "$place/share/virnuc-async" "$source/docs/examples/metagenome.fa.gz" "$source/LICENSE"
 }
 

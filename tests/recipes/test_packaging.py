@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from recipe_files import Note
 from running import ROOT, predict, tables
 from sealed import GROUP, USER, can_seal, sealed
 
@@ -57,13 +58,14 @@ def test_it_is_sealed(out: Path) -> None:
     assert os.listdir(out) == ["x"]
 
 
-def test_predict_gives_the_same_tables(out: Path, plain: dict[str, bytes]) -> None:
+def test_predict_gives_the_same_tables(out: Path, plain: dict[str, bytes], note: Note) -> None:
     """As ``docker run --user 12345 --read-only --network none``, and again with nothing left to do."""
     for _ in range(2):
         done = run(out, "python3", "-m", "virnuc_async", "predict", EXAMPLE, out / "run", "--devices", "cpu")
         assert done.returncode == 0, done.stderr
         assert tables(out / "run") == plain
     assert "Viral: 36 of 60 contigs" in done.stderr
+    note("Containers: the program as any user, with a read-only root, no home, no network; no image")
 
 
 @pytest.mark.parametrize(
