@@ -32,6 +32,7 @@ class Rules:
     pause_after: int | None = None  # batches, in all; then every device waits for `go_on`
     go_on: anyio.Event = field(default_factory=anyio.Event)
     paused: anyio.Event = field(default_factory=anyio.Event)
+    load_seconds: float = 0.0  # that a device takes to be loaded
     warning: str | None = None  # of every device, once it is loaded
     similarity: float = 1.0  # of known embeddings to those that a device would give
     depth: int = 2  # batches that a device takes at once
@@ -59,6 +60,7 @@ class FakeScorer:
 
     async def load(self) -> str | None:
         self._rules.open.add(self.name)
+        await anyio.sleep(self._rules.load_seconds)
         if self._rules.lost.get(self.name) == -1:
             raise DeviceLost(self.name, "it fell off the bus while loading")
         return self._rules.warning

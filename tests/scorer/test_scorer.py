@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 from fakes import Rules
 from harness import PipelineHarness
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import OPEN, SHUT
 from scored import MakesScorer, expected_scores, scores_of
@@ -26,9 +26,12 @@ from virnuc_async.errors import (
     UsageError,
 )
 from virnuc_async.models.bundle import Bundle
+from virnuc_async.scorer.predictions import Prediction
 from virnuc_async.scorer.request import Request
 from virnuc_async.scorer.schedule import Schedule
 from virnuc_async.scorer.scorer import Scorer, ScorerProgress
+from virnuc_async.scorer.shared import SharedRequests
+from virnuc_async.sequences.fastx import Contig
 from virnuc_async.settings import CallRules, Settings
 
 Pair = tuple[str, str]
@@ -61,6 +64,7 @@ async def test_every_record_gets_its_own_scores(makes: MakesScorer) -> None:
     assert scores_of(found) == expected_scores(records, makes.bundle)
 
 
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 1200), max_size=12),
     window=st.integers(1, 40),
@@ -94,27 +98,86 @@ async def test_small_requests_share_batches(makes: MakesScorer) -> None:
     assert len(sizes) <= 8, "twenty callers at once"
 
 
-@pytest.mark.parametrize(("max_wait", "is_sent"), [(0.01, True), (60.0, False)])
-async def test_a_small_window_waits_no_longer_than_it_is_told(
-    makes: MakesScorer, max_wait: float, is_sent: bool
+class Groups:
+    """Remembers which small requests are scored together; the first group takes until `go_on`."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[bytes]] = []
+        self.go_on = anyio.Event()
+
+    async def score(self, contigs: Sequence[Contig]) -> list[Prediction]:
+        self.seen.append([contig.id for contig in contigs])
+        if len(self.seen) == 1:
+            await self.go_on.wait()
+        return [one(contig.id.decode()) for contig in contigs]
+
+
+def one(name: str) -> Prediction:
+    return Prediction(name, 0, 0, 0, 0, None, None, None, "no_orf")
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "most_groups", "expected"),
+    [
+        (60.0, 9, [[b"0"], [b"1", b"2", b"3"], [b"4"]]),  # a group is full; the last goes when none is scored
+        (0.0, 9, [[b"0"], [b"1", b"2", b"3"], [b"4"]]),  # those that came at the same time
+        (0.0, 1, [[b"0"], [b"1", b"2", b"3"], [b"4"]]),
+    ],
+)
+async def test_small_requests_gather_while_others_are_scored(
+    max_wait: float, most_groups: int, expected: list[list[bytes]]
 ) -> None:
-    schedule, window = Schedule(400, max_wait), makes.window(reads(1))
-    # While another caller's records are read, it is worth waiting.
-    async with schedule.forming(), aclosing(schedule.batches()) as batches:
-        await schedule.add(Request(), window)
-        with anyio.move_on_after(1 if is_sent else 0.05):
-            batch = await anext(batches)
-            assert len(batch) == window.left
-            assert is_sent
-            return
-    assert not is_sent
+    groups = Groups()
+    shared = SharedRequests(groups.score, most_bases=30, most_groups=most_groups, max_wait=max_wait)
+    found: dict[int, list[Prediction]] = {}
+
+    async def ask(number: int) -> None:
+        found[number] = await shared.score([Contig(b"%d" % number, b"ACGTACGTAC")])
+
+    async with anyio.create_task_group() as running:
+        running.start_soon(shared.run)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, 0)
+            await until(lambda: len(groups.seen) == 1)
+            for number in range(1, 5):
+                tasks.start_soon(ask, number)
+            await anyio.sleep(0.02)
+            assert len(groups.seen) == {9: 3 if not max_wait else 2, 1: 1}[most_groups]
+            groups.go_on.set()
+        running.cancel_scope.cancel()
+    assert groups.seen == expected
+    assert found == {number: [one(str(number))] for number in range(5)}
+    assert shared.gathered == 0
 
 
-async def test_nobody_waits_while_nothing_else_happens(makes: MakesScorer) -> None:
-    schedule, window = Schedule(400, 60.0), makes.window(reads(1))
-    async with aclosing(schedule.batches()) as batches:
-        await schedule.add(Request(), window)
-        assert len(await anext(batches)) == window.left
+async def test_a_small_request_waits_no_longer_than_it_is_told() -> None:
+    groups = Groups()
+    shared = SharedRequests(groups.score, most_bases=100, most_groups=9, max_wait=0.05)
+    clock = asyncio.get_running_loop().time
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(shared.run)
+        tasks.start_soon(shared.score, [Contig(b"first", b"ACGT")])
+        await until(lambda: len(groups.seen) == 1)
+        began = clock()
+        assert await shared.score([Contig(b"second", b"ACGT")]) == [one("second")]
+        assert 0.045 <= clock() - began < 5
+        groups.go_on.set()
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_gives_up_while_gathering_is_not_scored() -> None:
+    groups = Groups()
+    shared = SharedRequests(groups.score, most_bases=100, most_groups=1, max_wait=0.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(shared.run)
+        tasks.start_soon(shared.score, [Contig(b"first", b"ACGT")])
+        await until(lambda: len(groups.seen) == 1)
+        with anyio.move_on_after(0.01):
+            await shared.score([Contig(b"gone", b"ACGT")])
+        groups.go_on.set()
+        await shared.score([Contig(b"last", b"ACGT")])
+        tasks.cancel_scope.cancel()
+    assert groups.seen == [[b"first"], [b"last"]]
 
 
 async def test_what_fills_batches_of_its_own_gets_those_of_a_run(makes: MakesScorer) -> None:
@@ -150,7 +213,7 @@ async def test_a_small_request_overtakes_a_large_one(makes: MakesScorer) -> None
 
 
 async def test_large_requests_take_turns(makes: MakesScorer) -> None:
-    schedule, owners = Schedule(100, 0.0), [Request(), Request()]
+    schedule, owners = Schedule(100), [Request(), Request()]
     for owner, windows in zip(owners, (3, 1), strict=True):
         for _ in range(windows):
             await schedule.add(owner, makes.window(reads(50)))
@@ -382,6 +445,29 @@ def test_settings_of_runs_are_refused(settings: object, message: str) -> None:
 def test_limits_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(options)).replace("_", " ")):
         Scorer(**options)  # type: ignore[arg-type]
+
+
+async def test_is_opened_and_closed_by_different_tasks(makes: MakesScorer) -> None:
+    scorer = makes()
+    await asyncio.create_task(scorer.open())
+    assert scorer.is_open
+    assert len(await asyncio.create_task(scorer.score(reads(2)))) == 2
+    await asyncio.create_task(scorer.close())
+    await scorer.close()
+    assert not scorer.is_open
+    await scorer.open()
+    assert len(await scorer.score(reads(1))) == 1
+    await scorer.close()
+
+
+async def test_opening_can_be_cancelled(makes: MakesScorer) -> None:
+    makes.rules.load_seconds = 30
+    scorer = makes()
+    with anyio.move_on_after(0.2) as scope:
+        await scorer.open()
+    assert scope.cancelled_caught
+    assert not scorer.is_open
+    assert not makes.rules.open
 
 
 async def test_is_entered_once(makes: MakesScorer) -> None:

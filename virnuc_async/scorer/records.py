@@ -1,7 +1,7 @@
 """What callers score: pairs of id and sequence, records of Biopython and dnaio, and files."""
 
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -58,6 +58,8 @@ def check_records(records: object) -> None:
     """
     if isinstance(records, str | os.PathLike):
         return
+    if isinstance(records, list):
+        return  # the protocols below take their time
     is_single = isinstance(records, bytes | BiopythonRecord | DnaioRecord) or _is_pair(records)
     if is_single or not isinstance(records, Iterable | AsyncIterable):
         raise UsageError(
@@ -85,6 +87,27 @@ def contigs_of(records: Records) -> Iterator[tuple[str, Iterator[Contig]]]:
             yield path, read_contigs(path)
         else:
             yield IN_MEMORY, _in_memory(items)
+
+
+def few_contigs(records: Records, most_bases: int) -> list[Contig] | None:
+    """
+    Return the contigs of *records* if these are in memory, with at most *most_bases*; else None.
+
+    Raises:
+        UsageError: something is no record
+        BadRecord: a record is not DNA, or too long
+    """
+    if not isinstance(records, Sequence) or isinstance(records, str) or len(records) > most_bases:
+        return None
+    contigs, bases = list[Contig](), 0
+    for number, item in enumerate(records, 1):
+        if isinstance(item, str | os.PathLike):
+            return None
+        contigs.append(_contig(item, number))
+        bases += len(contigs[-1].bases)
+        if bases > most_bases:
+            return None
+    return contigs
 
 
 def _items(records: Records) -> Iterator[Any]:

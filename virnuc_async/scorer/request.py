@@ -4,7 +4,6 @@ from collections import deque
 
 import anyio
 import numpy as np
-from numpy.typing import NDArray
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import Stage, VirnucError
@@ -25,18 +24,13 @@ class ScoredWindow:
             self._scores[column] = values
         self._has_score = np.ones(self.left, bool)
 
-    @property
-    def tokens(self) -> int:
-        """The number of its residue tokens."""
-        return len(self.window.residues.ids)
-
-    def put(self, rows: NDArray[np.int64], scored: ScoredBatch, places: NDArray[np.int64]) -> None:
-        """Take the results at *places* of a batch for *rows* of the window."""
-        for column, values in zip(("others", "virus"), scored.probabilities[places].T, strict=True):
+    def put(self, scored: ScoredBatch) -> None:
+        """Take the results of a batch, whose ORFs are rows of the window."""
+        rows = scored.batch.orfs
+        for column, values in zip(("others", "virus"), scored.probabilities.T, strict=True):
             self._scores[column][rows] = values
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            if place in scored.failures:
-                self._fail(row, *scored.failures[place])
+        for place, failure in scored.failures.items():
+            self._fail(int(rows[place]), *failure)
         self.left -= len(rows)
 
     def block(self) -> Block:

@@ -95,15 +95,21 @@ class Scorer:
 
     @property
     def waiting(self) -> int:
-        """How many ORFs are waiting to be scored."""
-        return self._session.schedule.waiting if self._session else 0
+        """How many ORFs are waiting to be scored, and records to be translated."""
+        return self._session.waiting if self._session else 0
 
     @property
     def is_busy(self) -> bool:
         """Whether callers have to wait before anything of theirs is read."""
         return self.waiting >= self._max_waiting
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
+        """
+        Load the model; where ``async with`` does not fit, as in a notebook. :meth:`close` frees the devices.
+
+        Raises:
+            what entering raises
+        """
         require_asyncio()
         if self._session is not None:
             raise UsageError("this scorer is open already: make another one")
@@ -113,14 +119,21 @@ class Scorer:
         session.on_progress = self._report
         await session.start(self._make_scorer)
         self._session = session
+
+    async def close(self) -> None:
+        """Let the devices finish what they have begun, and free them; callers that wait get ScorerClosed."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._session is not None
-        await self._session.close()
-        self._session = None
+        await self.close()
 
     async def score(self, records: Records, *, wait: bool = True) -> Predictions:
         """

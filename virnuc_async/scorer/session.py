@@ -1,13 +1,13 @@
 """An open scorer: its devices, its schedule, and the requests that it has."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, to_thread
-from anyio.abc import TaskGroup
 
 from virnuc_async import engine
 from virnuc_async.engine.events import EngineEvents
@@ -17,14 +17,16 @@ from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.hardware import Hardware, choose_devices, decide_hardware
 from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.fastx import Contig
+from virnuc_async.sequences.inputs import Reader
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import Window, form_windows
 from virnuc_async.settings import Precision
 
 from .predictions import Prediction, predictions_of
-from .records import Records, contigs_of
+from .records import IN_MEMORY, Records, contigs_of, few_contigs
 from .request import Request, ScoredWindow, joined, whole_records
 from .schedule import Schedule
+from .shared import SharedRequests
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -34,6 +36,9 @@ MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
 Report = Callable[[int, int, tuple[str, ...]], None]
 
 _MOST_READERS = 32  # callers whose records are read, translated and tokenized at once
+# Small requests that are formed as one: of so many batches, and so many at once for each device.
+_SHARED_BATCHES, _GROUPS_PER_DEVICE = 4, 4
+_WITHOUT_LIMIT = 1 << 62  # ORFs
 _MOST_WINDOWS = 2  # of a request that are not fetched: one is scored, the next is ready
 
 
@@ -54,36 +59,50 @@ class ScorerSession(EngineEvents):
     """What a scorer has between being entered and being left."""
 
     def __init__(self, plan: Plan, hardware: Hardware, tokenizer: OrfTokenizer, max_wait: float) -> None:
-        self.schedule = Schedule(hardware.budget, max_wait)
+        self.schedule = Schedule(hardware.budget)
         self.failure: VirnucError | None = None  # that ended all work
         self.on_progress: Report = lambda *_: None
         self._plan = plan
         self._hardware = hardware
         self._tokenizer = tokenizer
         self._requests: set[Request] = set()
-        self._scored = 0  # ORFs
+        self._orfs = 0  # scored
         self._devices: list[str] = []  # that are ready
         self._is_ready = anyio.Event()
         self._readers, self._threads = CapacityLimiter(_MOST_READERS), CapacityLimiter(_MOST_READERS)
-        self._stack = AsyncExitStack()
-        self._tasks: TaskGroup
+        self._end = anyio.Event()
+        self._task: asyncio.Task[None]
+        self._shared = SharedRequests(
+            self._score_together,
+            most_bases=_SHARED_BATCHES * hardware.budget,
+            most_groups=_GROUPS_PER_DEVICE * len(hardware.devices),
+            max_wait=max_wait,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """The ORFs that wait to be scored, and the records that wait to be formed into ORFs."""
+        return self.schedule.waiting + self._shared.gathered
 
     async def start(self, make_scorer: MakeScorer | None) -> None:
         """Load the model on every device; return when one is ready, and raise what leaves none."""
-        async with AsyncExitStack() as stack:
-            self._tasks = await stack.enter_async_context(anyio.create_task_group())
-            self._tasks.start_soon(self._run, make_scorer or self._default_scorer(), name="score")
+        # A task of its own, not one of the caller's: a notebook opens and closes in different ones.
+        self._task = asyncio.create_task(self._serve(make_scorer or self._default_scorer()), name="scorer")
+        try:
             await self._is_ready.wait()
-            if self.failure is None:
-                self._stack = stack.pop_all()
-                return
-        raise self.failure
+        finally:
+            if not self._is_ready.is_set():  # nobody waits any more
+                await self.close()
+        if self.failure is not None:
+            await self.close()
+            raise self.failure
 
     async def close(self) -> None:
         """Let the devices finish what they have begun, free them, and end what still waits."""
         self.failure = self.failure or ScorerClosed()
-        self._tasks.cancel_scope.cancel()
-        await self._stack.aclose()
+        self._end.set()
+        with CancelScope(shield=True):
+            await self._task
 
     def device_ready(self, device: str) -> None:
         """Let callers in when the first device is ready."""
@@ -104,9 +123,32 @@ class ScorerSession(EngineEvents):
         Raises:
             what :meth:`virnuc_async.scorer.scorer.Scorer.score` raises
         """
+        if self.failure is not None:
+            raise self.failure
+        small = few_contigs(records, self._hardware.budget)
+        if small is None:
+            async with aclosing(self._score_windows(self._windows(records), max_waiting)) as found:
+                async for predictions in found:
+                    yield predictions
+        elif small:
+            await self.schedule.room(max_waiting)
+            yield await self._shared.score(small)
+
+    async def _score_together(self, contigs: Sequence[Contig]) -> list[Prediction]:
+        found: list[Prediction] = []
+        windows = self._form_windows([IN_MEMORY], lambda _: iter(contigs))
+        async with aclosing(self._score_windows(windows, _WITHOUT_LIMIT)) as parts:
+            async for predictions in parts:
+                found += predictions
+        return found
+
+    async def _score_windows(
+        self, windows: Generator[Window, None, None], max_waiting: int
+    ) -> AsyncGenerator[list[Prediction], None]:
+        """Yield the predictions of *windows* as these are scored."""
         async with self._request() as request:
             carried: Block | None = None
-            async for scored, is_last in self._scored_windows(request, records, max_waiting):
+            async for scored, is_last in self._scored(request, windows, max_waiting):
                 failure = next((file.failure for file in scored.window.files if file.failure), None)
                 block = joined(carried, scored.block())
                 whole, carried = whole_records(block, is_last=is_last or failure is not None)
@@ -116,8 +158,6 @@ class ScorerSession(EngineEvents):
 
     @asynccontextmanager
     async def _request(self) -> AsyncIterator[Request]:
-        if self.failure is not None:
-            raise self.failure
         request = Request()
         self._requests.add(request)
         try:
@@ -126,13 +166,12 @@ class ScorerSession(EngineEvents):
             self._requests.discard(request)
             request.is_cancelled = True
             with CancelScope(shield=True):
-                await self.schedule.notify()
+                await self.schedule.drop_unwanted()
 
-    async def _scored_windows(
-        self, request: Request, records: Records, max_waiting: int
+    async def _scored(
+        self, request: Request, windows: Generator[Window, None, None], max_waiting: int
     ) -> AsyncGenerator[tuple[ScoredWindow, bool], None]:
-        """Yield the windows of *records* with all their scores, and whether each is the last."""
-        windows = self._windows(records)
+        """Yield *windows* with all their scores, and whether each is the last."""
         is_all_read = False
         try:
             while True:
@@ -155,10 +194,9 @@ class ScorerSession(EngineEvents):
         """Return the next window when there is room for it, or None."""
         async with self._readers:
             await self.schedule.room(max_waiting)
-            async with self.schedule.forming():
-                return await to_thread.run_sync(
-                    next, windows, None, abandon_on_cancel=True, limiter=self._threads
-                )
+            return await to_thread.run_sync(
+                next, windows, None, abandon_on_cancel=True, limiter=self._threads
+            )
 
     async def _add(self, request: Request, window: Window) -> None:
         scored = ScoredWindow(window)
@@ -187,8 +225,11 @@ class ScorerSession(EngineEvents):
                 is_broken = True
                 raise
 
+        return self._form_windows(paths(), read)
+
+    def _form_windows(self, paths: Iterable[str], read: Reader) -> Generator[Window, None, None]:
         length, size = self._plan.bundle.length, self._plan.window
-        yield from form_windows(paths(), read, length, self._tokenizer, size)
+        yield from form_windows(paths, read, length, self._tokenizer, size)
 
     def _predictions(self, block: Block, request: Request) -> list[Prediction]:
         bundle, settings = self._plan.bundle, self._plan.settings
@@ -200,8 +241,16 @@ class ScorerSession(EngineEvents):
         is_fp8 = self._hardware.precision is Precision.FP8
         return engine.VerifiedReplica if is_fp8 else engine.Replica
 
+    async def _serve(self, make_scorer: MakeScorer) -> None:
+        """Score what is asked for, until the session is closed or fails."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._run, make_scorer, name="score")
+            tasks.start_soon(self._shared.run, name="gather small requests")
+            await self._end.wait()
+            tasks.cancel_scope.cancel()
+
     async def _run(self, make_scorer: MakeScorer) -> None:
-        """Score batches until the session is closed; what ends it early ends every request."""
+        """Score batches until this is cancelled; what ends it early ends every request."""
         hardware, bundle = self._hardware, self._plan.bundle
 
         def make(device: "Device") -> "BatchScorer":
@@ -211,16 +260,18 @@ class ScorerSession(EngineEvents):
         try:
             async with scoring.score(self.schedule.batches()) as scored:
                 async for batch in scored:
-                    for request in await self.schedule.put(batch):
-                        request.notify()
-                    self._scored += len(batch.batch)
-                    self.on_progress(self._scored, len(self._requests), tuple(self._devices))
+                    await self.schedule.put(batch)
+                    self._orfs += len(batch.batch)
+                    self.on_progress(self._orfs, len(self._requests), tuple(self._devices))
         except (VirnucError, ExceptionGroup) as error:
             self.failure = _own_error(error)
         finally:
+            end = self.failure or ScorerClosed()
             for request in self._requests:
-                request.fail(self.failure or ScorerClosed())
+                request.fail(end)
+            self._shared.fail(end)
             self._is_ready.set()
+            self._end.set()
 
 
 def _own_error(error: Exception) -> VirnucError:
