@@ -13,12 +13,38 @@ from fakes import Rules, fake_devices
 from harness import PipelineHarness
 from support import TABLES, read_table
 
+from virnuc_async.log import PROGRESS, logger
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.outputs import writer
 from virnuc_async.outputs.columns import Chunks
-from virnuc_async.outputs.output_files import FinishedRun
+from virnuc_async.outputs.output_files import FinishedRun, OutputFile
 from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
+from virnuc_async.runs.progress import Counts
+
+
+async def test_it_is_said_which_file_is_written(
+    bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[Counts] = []
+    seen: list[str] = []
+
+    def watched(file: OutputFile) -> OutputFile:
+        def chunks(run: FinishedRun) -> Chunks:
+            seen.append(f"{file.name}: {counts[-1].status}, {counts[-1].state}")
+            yield from file.chunks(run)
+
+        return file._replace(chunks=chunks)
+
+    monkeypatch.setattr(writer, "FILES", [watched(file) for file in writer.FILES])
+    sink = logger.add(
+        lambda line: counts.append(line.record["extra"]["counts"]),
+        filter=lambda record: "counts" in record["extra"],
+        level=PROGRESS,
+    )
+    await bench.run()
+    logger.remove(sink)
+    assert sorted(seen) == sorted(f"{name}: writing {name}, writing" for name in TABLES)
 
 
 async def test_cancelled_while_a_table_is_written(

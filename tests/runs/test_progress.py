@@ -46,13 +46,13 @@ def test_files_of_one_kind_have_as_much_a_byte() -> None:
 def test_a_kind_that_was_not_read_has_as_much_a_base() -> None:
     counts = begun(("a.fa", 1000), ("b.fq.gz", 1000))
     counts.add_window(window(0, 10, 500, Place(0, 500.0)), (10, 500))
-    # Compressed FASTQ is taken to have 1 / (1.9 * 0.27) bases a byte.
-    assert counts.total() == Work(pytest.approx(20 + 20 / 0.513), pytest.approx(1000 + 1000 / 0.513))
+    # Compressed FASTQ is taken to have 1 / (1.9 * 0.27) bases a byte, with twice the work.
+    assert counts.total() == Work(pytest.approx(20 + 40 / 0.513), pytest.approx(1000 + 2000 / 0.513))
     counts.add_window(window(1, 20, 1000, Place(1, 100.0)), (20, 1000))
     total = counts.total()
     assert total is not None
-    # This window ran over both: by then a byte of the second was taken to have 1.95 times as much.
-    first, second = 500, 100 / 0.513
+    # This window ran over both: by then a byte of the second was taken to have 3.9 times as much.
+    first, second = 500, 200 / 0.513
     of_second = 1000 * second / (first + second)
     expected = 1500 + of_second / 100 * 900
     assert total.tokens == pytest.approx(expected)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import bench_attention
 import bench_pipeline
+import measure_progress
 import pytest
 import random_bundle
 import replay
 import samples
 import simulate
+import terminal_pictures
 import torch
 from running import predict
 from support import ROOT, read_table
@@ -109,3 +111,28 @@ def test_both_ways_of_attention_are_measured() -> None:
         assert (row["precision"], row["bias"]) == ("BF16", "ALiBi" if has_bias else "")
         assert row["sdpa / products"] > 0
         assert all(0 < float(row[f"{way}, error"]) < 1e-2 for way in ("sdpa", "products"))
+
+
+def test_the_end_of_a_run_is_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "progress.json"
+    words = ["--megabases", "0.2", "--files", "20", "--tokens-per-batch", "800"]
+    measure_progress.main([*words, "--work", str(tmp_path), "--output", str(output)])
+    rows = json.loads(output.read_text())["simulated"]
+    assert len(rows) == 5
+    assert all(rows[at]["ORFs"] > 0 for at in range(5))
+    # One window each: all of it is read before the first batch.
+    assert [rows[at]["at 50%"] for at in range(4)] == ["100%"] * 4
+    assert "| one contig, FASTA |" in capsys.readouterr().out
+
+
+def test_pictures_of_a_terminal_are_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal_pictures.main(["--output", str(tmp_path), "--megabases", "0.05", "--share", "0.01"])
+    pictures = [tmp_path / f"progress-{width}.svg" for width in (40, 80, 140)]
+    assert capsys.readouterr().out.split() == [str(path) for path in pictures]
+    for path in pictures:
+        text = path.read_text("utf-8").replace("&#160;", " ")
+        assert "cpu:1" in text
+        assert " left" in text
+        assert str(tmp_path.parent) not in text
+        # Nothing is fetched when one is looked at.
+        assert "url(http" not in text

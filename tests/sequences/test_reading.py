@@ -48,14 +48,14 @@ def fastq(records: int, each: int) -> bytes:
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("a.fa", FileKind(False, 1.0)),
-        ("b.FASTA", FileKind(False, 1.0)),
-        ("c.fq", FileKind(False, 1.9)),
-        ("c.fastq.gz", FileKind(True, 1.9 * 0.27)),
-        ("c.fa.zst", FileKind(True, 0.27)),
-        ("d.bam", FileKind(False, 0.6)),
-        ("e", FileKind(False, 1.0)),
-        ("-", FileKind(False, 1.0)),
+        ("a.fa", FileKind(False, False, 1.0)),
+        ("b.FASTA", FileKind(False, False, 1.0)),
+        ("c.fq", FileKind(False, True, 1.9)),
+        ("c.fastq.gz", FileKind(True, True, 1.9 * 0.27)),
+        ("c.fa.zst", FileKind(True, False, 0.27)),
+        ("d.bam", FileKind(False, True, 0.6)),
+        ("e", FileKind(False, False, 1.0)),
+        ("-", FileKind(False, False, 1.0)),
     ],
 )
 def test_the_kind_of_a_file(path: str, kind: FileKind) -> None:

@@ -86,9 +86,13 @@ class Bars:
         if counts is not None:
             self._view.counts = counts
             return
-        text = Text(escape_control_chars(message).rstrip("\n"), _STYLES.get(message.record["level"].name, ""))
         # A path that is cut in two lines cannot be copied.
-        self._console.print(text, soft_wrap=True)
+        self._console.print(styled(message, message.record["level"].name), soft_wrap=True)
+
+
+def styled(message: str, level: str) -> Text:
+    """Return a message of a *level* in the colour of that, without what a terminal would obey."""
+    return Text(escape_control_chars(message).rstrip("\n"), _STYLES.get(level, ""))
 
 
 class RunView:

@@ -55,10 +55,12 @@ class OutputWriter:
         known = await on_disk(self._known_summary)
         if known is not None:
             return known
-        self._session.counts.status = "writing tables"
+        counts = self._session.counts
+        counts.status = "writing tables"
         run = await on_disk(self._finished_run)
         await on_disk(check_originals, run, self._store)
         for file in FILES:
+            counts.status = f"writing {file.name}"
             await on_disk(self._files.make, file, run, from_thread.check_cancelled)
         await on_disk(self._write_viral_sequences, run)
         await on_disk(self._write_or_remove_embeddings)
@@ -165,6 +167,7 @@ class OutputWriter:
         """Write the embeddings, unless they are there as they were written; then no other copy is needed."""
         width = self._session.plan.bundle.shapes.classifier.inputs
         if not are_saved(self._store):
+            self._session.counts.status = f"writing {MERGED_FEATURES}"
             with self._files.new_file(MERGED_FEATURES) as file:
                 save_features(self._store.reader, width, file)
             certify_saved(self._store)

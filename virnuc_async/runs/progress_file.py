@@ -8,8 +8,8 @@ Its form is that of ``outputs/schemas/progress.schema.json``. A run is alive if 
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -72,17 +72,27 @@ class ProgressFile:
         # What ended the run is being raised; that this cannot be written either is no news.
         with suppress(OSError, OutputError):
             self._store.lock.check()
-            with self._directory.create_new(_PARTIAL) as file:
-                file.write(self._text(state, message))
-            self._directory.rename(_PARTIAL, NAME)
+            with self._partial_removed():
+                with self._directory.create_new(_PARTIAL) as file:
+                    file.write(self._text(state, message))
+                self._directory.rename(_PARTIAL, NAME)
 
     async def _write(self, text: bytes) -> None:
         # The directory may be another process's by now.
         await to_thread.run_sync(self._store.lock.check)
         await to_thread.run_sync(self._directory.unlink, _PARTIAL)
-        async with aiofiles.open(_PARTIAL, "xb", opener=self._directory.opener) as file:
-            await file.write(text)
-        await to_thread.run_sync(self._directory.rename, _PARTIAL, NAME)
+        with self._partial_removed():
+            async with aiofiles.open(_PARTIAL, "xb", opener=self._directory.opener) as file:
+                await file.write(text)
+            await to_thread.run_sync(self._directory.rename, _PARTIAL, NAME)
+
+    @contextmanager
+    def _partial_removed(self) -> Iterator[None]:
+        """Remove what is half written if the body raises."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._directory.remove, _PARTIAL)
+            yield
+            on_failure.pop_all()
 
     def _report(self, error: Exception) -> None:
         if not self._has_failed:

@@ -2,8 +2,8 @@
 How much work an input is, estimated while it is read.
 
 Work is counted in residue tokens, which is what a device takes its time for. What is not read yet is taken to
-have as many tokens a byte as what was read of files of the same kind; of a kind of which nothing was read, as
-many a base as all others, with a rough number of bytes a base.
+have as many tokens a byte as what was read of files of the same kind; of a kind of which nothing was read,
+as many as all others, times what kinds differ by, roughly.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -111,8 +111,8 @@ class WorkAhead:
         one = self._of_kind[kind]
         if one.read:
             return one.work.times(1 / one.read)
-        bases = sum(other.read / of.bytes_a_base for of, other in self._of_kind.items())
+        rough = sum(other.read * of.work_a_byte for of, other in self._of_kind.items())
         work = Work()
         for other in self._of_kind.values():
             work = work.plus(other.work)
-        return work.times(1 / (bases * kind.bytes_a_base)) if bases else Work()
+        return work.times(kind.work_a_byte / rough) if rough else Work()

@@ -16,24 +16,32 @@ from .inputs import OpenFile, split_extensions
 # Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
 BLOCK_BASES = 1 << 17
 
-# Rough numbers, used until a file of a kind has been read: a quality takes as much room as a base, compressed
-# text a quarter of it.
+# Rough numbers, used until a file of a kind has been read. A quality takes as much room as a base, compressed
+# text a quarter of it. A frame of a short read is twice as often without a stop as one of a contig.
 _BYTES_A_BASE = {".fq": 1.9, ".fastq": 1.9, ".bam": 0.6, ".cram": 0.3, ".sam": 2.3}
 _OF_COMPRESSED = 0.27
+_WORK_OF_READS = 2.0  # a base, of that in FASTA
 
 
 class FileKind(NamedTuple):
-    """What the name of an input says of its bytes: files of one kind have about as many a base."""
+    """What the name of an input says of its bytes: those of one kind have about as much work."""
 
     is_compressed: bool
+    has_reads: bool
     bytes_a_base: float  # roughly
+
+    @property
+    def work_a_byte(self) -> float:
+        """The work that a byte has, roughly, of what a base in FASTA has."""
+        return (_WORK_OF_READS if self.has_reads else 1.0) / self.bytes_a_base
 
     @classmethod
     def of(cls, path: str) -> "FileKind":
         """Return the kind of *path*."""
         suffix = split_extensions(path)[1].lower() or os.path.splitext(path)[1].lower()
         first, packed = f".{suffix[1:].partition('.')[0]}", suffix.count(".") > 1
-        return cls(packed, _BYTES_A_BASE.get(first, 1.0) * (_OF_COMPRESSED if packed else 1.0))
+        bytes_a_base = _BYTES_A_BASE.get(first, 1.0) * (_OF_COMPRESSED if packed else 1.0)
+        return cls(packed, first in _BYTES_A_BASE, bytes_a_base)
 
 
 class Place(NamedTuple):
