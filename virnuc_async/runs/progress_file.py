@@ -101,33 +101,33 @@ class ProgressFile:
         self._has_failed = True
 
     def _text(self, state: State, message: str = "") -> bytes:
-        facts = progress_facts(self._counts, time.monotonic())
-        now = time.time()
-        head = {
+        counts, now = self._counts, time.time()
+        left = 0.0 if state is State.FINISHED else counts.seconds_left(time.monotonic())
+        stage = str(state)
+        if state is counts.state:
+            stage = str(State.SCORING) if counts.is_scoring else counts.status
+        elif state is not State.FINISHED:
+            left = None
+        facts = {
             "version": VERSION,
             "state": state,
-            "stage": facts.pop("stage") if state == self._counts.state else str(state),
+            "stage": stage,
             "message": message or None,
             "started": _iso(self._started),
             "updated": _iso(now),
             "interval_seconds": self._interval,
             "process": {"host": os.uname().nodename, "pid": os.getpid()},
+            "seconds_left": None if left is None else round(left, 1),
+            "ends": None if left is None else _iso(now + left),
+            **_work_facts(counts, time.monotonic()),
         }
-        facts.pop("stage", None)
-        if state in (State.FINISHED, State.INTERRUPTED, State.FAILED):
-            facts["seconds_left"] = 0 if state is State.FINISHED else None
-        left = facts["seconds_left"]
-        ends = None if left is None else _iso(now + left)
-        return json.dumps({**head, **facts, "ends": ends}, indent=2).encode() + b"\n"
+        return json.dumps(facts, indent=2).encode() + b"\n"
 
 
-def progress_facts(counts: Counts, now: float) -> dict[str, Any]:
-    """Return how far *counts* are, as JSON can hold it."""
-    total, left, share = counts.total(), counts.seconds_left(now), counts.share
+def _work_facts(counts: Counts, now: float) -> dict[str, Any]:
+    total, share = counts.total(), counts.share
     return {
-        "stage": counts.status if not counts.is_scoring else str(State.SCORING),
         "share": None if share is None else round(share, 4),
-        "seconds_left": None if left is None else round(left, 1),
         "orfs": {
             "done": round(counts.done.orfs),
             "done_before": round(counts.before.orfs),
