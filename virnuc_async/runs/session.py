@@ -76,14 +76,12 @@ class RunSession:
         self.is_finished = False  # whether nothing is left to compute
         self.scored = Counter(orfs=0, batches=0)  # in this session, without failed ORFs
         self.mates = MateCheck(plan, self.messages)
-        self._read = input_files.read
-        self._kinds = input_files.notes.kinds
+        self._files = input_files
         self._windows = InputWindows(plan, input_files, partial(self.log.info, "{}"))
         self._devices: tuple[Device, ...] = ()
         self._disk = CapacityLimiter(1)
         self._embeddings = EmbeddingCheck()
-        shapes = plan.bundle.shapes
-        self._widths = (shapes.nucleotide.width, shapes.protein.width)  # of embeddings
+        self._widths = _embedding_widths(plan)
 
     @classmethod
     @asynccontextmanager
@@ -196,13 +194,12 @@ class RunSession:
             DamagedStore: not every batch is there
         """
         await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
-        kinds = [self._kinds.get(path) for path in self.plan.paths]
+        kinds = [self._files.notes.kinds.get(path) for path in self.plan.paths]
         await self.on_disk(self.store.set_meta, KINDS_KEY, kinds)
         await self.messages.watch.save(self.on_disk)
-        reused = self.features.reused if self.features.files else None
-        if reused is not None:
-            self.log.log("INFO" if reused else "WARNING", "{}", self.features.used_text())
-        await self.on_disk(self.store.finish, reused)
+        if self.features.files:
+            self.log.log("INFO" if self.features.reused else "WARNING", "{}", self.features.used_text())
+        await self.on_disk(self.store.finish, self.features.reused if self.features.files else None)
 
     def devices_used(self) -> dict[str, dict[str, Any]]:
         """Return kind and peak memory of the devices of this and earlier sessions, by their names."""
@@ -291,7 +288,7 @@ class RunSession:
             self.log.info("inputs: {}. Every window before the first difference is kept", changes)
         if self.features.files:
             self.log.info("{}", self.features.found_text())
-        self.mates.log_pairing(self._read)
+        self.mates.log_pairing(self._files.read)
         self.messages.log_resumption(totals)
 
     async def _pending_of(self, window: Window) -> list[Batch]:
@@ -303,6 +300,11 @@ class RunSession:
         pending = await to_thread.run_sync(_all_unfinished, batches, done, dropped)
         self.counts.add_window(window, (sum(map(len, pending)), sum(batch.tokens for batch in pending)))
         return pending
+
+
+def _embedding_widths(plan: Plan) -> tuple[int, int]:
+    shapes = plan.bundle.shapes
+    return shapes.nucleotide.width, shapes.protein.width
 
 
 def _read_all(features: FeatureIndex, directory: Directory) -> None:
