@@ -19,7 +19,7 @@ from virnuc_async.cli.earlier_options import (
     describe_without_effect,
     require_length,
 )
-from virnuc_async.cli.environment import cache_from, prepare_torch
+from virnuc_async.cli.environment import cache_from, prepare_torch, temporary_dir
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.main import run as run_process
 from virnuc_async.cli.parser import CommandParser, numbers, path_text
@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
     with run_log(options):
         note(describe_without_effect(options))
         summary = _predict(options, directory, settings)
-    write_unique_tables(directory, out)
+    write_unique_tables(directory, out, settings.temporary_dir)
     return INCOMPLETE if summary.counts["failures"] else DONE
 
 
@@ -89,6 +89,7 @@ def _settings(options: Namespace) -> Settings:
         gpus=options.gpus,
         threads=options.threads,
         tokens_per_batch=options.esm_batch_size,
+        temporary_dir=temporary_dir(),
     )
 
 

@@ -1,7 +1,9 @@
 """Fixtures that several test modules use."""
 
+import gc
 import io
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +31,15 @@ torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Remove the user's settings for models and proxies from the environment, and keep out of the cache."""
+    """Remove what the user has set for models, proxies and files, and keep out of the cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
-    for name in ("VIRNUC_ASYNC_CACHE_DIR", "VIRNUC_ASYNC_MIRROR", "HF_ENDPOINT"):
+    for name in (
+        "VIRNUC_ASYNC_CACHE_DIR",
+        "VIRNUC_ASYNC_MIRROR",
+        "VIRNUC_ASYNC_MODEL",
+        "HF_ENDPOINT",
+        "TMPDIR",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -99,6 +107,20 @@ def bundle(golden_parts: CheckpointPaths, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def bench(source: Path, bundle: Bundle, tmp_path: Path) -> PipelineHarness:
     return PipelineHarness(source, bundle, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a new disk of 2 MB; skip the test if mounting one is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("mounting a disk is not allowed here")
+    yield disk
+    # An error that came out of a worker thread is in a cycle with its future; its frames map a file here.
+    gc.collect()
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture

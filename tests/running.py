@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -117,6 +118,13 @@ def flip(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 16
     path.write_bytes(content)
+
+
+def fill(disk: Path, free_kib: int) -> Path:
+    """Fill *disk* until *free_kib* KiB are free; return the file to delete."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free_kib * 1024))
+    return ballast
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Faults of the environment: a device without an answer, a dying thread, a jumping clock, a full disk."""
 
 import asyncio
-import gc
 import shutil
 import subprocess
 import threading
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import Rules, fake_devices
-from running import predict, summary, tables
+from running import fill, predict, summary, tables
 
 from virnuc_async.engine.devices import Device
 from virnuc_async.engine.replica import Replica
@@ -171,27 +170,6 @@ async def test_a_clock_that_jumps_changes_nothing(
 
 
 # The disk: a real one that is full, or read-only
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Yield a new disk of 2 MB; skip the test if mounting one is not allowed."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
-    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
-        pytest.skip("mounting a disk is not allowed here")
-    yield disk
-    # An error that came out of a worker thread is in a cycle with its future; its frames map a file here.
-    gc.collect()
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def fill(disk: Path, free_kib: int) -> Path:
-    """Fill *disk* until *free_kib* KiB are free; return the file to delete."""
-    ballast = disk / "ballast"
-    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - free_kib * 1024))
-    return ballast
 
 
 @pytest.mark.parametrize(

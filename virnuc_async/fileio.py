@@ -102,7 +102,7 @@ def unwrapped_torch_errors() -> Iterator[None]:
 
 class Directory:
     """
-    The directory that is at *path* when this is made, whatever name it, or another one, has later.
+    The directory that is at *path*, or *within* another, when this is made, whatever has its name later.
 
     Files are opened, renamed and removed relative to its handle, and never through a link.
 
@@ -112,9 +112,10 @@ class Directory:
 
     _handle = _CLOSED
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: "Directory | None" = None) -> None:
         self._first_path = path
-        self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        self._handle = os.open(path, flags) if within is None else within.opener(path.name, flags)
 
     def __repr__(self) -> str:
         return f"<Directory {self}>"
@@ -245,6 +246,16 @@ class Directory:
     def make_directory(self, name: str) -> None:
         """Make a directory in it."""
         os.mkdir(name, dir_fd=self._handle)
+
+    def subdirectory(self, name: str) -> "Directory":
+        """Open a directory in it, which is made first if it is missing, and is no link."""
+        with suppress(FileExistsError):
+            self.make_directory(name)
+        return Directory(self.path / name, within=self)
+
+    def remove_empty(self, name: str) -> None:
+        """Remove a directory in it that has nothing in it."""
+        os.rmdir(name, dir_fd=self._handle)
 
     def stat(self, name: str) -> os.stat_result | None:
         """Return what the system says of a file or a link; None if there is none."""
@@ -476,7 +487,7 @@ def open_nofollow(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def write_all(file: int, content: bytes, offset: int) -> None:
+def write_all(file: int, content: bytes | memoryview, offset: int) -> None:
     """Write *content* at *offset* of an open file."""
     # A disk that is almost full may take a part of it without an error.
     while content:

@@ -22,11 +22,12 @@ from virnuc_async.errors import UsageError, first_error, leaves
 from virnuc_async.fileio import writing_to
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.outputs.formats import require_formats
+from virnuc_async.outputs.layout import require_free_layout
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.viral_files import require_files, require_place
 from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.input_windows import InputFiles
-from virnuc_async.runs.output_directory import require_claimable
+from virnuc_async.runs.output_directory import STORE, require_claimable
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.session import RunSession
 from virnuc_async.sequences.alignments import Notes
@@ -93,6 +94,8 @@ async def run_pipeline(
     if settings.viral_fasta is not None:
         await to_thread.run_sync(require_files, listed.paths)
         await to_thread.run_sync(require_place, settings.viral_fasta, listed.paths, place)
+    if settings.layout and not (place / STORE).is_file():
+        await to_thread.run_sync(require_free_layout, place, listed.paths)
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
     return await execute(plan, place, stdin=stdin, command=command)

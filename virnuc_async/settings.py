@@ -53,6 +53,12 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
+class Layout(StrEnum):
+    """Directories in which tables are written as well."""
+
+    VIRNUCPRO = "virnucpro"  # {stem}_merged for each input
+
+
 def check_fields(options: object, checks: Mapping[str, Check]) -> None:
     """
     Replace each field of the frozen dataclass *options* by what its check returns.
@@ -415,9 +421,11 @@ class Settings:
     calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
     regions: RegionRules | None = None  # also write regions.bed and regions.gff3, by these rules
     viral_fasta: ViralFasta | None = None  # also write the viral sequences, as they are in their files
+    temporary_dir: Path | None = None  # for temporary files; None: the output directory
     pairs: Pairing = Pairing.AUTO  # which records get one verdict, in pairs.tsv
     formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
     min_length: int = 0  # bases; shorter records are scored, but are in no table
+    layout: Layout | None = None  # also write tables in the directories of this layout
     reuse_features: Path | None = None  # a directory with feature files of VirNucPro
     skip_missing: bool = False  # go on without inputs that cannot be read, which fail
     recursive: bool = False  # also read the directories in directories
@@ -453,7 +461,9 @@ _CHECKS: dict[str, Check] = {
     "pairs": one_of(Pairing),
     "formats": formats,
     "min_length": whole(0),
+    "layout": optional(one_of(Layout)),
     "reuse_features": optional(path),
+    "temporary_dir": optional(path),
     "skip_missing": flag,
     "recursive": flag,
     "allow_duplicates": flag,

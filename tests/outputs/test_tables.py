@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from running import files_no_larger_than
 from stored_runs import LENGTH, Record, ScoredOrf, store_run, table_lines
 
+from virnuc_async.errors import CannotWrite
 from virnuc_async.outputs.contigs import contig_chunks
 from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks, scored_fragment_chunks
 from virnuc_async.outputs.predictions import prediction_chunks
@@ -151,8 +152,11 @@ def test_sorting_on_a_full_disk(tmp_path: Path) -> None:
     run = [Record(b"c%d" % n, (ScoredOrf(1, 0, 0.5, 0.5),)) for n in range(5)]
     store = store_run(tmp_path, run, size=1)
     before = set(tmp_path.iterdir())
-    with files_no_larger_than(20), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+    with files_no_larger_than(20), pytest.raises(CannotWrite) as caught:
         list(published_fragment_chunks(store.reader, run_bytes=1))
+    reason = f"temporary files: {os.strerror(errno.EFBIG)}"
+    hint = "Make room there, or set TMPDIR to a directory with more"
+    assert str(caught.value) == f"{tmp_path}: {reason}. {hint}"
     assert len(table_lines(published_fragment_chunks(store.reader, run_bytes=1))) == 6
     assert set(tmp_path.iterdir()) == before
     store.close()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import virnucpro_cli
-from running import OPEN, Ran, predict, run
+from running import OPEN, Ran, predict, run, some_reads, wait_until
 from support import DATA, ROOT, fasta, read_table
 
 from virnuc_async.models.bundle import Bundle
@@ -260,6 +260,23 @@ def test_wrong_places_of_the_table(small: Path) -> None:
     ended = cli(small, small.parent, "--model", "tiny-500")
     message = f"virnuc-async: OUT.tsv must be a file, but '{small.parent}' is a directory\n"
     assert ended == (64, "", message)
+
+
+@pytest.mark.slow
+def test_a_real_process_that_is_stopped_is_resumed(model: Bundle, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.fa", tmp_path / "out.tsv"
+    path.write_text(fasta(some_reads(4000, 300).items()))
+    words = (path, out, "--no-gpu", "--model", model.directory)
+    running = process(*words)
+    log = tmp_path / "out.tsv.run" / "run.log"
+    wait_until(lambda: log.exists() and "batch 0.1 done" in log.read_text(), running)
+    running.terminate()
+    assert running.communicate()[1].endswith(". The same command resumes this run.\n")
+    assert running.returncode == 143
+    assert not out.exists()
+    assert "before, of 4,000 fragments" in cli(*words).err
+    assert cli(path, tmp_path / "undisturbed.tsv", *words[2:]).code == 0
+    assert written(out) == written(tmp_path / "undisturbed.tsv")
 
 
 @pytest.mark.slow

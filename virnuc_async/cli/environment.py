@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from virnuc_async.fileio import Directory
 from virnuc_async.settings import user_path
 
 from .parser import PROGRAM
@@ -24,6 +25,26 @@ def cache_from(options: Namespace) -> Path | None:
         return Path(options.cache_dir)
     path = os.environ.get("VIRNUC_ASYNC_CACHE_DIR")
     return Path(user_path(path, "VIRNUC_ASYNC_CACHE_DIR")) if path else None
+
+
+def temporary_dir() -> Path | None:
+    """
+    Return the directory that TMPDIR names.
+
+    None if it names none, or with a warning one in which no file can be made: then temporary files are
+    made where the output is.
+    """
+    name = os.environ.get("TMPDIR")
+    if not name:
+        return None
+    try:
+        with Directory(Path(name)) as directory:
+            directory.temporary_file().close()
+    except OSError as error:
+        instead = "temporary files are made where the output is"
+        print(f"WARNING: TMPDIR {name}: {error.strerror or error}: {instead}", file=sys.stderr)
+        return None
+    return Path(name)
 
 
 def mirror_from(options: Namespace) -> str:

@@ -16,6 +16,7 @@ from .parser import PROGRAM, CommandParser
 from .signals import Interrupted
 from .streams import ResultStream, command_streams, discard_unwritable, open_missing_streams
 
+_INTERRUPTED = "Interrupted."
 _EXAMPLES = """\
 examples:
   python -m virnuc_async predict contigs.fa out/
@@ -47,7 +48,7 @@ def run(make_parser: Callable[[], CommandParser] | None = None) -> NoReturn:
 
 def main(arguments: Sequence[str], make_parser: Callable[[], CommandParser] | None = None) -> int:
     """Run one command and return its exit code; bugs keep their traceback."""
-    options = Namespace(interrupted="Interrupted.", prints_result=True)
+    options = Namespace()
     with command_streams() as stdout:
         try:
             return _run((make_parser or _parser)(), arguments, options, stdout)
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str], make_parser: Callable[[], CommandParser] | No
         except (KeyboardInterrupt, Interrupted) as error:
             stdout.give_up()
             ended = error if isinstance(error, Interrupted) else Interrupted(SIGINT)
-            print(ended.text(options.interrupted), file=sys.stderr)
+            print(ended.text(getattr(options, "interrupted", _INTERRUPTED)), file=sys.stderr)
             return 128 + ended.signal
         except BrokenPipeError:  # the reader of our output has had enough
             return FAILED
@@ -85,6 +86,7 @@ def _parser() -> CommandParser:
         description="Find viral sequences in metagenomic reads and contigs, with the method of VirNucPro.",
         epilog=_EXAMPLES,
     )
+    parser.set_defaults(interrupted=_INTERRUPTED, prints_result=True)
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
     for command in (predict, tables, calls, label_reads, train, evaluate, calibrate, models, devices):
         command.add_parser(commands)

@@ -12,6 +12,7 @@ from virnuc_async.settings import (
     CallRules,
     Compile,
     Format,
+    Layout,
     Pairing,
     Precision,
     RegionRules,
@@ -19,7 +20,7 @@ from virnuc_async.settings import (
     ViralFasta,
 )
 
-from .environment import cache_from
+from .environment import cache_from, temporary_dir
 from .parser import fraction, names, numbers, path, path_text, token_count
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def add_table_options(group: Any, is_again: bool = False) -> None:
         metavar="LIST",
         help="formats of the tables: tsv, parquet, jsonl, or several of them, separated by commas. Parquet "
         f"needs: pip install 'virnuc-async[parquet]' (default: {_AS_BEFORE if is_again else 'tsv'})",
+    )
+    group.add_argument(
+        "--layout",
+        choices=[layout.value for layout in Layout],
+        help="also write the published tables, the one of fragments with their highest scores, into "
+        "OUT_DIR/{name}_merged for each input, as VirNucPro does; once written they stay",
     )
 
 
@@ -330,6 +337,7 @@ def settings_from(options: Namespace, **others: Any) -> Settings:
         threads=options.threads,
         threshold=options.threshold,
         overwrite=options.overwrite,
+        temporary_dir=temporary_dir(),
         **others,
     )
 

@@ -97,7 +97,7 @@ def called_contigs(
     """Yield every contig with a scored fragment, some at a time, in the natural order of the names."""
     contig_name = naming(rules.id_pattern)
     blocks = (list(_score_lines(block, contig_name)) for block in reader.blocks())
-    with closing(sort_lines(blocks, reader.directory, run_bytes, pieces)) as sorted_lines:
+    with closing(sort_lines(blocks, reader.scratch, run_bytes, pieces)) as sorted_lines:
         for group in _groups(sorted_lines):
             found = ((name, weigh(scores[:, 0], scores[:, 1], rules)) for name, scores in group)
             yield [CalledContig(name, evidence, *call(evidence, rules)) for name, evidence in found]

@@ -39,7 +39,7 @@ def published_fragment_chunks(
     """Yield ``prediction_results_highestscore.csv``, some lines at a time, sorted by the fragments' names."""
     yield b"Modified_ID\tIs_Virus\n"
     blocks = map(_published_lines, reader.blocks())
-    with closing(sort_lines(blocks, reader.directory, run_bytes, pieces)) as sorted_lines:
+    with closing(sort_lines(blocks, reader.scratch, run_bytes, pieces)) as sorted_lines:
         for lines in sorted_lines:
             yield encode_lines(lines)
 
@@ -48,7 +48,7 @@ def scored_fragment_chunks(reader: BlockReader, run_bytes: int = RUN_BYTES, piec
     """Yield the published table with the fragments' highest scores, some lines at a time, sorted by name."""
     yield "\t".join(_SCORED).encode() + b"\n"
     blocks = (_scored_lines(block, vote(block)) for block in reader.blocks())
-    with closing(sort_lines(blocks, reader.directory, run_bytes, pieces, _name_of_scored)) as sorted_lines:
+    with closing(sort_lines(blocks, reader.scratch, run_bytes, pieces, _name_of_scored)) as sorted_lines:
         for lines in sorted_lines:
             yield encode_lines(lines)
 

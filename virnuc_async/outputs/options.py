@@ -10,6 +10,7 @@ from virnuc_async.settings import (
     CallRules,
     Check,
     Format,
+    Layout,
     Pairing,
     RegionRules,
     Settings,
@@ -48,6 +49,7 @@ class OutputOptions:
     viral_fasta: ViralFasta | None = None  # where viral sequences are written, if they are
     min_length: int = 0  # bases; shorter records are in no table
     formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
+    layout: Layout | None = None  # in which tables are written as well
 
     def __post_init__(self) -> None:
         check_fields(self, OPTION_CHECKS)
@@ -94,7 +96,7 @@ class OutputOptions:
 
 
 # Options that ask for a file.
-_STAYING = ("embeddings", "calls", "regions", "viral_fasta")
+_STAYING = ("embeddings", "calls", "regions", "viral_fasta", "layout")
 RULES: dict[str, type[CallRules | RegionRules | ViralFasta]] = {
     "calls": CallRules,
     "regions": RegionRules,
@@ -111,4 +113,5 @@ OPTION_CHECKS: dict[str, Check] = {
     "viral_fasta": optional(viral_fasta),
     "min_length": whole(0),
     "formats": formats,
+    "layout": optional(one_of(Layout)),
 }

@@ -7,7 +7,7 @@ grouped by DuckDB, an optional dependency, which goes to disk with what does not
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import UsageError
+from virnuc_async.errors import CannotWrite, UsageError
+from virnuc_async.fileio import writing_to
 from virnuc_async.runs.reader import RunReader
+from virnuc_async.runs.scratch import ANOTHER_TMPDIR
 from virnuc_async.sequences.aligned_reads import AlignedReads, aligned_reads
 from virnuc_async.sequences.alignments import AlignmentParser
 from virnuc_async.settings import CallRules, LabelRules
@@ -33,6 +35,7 @@ COLUMNS = (
 )
 
 _MEMORY = "2GB"  # that DuckDB takes
+_WHAT = "grouping the alignments of reads"
 _ROWS = 1 << 14  # of the table at a time
 _CREATE = """
 CREATE TABLE alignments (
@@ -75,9 +78,9 @@ def label_chunks(
     Raises:
         UsageError: DuckDB or pysam is not installed
         BrokenInput: the alignments break half way, or have no NM tags
+        CannotWrite: DuckDB has too little room in *scratch*, or too little memory
     """
-    with ExitStack() as stack:
-        database = stack.enter_context(_database(scratch))
+    with _database(scratch) as database:
         database.execute(_CREATE)
         contigs = _insert_all(database, reader, alignments, rules)
         yield "\t".join(COLUMNS).encode() + b"\n"
@@ -161,7 +164,13 @@ def _database(scratch: Path) -> Iterator[Any]:
         duckdb = import_module("duckdb")
     except ImportError:
         raise UsageError("labels of reads need DuckDB and pysam: pip install 'virnuc-async[reads]'") from None
-    with TemporaryDirectory(prefix=".labels-", dir=scratch) as directory:
+    # The operating system refuses, or a limit does: what a disk, a machine or its user can cause. What is
+    # left half done makes the database unusable, which is how later ones of its calls fail.
+    refused = (duckdb.OperationalError, duckdb.FatalException, MemoryError)
+    with (
+        _translated_errors(scratch, refused),
+        TemporaryDirectory(prefix=".labels-", dir=scratch) as directory,
+    ):
         database = duckdb.connect(str(Path(directory) / "alignments"), config={"memory_limit": _MEMORY})
         try:
             database.execute("SET temp_directory = ?", [str(Path(directory) / "spilled")])
@@ -169,3 +178,16 @@ def _database(scratch: Path) -> Iterator[Any]:
             yield database
         finally:
             database.close()
+
+
+@contextmanager
+def _translated_errors(scratch: Path, refused: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn an OSError and the errors *refused* into CannotWrite."""
+    try:
+        with writing_to(scratch, _WHAT, ANOTHER_TMPDIR):
+            yield
+    except refused as error:
+        # The first line says what happened, the others how DuckDB is configured.
+        reason = (str(error).splitlines() or ["no memory is left"])[0].rstrip(".")
+        hint = f"It takes up to {_MEMORY} of memory, and room for all alignments. {ANOTHER_TMPDIR}"
+        raise CannotWrite(str(scratch), f"{_WHAT}: {reason}. {hint}") from error

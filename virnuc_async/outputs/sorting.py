@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import IO
 
 from virnuc_async.fileio import Directory
+from virnuc_async.runs.scratch import temporary_files
 
 RUN_BYTES = 64 << 20  # of lines that are sorted in memory
 PIECES = 256  # of a run on disk; one at a time is in memory while runs are merged
@@ -31,8 +32,11 @@ def sort_lines(
 
     Lines with equal keys stay in their order. What does not fit into memory goes to a temporary
     file in *directory*.
+
+    Raises:
+        CannotWrite: the temporary file cannot be written
     """
-    with directory.temporary_file() as file:
+    with temporary_files(directory), directory.temporary_file() as file:
         runs = _sorted_runs(blocks, file, run_bytes, pieces, key)
         yield from _merge(list(runs), key)
 

@@ -197,7 +197,8 @@ def _session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str
 def _settings_used(session: RunSession) -> dict[str, Any]:
     used = {"precision": session.hardware.precision, "tokens_per_batch": session.hardware.budget}
     settings = asdict(session.settings) | used
-    del settings["compile"]  # it has no effect
+    # What has no effect, and what is of one session's machine.
+    del settings["compile"], settings["temporary_dir"]
     return {key: _to_json(value) for key, value in settings.items()}
 
 

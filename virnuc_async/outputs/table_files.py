@@ -1,12 +1,12 @@
 """The files of a run's directory that are made of its store: written at once or not at all."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from virnuc_async.fileio import Directory, writing_to
-from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, TABLES
+from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, TABLES, is_in_merged
 from virnuc_async.runs.store import Store
 
 from .columns import Chunks
@@ -53,12 +53,16 @@ class TableFiles:
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[BinaryIO]:
-        """Open a temporary file that replaces *name* when it is complete and on disk."""
+        """Open a temporary file that replaces *name*, which may be in a directory, when it is on disk."""
         self._store.check()
         self.made.add(name)
-        new_file = self.directory.atomic_write(name, self._store.check)
-        with writing_to(self.directory.path, name), new_file as file:
-            yield file
+        inner, _, plain = name.rpartition("/")
+        with ExitStack() as stack:
+            stack.enter_context(writing_to(self.directory.path, name))
+            directory = self.directory
+            if inner:
+                directory = stack.enter_context(directory.subdirectory(inner))
+            yield stack.enter_context(directory.atomic_write(plain, self._store.check))
 
     def remove(self, name: str) -> None:
         """Remove the file *name*, if it is there."""
@@ -69,13 +73,19 @@ class TableFiles:
 
     def facts_since(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Return the facts of *before*, with those of the files that were written or removed since."""
-        now, names = self.facts(), {*self.made, *({"checksum"} if SUMMARY in self.made else ())}
+        now = self.facts({*before, *self.made})
+        names = {*self.made, *({"checksum"} if SUMMARY in self.made else ())}
         kept = {name: fact for name, fact in before.items() if name not in names}
         return kept | {name: fact for name, fact in now.items() if name in names}
 
-    def facts(self) -> dict[str, Any]:
-        """Return size and time of each file that a run ends with, and the checksum of its summary."""
-        names = (name for name in OUTPUT_FILES if name not in _VOLATILE_FILES)
+    def facts(self, names: Iterable[str] = ()) -> dict[str, Any]:
+        """
+        Return size and time of each file that a run ends with, and the checksum of its summary.
+
+        Of the files in directories, those in *names* are among them.
+        """
+        plain = [name for name in OUTPUT_FILES if name not in _VOLATILE_FILES]
+        names = [*plain, *sorted(filter(is_in_merged, names))]
         stats = ((name, self.directory.stat(name)) for name in names if self.directory.is_file(name))
         # A run of an earlier version has no table that is new, and knows nothing of it.
         facts: dict[str, Any] = dict.fromkeys(TABLES)

@@ -15,18 +15,19 @@ from .fragments import scored_fragment_chunks
 from .predictions import prediction_chunks
 
 
-def write_unique_tables(directory: Path, predictions: Path) -> None:
+def write_unique_tables(directory: Path, predictions: Path, temporary_dir: Path | None = None) -> None:
     """
     Write the tables of the finished run in *directory*: *predictions*, and beside it that of fragments.
 
-    The latter, with their highest scores, has the name of the former with ``_highestscore.csv`` for ``.tsv``.
+    That one, with the highest scores, has the same name with ``_highestscore.csv`` for ``.tsv``. Temporary
+    files are made in *directory*, or in *temporary_dir*.
 
     Raises:
         NoRun, DirectoryLockedError, DamagedStore: the run
         CannotWrite: the tables
     """
     fragments = predictions.with_name(f"{predictions.name.removesuffix('.tsv')}_highestscore.csv")
-    with closing(open_finished(directory)) as store:
+    with closing(open_finished(directory, temporary_dir)) as store:
         reader = UniqueNames(store.reader)
         # What everybody waits for is the last: when it is there, both are.
         _write(fragments, scored_fragment_chunks(reader))
@@ -48,7 +49,7 @@ class UniqueNames:
 
     def __init__(self, reader: BlockReader) -> None:
         self._reader = reader
-        self.directory = reader.directory
+        self.scratch = reader.scratch
 
     def blocks(self) -> Iterator[Block]:
         """Yield every record with its scored ORFs."""

@@ -12,6 +12,7 @@ from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
 
 from .embeddings import save_features
+from .layout import write_layout
 from .options import OutputOptions
 from .output_files import FILES, SUMMARY_FILE, FinishedRun
 from .summary import (
@@ -63,6 +64,7 @@ class OutputWriter:
             counts.status = f"writing {file.name}"
             await on_disk(self._files.make, file, run, from_thread.check_cancelled)
         await on_disk(self._write_viral_sequences, run)
+        await on_disk(write_layout, run, self._store, self._files, from_thread.check_cancelled)
         await on_disk(self._write_or_remove_embeddings)
         await on_disk(self._files.make, SUMMARY_FILE, run)
         await on_disk(self._remember_written, run.options)
@@ -118,7 +120,7 @@ class OutputWriter:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
         is_same = are_as_written(self._store, self._session.settings.viral_fasta)
-        if not is_same or written.files != self._files.facts():
+        if not is_same or written.files != self._files.facts(written.files):
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
         self._log.info("this run is finished already, and its files are unchanged")
@@ -128,7 +130,7 @@ class OutputWriter:
 
     def _remember_written(self, options: OutputOptions) -> None:
         plan, flagged = self._session.plan, self._session.mates.flagged
-        digest, facts = paths_digest(plan.paths), self._files.facts()
+        digest, facts = paths_digest(plan.paths), self._files.facts(self._files.made)
         Written(options, digest, facts, ModelFacts.of(plan.bundle), flagged).keep(self._store)
 
     def _finished_run(self) -> FinishedRun:

@@ -22,6 +22,7 @@ from virnuc_async.settings import CallRules, Format, LabelRules, Pairing, Precis
 
 from .calls import CALLS_TABLE, call_chunks
 from .formats import require_formats
+from .layout import require_free_layout, write_layout
 from .options import RULES, OutputOptions
 from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
@@ -48,6 +49,7 @@ class Changes:
     calibrated: bool | None = None
     model: Bundle | None = None
     cache_dir: Path | None = None  # where the model of the run is looked for, if the store does not know it
+    temporary_dir: Path | None = None  # where temporary files are made; None: where the run is
 
 
 def write_tables(
@@ -73,7 +75,7 @@ def write_tables(
         ForeignDirectoryError: *output* has files of such names
         CannotWrite: the disk is full, or a directory is read-only
     """
-    with closing(open_finished(directory)) as store:
+    with closing(open_finished(directory, changes.temporary_dir)) as store:
         written = _require_written(store)
         model = _model(store, written, changes)
         run = _finished_run(store, written, model, changes)
@@ -84,6 +86,8 @@ def write_tables(
             require_free(store, place, overwrite=False)
         check_originals(run, store)
         if output is not None:
+            if run.options.layout:
+                require_free_layout(output, store.reader.paths())
             with _new_files(store, output) as files:
                 note(_make_all(files, run, store, before_each))
             return run.summary
@@ -103,7 +107,7 @@ def write_table(directory: Path, changes: Changes, table: OutputFile, file: Bina
         what :func:`write_tables` raises
     """
     require_formats((table.format,))
-    with closing(open_finished(directory)) as store:
+    with closing(open_finished(directory, changes.temporary_dir)) as store:
         written = _require_written(store)
         run = _finished_run(store, written, _model(store, written, changes), changes)
         with closing(table.chunks(run)) as chunks:
@@ -142,16 +146,20 @@ def packed_file(path: Path) -> Iterator[BinaryIO]:
         yield packed
 
 
-def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
+def write_calls(
+    directory: Path, rules: CallRules, temporary_dir: Path | None = None
+) -> Counter[tuple[str, str]]:
     """
     Write ``contig_calls.tsv`` of the finished run in *directory*; return how many have which call and tier.
+
+    Temporary files are made there, or in *temporary_dir*.
 
     Raises:
         NoRun: there is no run in *directory*, or not all of it is scored
         DirectoryLockedError, DamagedStore, CannotWrite: as :func:`write_tables` does
     """
     tally: Counter[tuple[str, str]] = Counter()
-    with closing(open_finished(directory)) as store:
+    with closing(open_finished(directory, temporary_dir)) as store:
         files, written = TableFiles(store), Written.of(store)
         reader = store.reader.at_least(written.options.min_length) if written else store.reader
         files.write(CALLS_TABLE, call_chunks(reader, rules, tally))
@@ -163,22 +171,29 @@ def write_calls(directory: Path, rules: CallRules) -> Counter[tuple[str, str]]:
 
 
 def write_labels(
-    directory: Path, alignments: str, output: Path, rules: CallRules, label_rules: LabelRules
+    directory: Path,
+    alignments: str,
+    output: Path,
+    rules: CallRules,
+    label_rules: LabelRules,
+    temporary_dir: Path | None = None,
 ) -> Counter[str]:
     """
     Write the table of read labels to *output*, compressed by its name; return how many have which call.
 
     The contigs are those of the finished run in *directory*, the reads are in the file *alignments*.
+    Temporary files are made in *temporary_dir*, else beside *output*.
 
     Raises:
         NoRun, DirectoryLockedError, DamagedStore: as :func:`write_calls` does
         UnreadableInput, BrokenInput: *alignments* cannot be read to its end
         UsageError: an optional dependency is missing
-        CannotWrite: *output* cannot be written
+        CannotWrite: *output* or a temporary file cannot be written
     """
     tally: Counter[str] = Counter()
-    with closing(open_finished(directory)) as store, open_alignments(alignments) as opened:
-        chunks = label_chunks(store.reader, opened, rules, label_rules, output.parent, tally)
+    scratch = temporary_dir or output.parent
+    with closing(open_finished(directory, temporary_dir)) as store, open_alignments(alignments) as opened:
+        chunks = label_chunks(store.reader, opened, rules, label_rules, scratch, tally)
         with closing(chunks), packed_file(output) as file:
             file.writelines(chunks)
     return tally
@@ -258,6 +273,7 @@ def _make_all(files: TableFiles, run: FinishedRun, store: Store, before_each: Ca
         before_each(f"writing {file.name}")
         files.make(file, run)
     text = write_viral_files(run, store, files, partial(before_each, "writing viral sequences"))
+    write_layout(run, store, files, partial(before_each, "writing tables of each input"))
     files.make(SUMMARY_FILE, run)
     return text
 

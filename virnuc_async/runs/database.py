@@ -193,6 +193,7 @@ class Database:
         to_repair: bool = False,
     ) -> None:
         self.directory = directory
+        self.scratch = directory  # where temporary files are made; whoever opens the file may set another
         self._name = name
         self._journal = name + JOURNAL
         with ExitStack() as undo, translated_errors(directory):

@@ -1,7 +1,8 @@
 """The files of an output directory, and whether a directory is new, ours or somebody else's."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 
@@ -13,10 +14,11 @@ DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces 
 OPENING = ".open-"  # begins the names under which SQLite opens a file, for a moment
 FEATURES = "merged_features.partial"  # while a run proceeds
 MERGED_FEATURES = "merged_features.pt"
+PREDICTIONS, HIGHEST_SCORES = "prediction_results.txt", "prediction_results_highestscore.csv"
 # Of every run.
 TABLES = (
-    "prediction_results.txt",
-    "prediction_results_highestscore.csv",
+    PREDICTIONS,
+    HIGHEST_SCORES,
     "contigs.tsv",
     "fragments.tsv",
 )
@@ -43,6 +45,8 @@ OUTPUT_FILES = (
     DAMAGED,
 )
 
+# In the directories of VirNucPro's layout.
+_IN_MERGED = re.compile(rf"(?P<directory>[^/\0]+_merged)/(?P<name>{PREDICTIONS}|{HIGHEST_SCORES})")
 _MOST_NAMED = 5  # files in one message
 _RUN = "run of this program"
 
@@ -74,6 +78,30 @@ def _refuse(directory: str, taken: Sequence[str], contents: str, hint: str = USE
         more = f" and {len(taken) - _MOST_NAMED:,} more" if len(taken) > _MOST_NAMED else ""
         reason = f"contains {named}{more} and no {contents}, which would write files of these names. {hint}"
         raise ForeignDirectoryError(directory, reason)
+
+
+def refuse_names(directory: Path, taken: Sequence[str]) -> None:
+    """
+    Check that there are no names *taken* in *directory*, in which there is no run.
+
+    Raises:
+        ForeignDirectoryError: there are
+    """
+    _refuse(str(directory), taken, _RUN)
+
+
+def is_in_merged(name: str) -> bool:
+    """Return whether *name* is that of a table in a directory of VirNucPro's layout."""
+    return _IN_MERGED.fullmatch(name) is not None
+
+
+def remove_merged(directory: Directory, names: Iterable[str]) -> None:
+    """Remove those of *names* that are in directories of VirNucPro's layout, and these if nothing else is."""
+    for found in filter(None, map(_IN_MERGED.fullmatch, sorted(names))):
+        with suppress(OSError):  # what is no directory, or gone, or has other files in it, stays
+            with directory.subdirectory(found["directory"]) as inner:
+                inner.unlink(found["name"])
+            directory.remove_empty(found["directory"])
 
 
 def claim_directory(path: Path) -> Directory:

@@ -47,8 +47,8 @@ class BlockReader(Protocol):
     """What tables of ORFs and fragments are made from."""
 
     @property
-    def directory(self) -> Directory:
-        """The output directory of the run."""
+    def scratch(self) -> Directory:
+        """Where temporary files are made."""
 
     def blocks(self) -> Iterator[Block]:
         """Yield records with their scored ORFs, in input order."""
@@ -71,6 +71,11 @@ class RunReader:
     def directory(self) -> Directory:
         """The output directory of the run."""
         return self._database.directory
+
+    @property
+    def scratch(self) -> Directory:
+        """Where temporary files are made."""
+        return self._database.scratch
 
     def at_least(self, min_length: int) -> "RunReader":
         """Return a reader of the same store that leaves out records of fewer than *min_length* bases."""

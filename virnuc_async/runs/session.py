@@ -18,7 +18,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 from anyio.abc import TaskGroup
 
 from virnuc_async.errors import NoRecords
-from virnuc_async.fileio import Directory, writing_to
+from virnuc_async.fileio import Directory
 from virnuc_async.log import logger, run_log_files
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.windows import Window
@@ -37,6 +37,7 @@ from .progress_file import ProgressFile
 from .reuse_embeddings import FeatureIndex, check_similarity
 from .rows import BatchKey
 from .saved_embeddings import EmbeddingCheck, are_saved
+from .scratch import temporary_files
 from .store import Store
 from .takeover import open_store, send_heartbeats
 from .window_check import WindowCheck
@@ -242,7 +243,7 @@ class RunSession:
     def _read_features(self) -> None:
         if self.features.files and not self.is_finished:
             self.counts.status = "reading embeddings to reuse"
-            _read_all(self.features, self.store.directory)
+            _read_all(self.features, self.store.reader.scratch)
 
     def _identify(self) -> None:
         """Decide what the run is, check that it is the one of the store, and what of that is left to do."""
@@ -308,7 +309,7 @@ def _embedding_widths(plan: Plan) -> tuple[int, int]:
 
 
 def _read_all(features: FeatureIndex, directory: Directory) -> None:
-    with writing_to(directory.path, "embeddings to reuse"):
+    with temporary_files(directory, "embeddings to reuse"):
         for _ in features.read(directory):
             from_thread.check_cancelled()
 

@@ -37,10 +37,11 @@ from .failure import Failure
 from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
 from .meta import ENDING, get_meta, remove_meta, set_meta
-from .output_directory import OPENING, OUTPUT_FILES, STORE, claim_directory
+from .output_directory import OPENING, OUTPUT_FILES, STORE, claim_directory, remove_merged
 from .reader import RunReader
 from .repair import Recovered, repair_store
 from .rows import BatchKey, BatchRow, FailedOrf, FileEnd, WindowRow
+from .scratch import open_scratch
 
 if TYPE_CHECKING:
     from virnuc_async.engine.worker import ScoredBatch
@@ -57,9 +58,9 @@ class OnDisk(Protocol):
         """Return what *work* returns for *args*."""
 
 
-def open_finished(directory: Path) -> "Store":
+def open_finished(directory: Path, temporary_dir: Path | None = None) -> "Store":
     """
-    Return the store of the finished run in *directory*.
+    Return the store of the finished run in *directory*; temporary files are made there or in *temporary_dir*.
 
     Raises:
         NoRun: there is none, or not all of it is scored
@@ -71,7 +72,7 @@ def open_finished(directory: Path) -> "Store":
     if not (directory / STORE).is_file():
         raise NoRun(str(directory), f"contains no run of this program: there is no {STORE}")
     with ExitStack() as undo:
-        store = Store(directory)
+        store = Store(directory, temporary_dir=temporary_dir)
         undo.callback(store.close)
         if not store.is_finished:
             reason = "not all of its run is scored. Repeat the command that began it"
@@ -98,11 +99,13 @@ class Store:
         overwrite: bool = False,
         repair: bool = False,
         busy_seconds: float = BUSY_SECONDS,
+        temporary_dir: Path | None = None,
     ) -> None:
         """
         Open the store, or create a new one in a new or empty directory.
 
-        With *repair*, recover what is intact of a damaged one; ``recovered`` says how much.
+        With *repair*, recover what is intact of a damaged one; ``recovered`` says how much. Temporary files
+        are made in *temporary_dir*, else in the directory.
 
         Raises:
             ForeignDirectoryError: the directory contains something else
@@ -117,6 +120,7 @@ class Store:
                 undo.callback(self.lock.release)
                 _remove_leftovers(self.directory)
                 has_locks = self.lock.has_kernel_locks
+            self._scratch = open_scratch(temporary_dir, self.directory, undo)
             self.recovered: Recovered | None = None
             if repair and not overwrite:
                 self.recovered = repair_store(self.directory, has_locks, self.lock.check)
@@ -139,6 +143,7 @@ class Store:
         """Close the file and release the directory."""
         self._database.close()
         self.lock.release()
+        self._scratch.close()
         self.directory.close()
 
     def check(self) -> None:
@@ -284,6 +289,7 @@ class Store:
         with ExitStack() as undo:
             self._database = Database(self.directory, STORE, has_locks, busy_seconds)
             undo.callback(self._database.close)
+            self._database.scratch = self._scratch
             self.reader = RunReader(self._database)
             with self._transaction("EXCLUSIVE"):
                 self._create_or_check(overwrite)
@@ -296,11 +302,13 @@ class Store:
         outputs = [name for name in OUTPUT_FILES if self.directory.stat(name) and name != _LOG]
         if outputs and not overwrite:
             raise self._database.damage(f"it is empty, and there is {outputs[0]}")
+        written = (self.get_meta("written") if is_ours else None) or {}
         for name in self._database.tables():
             self._database.execute(f"DROP TABLE {name}")
         create_tables(self._database.connection)
         for name in OUTPUT_FILES if is_ours else ():
             self.directory.unlink(name)
+        remove_merged(self.directory, written.get("files", ()))
 
     def _set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
         window = self.reader.window(number)

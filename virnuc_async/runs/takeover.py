@@ -24,7 +24,10 @@ async def open_store(plan: Plan, out_dir: Path, messages: RunMessages, on_disk: 
         DirectoryLockedError: another process is alive and writes there
         ForeignDirectoryError, DamagedStore, CannotWrite: the directory
     """
-    open_it = partial(Store, out_dir, plan.settings.overwrite, plan.settings.repair)
+    settings = plan.settings
+    open_it = partial(
+        Store, out_dir, settings.overwrite, settings.repair, temporary_dir=settings.temporary_dir
+    )
     try:
         return await on_disk(open_it)
     except LockHeldRemotely as held:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections import Counter
 from typing import Any
 
+from virnuc_async.cli.environment import temporary_dir
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.options import add_call_rules, fields_from
 from virnuc_async.cli.parser import add_command, path
@@ -34,7 +35,7 @@ def run(options: Namespace) -> int:
     from virnuc_async.outputs.written_again import write_calls
 
     rules = fields_from(CallRules, options)
-    tally = write_calls(options.out_dir, rules)
+    tally = write_calls(options.out_dir, rules, temporary_dir())
     print(f"{options.out_dir / CALLS_TABLE}: {_describe(tally, CALLS, TIERS)}")
     return DONE
 

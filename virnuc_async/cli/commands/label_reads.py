@@ -4,6 +4,7 @@ from argparse import Namespace
 from functools import partial
 from typing import Any
 
+from virnuc_async.cli.environment import temporary_dir
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.options import add_call_rules, add_field, fields_from
 from virnuc_async.cli.parser import add_command, path, path_text
@@ -55,7 +56,7 @@ def run(options: Namespace) -> int:
 
     output = options.output or options.out_dir / "read_labels.tsv"
     rules, label_rules = fields_from(CallRules, options), fields_from(LabelRules, options)
-    tally = write_labels(options.out_dir, options.bam, output, rules, label_rules)
+    tally = write_labels(options.out_dir, options.bam, output, rules, label_rules, temporary_dir())
     counts = ", ".join(f"{count:,} {call}" for call, count in tally.most_common())
     print(f"{output}: {counts or 'no read is aligned'}")
     return DONE

@@ -174,6 +174,7 @@ def run(options: Namespace) -> int:
         pairs=Pairing(options.pairs),
         min_length=options.min_length,
         formats=options.formats,
+        layout=options.layout,
         skip_missing=options.skip_missing,
         recursive=options.recursive,
         allow_duplicates=options.allow_duplicates,

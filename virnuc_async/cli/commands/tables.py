@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.console import status_lines
-from virnuc_async.cli.environment import cache_from
+from virnuc_async.cli.environment import cache_from, temporary_dir
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import (
     OF_REGIONS,
@@ -154,6 +154,7 @@ def _changes(options: Namespace) -> "Changes":
         calibrated=options.calibrated,
         model=find(options.model, cache) if options.model else None,
         cache_dir=cache,
+        temporary_dir=temporary_dir(),
     )
 
 
