@@ -296,8 +296,8 @@ class RegionRules:
     """
 
     open_score: float = 0.75  # a region begins where the smoothed score reaches this
-    close_score: float = 0.55  # and extends until it falls below this
-    smoothing: int = 4000  # bases around the middle of a fragment over which scores are averaged; 0: not
+    close_score: float = 0.5  # and extends until it falls below this
+    smoothing: int = 6000  # bases around the middle of a fragment over which scores are averaged; 0: not
     gap: int = 4000  # regions with at most so many bases between them are one
     min_length: int = 4000  # of a region, in bases
     min_contig: int = 5000  # shorter contigs are not looked at, in bases
