@@ -22,20 +22,16 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "virnuc_async"
 EXAMPLE = ROOT / "docs" / "examples" / "metagenome.fa.gz"
-DEVELOPMENT = {
-    "all",
-    "dev",
-    "fuzz",
-    "recipes",
-    "test",
-}  # extras that are not for users, and the one of all others
+# Extras that no command needs, and the one of all others.
+OF_NO_COMMAND = {"all", "dev", "fuzz", "recipes", "service", "test"}
 MOST_BYTES = {".whl": 6_000_000, ".gz": 10_000_000}  # the demonstration model takes 4.8 MB
 LARGEST_FILE = 4_000_000
 IN_SDIST = ("README.md", "LICENSE", "CITATION.cff", "constraints.txt", "noxfile.py", "pyproject.toml")
 READS = "@SQ\tSN:contig_001\tLN:1957\nread\t0\tcontig_001\t1\t60\t8M\t*\t0\t0\tACGTACGT\tIIIIIIII\tNM:i:0\n"
-# What needs an extra, of the directory of a finished run and a file of reads in SAM.
+# What needs an extra; of the example, the directory of a finished run and a file of reads in SAM.
 NEEDS: dict[str, tuple[str, ...]] = {
     "bam": ("predict", "{reads}", "{out}-bam", "--devices", "cpu"),
+    "parquet": ("predict", "{example}", "{out}-parquet", "--devices", "cpu", "--format", "parquet"),
     "reads": ("label-reads", "{out}", "--bam", "{reads}"),
 }
 
@@ -101,10 +97,10 @@ def check_contents(file: Path) -> None:
 
 
 def extras(wheel: Path) -> dict[str, list[str]]:
-    """Return the packages that each extra for users brings."""
+    """Return the packages that each extra of a command brings."""
     (metadata,) = (data for name, data in _contents(wheel).items() if name.endswith(".dist-info/METADATA"))
     message = BytesParser().parsebytes(metadata)
-    required = {name: [] for name in message.get_all("Provides-Extra", []) if name not in DEVELOPMENT}
+    required = {name: [] for name in message.get_all("Provides-Extra", []) if name not in OF_NO_COMMAND}
     for line in message.get_all("Requires-Dist", []):
         for name in required:
             if f"extra == '{name}'" in line or f'extra == "{name}"' in line:
@@ -135,7 +131,10 @@ def check_extras(installed: Installed, wheel: Path, out: Path) -> None:
         raise Problem(f"extras {required}; there are commands that need {sorted(NEEDS)}")
     reads = installed.directory / "reads.sam"
     reads.write_text(READS)
-    commands = {name: [word.format(out=out, reads=reads) for word in words] for name, words in NEEDS.items()}
+    commands = {
+        name: [word.format(example=EXAMPLE, out=out, reads=reads) for word in words]
+        for name, words in NEEDS.items()
+    }
     for name, words in commands.items():
         done = installed.run(*words)
         message = f"pip install 'virnuc-async[{name}]'"

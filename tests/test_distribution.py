@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from release_check import DEVELOPMENT, NEEDS
+from release_check import NEEDS, OF_NO_COMMAND
 from running import ROOT
 
 from virnuc_async import __version__
@@ -100,17 +100,17 @@ def test_each_step_that_a_container_runs_exists() -> None:
     assert steps == set(re.findall(r"install_(\w+)\(\)", INSTALL.read_text()))
 
 
-def test_the_extra_of_everything_has_all_that_users_may_want() -> None:
+def test_the_extra_of_everything_has_all_that_commands_need() -> None:
     (everything,) = EXTRAS["all"]
     (names,) = re.findall(r"virnuc-async\[(.+)\]", everything)
-    assert set(names.split(",")) == set(EXTRAS) - DEVELOPMENT
+    assert set(names.split(",")) == set(EXTRAS) - OF_NO_COMMAND
 
 
 def test_messages_name_extras_that_exist() -> None:
     """Each extra is named by the message of what needs it, which the check of a release provokes."""
     texts = [path.read_text("utf-8") for path in (ROOT / "virnuc_async").rglob("*.py")]
     named = {name for text in texts for name in re.findall(r"virnuc-async\[(\w+)\]", text)}
-    assert named == set(EXTRAS) - DEVELOPMENT == set(NEEDS)
+    assert named == set(EXTRAS) - OF_NO_COMMAND == set(NEEDS)
 
 
 def recipe() -> dict[str, Any]:
@@ -128,7 +128,7 @@ def conda_requirement(requirement: str) -> str:
 
 
 def test_the_recipe_requires_what_the_package_requires() -> None:
-    users = [line for name in sorted(set(EXTRAS) - DEVELOPMENT) for line in EXTRAS[name]]
+    users = [line for name in sorted(set(EXTRAS) - OF_NO_COMMAND) for line in EXTRAS[name]]
     expected = {conda_requirement(line) for line in (*PROJECT["dependencies"], *users)}
     python = f"python {PROJECT['requires-python']}"
     assert set(recipe()["requirements"]["run"]) == {python, *expected}
