@@ -367,7 +367,12 @@ async def test_cancelled_it_ends_and_resumes(bench: PipelineHarness, count: int,
     with pytest.raises(asyncio.CancelledError):
         await task
     out = bench.out / "out"
-    assert {path.name for path in out.iterdir()} == {"run.sqlite3", "run.log", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "run.sqlite3",
+        "run.log",
+        "summary.json",
+        "progress.json",
+    }
     again = Rules()
     ended = await bench.run(again, devices=count)
     assert len(rules.seen) + len(again.seen) == ended.counts["batches"]
