@@ -1,6 +1,6 @@
 """
-Checks: ``nox`` runs lint, types, tests, the tests of errors with the oldest Python, the recipes, and what a
-release is made of.
+Checks: ``nox`` runs lint, types, tests, those of errors with the oldest Python, of the recipes, of what a
+release is made of, and of the report.
 
 ``nox -s gpu_tests`` needs a GPU, ``nox -s fake_cuda`` 10 GB of disk for torch's builds for GPUs, and
 ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and ``nox -s fuzz`` searches for inputs
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check"]
+nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check", "reports"]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
@@ -105,6 +105,14 @@ def release_check(session: nox.Session) -> None:
     session.run("hadolint", "Dockerfile")
     session.run("cffconvert", "--validate")
     session.run("python", "scripts/release_check.py", "dist")
+
+
+@nox.session
+def reports(session: nox.Session) -> None:
+    """Run the tests of the report in a Chromium, if there is one, and of what MultiQC makes of a run."""
+    session.install(*TESTED, "-e", ".[test]", "multiqc", "playwright")
+    where = ("tests/browser", "tests/outputs/test_multiqc.py")
+    session.run("pytest", "-m", "browser or multiqc", *where, *session.posargs)
 
 
 @nox.session

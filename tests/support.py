@@ -17,6 +17,8 @@ from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import Orf, open_frames
 from virnuc_async.sequences.tokens import Ragged
 
+# Of each run unless it is asked for none.
+REPORTS = ("report.html", "virnuc_mqc.json", "virnuc_statistics_mqc.json")
 # The tables of a run, which must never differ by a byte.
 TABLES = (*("prediction_results.txt", "prediction_results_highestscore.csv"), "contigs.tsv", "fragments.tsv")
 

@@ -27,6 +27,7 @@ def test_defaults() -> None:
         "threads": None,
         "threshold": 0.5,
         "embeddings": False,
+        "report": True,
         "calibrated": True,
         "calls": None,
         "regions": None,

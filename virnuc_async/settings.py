@@ -417,6 +417,7 @@ class Settings:
     tokens_per_batch: int | None = None  # residue tokens; None: by the memory of the devices
     threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
     embeddings: bool = False  # also write merged_features.pt
+    report: bool = True  # write report.html, and the files for MultiQC
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
     calls: CallRules | None = None  # also write contig_calls.tsv, by these rules
     regions: RegionRules | None = None  # also write regions.bed and regions.gff3, by these rules
@@ -454,6 +455,7 @@ _CHECKS: dict[str, Check] = {
     "tokens_per_batch": optional(whole(1)),
     "threshold": fraction,
     "embeddings": flag,
+    "report": flag,
     "calibrated": flag,
     "calls": optional(call_rules),
     "regions": optional(region_rules),

@@ -13,9 +13,11 @@ from virnuc_async.models.import_checkpoint import CheckpointPaths
 from virnuc_async.runs.output_directory import DAMAGED, OUTPUT_FILES, STORE
 from virnuc_async.runs.store import Store
 
-# The files of a run with pairs, embeddings and failures; report.html is not written yet.
-EVERYTHING = ("--embeddings", "--calls", "--pairs", "interleaved")
-FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", "report.html", DAMAGED}
+# The files of a run with pairs, embeddings, regions and failures.
+FORMATS = ("--format", "tsv,parquet,jsonl")
+EVERYTHING = ("--embeddings", "--calls", "--regions", "--pairs", "interleaved", *FORMATS)
+VIRAL = {name for name in OUTPUT_FILES if name.startswith("viral")}
+FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", DAMAGED, *VIRAL}
 
 
 @pytest.fixture

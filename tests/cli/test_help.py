@@ -9,7 +9,7 @@ from running import python, run
 from virnuc_async import __version__
 
 ACTIONS = [f"models {action}" for action in ("list", "info", "download", "verify", "import", "help")]
-MAKING = ["predict", "tables", "calls", "label-reads", "train", "evaluate", "calibrate"]
+MAKING = ["predict", "tables", "report", "calls", "label-reads", "train", "evaluate", "calibrate"]
 COMMANDS = ["", *MAKING, "models", *ACTIONS, "devices", "help"]
 
 
@@ -53,8 +53,8 @@ def test_version_and_help_behind_other_arguments() -> None:
         (
             "predikt",
             "no such command: 'predikt'. Did you mean predict? "
-            "Commands: predict, tables, calls, label-reads, train, evaluate, calibrate, models, devices, "
-            "help\n"
+            "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, models, "
+            "devices, help\n"
             "Try 'virnuc-async --help'.",
         ),
         (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import NO_FILE, OPEN, SHUT, predict, rows, verdicts
-from support import TABLES, fasta
+from support import REPORTS, TABLES, fasta
 
 from virnuc_async.models.bundle import Bundle
 
@@ -25,7 +25,7 @@ def test_one_file(good: Path, out: Path) -> None:
         ended.err,
     )
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        (*TABLES, "summary.json", "progress.json", "run.log", "run.sqlite3")
+        (*TABLES, *REPORTS, "summary.json", "progress.json", "run.log", "run.sqlite3")
     )
     names = [row[0] for row in rows(out / "prediction_results.txt")[1:]]
     assert names == [f"good_chunk_1{frame}" for frame in ("F1", "F2", "F3", "R1", "R2", "R3")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from running import NO_FILE, log, predict, some_reads, tables, verdicts
-from support import TABLES, fasta
+from support import REPORTS, TABLES, fasta
 
 from virnuc_async.models.bundle import Bundle
 
@@ -118,7 +118,7 @@ def test_overwrite_replaces_the_run_and_keeps_other_files(good: Path, tmp_path: 
     assert predict(other, out, "--overwrite").code == 0
     assert list(verdicts(out)) == ["other"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        (*TABLES, "notes.txt", "summary.json", "progress.json", "run.log", "run.sqlite3")
+        (*TABLES, *REPORTS, "notes.txt", "summary.json", "progress.json", "run.log", "run.sqlite3")
     )
     assert (out / "notes.txt").read_text() == "mine"
     assert "good" not in log(out)

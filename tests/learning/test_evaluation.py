@@ -16,7 +16,8 @@ from tiny_models import Toys, records, write_toys
 
 from virnuc_async.learning.metrics import METRICS
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.outputs.html import chart, page, paragraph, table
+from virnuc_async.outputs.charts import unit_chart
+from virnuc_async.outputs.html import render
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +205,18 @@ def test_text_of_the_input_is_escaped(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "evaluation.html").read_text()
     assert "<script" not in text
     assert evil in Tags(text).texts
-    for html in (
-        page(evil, [paragraph(evil, evil), table([[evil], [evil]])]),
-        chart(evil, (evil, evil), {evil: []}),
-    ):
-        assert "<script" not in html
-        assert evil in Tags(html).texts
+    chart = unit_chart(evil, evil, (evil, evil), {evil: []})
+    section = {"name": evil, "charts": [chart], "groups": [[evil], [evil]]}
+    page = {
+        "title": evil,
+        "summary": evil,
+        "command": evil,
+        "metrics": [[evil], [evil]],
+        "sections": [section],
+    }
+    html = render("evaluation.html.j2", **page)
+    assert "<script" not in html
+    assert Tags(html).texts.count(evil) == 13
 
 
 def test_groups_with_invalid_text(tmp_path: Path) -> None:

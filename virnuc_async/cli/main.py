@@ -10,7 +10,19 @@ from typing import NoReturn
 from virnuc_async.errors import VirnucError
 from virnuc_async.text import escape_control_chars
 
-from .commands import calibrate, calls, devices, evaluate, help, label_reads, models, predict, tables, train
+from .commands import (
+    calibrate,
+    calls,
+    devices,
+    evaluate,
+    help,
+    label_reads,
+    models,
+    predict,
+    report,
+    tables,
+    train,
+)
 from .exit_codes import FAILED
 from .parser import PROGRAM, CommandParser
 from .signals import Interrupted
@@ -88,7 +100,7 @@ def _parser() -> CommandParser:
     )
     parser.set_defaults(interrupted=_INTERRUPTED, prints_result=True)
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
-    for command in (predict, tables, calls, label_reads, train, evaluate, calibrate, models, devices):
+    for command in (predict, tables, report, calls, label_reads, train, evaluate, calibrate, models, devices):
         command.add_parser(commands)
     help.add_parser(commands, parser, "predict", "models verify")
     return parser

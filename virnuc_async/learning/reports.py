@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from virnuc_async.outputs.html import chart, heading, page, paragraph, table
+from virnuc_async.outputs.charts import Chart, unit_chart
+from virnuc_async.outputs.html import render
 from virnuc_async.text import plural
 
 Report = dict[str, Any]  # values of JSON
@@ -69,22 +70,32 @@ def evaluation_page(report: Report) -> str:
         f"95 % confidence intervals, from {report['settings']['resamples']:,} resamples of the clusters. "
         "Sequences without an open reading frame have no score and are not counted."
     )
-    parts = [paragraph(summary), paragraph(report["command"]), table(metric_rows(report["at"]))]
-    for name, levels in report["at"].items():
-        parts += [heading(name), *_charts(levels), table(group_rows(levels))]
-    return page(f"Evaluation of {model['name']}", parts)
+    sections = [
+        {"name": name, "charts": list(_charts(f"at-{number}", levels)), "groups": group_rows(levels)}
+        for number, (name, levels) in enumerate(report["at"].items())
+    ]
+    return render(
+        "evaluation.html.j2",
+        title=f"Evaluation of {model['name']}",
+        summary=summary,
+        command=report["command"],
+        metrics=metric_rows(report["at"]),
+        sections=sections,
+    )
 
 
-def _charts(levels: Mapping[str, Report]) -> Iterator[str]:
+def _charts(id: str, levels: Mapping[str, Report]) -> Iterator[Chart]:
     roc = {level: result["curves"]["roc"] for level, result in levels.items()}
-    yield chart("ROC curve", ("false positive rate", "true positive rate"), roc, diagonal=True)
+    axes = ("false positive rate", "true positive rate")
+    yield unit_chart(f"{id}-roc", "ROC curve", axes, roc, has_diagonal=True)
     precision = {level: result["curves"]["precision_recall"] for level, result in levels.items()}
-    yield chart("Precision-recall curve", ("recall", "precision"), precision)
+    yield unit_chart(f"{id}-precision", "Precision-recall curve", ("recall", "precision"), precision)
     reliability = {
         level: [(each["mean_score"], each["share"]) for each in result["reliability"]]
         for level, result in levels.items()
     }
-    yield chart("Reliability diagram", ("mean P(virus)", "fraction viral"), reliability, diagonal=True)
+    axes = ("mean P(virus)", "fraction viral")
+    yield unit_chart(f"{id}-reliability", "Reliability diagram", axes, reliability, has_diagonal=True)
 
 
 def model_card(name: str, report: Mapping[str, Any]) -> str:

@@ -1,95 +1,107 @@
-"""A self-contained HTML page with tables and charts: no script, no other file, no network."""
+"""
+Self-contained HTML pages, from the templates of this package: one file, no request to anywhere.
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+Everything that is put into a template is escaped, whatever it is; characters that a reader would not see,
+or that change the direction of text, are written as escapes. A page may run its own script and nothing
+else: its policy names the style and the script by their hashes.
+"""
 
-Points = Sequence[tuple[float, float]]
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")  # of Okabe and Ito, for the colour-blind
-_SIZE, _MARGIN = 260, 44  # of a chart's plot area, and around it; in pixels
-_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.15rem .7rem;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f3f5f7}"
-    "th{border-bottom:1px solid #888}figure{display:inline-block;margin:0 1rem 1rem 0}"
-    "svg text{font:11px system-ui,sans-serif;fill:#444}.warning{background:#fff3cd;padding:.6rem 1rem}"
-)
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from virnuc_async._version import __version__
+from virnuc_async.text import plural
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """Return a complete page; *sections* are HTML."""
-    lines = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        *sections,
-        "</body></html>",
-        "",
-    ]
-    return "\n".join(lines)
+from .columns import Chunks
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_STYLE = "style.css"
+# Inside of a script element, these could end it or begin a comment.
+_IN_SCRIPT = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&"})
 
 
-def heading(text: str) -> str:
-    """Return the heading of a section."""
-    return f"<h2>{escape(text)}</h2>"
+def render(template: str, script: str = "", **values: Any) -> str:
+    """Return the page of *template*, which may run the file *script* of this package, with *values*."""
+    return _environment().get_template(template).render(**_shared(script), **values)
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    """Return a paragraph; *kind* "warning" highlights it."""
-    return f'<p class="{escape(kind)}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+def page_chunks(template: str, script: str = "", **values: Any) -> Chunks:
+    """Yield the page that :func:`render` returns, some lines at a time."""
+    stream = _environment().get_template(template).stream(**_shared(script), **values)
+    stream.enable_buffering(1000)
+    for part in stream:
+        yield part.encode()
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; the first row is its header."""
-    lines = [
-        "<tr>" + "".join(f"<{cell}>{escape(text)}</{cell}>" for text in row) + "</tr>"
-        for cell, row in zip(("th", *("td" for _ in rows[1:])), rows, strict=True)
-    ]
-    return f"<table>\n{chr(10).join(lines)}\n</table>"
+def visible(text: str | bytes) -> str:
+    """Return *text* with an escape for each character that is not visible, and for each invalid byte."""
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogateescape")
+    decoded = text.decode("utf-8", "backslashreplace")
+    if decoded.isprintable():
+        return decoded
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in decoded
+    )
 
 
-def chart(title: str, axes: tuple[str, str], lines: Mapping[str, Points], diagonal: bool = False) -> str:
-    """Return a chart of *lines*, by their names; both axes go from 0 to 1."""
-    side = _SIZE + 2 * _MARGIN
-    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(lines))]
-    plotted = [_line(points, colour) for points, colour in zip(lines.values(), colours, strict=True)]
-    legend = [
-        _legend(row, name, colour) for row, (name, colour) in enumerate(zip(lines, colours, strict=True))
-    ]
-    reference = _line([(0, 0), (1, 1)], "#bbb") if diagonal else ""
-    content = "".join([_axes(axes), reference, *plotted, *legend])
-    size = f'width="{side}" height="{side + 18 * len(lines)}"'
-    svg = f'<svg {size} role="img" aria-label="{escape(title)}">{content}</svg>'
-    return f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+def shortened(text: str, most: int) -> str:
+    """Return *text*, or its first *most* characters and a mark that there are more."""
+    return text if len(text) <= most else f"{text[:most]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _pixels(x: float, y: float) -> tuple[float, float]:
-    return _MARGIN + x * _SIZE, _MARGIN + (1 - y) * _SIZE
+def embedded_json(value: Any) -> Markup:
+    """Return *value* as JSON that is safe inside of a script element, whatever its texts are."""
+    # In ASCII: some characters beyond end a line for a script, though not for JSON.
+    return Markup(json.dumps(value, separators=(",", ":"), ensure_ascii=True).translate(_IN_SCRIPT))
 
 
-def _line(points: Points, colour: str) -> str:
-    pixels = " ".join("{:.1f},{:.1f}".format(*_pixels(x, y)) for x, y in points)
-    return f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{pixels}"/>'
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters |= {
+        "embedded_json": embedded_json,
+        "count": lambda number: f"{number:,}",
+        "plural": plural,
+        "shortened": shortened,
+    }
+    return environment
 
 
-def _axes(names: tuple[str, str]) -> str:
-    """Return the border, the ticks and the names of both axes."""
-    end = _MARGIN + _SIZE
-    box = f'<rect x="{_MARGIN}" y="{_MARGIN}" width="{_SIZE}" height="{_SIZE}" fill="none" stroke="#888"/>'
-    x_ticks = [_text(_pixels(tick, 0)[0], end + 15, "middle", f"{tick:g}") for tick in _TICKS]
-    y_ticks = [_text(_MARGIN - 5, _pixels(0, tick)[1] + 4, "end", f"{tick:g}") for tick in _TICKS]
-    x_name = _text(_MARGIN + _SIZE / 2, end + 32, "middle", names[0])
-    y_name = _text(_MARGIN, _MARGIN - 8, "start", names[1])
-    return "".join((box, *x_ticks, *y_ticks, x_name, y_name))
+@cache
+def _shared(script: str) -> Mapping[str, Any]:
+    """Return what every page has: its style, its script, and the policy that allows these alone."""
+    style = _source(_STYLE)
+    policy = f"default-src 'none'; style-src {_hash(style)}"
+    if script:
+        policy += f"; script-src {_hash(_source(script))}"
+    return {
+        "policy": f"{policy}; base-uri 'none'; form-action 'none'",
+        "style": Markup(style),
+        "script": Markup(_source(script)) if script else "",
+        "version": __version__,
+    }
 
 
-def _text(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _source(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
 
 
-def _legend(row: int, name: str, colour: str) -> str:
-    y = 2 * _MARGIN + _SIZE + 18 * row + 4
-    mark = f'<rect x="{_MARGIN}" y="{y - 8}" width="14" height="4" fill="{colour}"/>'
-    return mark + _text(_MARGIN + 20, y - 2, "start", name)
+def _hash(source: str) -> str:
+    return f"'sha256-{b64encode(sha256(source.encode()).digest()).decode()}'"

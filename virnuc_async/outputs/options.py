@@ -50,6 +50,7 @@ class OutputOptions:
     min_length: int = 0  # bases; shorter records are in no table
     formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
     layout: Layout | None = None  # in which tables are written as well
+    report: bool = True  # whether there is to be one
 
     def __post_init__(self) -> None:
         check_fields(self, OPTION_CHECKS)
@@ -96,7 +97,7 @@ class OutputOptions:
 
 
 # Options that ask for a file.
-_STAYING = ("embeddings", "calls", "regions", "viral_fasta", "layout")
+_STAYING = ("embeddings", "report", "calls", "regions", "viral_fasta", "layout")
 RULES: dict[str, type[CallRules | RegionRules | ViralFasta]] = {
     "calls": CallRules,
     "regions": RegionRules,
@@ -108,6 +109,7 @@ OPTION_CHECKS: dict[str, Check] = {
     "pairs": one_of(Pairing),
     "calibration": optional(word),
     "embeddings": flag,
+    "report": flag,
     "calls": optional(call_rules),
     "regions": optional(region_rules),
     "viral_fasta": optional(viral_fasta),

@@ -26,10 +26,13 @@ from .contigs import contig_chunks
 from .failures import failure_chunks
 from .formats import jsonl_chunks, parquet_chunks
 from .fragments import fragment_chunks, published_fragment_chunks
+from .multiqc import STATISTICS, VERDICTS, statistic_chunks, verdict_chunks
 from .options import OutputOptions
+from .overview import Overview
 from .pair_table import pair_chunks
 from .predictions import prediction_chunks
 from .region_tables import REGIONS_BED, REGIONS_GFF3, bed_chunks, gff3_chunks
+from .report import REPORT, report_chunks
 from .samples import SAMPLES_TABLE, Sample, count_samples, input_kinds, sample_chunks, sums
 from .summary import Summary, summary_text
 from .table_files import SUMMARY
@@ -99,6 +102,15 @@ class FinishedRun:
         count = self.reader.totals().contigs
         counts = Counter(records=count, virus=self.contigs["virus"], short=count - self.contigs.total())
         return counts if READS in kinds else Counter()
+
+    @cached_property
+    def overview(self) -> Overview:
+        """What the report shows of the contigs, gathered when it is first asked for."""
+        files = len(self.reader.paths())
+        overview = Overview(files, self.length, self.verdicts, self.options.regions)
+        for block in self.reader.blocks():
+            overview.add(block)
+        return overview
 
     @cached_property
     def summary(self) -> Summary:
@@ -194,3 +206,15 @@ FILES: tuple[OutputFile, ...] = (
 )
 # It is written when all else is there.
 SUMMARY_FILE = OutputFile(SUMMARY, lambda run: summary_text(run.summary))
+
+
+def _has_report(run: FinishedRun) -> bool:
+    return run.options.report
+
+
+# They are for people, and made of what all other files are made of: a run is complete without them.
+REPORT_FILES: tuple[OutputFile, ...] = (
+    OutputFile(REPORT, report_chunks, _has_report),
+    OutputFile(VERDICTS, verdict_chunks, _has_report),
+    OutputFile(STATISTICS, statistic_chunks, _has_report),
+)

@@ -79,17 +79,26 @@ def find_regions(
 def contig_regions(reader: RunReader, length: int, rules: RegionRules) -> Iterator[ContigRegions]:
     """Yield every contig with a region, in input order; *length* is what contigs were cut into, in bases."""
     for block in reader.blocks():
-        if block.contigs["length"].max() >= rules.min_contig:
-            yield from _block_regions(block, length, rules)
+        yield from _block_regions(block, length, rules)
+
+
+def long_contigs(
+    block: Block, length: int, rules: RegionRules
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield each contig of *block* that is looked at: its row, and places and scores of its fragments."""
+    lengths = block.contigs["length"]
+    if lengths.max(initial=0) < rules.min_contig:
+        return
+    fragments = vote(block)
+    for row in np.flatnonzero(lengths >= rules.min_contig).tolist():
+        own = fragments.part(slice(*np.searchsorted(fragments.rows, (row, row + 1)).tolist()))
+        yield row, _places(own, lengths, length), _scores(own)
 
 
 def _block_regions(block: Block, length: int, rules: RegionRules) -> Iterator[ContigRegions]:
-    fragments = vote(block)
     lengths, ids = block.contigs["length"], block.ids.split(b"\n")
-    for row in np.flatnonzero(lengths >= rules.min_contig).tolist():
-        own = fragments.part(slice(*np.searchsorted(fragments.rows, (row, row + 1)).tolist()))
-        regions = find_regions(_places(own, lengths, length), _scores(own), int(lengths[row]), rules)
-        if regions:
+    for row, places, scores in long_contigs(block, length, rules):
+        if regions := find_regions(places, scores, int(lengths[row]), rules):
             yield ContigRegions(ids[row], int(lengths[row]), regions)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from anyio import from_thread
 
-from virnuc_async.errors import OutputError
+from virnuc_async.errors import CannotWrite, OutputError
 from virnuc_async.runs.output_directory import FEATURES, MERGED_FEATURES
 from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
@@ -14,7 +14,7 @@ from virnuc_async.runs.session import RunSession
 from .embeddings import save_features
 from .layout import write_layout
 from .options import OutputOptions
-from .output_files import FILES, SUMMARY_FILE, FinishedRun
+from .output_files import FILES, REPORT_FILES, SUMMARY_FILE, FinishedRun
 from .summary import (
     Summary,
     left_out_line,
@@ -67,7 +67,8 @@ class OutputWriter:
         await on_disk(write_layout, run, self._store, self._files, from_thread.check_cancelled)
         await on_disk(self._write_or_remove_embeddings)
         await on_disk(self._files.make, SUMMARY_FILE, run)
-        await on_disk(self._remember_written, run.options)
+        if await on_disk(self._write_reports, run):
+            await on_disk(self._remember_written, run.options)
         if left_out := left_out_line(run.summary):
             self._log.info("{}", left_out)
         self._log.info("{}", summary_line(run.summary, self._directory.path))
@@ -127,6 +128,21 @@ class OutputWriter:
         summary = read_summary(self._directory)
         self._log.info("{}", summary_line(of_earlier_sessions(summary), self._directory.path))
         return summary
+
+    def _write_reports(self, run: FinishedRun) -> bool:
+        """Write the report, and return whether it could be written: no result is lost with it."""
+        self._session.counts.status = "writing the report"
+        try:
+            for file in REPORT_FILES:
+                self._files.make(file, run, from_thread.check_cancelled)
+        except CannotWrite as error:
+            self._log.warning("{}; all tables are written. The command report makes the report again", error)
+            # What is left of an earlier session is not of these tables.
+            with suppress(OSError):
+                for file in REPORT_FILES:
+                    self._files.remove(file.name)
+            return False
+        return True
 
     def _remember_written(self, options: OutputOptions) -> None:
         plan, flagged = self._session.plan, self._session.mates.flagged

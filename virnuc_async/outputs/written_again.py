@@ -24,7 +24,7 @@ from .calls import CALLS_TABLE, call_chunks
 from .formats import require_formats
 from .layout import require_free_layout, write_layout
 from .options import RULES, OutputOptions
-from .output_files import FILES, SUMMARY_FILE, FinishedRun, OutputFile
+from .output_files import FILES, REPORT_FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
 from .summary import Summary, read_summary, summarize_again
 from .table_files import TableFiles
@@ -112,6 +112,26 @@ def write_table(directory: Path, changes: Changes, table: OutputFile, file: Bina
         run = _finished_run(store, written, _model(store, written, changes), changes)
         with closing(table.chunks(run)) as chunks:
             file.writelines(chunks)
+
+
+def write_report(directory: Path) -> None:
+    """
+    Write the report of the finished run in *directory* again, of the tables and the summary as they are.
+
+    Raises:
+        NoRun, DirectoryLockedError, DamagedStore, UnknownBundle, CannotWrite: as :func:`write_tables` does
+    """
+    with closing(open_finished(directory)) as store:
+        written = _require_written(store)
+        model = _model(store, written, Changes())
+        _require_summary(store, written)
+        files, changes = TableFiles(store), Changes({"report": True})
+        run = _finished_run(store, written, model, changes, lambda _: read_summary(store.directory))
+        for file in REPORT_FILES:
+            files.make(file, run)
+        # Or the next session would find files that it does not know.
+        facts = files.facts_since(written.files)
+        written._replace(options=run.options, files=facts, model=model).keep(store)
 
 
 def find_table(name: str, format: Format | None = None) -> OutputFile:
@@ -212,7 +232,14 @@ def _require_summary(store: Store, written: Written) -> None:
         raise NoRun(str(store.directory), f"its summary.json is missing or has changed. {_REPEAT}")
 
 
-def _finished_run(store: Store, written: Written, model: ModelFacts, changes: Changes) -> FinishedRun:
+def _finished_run(
+    store: Store,
+    written: Written,
+    model: ModelFacts,
+    changes: Changes,
+    summarize: Callable[[FinishedRun], Summary] | None = None,
+) -> FinishedRun:
+    """Return what files are made of; unless told how to *summarize*, the summary is of their tables."""
     options = _options(options_left(written.options, store.directory), model, changes)
     return FinishedRun(
         store.reader,
@@ -220,7 +247,7 @@ def _finished_run(store: Store, written: Written, model: ModelFacts, changes: Ch
         model.length,
         model.calibration if options.calibration else None,
         partial(_find_pairs, written.flagged, options.pairs),
-        partial(_summarize, store, _is_used(model, options)),
+        summarize or partial(_summarize, store, _is_used(model, options)),
     )
 
 
@@ -274,7 +301,8 @@ def _make_all(files: TableFiles, run: FinishedRun, store: Store, before_each: Ca
         files.make(file, run)
     text = write_viral_files(run, store, files, partial(before_each, "writing viral sequences"))
     write_layout(run, store, files, partial(before_each, "writing tables of each input"))
-    files.make(SUMMARY_FILE, run)
+    for file in (SUMMARY_FILE, *REPORT_FILES):
+        files.make(file, run)
     return text
 
 

@@ -92,7 +92,7 @@ def read_history(store: "Store") -> DeviceHistory:
     Raises:
         DamagedStore: it cannot be read
     """
-    return DeviceHistory.from_json(store.get_meta(HISTORY))
+    return store.reader.device_history()
 
 
 def is_history(value: Any) -> bool:

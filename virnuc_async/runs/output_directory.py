@@ -40,6 +40,8 @@ OUTPUT_FILES = (
     FEATURES,
     "summary.json",
     "report.html",
+    "virnuc_mqc.json",
+    "virnuc_statistics_mqc.json",
     "run.log",
     "progress.json",
     DAMAGED,

@@ -15,6 +15,7 @@ from virnuc_async.fileio import Directory
 
 from .blocks import SCORE, Block
 from .database import Database
+from .device_history import HISTORY, DeviceHistory
 from .failure import Failure
 from .meta import KINDS_KEY, get_meta
 from .rows import FINGERPRINT, BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
@@ -151,6 +152,10 @@ class RunReader:
         paths = get_meta(self._database, "paths")
         self._require(paths is not None, "the names of its inputs are missing")
         return list(paths)
+
+    def device_history(self) -> DeviceHistory:
+        """Return what each device has done over time; nothing of versions that did not keep it."""
+        return DeviceHistory.from_json(get_meta(self._database, HISTORY))
 
     def files(self) -> Iterator[FileLine]:
         """Yield every input, in order."""

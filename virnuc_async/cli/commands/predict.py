@@ -125,6 +125,12 @@ def _add_file_options(parser: Any) -> None:
 def _add_output_options(group: Any) -> None:
     group.add_argument("--embeddings", action="store_true", help="also write merged_features.pt")
     group.add_argument(
+        "--no-report",
+        dest="report",
+        action="store_false",
+        help="write neither report.html nor the files for MultiQC; 'report' makes them afterwards",
+    )
+    group.add_argument(
         "--no-calibration",
         dest="calibrated",
         action="store_false",
@@ -170,6 +176,7 @@ def run(options: Namespace) -> int:
         viral_fasta=viral_fasta_from(options),
         regions=region_rules if options.regions or region_rules != RegionRules() else None,
         embeddings=options.embeddings,
+        report=options.report,
         calibrated=options.calibrated,
         pairs=Pairing(options.pairs),
         min_length=options.min_length,

@@ -1,0 +1,190 @@
+"""What a report shows of the sequences of a run: gathered block by block, in memory that is bounded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from heapq import heappush, heapreplace
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnuc_async.runs.blocks import Block
+from virnuc_async.settings import RegionRules
+
+from .regions import Region, find_regions, long_contigs
+from .verdicts import LABELS, VERDICT, vote
+
+MOST_ROWS, MOST_TRACKS = 2_000, 20
+_MOST_POINTS = 400  # of a track: more than there are pixels are not seen
+_ID_BYTES = 500  # of an id; a report shows less than that
+_DECADES = 10  # bins of lengths for each power of ten
+_SCORE_BINS = 50
+_LONGEST = 10  # powers of ten
+
+Columns = dict[str, NDArray[Any]]
+
+
+class Histogram:
+    """Counts of numbers by their bins, which *edges* are between, for each of several *series*."""
+
+    def __init__(self, edges: NDArray[np.float64], series: int) -> None:
+        self.edges = edges
+        self.counts = np.zeros((series, len(edges) - 1), np.int64)
+
+    def add(self, numbers: NDArray[Any], series: NDArray[Any]) -> None:
+        """Count each of *numbers* in its *series*; what is beyond the ends counts in the last bins."""
+        bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, len(self.edges) - 2)
+        flat = np.bincount(series * self.counts.shape[1] + bins, minlength=self.counts.size)
+        self.counts += flat.reshape(self.counts.shape)
+
+
+class Track(NamedTuple):
+    """The scores along a long sequence: a value for each stretch, which begins and ends at bases."""
+
+    row: Columns  # of the table of contigs
+    id: bytes
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    regions: Sequence[Region]
+
+
+class Overview:
+    """
+    The verdicts, distributions, most telling contigs and tracks of a run.
+
+    *files* is the number of its inputs; *length* is what contigs were cut into, in bases; *verdicts_of*
+    returns the columns of verdicts on the contigs of a block.
+    """
+
+    def __init__(
+        self,
+        files: int,
+        length: int,
+        verdicts_of: Callable[[Block], Columns],
+        rules: RegionRules | None = None,
+    ) -> None:
+        self.verdicts = np.zeros((files, len(LABELS)), np.int64)  # of the contigs of each file
+        self.bases = 0
+        powers = np.arange(_LONGEST * _DECADES + 1) / _DECADES
+        shares = np.linspace(0, 1, _SCORE_BINS + 1)
+        self.lengths = Histogram(10.0**powers, len(LABELS))
+        self.fragment_scores = Histogram(shares, 2)  # of fragments that are not viral, and of viral ones
+        self.contig_scores = Histogram(shares, len(LABELS))
+        self.rows = _TopRows()
+        self._tracks = _TopTracks(length, rules or RegionRules())
+        self._verdicts_of = verdicts_of
+
+    @property
+    def contigs(self) -> int:
+        """The number of contigs."""
+        return int(self.verdicts.sum())
+
+    def count(self, label: str) -> int:
+        """Return how many contigs have the verdict *label*."""
+        return int(self.verdicts[:, LABELS.index(label)].sum())
+
+    @property
+    def tracks(self) -> list[Track]:
+        """The tracks, those with the most viral bases first."""
+        return self._tracks.in_order()
+
+    def add(self, block: Block) -> None:
+        """Add the contigs of *block*."""
+        columns: Columns = {name: block.contigs[name] for name in ("number", "file", "length")}
+        columns |= self._verdicts_of(block)
+        labels, files, lengths = columns[VERDICT], columns["file"], columns["length"]
+        counts = np.bincount(files * len(LABELS) + labels, minlength=self.verdicts.size)
+        self.verdicts += counts.reshape(self.verdicts.shape)
+        self.bases += int(lengths.sum())
+        self.lengths.add(lengths, labels)
+        fragments = vote(block)
+        self.fragment_scores.add(fragments.highest, fragments.are_viral.astype(np.intp))
+        are_scored = labels != LABELS.index("no_orf")
+        self.contig_scores.add(columns["mean_p_virus"][are_scored], labels[are_scored])
+        ids = block.ids.split(b"\n")[:-1]
+        self._tracks.add(block, columns, ids)
+        self.rows.add(columns, ids)
+
+
+class _TopRows:
+    """
+    The contigs that say most, in order: viral ones first, by the number of their viral fragments.
+
+    Of equal numbers, those with the higher mean P(virus) are first.
+    """
+
+    def __init__(self) -> None:
+        self.columns: Columns = {}
+        self.ids: list[bytes] = []
+
+    def add(self, columns: Columns, ids: list[bytes]) -> None:
+        """Add contigs, and keep those that say most."""
+        if self.columns:
+            columns = {name: np.concatenate((self.columns[name], columns[name])) for name in columns}
+        ids = self.ids + ids
+        are_viral = columns[VERDICT] == LABELS.index("virus")
+        # NaN, of contigs without a score, sorts last.
+        keys = (columns["number"], -columns["mean_p_virus"], -columns["viral_fragments"], ~are_viral)
+        order = np.lexsort(keys)[:MOST_ROWS]
+        self.columns = {name: column[order] for name, column in columns.items()}
+        self.ids = [ids[row][:_ID_BYTES] for row in order.tolist()]
+
+
+class _TopTracks:
+    """The tracks of the long contigs with the most bases in viral regions; of equal ones the longest."""
+
+    def __init__(self, length: int, rules: RegionRules) -> None:
+        self._length, self._rules = length, rules
+        self._heap: list[tuple[int, int, int, Track]] = []
+        self._order = count(0, -1)  # of two that are equal, the first one stays
+
+    def add(self, block: Block, columns: Columns, ids: list[bytes]) -> None:
+        """Look at the contigs of *block* that are long enough."""
+        least = self._rules.min_contig
+        if len(self._heap) == MOST_TRACKS:
+            # A region is not longer than its contig.
+            least = max(least, self._heap[0][0])
+        for row, places, scores in long_contigs(block, self._length, replace(self._rules, min_contig=least)):
+            if not len(scores):
+                continue
+            length = int(columns["length"][row])
+            regions = find_regions(places, scores, length, self._rules)
+            key = (sum(region.end - region.start for region in regions), length, next(self._order))
+            if len(self._heap) == MOST_TRACKS and key < self._heap[0][:3]:
+                continue
+            own = {name: column[row : row + 1] for name, column in columns.items()}
+            track = Track(own, ids[row][:_ID_BYTES], *_binned(places, scores), regions)
+            if len(self._heap) < MOST_TRACKS:
+                heappush(self._heap, (*key, track))
+            else:
+                heapreplace(self._heap, (*key, track))
+
+    def in_order(self) -> list[Track]:
+        """Return the tracks."""
+        return [track for *_, track in sorted(self._heap, key=lambda item: item[:3], reverse=True)]
+
+
+def _binned(
+    places: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return starts, ends and scores of *places*; where there are too many, neighbours become one."""
+    size = -(-len(scores) // _MOST_POINTS)
+    first = np.arange(0, len(scores), size)
+    last = np.append(first[1:], len(scores)) - 1
+    means = np.add.reduceat(scores, first) / (last - first + 1)
+    return places[first, 0], places[last, 1], means
+
+
+def row_values(columns: Columns, names: Sequence[str]) -> Iterator[list[Any]]:
+    """Yield the values of *names* of each row of *columns*, as JSON can hold them; None for NaN."""
+    lists = [_plain(columns[name]) for name in names]
+    return map(list, zip(*lists, strict=True))
+
+
+def _plain(column: NDArray[Any]) -> list[Any]:
+    if column.dtype.kind != "f":
+        return list(column.tolist())
+    # As many digits as are shown.
+    return [None if value != value else round(value, 4) for value in column.astype(np.float64).tolist()]
