@@ -233,7 +233,8 @@ def test_totals_that_make_no_sense_are_damage(key: str, value: Any, filled: Stor
         ("paths", "{}"),
         ("paths", "[1]"),
         ("written", "[]"),
-        ("mates", "{}"),
+        ("kinds", "{}"),
+        ("kinds", '["protein"]'),
     ],
 )
 def test_what_is_known_of_the_run_and_makes_no_sense_is_damage(key: str, text: str, out: Path) -> None:

@@ -36,6 +36,7 @@ class InputWindows:
 
     def __init__(self, plan: Plan, files: InputFiles, note: Callable[[str], object] = lambda _: None) -> None:
         files.notes.listener = note
+        self._kinds = files.notes.kinds
         self.versions: dict[str, InputVersion] = {}  # what the inputs are, by their paths
         self.model_files: dict[str, tuple[int, ...] | None] = {}
         self._plan = plan
@@ -60,6 +61,10 @@ class InputWindows:
     def have_streams(self) -> bool:
         """Whether an input is a stream, whose content is not known before it is read."""
         return any(version.is_stream for version in self.versions.values())
+
+    def kinds(self) -> list[str | None]:
+        """Return of which kind the records of each input are; None where there is no record."""
+        return [self._kinds.get(path) for path in self._plan.paths]
 
     async def first(self) -> Window:
         """

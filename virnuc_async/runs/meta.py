@@ -13,7 +13,6 @@ from .rows import InvalidRow, MetaRow
 from .totals import Totals
 
 ENDING = ("finished", "written", "saved features")  # what is only known of a run that is finished
-KINDS_KEY = "kinds of records"
 IDENTITY_COPY = "identity again"
 _FILE_LISTS = ("inputs", "reused features")  # of an identity
 
@@ -102,6 +101,6 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "dropped": lambda value: type(value) is list and all(map(_is_batch_key, value)),
     "saved features": lambda value: type(value) is list and list(map(type, value)) == [int, int, str],
     "written": lambda value: type(value) is dict,
-    KINDS_KEY: lambda value: type(value) is list and all(kind is None or kind in KINDS for kind in value),
+    "kinds": lambda value: type(value) is list and all(kind is None or kind in KINDS for kind in value),
     HISTORY: is_history,
 }

@@ -17,7 +17,7 @@ from .blocks import SCORE, Block
 from .database import Database
 from .device_history import HISTORY, DeviceHistory
 from .failure import Failure
-from .meta import KINDS_KEY, get_meta
+from .meta import get_meta
 from .rows import FINGERPRINT, BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
 from .totals import Totals, add_up
 
@@ -118,7 +118,10 @@ class RunReader:
 
     def kinds(self) -> list[str | None]:
         """Return of which kind the records of each input are; None where it was not noted."""
-        return get_meta(self._database, KINDS_KEY) or [None] * len(self.paths())
+        count = len(self.paths())
+        kinds: list[str | None] = get_meta(self._database, "kinds") or [None] * count
+        self._require(len(kinds) == count, "the kinds of inputs are missing")
+        return kinds
 
     def failures_by_file(self) -> Counter[int]:
         """Return how many failures each input has, by its number."""

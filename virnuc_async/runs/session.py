@@ -30,7 +30,6 @@ from .identity import run_identity
 from .input_windows import InputFiles, InputWindows
 from .mate_check import MateCheck
 from .messages import RunMessages
-from .meta import KINDS_KEY
 from .output_directory import STORE
 from .plan import Plan
 from .progress_file import ProgressFile
@@ -195,12 +194,11 @@ class RunSession:
             DamagedStore: not every batch is there
         """
         await self.on_disk(lambda: self.store.set_meta("devices used", self.devices_used()))
-        kinds = [self._files.notes.kinds.get(path) for path in self.plan.paths]
-        await self.on_disk(self.store.set_meta, KINDS_KEY, kinds)
         await self.messages.watch.save(self.on_disk)
-        if self.features.files:
-            self.log.log("INFO" if self.features.reused else "WARNING", "{}", self.features.used_text())
-        await self.on_disk(self.store.finish, self.features.reused if self.features.files else None)
+        reused = self.features.reused if self.features.files else None
+        if reused is not None:
+            self.log.log("INFO" if reused else "WARNING", "{}", self.features.used_text())
+        await self.on_disk(self.store.finish, reused, self._windows.kinds())
 
     def devices_used(self) -> dict[str, dict[str, Any]]:
         """Return kind and peak memory of the devices of this and earlier sessions, by their names."""

@@ -182,9 +182,11 @@ class Store:
         """Store *value*, anything that JSON can hold, under *key*."""
         self._set_meta(**{key: value})
 
-    def finish(self, reused: int | None = None) -> None:
+    def finish(self, reused: int | None = None, kinds: Sequence[str | None] = ()) -> None:
         """
         Mark the run as finished, with how much is in it; *reused* is the number of ORFs of known embeddings.
+
+        *kinds* are those of the records of each input, as far as they are known.
 
         Raises:
             DamagedStore: batches are missing
@@ -192,7 +194,8 @@ class Store:
         totals, is_complete = self.reader.add_up()
         if not is_complete:
             raise self._database.damage("batches are missing")
-        self._set_meta(finished=replace(totals, reused=reused).to_json(), dropped=[])
+        finished = replace(totals, reused=reused).to_json()
+        self._set_meta(finished=finished, dropped=[], kinds=list(kinds))
 
     def finished_parts(self, window: int) -> set[tuple[int, str]]:
         """Return the number and the split path of every batch of *window* that is finished."""
