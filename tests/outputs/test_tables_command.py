@@ -119,10 +119,14 @@ def test_another_directory(base: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "a" / "new") == files(copy)
     assert summary(tmp_path / "a" / "new") == summary(copy)
     # Not over the files of another run, nor over its own.
-    for taken in (tmp_path / "a" / "new", copy):
-        refused = run("tables", base, "--output", taken)
-        assert refused.code == 1
-        assert "contains 'contigs.tsv', " in refused.err
+    refused = run("tables", base, "--output", tmp_path / "a" / "new")
+    assert (refused.code, refused.out) == (1, "")
+    assert "contains 'contigs.tsv', " in refused.err
+    refused = run("tables", base, "--output", copy)
+    reason = "without --output, the files of the run itself are replaced"
+    assert refused.err == (
+        f"virnuc-async: {copy}: contains a run. Choose a new or empty directory; {reason}\n"
+    )
 
 
 def test_one_table(base: Path, tmp_path: Path) -> None:

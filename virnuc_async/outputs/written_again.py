@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from virnuc_async.errors import NoRun, UsageError
-from virnuc_async.fileio import Directory, atomic_directory, atomic_write, writing_to
+from virnuc_async.errors import ForeignDirectoryError, NoRun, UsageError
+from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, atomic_directory, atomic_write, writing_to
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.runs.mate_check import PairedFiles, files_with_mates, mates_by_flags, verify_mates
-from virnuc_async.runs.output_directory import is_written_name, require_free_names
+from virnuc_async.runs.output_directory import STORE, is_written_name, require_free_names
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.store import Store, open_finished
 from virnuc_async.sequences.decompression import packed_by_name
@@ -309,6 +309,9 @@ def _make_all(files: TableFiles, run: FinishedRun, store: Store, before_each: Ca
 @contextmanager
 def _new_files(store: Store, output: Path) -> Iterator[TableFiles]:
     """Yield what writes into *output*; if it is a new directory, it is there when all is written."""
+    if (output / STORE).is_file():
+        hint = "without --output, the files of the run itself are replaced"
+        raise ForeignDirectoryError(str(output), f"contains a run. {USE_ANOTHER_DIRECTORY}; {hint}")
     require_free_names(output, is_written_name, "run of this program")
     with writing_to(output), ExitStack() as opened:
         path = output if output.is_dir() else opened.enter_context(atomic_directory(output))
