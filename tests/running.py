@@ -99,7 +99,8 @@ def rows(path: Path) -> list[list[str]]:
 
 def verdicts(directory: Path) -> dict[str, str]:
     """Return the verdict of each contig."""
-    return {row[0]: row[-1] for row in rows(directory / "contigs.tsv")[1:]}
+    header, *lines = rows(directory / "contigs.tsv")
+    return {row[0]: row[header.index("verdict")] for row in lines}
 
 
 def log(directory: Path) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.models.bundle import find
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.options import OutputOptions
 from virnuc_async.outputs.output_files import FinishedRun
 from virnuc_async.outputs.table_files import TableFiles
@@ -49,7 +50,7 @@ def finished_run(store: Store, options: OutputOptions) -> FinishedRun:
         store.reader,
         options,
         LENGTH,
-        None,
+        VerdictRule(options.verdict_by, options.threshold),
         lambda reader: verify_mates(mates, reader, options.pairs, lambda: None),
         lambda run: None,  # type: ignore[arg-type,return-value]
     )

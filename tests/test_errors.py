@@ -44,6 +44,7 @@ from virnuc_async.errors import (
     NoRecords,
     NoReference,
     NoRun,
+    NoThreshold,
     NotSequences,
     OutputError,
     PeerUnavailable,
@@ -114,6 +115,12 @@ TEXTS: list[tuple[VirnucError, str]] = [
     ),
     (BadBundle("/m", "bundle.json: gone"), "/m is not a usable bundle: bundle.json: gone"),
     (BadCheckpoint("/m/x.pt", "too old"), "/m/x.pt cannot be imported: too old"),
+    (
+        NoThreshold("mine", "it has no calibration"),
+        "the model 'mine' has no threshold for this false positive rate: it has no calibration. "
+        "'calibrate --viral FILE --nonviral FILE --output DIR --model DIR' makes one of labelled "
+        "sequences, in a copy of the model if it comes with the program",
+    ),
     (
         NoReference("mine"),
         "the model 'mine' has no reference to verify it against. If it is known to be correct, "

@@ -26,6 +26,8 @@ def test_defaults() -> None:
         "tokens_per_batch": None,
         "threads": None,
         "threshold": 0.5,
+        "verdict_by": None,
+        "fpr": None,
         "embeddings": False,
         "report": True,
         "calibrated": True,
@@ -59,6 +61,15 @@ def test_defaults() -> None:
         ({"threshold": float("inf")}, "the threshold must be a number from 0 to 1, not inf"),
         ({"gpus": (1, 0, 1)}, "a GPU is listed twice"),
         ({"min_length": -1}, "min length must be at least 0, not -1"),
+        ({"fpr": 0}, "the fpr must be a number between 0 and 1, not 0"),
+        ({"fpr": 1.0}, "the fpr must be a number between 0 and 1, not 1.0"),
+        ({"fpr": "0.01"}, "the fpr must be a number, not '0.01'"),
+        ({"fpr": 0.01, "threshold": 0.7}, "choose a threshold or a false positive rate, not both"),
+        (
+            {"fpr": 0.01, "verdict_by": "fraction"},
+            "a false positive rate is one of verdicts by mean or log_odds, not by fraction",
+        ),
+        ({"verdict_by": "q"}, "verdict by must be one of fraction, mean, log_odds, not 'q'"),
     ],
 )
 def test_invalid_values_are_refused(wrong: dict[str, Any], message: str) -> None:

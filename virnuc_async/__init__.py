@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         NoRecords,
         NoReference,
         NoRun,
+        NoThreshold,
         NotSequences,
         OutputError,
         PeerUnavailable,
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         Precision,
         RegionRules,
         Settings,
+        VerdictBy,
     )
 
 __all__ = [
@@ -142,6 +144,7 @@ __all__ = [
     "NoRecords",
     "NoReference",
     "NoRun",
+    "NoThreshold",
     "NotSequences",
     "OrfScore",
     "OutputError",
@@ -168,6 +171,7 @@ __all__ = [
     "UnreadableInput",
     "UnsuitablePrecision",
     "UsageError",
+    "VerdictBy",
     "VirnucError",
     "_PathError",
     "_UrlError",
@@ -190,6 +194,7 @@ _MODULE_OF = dict.fromkeys(__all__, "errors") | {
     "Scorer": "scorer.scorer",
     "ScorerProgress": "scorer.scorer",
     "Summary": "outputs.summary",
+    "VerdictBy": "settings",
     "logger": "log",
     "run_pipeline": "pipeline",
 }

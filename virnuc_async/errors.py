@@ -20,6 +20,7 @@ Every error that this package raises on purpose.
     │   ├── NoCacheDirectory        there is no place for models, since the user has no home directory
     │   ├── BadBundle               a file is missing, changed, or of the wrong shape
     │   ├── BadCheckpoint           a third-party file that cannot be imported
+    │   ├── NoThreshold             it has no threshold for the false positive rate that is asked for
     │   ├── NoReference             there is no reference to verify the model against
     │   └── BadReference            the file with the reference is damaged
     ├── PeerUnavailable             fair-esm or transformers cannot be compared with
@@ -276,6 +277,21 @@ class BadCheckpoint(BundleError, _PathError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be imported: {self.reason}"
+
+
+class NoThreshold(BundleError):
+    """The bundle *name* has no threshold for a false positive rate, since *reason*."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the model {self.name!r} has no threshold for this false positive rate: {self.reason}. "
+            "'calibrate --viral FILE --nonviral FILE --output DIR --model DIR' makes one of labelled "
+            "sequences, in a copy of the model if it comes with the program"
+        )
 
 
 class NoReference(BundleError):

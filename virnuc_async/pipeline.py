@@ -65,7 +65,7 @@ async def run_pipeline(
         UsageError: *inputs*, *out_dir* or *settings* are not of their types, or the loop is not asyncio's
         MissingInputs: inputs cannot be read, found before anything else
         NoRecords: no input holds a record, and some cannot be read
-        UnknownBundle, BadBundle: the model
+        UnknownBundle, BadBundle, NoThreshold: the model
         UnknownDevice, MixedDevices, UnsuitablePrecision: the devices
         NoReference, BadReference: in FP8, of which the model must have one
         NoFeatures, BadFeatures, AmbiguousFeatures, FeatureMismatchError: the embeddings to be reused
@@ -98,6 +98,7 @@ async def run_pipeline(
         await to_thread.run_sync(require_free_layout, place, listed.paths)
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
     plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
+    _ = plan.verdict_rule  # before anything is computed: the model may not have the threshold
     return await execute(plan, place, stdin=stdin, command=command)
 
 

@@ -16,7 +16,7 @@ from virnuc_async.text import did_you_mean
 # Returns what a field holds for the value that it was given. It is given what messages call the field.
 Check = Callable[[str, Any], Any]
 
-_WITH_ARTICLE = frozenset({"threshold", "rate", "seed", "leakage share"})
+_WITH_ARTICLE = frozenset({"threshold", "fpr", "rate", "seed", "leakage share"})
 
 
 class Precision(StrEnum):
@@ -57,6 +57,14 @@ class Layout(StrEnum):
     """Directories in which tables are written as well."""
 
     VIRNUCPRO = "virnucpro"  # {stem}_merged for each input
+
+
+class VerdictBy(StrEnum):
+    """The score of a contig that its verdict is by."""
+
+    FRACTION = "fraction"  # of viral fragments
+    MEAN = "mean"  # of the P(virus) of its fragments
+    LOG_ODDS = "log_odds"  # of its fragments, added up
 
 
 def check_fields(options: object, checks: Mapping[str, Check]) -> None:
@@ -225,6 +233,7 @@ def formats(label: str, value: object) -> tuple[Format, ...]:
 
 
 fraction = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+inner_fraction = number("a number between 0 and 1", lambda value: 0 < value < 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +405,9 @@ def region_rules(label: str, value: object) -> RegionRules:
     return value
 
 
+_THRESHOLD = 0.5  # of verdicts
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """
@@ -415,7 +427,9 @@ class Settings:
     precision: Precision = Precision.AUTO
     compile: Compile | None = None  # of earlier versions, without effect
     tokens_per_batch: int | None = None  # residue tokens; None: by the memory of the devices
-    threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
+    threshold: float = _THRESHOLD  # of the score that verdicts are by, from which on a contig is viral
+    verdict_by: VerdictBy | None = None  # None: the fraction of viral fragments, with *fpr* the log odds
+    fpr: float | None = None  # apply the threshold of the model's calibration for this false positive rate
     embeddings: bool = False  # also write merged_features.pt
     report: bool = True  # write report.html, and the files for MultiQC
     calibrated: bool = True  # write p_virus_calibrated if the model has a calibration
@@ -442,6 +456,20 @@ class Settings:
             raise UsageError("choose overwrite or repair, not both")
         if len(set(self.gpus)) < len(self.gpus):
             raise UsageError("a GPU is listed twice")
+        if self.fpr is not None and self.threshold != _THRESHOLD:
+            raise UsageError("choose a threshold or a false positive rate, not both")
+        if self.fpr is not None and self.verdict_by is VerdictBy.FRACTION:
+            raise UsageError("a false positive rate is one of verdicts by mean or log_odds, not by fraction")
+
+    @property
+    def has_verdict_rule(self) -> bool:
+        """Whether verdicts are by another rule than the published one."""
+        return self.verdict_score is not VerdictBy.FRACTION
+
+    @property
+    def verdict_score(self) -> VerdictBy:
+        """The score that verdicts are by."""
+        return self.verdict_by or (VerdictBy.FRACTION if self.fpr is None else VerdictBy.LOG_ODDS)
 
 
 _CHECKS: dict[str, Check] = {
@@ -454,6 +482,8 @@ _CHECKS: dict[str, Check] = {
     "compile": optional(one_of(Compile)),
     "tokens_per_batch": optional(whole(1)),
     "threshold": fraction,
+    "verdict_by": optional(one_of(VerdictBy)),
+    "fpr": optional(inner_fraction),
     "embeddings": flag,
     "report": flag,
     "calibrated": flag,

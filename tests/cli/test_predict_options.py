@@ -19,7 +19,7 @@ def test_threshold_is_the_fraction_that_makes_a_contig_viral(source: Path, tmp_p
         out = tmp_path / threshold
         assert predict(source, out, "--threshold", threshold).code == 0
         lines = rows(out / "contigs.tsv")[1:]
-        assert [row[-1] for row in lines] == [
+        assert [row[9] for row in lines] == [
             "no_orf" if row[4] == "0" else "virus" if float(row[6]) >= float(threshold) else "others"
             for row in lines
         ]

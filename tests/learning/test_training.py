@@ -26,7 +26,7 @@ def test_trained_classifier_predicts_new_sequences(toys: Toys, work: Path, tmp_p
     # The same weights, used by predict.
     fresh = write_toys(tmp_path / "fresh", 10, seed=1)
     assert predict(*fresh, tmp_path / "out", "--model", output).code == 0
-    verdicts = [row[-1] for row in rows(tmp_path / "out" / "contigs.tsv")[1:]]
+    verdicts = [row[9] for row in rows(tmp_path / "out" / "contigs.tsv")[1:]]
     assert np.mean([verdict == "virus" for verdict in verdicts[:10]]) >= 0.9
     assert np.mean([verdict == "others" for verdict in verdicts[10:]]) >= 0.9
 

@@ -9,10 +9,11 @@ from stored_runs import Record, ScoredOrf, store_run
 
 from virnuc_async.errors import UsageError
 from virnuc_async.models.calibration import Calibration, Method
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.options import OPTION_CHECKS, OutputOptions
 from virnuc_async.outputs.written import ModelFacts, Written
 from virnuc_async.runs.store import Store
-from virnuc_async.settings import CallRules, Pairing, Settings
+from virnuc_async.settings import CallRules, Pairing, Settings, VerdictBy
 
 OPTIONS = OutputOptions(
     threshold=0.7,
@@ -37,17 +38,27 @@ def test_every_field_is_checked() -> None:
 
 def test_they_are_taken_from_settings() -> None:
     settings = Settings(
-        threshold=0.7, pairs=Pairing.OFF, embeddings=True, calls=CallRules(min_fragments=2), min_length=300
+        threshold=0.7,
+        verdict_by=VerdictBy.MEAN,
+        pairs=Pairing.OFF,
+        embeddings=True,
+        calls=CallRules(min_fragments=2),
+        min_length=300,
     )
     calibration = Calibration("model", Method.TEMPERATURE, 2.0, (), 0.01, 0.5)
-    assert OutputOptions.of(settings, calibration) == replace(OPTIONS, calibration=calibration.fingerprint)
-    assert OutputOptions.of(Settings(), None) == OutputOptions()
+    rule = VerdictRule(VerdictBy.MEAN, 0.25, 1.5, calibration)
+    expected = replace(OPTIONS, calibration=calibration.fingerprint, verdict_by=VerdictBy.MEAN, penalty=1.5)
+    assert OutputOptions.of(settings, rule) == expected
+    assert OutputOptions.of(replace(settings, threshold=0.5, fpr=0.1), rule) == replace(
+        expected, threshold=0.5, fpr=0.1, fpr_threshold=0.25
+    )
+    assert OutputOptions.of(Settings(), VerdictRule()) == OutputOptions(penalty=0.0)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, OutputOptions()])
 def test_a_store_keeps_them(options: OutputOptions, store: Store) -> None:
     calibration = Calibration("model", Method.ISOTONIC, 1.0, ((0.25, 0.5), (1.0, 1.0)), 0.01, 0.5)
-    for model in (ModelFacts(300, calibration), ModelFacts(500, None)):
+    for model in (ModelFacts(300, calibration, 0.5, "mine"), ModelFacts(500, None)):
         written = Written(options, "paths", {"contigs.tsv": [1, 2]}, model, [0, 3])
         written.keep(store)
         found = Written.of(store)

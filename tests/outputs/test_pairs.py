@@ -21,12 +21,14 @@ from fakes import Rules, fake_devices, p_virus
 from hypothesis import given
 from hypothesis import strategies as st
 from running import OPEN, SHUT, Ran, log, predict, rows, run, some_reads, summary, tables
+from slow_scores import log_odds
 from support import TABLES, fasta
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import NoDevicesLeft
 from virnuc_async.models.bundle import find
 from virnuc_async.models.calibration import Calibration, Method
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.pair_table import pair_chunks
 from virnuc_async.outputs.pairs import pair_blocks
 from virnuc_async.pipeline import execute, run_pipeline
@@ -204,6 +206,7 @@ def test_ids_of_mates(first: bytes, second: bytes, expected: bytes | None) -> No
 # A store of several files, made of real records
 
 _LENGTH = 30  # of fragments
+PENALTY = 0.75
 
 
 class Record(NamedTuple):
@@ -284,12 +287,15 @@ def slowly(first: Record, second: Record, paths: tuple[str, str], threshold: flo
         share, tops = viral / len(best), [float(virus) for _, virus in best]
         numbers = (share, math.fsum(tops) / len(tops), max(tops))
         facts[-4:] = [*map(np.float32, numbers), "virus" if share >= threshold else "others"]
+    facts.append(log_odds([virus for _, virus in best], fragments, PENALTY))
     return "\t".join([id, *map(str, facts)])
 
 
 def table(store: Store, mates: Sequence[Mates], threshold: float = 0.5) -> tuple[list[str], Counter[str]]:
     tally: Counter[str] = Counter()
-    text = b"".join(pair_chunks(store.reader, mates, threshold, tally)).decode("latin-1")
+    text = b"".join(
+        pair_chunks(store.reader, mates, VerdictRule(threshold=threshold, penalty=PENALTY), tally)
+    ).decode("latin-1")
     assert text.endswith("\n")
     return text[:-1].split("\n"), tally
 
@@ -335,6 +341,7 @@ def test_pairs_of_two_files_against_the_slow_way(
         assert header.split("\t") == [
             *("pair", "file_1", "file_2", "length_1", "length_2", "fragments", "fragments_with_orf"),
             *("viral_fragments", "viral_fraction", "mean_p_virus", "max_p_virus", "verdict"),
+            "log_odds",
         ]
 
 
@@ -367,7 +374,7 @@ def test_several_mates_stand_behind_each_other_and_are_counted(tmp_path: Path) -
     with closing(stored(tmp_path, [[some], [shut], [some], [shut]], 3)) as store:
         rows, tally = table(store, [Mates(0, 2), Mates(1, 3)], 0)
         assert [row.split("\t")[0] for row in rows[1:]] == ["a", "b"]
-        assert [row.split("\t")[-1] for row in rows[1:]] == ["virus", "no_orf"]
+        assert [row.split("\t")[-2] for row in rows[1:]] == ["virus", "no_orf"]
         assert tally == {"virus": 1, "no_orf": 1, "others": 0}
         header_only, tally = table(store, [])
         assert (len(header_only), tally) == (1, {})
@@ -377,10 +384,11 @@ def test_a_calibration_is_of_a_pairs_mean(tmp_path: Path) -> None:
     calibration = Calibration("", Method.ISOTONIC, 1, ((0, 0.25), (1, 0.75)), 0.01, 0.5)
     both = [Record(b"a/1", b"GCA" * 9), Record(b"a/2", b"ACG" * 9)], [Record(b"s", b""), Record(b"s", b"")]
     files = [[both[0][0], both[1][0]], [both[0][1], both[1][1]]]
+    rule = VerdictRule(calibration=calibration)
     with closing(stored(tmp_path, files, 3)) as store:
-        text = b"".join(pair_chunks(store.reader, [Mates(0, 1)], 0.5, Counter(), calibration)).decode()
+        text = b"".join(pair_chunks(store.reader, [Mates(0, 1)], rule, Counter())).decode()
     header, *lines = (line.split("\t") for line in text.splitlines())
-    assert header[-2:] == ["verdict", "p_virus_calibrated"]
+    assert header[-3:] == ["verdict", "log_odds", "p_virus_calibrated"]
     scored, none = (dict(zip(header, line, strict=True)) for line in lines)
     assert float(scored["p_virus_calibrated"]) == pytest.approx(0.25 + float(scored["mean_p_virus"]) / 2)
     assert none["p_virus_calibrated"] == ""
@@ -513,7 +521,7 @@ def test_mates_get_one_verdict(mates: tuple[Path, Path], out: Path) -> None:
     check_pairs(out)
     found = pairs_in(out)
     assert [row[:5] for row in found] == [[id, *map(str, mates), "150", "150"] for id in IDS]
-    verdicts = Counter(row[-1] for row in found)
+    verdicts = Counter(row[-2] for row in found)
     assert len(verdicts) > 1
     counts = summary(out)["counts"]
     assert (counts["contigs"], counts["pairs"], counts["viral_pairs"]) == (24, 12, verdicts["virus"])

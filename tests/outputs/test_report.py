@@ -18,6 +18,7 @@ from stored_runs import Record, ScoredOrf, store_run
 from support import fasta
 
 from virnuc_async.models.citations import PUBLICATIONS
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs import report as reports
 from virnuc_async.outputs import writer
 from virnuc_async.outputs.columns import Chunks
@@ -108,9 +109,9 @@ def test_it_has_what_failed_in_words(page: Page, out: Path) -> None:
 
 def test_the_methods_can_be_pasted(page: Page, out: Path) -> None:
     facts = Summary(**summary(out))
-    assert methods_text(facts, 500, 0.5) in page.texts
+    assert methods_text(facts, 500, VerdictRule()) in page.texts
     for part in ("virnuc-async", facts.bundle["fingerprint"], "4 sequences from 3 input files", "32-bit"):
-        assert part in methods_text(facts, 500, 0.5)
+        assert part in methods_text(facts, 500, VerdictRule())
     for publication in PUBLICATIONS:
         assert publication.title in page.text
         assert publication.url in page.attributes("href")
@@ -155,10 +156,11 @@ def test_the_policy_allows_its_own_style_and_script_alone(page: Page) -> None:
         (fasta([("a", SHUT * 5)]), (), 0, ["0 of 1 sequence predicted", "No device has scored anything."]),
         (PAIRS, ("--pairs", "interleaved"), 0, ["Read pairs: ", " of 2 called virus"]),
         (fasta(RECORDS), ("--threshold", "0.75"), 0, ["if at least 75 % of its scored fragments"]),
+        (fasta(RECORDS), ("--verdict-by", "log_odds"), 0, ["if its log_odds were at least 0, and"]),
         (fasta(RECORDS), ("--precision", "bf16"), 0, ["in bfloat16 on CPU"]),
         (fasta(RECORDS), ("--calls",), 0, ["contig_calls.tsv"]),
     ],
-    ids=["empty", "one", "no_orf", "pairs", "threshold", "bf16", "calls"],
+    ids=["empty", "one", "no_orf", "pairs", "threshold", "log_odds", "bf16", "calls"],
 )
 def test_kinds_of_runs(
     text: str, options: tuple[str, ...], code: int, shown: list[str], tmp_path: Path
@@ -265,7 +267,7 @@ def made_up(tmp_path: Path) -> Iterator[FinishedRun]:
         store.reader,
         OutputOptions(),
         100,
-        None,
+        VerdictRule(),
         lambda _: PairedFiles([], 0, [], []),
         partial(_made_up_summary, len(records)),
     )

@@ -16,14 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from running import files_no_larger_than
+from slow_scores import log_odds
 from stored_runs import LENGTH, Record, ScoredOrf, store_run, table_lines
 
 from virnuc_async.errors import CannotWrite
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.contigs import contig_chunks
 from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks, scored_fragment_chunks
 from virnuc_async.outputs.predictions import prediction_chunks
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.orfs import Frame
+
+PENALTY = 0.75
 
 PROBABILITIES = st.floats(0, 1, width=32) | st.sampled_from([0.5, 1e-5, 1 / 3, 1e-30])
 TEXTS = ["a", "b", "a_chunk_1", "\u00e9", "\U0001f9a0", "", "a\0", "a_chunk_1\0", "a_chunk_1\1", "long" * 99]
@@ -65,6 +69,7 @@ def expected_rows(
             tops = [float(virus) for _, virus in best.values()]
             numbers = (share, math.fsum(tops) / len(tops), max(tops))
             cells[5:] = [*map(np.float32, numbers), "virus" if share >= threshold else "others"]
+        cells.append(log_odds([virus for _, virus in best.values()], 9, PENALTY))
         contig_rows.append(name + b"\t" + "\t".join(map(str, cells)).encode() + b"\n")
     # By id. Python's sort is stable: equal ids stay in the order of the input.
     fragment_rows.sort(key=lambda row: row.split(b"\t")[0])
@@ -120,13 +125,15 @@ def test_tables_are_those_of_the_simple_implementation(
         )
         assert found == list(fragment_rows_in_order(run))
         tally: Counter[str] = Counter()
-        header, *found = table_lines(contig_chunks(store.reader, threshold, tally))
+        header, *found = table_lines(
+            contig_chunks(store.reader, VerdictRule(threshold=threshold, penalty=PENALTY), tally)
+        )
         assert found == contig_rows
         assert header == (
             b"contig\tfile\tlength\tfragments\tfragments_with_orf\tviral_fragments\t"
-            b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\n"
+            b"viral_fraction\tmean_p_virus\tmax_p_virus\tverdict\tlog_odds\n"
         )
-        assert tally == Counter(row.decode("latin-1").split("\t")[-1].rstrip("\n") for row in contig_rows)
+        assert tally == Counter(row.decode("latin-1").split("\t")[9] for row in contig_rows)
         store.close()
 
 
@@ -171,7 +178,7 @@ def test_one_long_id_costs_its_own_length(tmp_path: Path) -> None:
         prediction_chunks(store.reader),
         published_fragment_chunks(store.reader),
         fragment_chunks(store.reader, LENGTH),
-        contig_chunks(store.reader, 0.5, Counter()),
+        contig_chunks(store.reader, VerdictRule(), Counter()),
     ):
         assert len(table_lines(table)) == 1002
     assert tracemalloc.get_traced_memory()[1] < 30 * len(long)

@@ -15,7 +15,14 @@ from support import DATA, ROOT, fasta
 
 from virnuc_async.fileio import read_lines
 from virnuc_async.models.bundle import Bundle, find
-from virnuc_async.models.calibration import CALIBRATION, Calibration, Method
+from virnuc_async.models.calibration import (
+    CALIBRATION,
+    Calibration,
+    Cut,
+    LogOddsCalibration,
+    Method,
+    Thresholds,
+)
 from virnuc_async.outputs.written import Written
 from virnuc_async.runs.store import Store, open_finished
 
@@ -25,6 +32,9 @@ OPTIONS = [
     "--pairs off --calls --regions --region-min-contig 600 --region-min-length 300",
     "--pairs interleaved --no-calibration",
     "--min-fragments 1 --id-pattern r([0-9])",
+    "--verdict-by log_odds --threshold 0.9",
+    "--fpr 0.25",
+    "--fpr 0.1 --verdict-by mean --no-calibration",
 ]
 
 
@@ -55,7 +65,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def set_calibration(model: Path, temperature: float) -> None:
     (model / CALIBRATION).unlink(missing_ok=True)
-    found = Calibration(find(model).fingerprint, Method.TEMPERATURE, temperature, (), 0.01, 0.5)
+    bundle = find(model)
+    of_means = Thresholds(20, 10, (Cut(0.9, 0, 3), Cut(0.7, 2, 6)))
+    of_log_odds = Thresholds(20, 10, (Cut(6.5, 0, 3), Cut(1.25, 5, 8)))
+    added = LogOddsCalibration(bundle.penalty, Method.TEMPERATURE, 3.0, (), of_means, of_log_odds)
+    found = Calibration(bundle.fingerprint, Method.TEMPERATURE, temperature, (), 0.01, 0.5, added)
     (model / CALIBRATION).write_text(json.dumps(found.as_dict()))
 
 
@@ -95,6 +109,7 @@ def test_equal_to_a_fresh_run(
 
 def test_each_option_changes_something_and_the_others_stay(out: Path) -> None:
     options = "--threshold 0.9", "--min-length 150", "--pairs off", "--calls", "--regions", "--no-calibration"
+    options += "--verdict-by mean", "--fpr 0.25"
     before, seen = files(out), [files(out)]
     for option in options:
         run("tables", out, *option.split())
@@ -103,8 +118,36 @@ def test_each_option_changes_something_and_the_others_stay(out: Path) -> None:
     run("tables", out)
     assert files(out) == seen[-1]
     back = "--threshold 0.5 --min-length 0 --pairs auto --no-calls --no-regions --calibration"
-    assert run("tables", out, *back.split()).code == 2
+    assert run("tables", out, "--verdict-by", "fraction", *back.split()).code == 2
     assert files(out) == before
+
+
+def test_what_verdicts_are_by_stays_until_another_is_given(out: Path) -> None:
+    def by(*options: str) -> tuple[object, ...]:
+        assert run("tables", out, *options).code == 2
+        settings = summary(out)["settings"]
+        return tuple(settings[name] for name in ("verdict_by", "threshold", "fpr", "verdict_threshold"))
+
+    assert by("--fpr", "0.25") == ("log_odds", 0.5, 0.25, 1.25)
+    assert by("--calls") == ("log_odds", 0.5, 0.25, 1.25)
+    assert by("--verdict-by", "mean") == ("mean", 0.5, 0.25, 0.7)
+    assert by("--fpr", "0.05") == ("mean", 0.5, 0.05, 0.9)
+    assert by("--threshold", "0.8") == ("mean", 0.8, None, 0.8)
+    assert by("--verdict-by", "fraction") == ("fraction", 0.8, None, 0.8)
+    assert by("--fpr", "0.25")[0] == "log_odds"
+    assert by("--verdict-by", "fraction") == ("fraction", 0.5, None, 0.5)
+
+
+def test_verdicts_that_are_refused(out: Path) -> None:
+    for options, message in (
+        (("--fpr", "0.04"), "show no rate below 0.05. "),
+        (("--fpr", "0.25", "--threshold", "0.7"), "choose a threshold or a false positive rate, not both"),
+        (("--fpr", "0.25", "--verdict-by", "fraction"), "is one of verdicts by mean or log_odds, not by"),
+    ):
+        before = files(out)
+        ended = run("tables", out, *options)
+        assert message in ended.err
+        assert files(out) == before
 
 
 def test_another_directory(base: Path, tmp_path: Path) -> None:
@@ -199,14 +242,14 @@ def test_a_calibration_that_came_later(out: Path, model: Bundle, tmp_path: Path)
     assert run("tables", out, "--model", later).code == 2
     expected = find(later).calibration
     assert expected is not None
-    assert [row[:-1] for row in rows(out / "contigs.tsv")] == [row[:-1] for row in before]
+    assert [row[:-2] for row in rows(out / "contigs.tsv")] == [row[:-2] for row in before]
     assert rows(out / "contigs.tsv") != before
     again = run("tables", out, "--no-calibration")
-    assert (again.code, rows(out / "contigs.tsv")[0][-1]) == (2, "verdict")
+    assert (again.code, rows(out / "contigs.tsv")[0][-1]) == (2, "log_odds")
     # The store knows it from then on.
     shutil.rmtree(later)
     run("tables", out, "--calibration")
-    assert rows(out / "contigs.tsv")[0][-1] == "p_virus_calibrated"
+    assert rows(out / "contigs.tsv")[0][-2:] == ["p_virus_calibrated", "q"]
 
 
 def test_another_model_is_refused(base: Path, bundle: Bundle) -> None:

@@ -154,7 +154,7 @@ def test_the_verdicts_are_those_of_the_table_of_contigs(tmp_path: Path) -> None:
         for options in (SCORED, everything, replace(SCORED, threshold=1.0, min_length=40), nothing):
             write(store, options)
             run = finished_run(store, options)
-            table = b"".join(contig_chunks(run.reader, run.options.threshold, run.contigs)).splitlines()[1:]
+            table = b"".join(contig_chunks(run.reader, run.rule, run.contigs)).splitlines()[1:]
             rows = [row for row in (line.split(b"\t") for line in table) if row[9] == b"virus"]
             lines = found(tmp_path)["viral.fasta"].splitlines()
             assert lines[::2] == [b">a virnuc_p=%s virnuc_verdict=virus" % row[7] for row in rows]

@@ -117,7 +117,7 @@ async def test_records_without_orfs_are_kept(bench: PipelineHarness, tmp_path: P
     plan = Plan((str(path),), replace(bench.settings, embeddings=True), bench.bundle, fake_devices(1))
     summary = await execute(plan, tmp_path / "out", Rules().scorer)
     rows = read_table(tmp_path / "out" / "contigs.tsv")[1:]
-    assert [(row[0], row[2], row[3], row[-1]) for row in rows] == [
+    assert [(row[0], row[2], row[3], row[9]) for row in rows] == [
         ("empty", "0", "0", "no_orf"),
         ("short", "2", "1", "no_orf"),
         ("stops", "22", "1", "no_orf"),

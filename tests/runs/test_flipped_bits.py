@@ -15,6 +15,7 @@ from running import MEMORY
 
 from virnuc_async.engine.worker import ScoredBatch
 from virnuc_async.errors import BrokenInput, DamagedStore, ForeignDirectoryError, Stage
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.contigs import contig_chunks
 from virnuc_async.outputs.failures import failure_chunks
 from virnuc_async.outputs.fragments import fragment_chunks, published_fragment_chunks
@@ -88,7 +89,7 @@ def answer(directory: Path, repair: bool = False, tables: bool = True) -> tuple[
             prediction_chunks(reader),
             published_fragment_chunks(reader),
             fragment_chunks(reader, 300),
-            contig_chunks(reader, 0.5, Counter()),
+            contig_chunks(reader, VerdictRule(), Counter()),
             failure_chunks(reader),
         )
         return (*content, *lists, *known, *(b"".join(table) for table in chunks if tables))

@@ -41,15 +41,16 @@ def found() -> Predictions:
     return asyncio.run(scored(EXAMPLE))[0]
 
 
-def printed(value: object) -> str:
-    return "" if value is None else str(value)
+def printed(name: str, value: object) -> str:
+    text = "" if value is None else str(value)
+    return f"{value:.4f}" if name == "log_odds" and text else text
 
 
 def test_contigs_are_those_of_the_table(run: Path, found: Predictions) -> None:
     header, *lines = rows(run / "contigs.tsv")
     known = [name for name in header if name != "file"]
     expected = [[field for name, field in zip(header, line, strict=True) if name != "file"] for line in lines]
-    assert [[printed(getattr(one, name)) for name in known] for one in found] == expected
+    assert [[printed(name, getattr(one, name)) for name in known] for one in found] == expected
 
 
 def test_fragments_and_orfs_are_those_of_the_tables(run: Path, found: Predictions) -> None:
@@ -78,7 +79,7 @@ def test_pandas_and_arrow_have_the_rows_of_the_tables(run: Path, found: Predicti
         assert list(frame.columns) == arrow.column_names
         assert frame["contig"].tolist() == arrow.column("contig").to_pylist()
     contigs = found.to_pandas()
-    assert contigs["verdict"].tolist() == [line[-1] for line in rows(run / "contigs.tsv")[1:]]
+    assert contigs["verdict"].tolist() == [line[9] for line in rows(run / "contigs.tsv")[1:]]
     assert contigs.loc[0, "mean_p_virus"] == found[0].mean_p_virus
     with pytest.raises(UsageError, match="level must be one of contigs, fragments, orfs, not 'reads'"):
         found.to_pandas("reads")  # type: ignore[arg-type]

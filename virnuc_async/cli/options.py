@@ -17,6 +17,7 @@ from virnuc_async.settings import (
     Precision,
     RegionRules,
     Settings,
+    VerdictBy,
     ViralFasta,
 )
 
@@ -103,6 +104,23 @@ def add_table_options(group: Any, is_again: bool = False) -> None:
         choices=[layout.value for layout in Layout],
         help="also write the published tables, the one of fragments with their highest scores, into "
         "OUT_DIR/{name}_merged for each input, as VirNucPro does; once written they stay",
+    )
+
+
+def add_verdict_options(group: Any, default: str = "fraction, with --fpr log_odds") -> None:
+    """Add --verdict-by, whose help says that its default is *default*, and --fpr."""
+    group.add_argument(
+        "--verdict-by",
+        choices=[score.value for score in VerdictBy],
+        help="the score of a contig that --threshold is of: the fraction of viral fragments, their mean "
+        f"P(virus), or the probability that their added log odds are (default: {default})",
+    )
+    group.add_argument(
+        "--fpr",
+        type=fraction,
+        metavar="FRACTION",
+        help="instead of --threshold: the threshold that the model's calibration has for this false positive "
+        "rate, of log_odds or of the mean",
     )
 
 

@@ -8,7 +8,7 @@ evaluation resumes.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,19 @@ from virnuc_async.errors import RunMismatchError, UsageError
 from virnuc_async.fileio import atomic_write, remove_leftovers, writing_to
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle, find, is_shipped
-from virnuc_async.models.calibration import CALIBRATION, Calibration, Method, fit_isotonic, fit_temperature
+from virnuc_async.models.calibration import CALIBRATION, Method, sigmoid
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.summary import Summary
 from virnuc_async.outputs.verdicts import label_contigs, vote
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.output_directory import STORE, require_free_names
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.store import Store
-from virnuc_async.settings import Pairing, Settings
+from virnuc_async.settings import Pairing, Settings, VerdictBy
 
 from .dataset import KINDS, LabelledFiles, Records, SubsequenceSampler, check_classes, read_records
-from .metrics import (
-    ClusterBootstrap,
-    Ranking,
-    auroc,
-    calibration_error,
-    interval_to_json,
-    threshold_for,
-    to_json,
-)
+from .fit_calibration import LabelledContigs, calibration_text
+from .metrics import ClusterBootstrap, Ranking, auroc, interval_to_json, to_json
 from .options import EvaluationOptions
 from .reports import Report, evaluation_page
 
@@ -47,14 +41,16 @@ PipelineRunner = Callable[[Sequence[str], Path, Settings], Summary]
 
 JSON, HTML, RECORDS = "evaluation.json", "evaluation.html", "records"
 _LENGTH, _SUBSEQUENCES = "length-", "stretches.fa"
-_FOLDS = 5  # of the cross-validation of a calibration
+CONTIG, CONTIG_LOG_ODDS = "contig", "contig by log_odds"
+LEVELS = ("ORF", "fragment", CONTIG, CONTIG_LOG_ODDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
     """The scored ORFs, fragments or contigs, in columns."""
 
-    scores: NDArray[np.float32]  # P(virus): highest of a fragment's ORFs, mean of a contig's fragments
+    scores: NDArray[np.floating]  # P(virus): highest of a fragment's ORFs, mean of a contig's; or log odds
+    probabilities: NDArray[np.floating]  # what the scores are worth
     verdicts: NDArray[np.bool_]
     record_index: NDArray[np.int64]
 
@@ -79,7 +75,7 @@ def evaluate(
     _check_directory(out_dir)
     clear_leftovers(out_dir.absolute().parent)
     bundle, records = find(settings.model, settings.cache_dir), read_records(data)
-    scorer = _Scorer(data, records, out_dir, settings, run_pipeline)
+    scorer = _Scorer(data, records, out_dir, settings, run_pipeline, bundle.penalty)
     datasets = {RECORDS: scorer.score_records()}
     for length in options.lengths:
         sampler = SubsequenceSampler(length, options.seed, options.subsequences)
@@ -108,7 +104,7 @@ def calibrate(
     run_pipeline: PipelineRunner,
 ) -> Report:
     """
-    Fit a map from contigs' mean P(virus) to the truth of *data*, and write calibration.json into the bundle.
+    Fit maps from contigs' scores to the truth of *data*, and write calibration.json into the bundle.
 
     Raises:
         UsageError: *fpr* is not between 0 and 1, or the model is part of the package
@@ -127,52 +123,27 @@ def calibrate(
     _check_directory(out_dir)
     clear_leftovers(out_dir.absolute().parent)
     records = read_records(data)
-    level = _Scorer(data, records, out_dir, settings, run_pipeline).score_records()["contig"]
-    truth = records.are_viral[level.record_index]
-    check_classes(truth, "the contigs that have a score")
-    calibration = _fit_calibration(bundle.fingerprint, method, level.scores, truth, fpr)
-    results = _calibration_results(calibration, level, truth, records.clusters[level.record_index])
-    if results["nonviral"] * fpr < 1:
+    levels = _Scorer(data, records, out_dir, settings, run_pipeline, bundle.penalty).score_records()
+    contigs = _labelled_contigs(levels, records, bundle.penalty)
+    check_classes(contigs.truth, "the contigs that have a score")
+    calibration = contigs.fit(bundle.fingerprint, method, fpr)
+    report = calibration.as_dict(version=__version__, **contigs.results(calibration))
+    if report["nonviral"] * fpr < 1:
         logger.warning(
             "{:,} nonviral contigs are too few to estimate a false positive rate of {:g}",
-            results["nonviral"],
+            report["nonviral"],
             fpr,
         )
-    report = calibration.as_dict(version=__version__, **results)
-    _write(bundle.directory / CALIBRATION, json.dumps(report, indent=2) + "\n")
+    _write(bundle.directory / CALIBRATION, calibration_text(report))
     return report
 
 
-def _fit_calibration(
-    fingerprint: str, method: Method, scores: NDArray[np.float32], truth: NDArray[np.bool_], fpr: float
-) -> Calibration:
-    threshold = threshold_for(scores, truth, fpr)
-    if method is Method.ISOTONIC:
-        return Calibration(fingerprint, method, 1.0, fit_isotonic(scores, truth), fpr, threshold)
-    return Calibration(fingerprint, method, fit_temperature(scores, truth), (), fpr, threshold)
-
-
-def _calibration_results(
-    calibration: Calibration, level: Level, truth: NDArray[np.bool_], clusters: NDArray[np.int64]
-) -> dict[str, Any]:
-    """Return the calibration error before, and after by cross-validation over the clusters."""
-    folds = np.random.default_rng(0).permutation(clusters.max() + 1)[clusters] % _FOLDS
-    calibrated = level.scores.astype(np.float64)
-    for fold in range(_FOLDS):
-        own = folds == fold
-        if own.any() and 0 < truth[~own].sum() < (~own).sum():
-            of_others = _fit_calibration(
-                calibration.of, calibration.method, level.scores[~own], truth[~own], calibration.fpr
-            )
-            calibrated[own] = of_others.apply(level.scores[own])
-    called = level.scores >= np.float32(calibration.threshold)
-    return {
-        "viral": int(truth.sum()),
-        "nonviral": int((~truth).sum()),
-        "sensitivity_at_threshold": round(float(called[truth].mean()), 6),
-        "ece_before": round(calibration_error(level.scores, truth), 6),
-        "ece_after": round(calibration_error(calibrated, truth), 6),
-    }
+def _labelled_contigs(levels: Mapping[str, Level], records: Records, penalty: float) -> LabelledContigs:
+    index = levels[CONTIG].record_index
+    means, log_odds = levels[CONTIG].scores.astype(np.float32), levels[CONTIG_LOG_ODDS].scores
+    return LabelledContigs(
+        means, log_odds.astype(np.float64), records.are_viral[index], records.clusters[index], penalty
+    )
 
 
 def _check_directory(out_dir: Path) -> None:
@@ -207,6 +178,7 @@ class _Scorer:
     out_dir: Path
     settings: Settings
     run_pipeline: PipelineRunner
+    penalty: float  # of log_odds, for each fragment
 
     def score_records(self) -> dict[str, Level]:
         return self._score(self.data.paths, self.out_dir / RECORDS, np.arange(len(self.records)))
@@ -223,7 +195,7 @@ class _Scorer:
         self.run_pipeline(paths, directory, settings)
         with closing(Store(directory)) as store:
             check_record_count(store.reader, len(record_index))
-            return collect_levels(store.reader.blocks(), record_index, self.settings.threshold)
+            return collect_levels(store.reader.blocks(), record_index, self.settings.threshold, self.penalty)
 
 
 def write_subsequences(
@@ -246,42 +218,45 @@ def check_record_count(reader: RunReader, records: int) -> None:
 
 
 def collect_levels(
-    blocks: Iterable[Block], record_index: NDArray[np.int64], threshold: float
+    blocks: Iterable[Block], record_index: NDArray[np.int64], threshold: float, penalty: float
 ) -> dict[str, Level]:
-    """Return the scored ORFs, fragments and contigs of *blocks*; *record_index* is of each contig."""
-    parts: dict[str, list[Level]] = {name: [_empty_level()] for name in ("ORF", "fragment", "contig")}
+    """
+    Return the scored ORFs, fragments and contigs of *blocks*; *record_index* is of each contig.
+
+    Verdicts on contigs are at *threshold*, of the fraction of viral fragments and of the probability that
+    their log odds are, which lose *penalty* for each fragment.
+    """
+    parts: dict[str, list[Level]] = {name: [_empty_level()] for name in LEVELS}
     for block in blocks:
-        for name, scores, verdicts, contigs in _block_levels(block, threshold):
-            parts[name].append(Level(scores, verdicts, record_index[contigs]))
+        if len(block.scores):
+            for name, level in _block_levels(block, threshold, penalty):
+                parts[name].append(replace(level, record_index=record_index[level.record_index]))
     return {name: _concatenate(levels) for name, levels in parts.items()}
 
 
-def _block_levels(
-    block: Block, threshold: float
-) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]]:
-    """Yield the name, the scores, the verdicts and the contig numbers of each level of a block."""
+def _block_levels(block: Block, threshold: float, penalty: float) -> Iterator[tuple[str, Level]]:
+    """Yield the name of each level, and its rows in *block* with the number of each row's contig."""
     numbers, scores = block.contigs["number"], block.scores
-    if not len(scores):
-        return
-    yield "ORF", scores["virus"], scores["virus"] > scores["others"], scores["contig"]
+    are_viral = scores["virus"] > scores["others"]
+    yield "ORF", Level(scores["virus"], scores["virus"], are_viral, scores["contig"])
     votes = vote(block)
-    yield "fragment", votes.highest, votes.are_viral, numbers[votes.rows]
-    verdicts = label_contigs(block)
+    yield "fragment", Level(votes.highest, votes.highest, votes.are_viral, numbers[votes.rows])
+    verdicts = label_contigs(block, penalty)
     scored = verdicts.fragments_with_orf > 0
-    means, are_viral = verdicts.mean_p_virus.astype(np.float32), verdicts.viral_fraction >= threshold
-    yield "contig", means[scored], are_viral[scored], numbers[scored]
+    means, log_odds = verdicts.mean_p_virus.astype(np.float32)[scored], verdicts.log_odds[scored]
+    rules = (VerdictRule.at_probability(by, threshold) for by in (VerdictBy.FRACTION, VerdictBy.LOG_ODDS))
+    by_fraction, by_log_odds = (verdicts.are_viral(rule)[scored] for rule in rules)
+    yield CONTIG, Level(means, means, by_fraction, numbers[scored])
+    yield CONTIG_LOG_ODDS, Level(log_odds, sigmoid(log_odds), by_log_odds, numbers[scored])
 
 
 def _empty_level() -> Level:
-    return Level(np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.int64))
+    return Level(np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, bool), np.empty(0, np.int64))
 
 
 def _concatenate(levels: Sequence[Level]) -> Level:
-    return Level(
-        np.concatenate([level.scores for level in levels]),
-        np.concatenate([level.verdicts for level in levels]),
-        np.concatenate([level.record_index for level in levels]),
-    )
+    columns = ([getattr(level, column.name) for level in levels] for column in fields(Level))
+    return Level(*map(np.concatenate, columns))
 
 
 def compute_metrics(levels: Mapping[str, Level], records: Records, options: EvaluationOptions) -> Report:
@@ -291,7 +266,7 @@ def compute_metrics(levels: Mapping[str, Level], records: Records, options: Eval
 
 def _level_metrics(level: Level, records: Records, options: EvaluationOptions) -> Report:
     truth, clusters = records.are_viral[level.record_index], records.clusters[level.record_index]
-    ranking = Ranking(level.scores, level.verdicts, truth)
+    ranking = Ranking(level.scores, level.verdicts, truth, level.probabilities)
     bootstrap = ClusterBootstrap(clusters, truth, options.resamples, options.seed)
     return {
         "rows": len(truth),

@@ -53,21 +53,28 @@ class Bin(NamedTuple):
 
 class Ranking:
     """
-    Rows with a score from 0 to 1, a verdict, and the truth, sorted by score.
+    Rows with a score, a verdict, and the truth, sorted by score.
 
-    A metric that needs both classes is NaN where only one is present.
+    *probabilities* are what the scores are worth, from 0 to 1; None: the scores themselves. A metric that
+    needs both classes is NaN where only one is present.
     """
 
-    def __init__(self, scores: NDArray[np.floating], verdicts: Truth, truth: Truth) -> None:
+    def __init__(
+        self,
+        scores: NDArray[np.floating],
+        verdicts: Truth,
+        truth: Truth,
+        probabilities: NDArray[np.floating] | None = None,
+    ) -> None:
         order = np.argsort(-scores, kind="stable")
         self._order = order
-        self._scores = scores.astype(np.float64)
+        self._probabilities = (scores if probabilities is None else probabilities).astype(np.float64)
         self._verdicts, self._truth = verdicts, truth
         self._sorted_truth = truth[order]
         # A threshold never divides equal scores, so that their order does not matter.
-        is_last = np.append(np.diff(self._scores[order]) != 0, True)
+        is_last = np.append(np.diff(scores[order]) != 0, True)
         self._thresholds = np.flatnonzero(is_last[: len(order)])
-        self._bins = np.minimum((self._scores * BINS).astype(np.int64), BINS - 1)
+        self._bins = np.minimum((self._probabilities * BINS).astype(np.int64), BINS - 1)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -137,7 +144,7 @@ class Ranking:
         return sums[[0, 1, 3, 2]]
 
     def _bin_sums(self, counts: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        each = (counts, counts * self._scores, counts * self._truth)
+        each = (counts, counts * self._probabilities, counts * self._truth)
         rows, scores, positives = (_sum_by(self._bins, values, BINS) for values in each)
         return rows, scores, positives
 
@@ -146,7 +153,7 @@ class Ranking:
         return float(_divide(np.abs(scores - positives).sum(), rows.sum()))
 
     def _brier(self, counts: Numbers) -> float:
-        errors = (self._scores - self._truth) ** 2
+        errors = (self._probabilities - self._truth) ** 2
         return float(_divide((counts * errors).sum(), counts.sum()))
 
 
@@ -192,22 +199,14 @@ class ClusterBootstrap:
 
 def auroc(scores: NDArray[np.floating], truth: Truth) -> float:
     """Return the chance that a positive row scores above a negative one; ties count half."""
-    return float(Ranking(scores, truth, truth).metrics()[METRICS.index("auroc")])
+    # Scores may be any numbers here: what they are worth does not matter.
+    no_values = np.zeros(len(scores))
+    return float(Ranking(scores, truth, truth, no_values).metrics()[METRICS.index("auroc")])
 
 
 def calibration_error(scores: NDArray[np.floating], truth: Truth) -> float:
     """Return the expected calibration error, over the bins of the reliability curve."""
     return float(Ranking(scores, truth, truth).metrics()[METRICS.index("ece")])
-
-
-def threshold_for(scores: NDArray[np.floating], truth: Truth, max_fpr: float) -> float:
-    """Return the lowest threshold at which the false positive rate is at most *max_fpr*."""
-    negatives = np.sort(scores[~truth])[::-1]
-    allowed = int(max_fpr * len(negatives))
-    # Just above the highest score of a negative that must not be called, in the precision of the scores.
-    return (
-        float(np.nextafter(negatives[allowed], negatives.dtype.type(2))) if allowed < len(negatives) else 0.0
-    )
 
 
 def to_json(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float | None]]:

@@ -33,6 +33,7 @@ from virnuc_async.fileio import (
 from virnuc_async.log import ThrottledProgress, logger
 from virnuc_async.models.bundle import ENCODERS, Bundle, find, write_manifest
 from virnuc_async.models.checkpoints import read_values
+from virnuc_async.models.contig_score import NO_PENALTY
 from virnuc_async.networks.shapes import ClassifierShape, Shapes
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.output_directory import STORE, require_free_names
@@ -122,7 +123,7 @@ def train(task: Task, run_pipeline: PipelineRunner) -> tuple[Bundle, dict[str, A
         fitted = fit(examples, splits, task.recipe, task.work / _EPOCHS)
         probabilities = predict_probabilities(examples, np.flatnonzero(splits == TEST), fitted.weights)
         test_blocks = _with_scores(store.reader, probabilities, splits == TEST)
-        levels = collect_levels(test_blocks, record_index, task.settings.threshold)
+        levels = collect_levels(test_blocks, record_index, task.settings.threshold, NO_PENALTY)
     report = {
         "version": __version__,
         "torch": torch.__version__,

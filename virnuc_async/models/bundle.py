@@ -3,18 +3,19 @@ A bundle: a directory with everything that is needed to score ORFs, without pick
 
 ``bundle.json`` lists the other files and their checksums: ``protein.safetensors``,
 ``nucleotide.safetensors``, ``classifier.safetensors``, ``tokenizer.json``; and ``reference.json``, if the
-bundle has one. The directory may also contain a ``calibration.json``, which changes no score.
+bundle has one. The directory may also contain a ``calibration.json`` and a ``contig_score.json``, which
+change no score of an ORF.
 """
 
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from virnuc_async.errors import ANOTHER_CACHE, BadBundle, NoCacheDirectory, UnknownBundle
 from virnuc_async.fileio import atomic_write, read_bounded, read_json, sha256, stat_signature, user_cache
@@ -22,8 +23,9 @@ from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, Prote
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.text import is_printable
 
-from . import calibration
+from . import calibration, contig_score
 from .calibration import CALIBRATION, Calibration
+from .contig_score import CONTIG_SCORE, NO_PENALTY, ContigScore
 
 PARTS = ("protein.safetensors", "nucleotide.safetensors", "classifier.safetensors", "tokenizer.json")
 ENCODERS = ("protein.safetensors", "nucleotide.safetensors", "tokenizer.json")  # all but the classifier
@@ -37,10 +39,12 @@ CLASSIFIERS = {
 }
 
 _FORMAT = 1
-_MAX_JSON_SIZE = 1 << 20  # bytes of a bundle.json or calibration.json
+_MAX_JSON_SIZE = 1 << 20  # bytes of a bundle.json, calibration.json or contig_score.json
 MAX_TOKENIZER_SIZE = 1 << 24  # bytes; the published one has 170,000
 _MAX_LAYERS, _MAX_DIMENSION = 1_000, 1 << 20
 _SHIPPED = Path(__file__).parent
+
+Entry = TypeVar("Entry", Calibration, ContigScore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Bundle:
     origin: Mapping[str, str]  # the file that each part was made from
     licence: str = ""
     notice: str = ""  # shown to the user on every run
+    penalty: float = NO_PENALTY  # of log_odds, for each fragment
     calibration: Calibration | None = None
 
     @property
@@ -230,25 +235,36 @@ def _read(directory: Path) -> Bundle:
             licence=_check_line("licence", described.get("licence", "")),
             notice=_check_line("notice", described.get("notice", "")),
         )
-        return replace(bundle, calibration=_read_calibration(bundle))
+        return _with_entries(bundle)
     except OSError as error:
         raise BadBundle(str(directory), f"bundle.json: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadBundle(str(directory), f"bundle.json: {error!r}") from error
 
 
-def _read_calibration(bundle: Bundle) -> Calibration | None:
-    path = bundle.directory / CALIBRATION
+def _with_entries(bundle: Bundle) -> Bundle:
+    """Return *bundle* with what the optional files hold that change no score of an ORF."""
+    score = _read_entry(bundle, CONTIG_SCORE, contig_score.read)
+    penalty = score.penalty if score else NO_PENALTY
+    fitted = _read_entry(bundle, CALIBRATION, calibration.read)
+    if fitted and fitted.log_odds and fitted.log_odds.penalty != penalty:
+        penalties = f"{fitted.log_odds.penalty:g} for each fragment, and now it is {penalty:g}"
+        reason = f"{CALIBRATION} was fitted with a penalty of {penalties}. Run calibrate again, or remove it"
+        raise BadBundle(str(bundle.directory), reason)
+    return replace(bundle, penalty=penalty, calibration=fitted)
+
+
+def _read_entry(bundle: Bundle, name: str, read: Callable[[Mapping[str, Any]], Entry]) -> Entry | None:
+    """Return what *read* makes of the file *name* of *bundle*; None if there is none."""
+    path = bundle.directory / name
     if not path.exists():
         return None
     try:
-        found = calibration.read(read_json(path, _MAX_JSON_SIZE))
+        found = read(read_json(path, _MAX_JSON_SIZE))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadBundle(str(bundle.directory), f"{CALIBRATION}: {error!r}") from error
+        raise BadBundle(str(bundle.directory), f"{name}: {error!r}") from error
     if found.of != bundle.fingerprint:
-        raise BadBundle(
-            str(bundle.directory), f"{CALIBRATION} was fitted for another bundle ({found.of:.99})"
-        )
+        raise BadBundle(str(bundle.directory), f"{name} was fitted for another bundle ({found.of:.99})")
     return found
 
 

@@ -71,6 +71,18 @@ def optional_column(numbers: NDArray[np.floating[Any]]) -> TextColumn:
     return text
 
 
+def decimal_column(numbers: NDArray[np.float64], decimals: int) -> TextColumn:
+    """Return *numbers* of any sign with so many *decimals*, with an empty field for each NaN."""
+    is_missing = np.isnan(numbers)
+    units = np.rint(np.where(is_missing, 0, numbers) * 10**decimals).astype(np.int64)
+    whole, rest = np.divmod(np.abs(units), 10**decimals)
+    signs = np.where(units < 0, np.uint8(ord("-")), np.uint8(_PADDING))[:, None]
+    digits = (rest[:, None] // 10 ** np.arange(decimals)[::-1] % 10 + ord("0")).astype(np.uint8)
+    text = np.hstack((signs, integer_column(whole), constant_column(b".", len(units)), digits))
+    text[is_missing] = _PADDING
+    return text
+
+
 def printed_numbers(numbers: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return *numbers*, probabilities, as whoever reads them from a table gets them: as printed, in FP64."""
     singles = numbers.astype(np.float32)

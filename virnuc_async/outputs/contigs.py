@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from virnuc_async.models.calibration import Calibration
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.reader import RunReader
 
@@ -15,6 +15,7 @@ from .columns import (
     Chunks,
     TextColumn,
     constant_column,
+    decimal_column,
     encode_lines,
     integer_column,
     join_lines,
@@ -22,22 +23,27 @@ from .columns import (
     optional_column,
     text_column,
 )
-from .verdicts import CALIBRATED, COUNTS, FRACTIONS, LABELS, VERDICT, count_labels, verdict_columns
+from .verdicts import (
+    CALIBRATED,
+    COUNTS,
+    DECIMALS,
+    FRACTIONS,
+    LABELS,
+    LOG_ODDS,
+    VERDICT,
+    Q,
+    count_labels,
+    verdict_columns,
+)
 
 
-def contig_chunks(
-    reader: RunReader, threshold: float, tally: Counter[str], calibration: Calibration | None = None
-) -> Chunks:
-    """
-    Yield ``contigs.tsv``, some lines at a time: records in input order; count the verdicts in *tally*.
-
-    With a *calibration*, a column is added at the end.
-    """
-    yield verdict_header("contig", "file", "length", calibration=calibration)
+def contig_chunks(reader: RunReader, rule: VerdictRule, tally: Counter[str]) -> Chunks:
+    """Yield ``contigs.tsv``, some lines at a time: records in input order; count the verdicts in *tally*."""
+    yield verdict_header("contig", "file", "length", rule=rule)
     paths = path_fields(reader)
     for block in reader.blocks():
         files = block.contigs["file"]
-        verdicts = verdict_columns(block, threshold, calibration)
+        verdicts = verdict_columns(block, rule)
         count_labels(verdicts, tally)
         yield verdict_lines(
             block,
@@ -47,9 +53,11 @@ def contig_chunks(
         )
 
 
-def verdict_header(*names: str, calibration: Calibration | None) -> bytes:
-    """Return the header of a table with the columns *names*, followed by those of the verdicts."""
-    columns = (*names, *COUNTS, *FRACTIONS, VERDICT, *([CALIBRATED] * bool(calibration)))
+def verdict_header(*names: str, rule: VerdictRule) -> bytes:
+    """Return the header of a table with the columns *names*, followed by those of the verdicts by *rule*."""
+    columns = [*names, *COUNTS, *FRACTIONS, VERDICT, LOG_ODDS]
+    if rule.calibration:
+        columns += [CALIBRATED, *([Q] * bool(rule.calibration.log_odds))]
     return "\t".join(columns).encode() + b"\n"
 
 
@@ -69,4 +77,6 @@ def _format_verdicts(name: str, column: NDArray[Any]) -> TextColumn:
     if name == VERDICT:
         labels: TextColumn = text_column(label.encode() for label in LABELS)[column]
         return labels
+    if name == LOG_ODDS:
+        return decimal_column(column, DECIMALS)
     return integer_column(column) if name in COUNTS else optional_column(column)

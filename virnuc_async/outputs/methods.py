@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from virnuc_async.models.citations import DNABERT_S, ESM_2, VIRNUCPRO
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.text import plural
 
 from .summary import Summary
@@ -19,7 +20,7 @@ _PRECISIONS = {
 }
 
 
-def methods_text(summary: Summary, length: int, threshold: float) -> str:
+def methods_text(summary: Summary, length: int, rule: VerdictRule) -> str:
     """Return the paragraph for the run of *summary*; *length* is what contigs were cut into, in bases."""
     counts, bundle = summary.counts, summary.bundle
     sequences, files = plural(counts["contigs"], "sequence"), plural(len(summary.inputs), "input file")
@@ -32,7 +33,7 @@ def methods_text(summary: Summary, length: int, threshold: float) -> str:
         f"The {frames} without a stop codon were embedded with ESM-2 [2] (amino acids) and DNABERT-S [3] "
         f"(nucleotides) and scored by the classifier of the model{_hardware(summary)}.",
         "A fragment was considered viral if the highest viral score of its frames was at least the highest "
-        f"non-viral score, and a sequence if at least {100 * threshold:.4g} % of its scored fragments were.",
+        f"non-viral score, and a sequence if {rule.criterion('were')}.",
         *_left_out(summary),
         f"{plural(counts['viral_contigs'], 'sequence')} met this criterion.",
         *_failed(counts["failures"]),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from virnuc_async.models.calibration import Calibration
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.runs.identity import describe_differences
 from virnuc_async.settings import (
     CallRules,
@@ -14,12 +14,15 @@ from virnuc_async.settings import (
     Pairing,
     RegionRules,
     Settings,
+    VerdictBy,
     ViralFasta,
     call_rules,
     check_fields,
     flag,
     formats,
     fraction,
+    inner_fraction,
+    number,
     one_of,
     optional,
     region_rules,
@@ -40,7 +43,7 @@ class OutputOptions:
         UsageError: a value is of another type or out of its range
     """
 
-    threshold: float = 0.5  # fraction of viral fragments from which on a contig is viral
+    threshold: float = 0.5  # of the score that verdicts are by, from which on a contig is viral
     pairs: Pairing = Pairing.AUTO  # which records get one verdict
     calibration: str | None = None  # fingerprint of the one that contigs get a column of
     embeddings: bool = False
@@ -51,16 +54,29 @@ class OutputOptions:
     formats: tuple[Format, ...] = (Format.TSV,)  # of the tables
     layout: Layout | None = None  # in which tables are written as well
     report: bool = True  # whether there is to be one
+    verdict_by: VerdictBy = VerdictBy.FRACTION
+    fpr: float | None = None  # false positive rate that verdicts are at
+    fpr_threshold: float | None = None  # that it has by the calibration of the model
+    penalty: float | None = None  # of log_odds; None: of an earlier version, without this column
 
     def __post_init__(self) -> None:
         check_fields(self, OPTION_CHECKS)
 
     @classmethod
-    def of(cls, settings: Settings, calibration: Calibration | None) -> Self:
-        """Return the options that *settings* have; *calibration* is that of the model, if it is used."""
+    def of(cls, settings: Settings, rule: VerdictRule) -> Self:
+        """Return the options that *settings* have, whose verdicts are by *rule*."""
         shared = (field.name for field in fields(cls) if hasattr(settings, field.name))
         values = {name: getattr(settings, name) for name in shared}
-        return cls(**values, calibration=calibration.fingerprint if calibration else None)
+        return cls(**values | {"verdict_by": settings.verdict_score}).by_rule(rule)
+
+    def by_rule(self, rule: VerdictRule) -> Self:
+        """Return these options, with what *rule* has of the model."""
+        return replace(
+            self,
+            fpr_threshold=None if self.fpr is None else rule.threshold,
+            penalty=rule.penalty,
+            calibration=rule.calibration.fingerprint if rule.calibration else None,
+        )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -104,9 +120,14 @@ RULES: dict[str, type[CallRules | RegionRules | ViralFasta]] = {
     "viral_fasta": ViralFasta,
 }
 
+_ANY_NUMBER = number("a number", lambda value: True)
 OPTION_CHECKS: dict[str, Check] = {
     "threshold": fraction,
     "pairs": one_of(Pairing),
+    "verdict_by": one_of(VerdictBy),
+    "fpr": optional(inner_fraction),
+    "fpr_threshold": optional(_ANY_NUMBER),
+    "penalty": optional(_ANY_NUMBER),
     "calibration": optional(word),
     "embeddings": flag,
     "report": flag,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from virnuc_async.models.calibration import Calibration
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
@@ -51,14 +51,14 @@ class FinishedRun:
         reader: RunReader,
         options: OutputOptions,
         length: int,
-        calibration: Calibration | None,
+        rule: VerdictRule,
         find_pairs: Callable[[RunReader], PairedFiles],
         summarize: Callable[["FinishedRun"], Summary],
     ) -> None:
         self.reader = reader.at_least(options.min_length)
         self.options = options
         self.length = length  # bases that contigs were cut into
-        self.calibration = calibration
+        self.rule = rule  # of verdicts
         self.contigs: Counter[str] = Counter()  # by their verdicts, once their table is made
         self.pairs: Counter[str] = Counter()  # and of pairs
         self._find_pairs = find_pairs
@@ -79,7 +79,7 @@ class FinishedRun:
 
     def verdicts(self, block: Block) -> dict[str, NDArray[Any]]:
         """Return the verdicts on the contigs of *block*, as their table has them."""
-        return verdict_columns(block, self.options.threshold, self.calibration)
+        return verdict_columns(block, self.rule)
 
     @cached_property
     def is_utf8(self) -> bool:
@@ -138,12 +138,12 @@ class OutputFile(NamedTuple):
 
 def _contig_chunks(run: FinishedRun) -> Chunks:
     run.contigs.clear()  # it may be made in several formats
-    yield from contig_chunks(run.reader, run.options.threshold, run.contigs, run.calibration)
+    yield from contig_chunks(run.reader, run.rule, run.contigs)
 
 
 def _pair_chunks(run: FinishedRun) -> Chunks:
     run.pairs.clear()
-    yield from pair_chunks(run.reader, run.paired.mates, run.options.threshold, run.pairs, run.calibration)
+    yield from pair_chunks(run.reader, run.paired.mates, run.rule, run.pairs)
 
 
 def _call_chunks(run: FinishedRun) -> Chunks:

@@ -105,7 +105,7 @@ def _values(run: "FinishedRun") -> dict[str, Any]:
         "alerts": list(_alerts(summary)),
         "facts": list(_facts(summary, overview)),
         "length": run.length,
-        "threshold": f"{100 * run.options.threshold:.4g} %",
+        "criterion": run.rule.criterion(),
         "labels": LABELS,
         "charts": charts,
         "tracks": tracks,
@@ -273,7 +273,7 @@ def _setting(value: Any) -> str:
 def _methods(run: "FinishedRun") -> dict[str, Any]:
     settings = ((name, _setting(value)) for name, value in run.summary.settings.items())
     return {
-        "methods": methods_text(run.summary, run.length, run.options.threshold),
+        "methods": methods_text(run.summary, run.length, run.rule),
         "publications": [
             {"text": str(each).removesuffix(f" doi:{each.doi}"), "doi": each.doi, "url": each.url}
             for each in CITED

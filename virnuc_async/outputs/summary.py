@@ -155,7 +155,8 @@ def summarize_again(
 
     *calibrated* is whether the calibration of its model is used; None if it has none.
     """
-    made_by = asdict(run.options) | ({} if calibrated is None else {"calibrated": calibrated})
+    made_by = asdict(run.options) | {"verdict_threshold": run.rule.threshold}
+    made_by |= {} if calibrated is None else {"calibrated": calibrated}
     settings = {name: _to_json(made_by.get(name, value)) for name, value in earlier.settings.items()}
     counts = _counts(run.reader.totals(), run, run.paired.failures, precision)
     return replace(earlier, settings=settings, counts=counts)
@@ -196,7 +197,8 @@ def _session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str
 
 def _settings_used(session: RunSession) -> dict[str, Any]:
     used = {"precision": session.hardware.precision, "tokens_per_batch": session.hardware.budget}
-    settings = asdict(session.settings) | used
+    rule = session.plan.verdict_rule
+    settings = asdict(session.settings) | used | {"verdict_by": rule.by, "verdict_threshold": rule.threshold}
     # What has no effect, and what is of one session's machine.
     del settings["compile"], settings["temporary_dir"]
     return {key: _to_json(value) for key, value in settings.items()}

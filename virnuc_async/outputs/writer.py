@@ -155,14 +155,14 @@ class OutputWriter:
             self._store.reader,
             self._options(Written.of(self._store)),
             plan.bundle.length,
-            plan.calibration,
+            plan.verdict_rule,
             self._session.mates.verify,
             partial(summarize, self._session, self._command),
         )
 
     def _options(self, written: Written | None) -> OutputOptions:
         """Return what the files are to be made by, if they were *written* before."""
-        options = OutputOptions.of(self._session.settings, self._session.plan.calibration)
+        options = OutputOptions.of(self._session.settings, self._session.plan.verdict_rule)
         return options.including(written and options_left(written.options, self._directory))
 
     def _write_viral_sequences(self, run: FinishedRun) -> None:

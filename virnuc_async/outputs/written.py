@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 from virnuc_async.errors import UsageError
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.calibration import Calibration, read
+from virnuc_async.models.contig_score import NO_PENALTY
 from virnuc_async.runs.store import Store
 from virnuc_async.settings import whole
 
@@ -20,21 +21,24 @@ class ModelFacts(NamedTuple):
 
     length: int  # bases that contigs were cut into
     calibration: Calibration | None
+    penalty: float = NO_PENALTY  # of log_odds, for each fragment
+    name: str = ""
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Return the facts of *bundle*."""
-        return cls(bundle.length, bundle.calibration)
+        return cls(bundle.length, bundle.calibration, bundle.penalty, bundle.name)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Return what :meth:`to_json` gave; raises ValueError, KeyError or TypeError if it makes no sense."""
         calibration = value["calibration"]
-        return cls(whole(1)("length", value["length"]), calibration and read(calibration))
+        length, penalty = whole(1)("length", value["length"]), float(value["penalty"])
+        return cls(length, calibration and read(calibration), penalty, str(value["name"]))
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return {"length": self.length, "calibration": self.calibration and self.calibration.as_dict()}
+        return self._asdict() | {"calibration": self.calibration and self.calibration.as_dict()}
 
 
 class Written(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from virnuc_async.errors import ForeignDirectoryError, NoRun, UsageError
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, atomic_directory, atomic_write, writing_to
 from virnuc_async.models.bundle import Bundle, find
+from virnuc_async.models.verdict_rule import VerdictRule, rule_for
 from virnuc_async.runs.mate_check import PairedFiles, files_with_mates, mates_by_flags, verify_mates
 from virnuc_async.runs.output_directory import STORE, is_written_name, require_free_names
 from virnuc_async.runs.reader import RunReader
@@ -18,7 +19,15 @@ from virnuc_async.runs.store import Store, open_finished
 from virnuc_async.sequences.decompression import packed_by_name
 from virnuc_async.sequences.inputs import open_alignments
 from virnuc_async.sequences.mates import find_mates
-from virnuc_async.settings import CallRules, Format, LabelRules, Pairing, Precision
+from virnuc_async.settings import (
+    CallRules,
+    Format,
+    LabelRules,
+    Pairing,
+    Precision,
+    Settings,
+    VerdictBy,
+)
 
 from .calls import CALLS_TABLE, call_chunks
 from .formats import require_formats
@@ -71,6 +80,7 @@ def write_tables(
         DamagedStore: the store is damaged
         UsageError: *changes* make no sense for this run
         LostInput: the viral sequences are read from the inputs again, and one is not what was scored
+        NoThreshold: its model has none for the false positive rate of *changes*
         UnknownBundle: its model is needed and unknown
         ForeignDirectoryError: *output* has files of such names
         CannotWrite: the disk is full, or a directory is read-only
@@ -240,12 +250,12 @@ def _finished_run(
     summarize: Callable[[FinishedRun], Summary] | None = None,
 ) -> FinishedRun:
     """Return what files are made of; unless told how to *summarize*, the summary is of their tables."""
-    options = _options(options_left(written.options, store.directory), model, changes)
+    options, rule = _options(options_left(written.options, store.directory), model, changes)
     return FinishedRun(
         store.reader,
         options,
         model.length,
-        model.calibration if options.calibration else None,
+        rule,
         partial(_find_pairs, written.flagged, options.pairs),
         summarize or partial(_summarize, store, _is_used(model, options)),
     )
@@ -269,16 +279,32 @@ def _model(store: Store, written: Written, changes: Changes) -> ModelFacts:
     return ModelFacts.of(bundle)
 
 
-def _options(before: OutputOptions, model: ModelFacts, changes: Changes) -> OutputOptions:
+def _options(before: OutputOptions, model: ModelFacts, changes: Changes) -> tuple[OutputOptions, VerdictRule]:
+    """Return the options with *changes*, and the rule of verdicts that they ask for."""
     is_calibrated = bool(changes.model or before.calibration)
     if changes.calibrated is not None:
         is_calibrated = changes.calibrated
-    calibration = model.calibration if is_calibrated else None
-    values = {"calibration": calibration and calibration.fingerprint, **changes.options}
+    values = {**changes.options, **_verdicts(before, changes.options)}
     for name, rules in changes.rules.items():
         known = getattr(before, name) or RULES[name]()
         values[name] = None if rules is None else replace(known, **rules)
-    return replace(before, **values)
+    options = replace(before, **values)
+    rule = rule_for(model, options.verdict_by, options.threshold, options.fpr, is_calibrated)
+    return options.by_rule(rule), rule
+
+
+def _verdicts(before: OutputOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what verdicts are by: what is *given* of it, and else as it was *before*."""
+    names = ("threshold", "verdict_by", "fpr")
+    asked = {name: given[name] for name in names if name in given}
+    # A threshold and a rate exclude each other, and so do the fraction and a rate.
+    if "threshold" not in asked and "fpr" not in asked:
+        has_rate = asked.get("verdict_by") != VerdictBy.FRACTION
+        asked = {"threshold": before.threshold, "fpr": before.fpr if has_rate else None} | asked
+    if before.verdict_by is not VerdictBy.FRACTION:
+        asked = {"verdict_by": before.verdict_by} | asked
+    settings = Settings(**asked)
+    return {"threshold": settings.threshold, "verdict_by": settings.verdict_score, "fpr": settings.fpr}
 
 
 def _find_pairs(flagged: list[int] | None, pairing: Pairing, reader: RunReader) -> PairedFiles:

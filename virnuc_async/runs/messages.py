@@ -93,6 +93,8 @@ class RunMessages(EngineEvents):
         self.log.info("virnuc-async {} with {}, fragments of {} bp", __version__, bundle.name, bundle.length)
         if bundle.notice:
             self.log.warning(bundle.notice)
+        if self._plan.settings.has_verdict_rule:
+            self.log.info("verdicts by {}", self._plan.verdict_rule)
         if self._plan.settings.compile is not None:
             self.log.warning("compile has no effect: kernels are no longer compiled before the first batch")
         self.log_left_out()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from virnuc_async.engine.device_state import DeviceState, device_state
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.models.calibration import Calibration
+from virnuc_async.models.verdict_rule import VerdictRule, rule_for
 from virnuc_async.sequences.listing import Notice
 from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
@@ -42,6 +42,7 @@ class Plan:
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
 
     @property
-    def calibration(self) -> Calibration | None:
-        """The calibration that contigs get a column of."""
-        return self.bundle.calibration if self.settings.calibrated else None
+    def verdict_rule(self) -> VerdictRule:
+        """What the verdicts depend on; raise NoThreshold if the model has none for what the settings ask."""
+        asked = self.settings
+        return rule_for(self.bundle, asked.verdict_score, asked.threshold, asked.fpr, asked.calibrated)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import UsageError
-from virnuc_async.models.calibration import Calibration
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.columns import printed_numbers
-from virnuc_async.outputs.verdicts import LABELS, VERDICT, verdict_columns
+from virnuc_async.outputs.verdicts import LABELS, LOG_ODDS, VERDICT, verdict_columns
 from virnuc_async.runs.blocks import FRAMES, SCORE, Block
 from virnuc_async.sequences.fragments import ranges
 
@@ -68,7 +68,9 @@ class Prediction:
     mean_p_virus: float | None
     max_p_virus: float | None
     verdict: str  # virus, others or no_orf
+    log_odds: float | None = None
     p_virus_calibrated: float | None = None  # None also if the model has no calibration
+    q: float | None = None  # None also if the model has no calibration
     failures: tuple[str, ...] = ()  # of ORFs that have no score, and why
     _scores: NDArray[np.void] = field(default_factory=_no_scores, repr=False, compare=False)
     _fragment_length: int = field(default=0, repr=False, compare=False)
@@ -161,14 +163,13 @@ class Predictions(Sequence[Prediction]):
 def predictions_of(
     block: Block,
     fragment_length: int,
-    threshold: float,
-    calibration: Calibration | None,
+    rule: VerdictRule,
     failures: "dict[int, list[str]]",
 ) -> list[Prediction]:
     """Return the predictions of the records of *block*, whose verdicts are those of a run's tables."""
     if not block.ids:
         return []
-    columns = verdict_columns(block, threshold, calibration)
+    columns = verdict_columns(block, rule)
     names = [name.decode("utf-8", "surrogateescape") for name in block.ids.split(b"\n")[:-1]]
     numbers = block.contigs["number"]
     known = [one.name for one in fields(Prediction) if one.name in columns]
@@ -195,7 +196,8 @@ def _plain(name: str, column: NDArray[Any]) -> list[Any]:
     if column.dtype.kind != "f":
         return list(column.tolist())
     # As a table prints them.
-    return [None if np.isnan(value) else float(str(value)) for value in column.astype(np.float32)]
+    printed = column if name == LOG_ODDS else column.astype(np.float32)
+    return [None if np.isnan(value) else float(str(value)) for value in printed]
 
 
 def _fragment(number: int, place: tuple[int, int], scores: NDArray[np.void]) -> FragmentScore:

@@ -57,7 +57,7 @@ class Scorer:
 
     Raises, when it is entered:
         UsageError: a setting has no meaning without an output directory, or the loop is not asyncio's
-        UnknownBundle, BadBundle: the model
+        UnknownBundle, BadBundle, NoThreshold: the model
         UnknownDevice, MixedDevices, UnsuitablePrecision, NoDevicesLeft: the devices
     """
 
@@ -189,4 +189,6 @@ def _check(settings: object, max_wait: object, max_waiting: object) -> None:
 
 
 def _make_plan(settings: Settings) -> Plan:
-    return Plan((), settings, find(settings.model, settings.cache_dir))
+    plan = Plan((), settings, find(settings.model, settings.cache_dir))
+    _ = plan.verdict_rule  # the model may not have the threshold
+    return plan

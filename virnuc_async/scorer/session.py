@@ -232,10 +232,7 @@ class ScorerSession(EngineEvents):
         yield from form_windows(paths, read, length, self._tokenizer, size)
 
     def _predictions(self, block: Block, request: Request) -> list[Prediction]:
-        bundle, settings = self._plan.bundle, self._plan.settings
-        return predictions_of(
-            block, bundle.length, settings.threshold, self._plan.calibration, request.failures
-        )
+        return predictions_of(block, self._plan.bundle.length, self._plan.verdict_rule, request.failures)
 
     def _default_scorer(self) -> MakeScorer:
         is_fp8 = self._hardware.precision is Precision.FP8

@@ -23,7 +23,7 @@ examples:
   python -m virnuc_async calibrate --viral viruses.fa --nonviral others.fa --output scores/ \\
       --model my-model/ --fpr 0.01
 
-Scores and verdicts do not change: contigs.tsv gets one more column, p_virus_calibrated. Use sequences
+Scores and verdicts do not change: contigs.tsv gets two more columns, p_virus_calibrated and q. Use sequences
 that the model was not trained on. The same command resumes.
 """
 
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
         type=fraction,
         default=0.01,
         metavar="FRACTION",
-        help="report the threshold for this false positive rate (default: 0.01)",
+        help="report the thresholds for this false positive rate; others can be chosen later (default: 0.01)",
     )
     add_model_options(parser.add_argument_group("model"))
     add_device_options(parser.add_argument_group("devices"))
@@ -68,11 +68,19 @@ def run(options: Namespace) -> int:
 
 
 def _print_calibration(found: Mapping[str, Any], model: str) -> None:
-    errors = f"{found['ece_before']:.3f} -> {found['ece_after']:.3f}"
-    print(f"expected calibration error (cross-validated): {errors}")
-    print(
-        f"at mean_p_virus >= {found['threshold']:.6g}: false positive rate at most {found['fpr']:g}, "
-        f"sensitivity {found['sensitivity_at_threshold']:.3f} "
-        f"on these {found['viral']:,} viral and {found['nonviral']:,} non-viral contigs"
-    )
-    print(f"predict --model {model} adds p_virus_calibrated to contigs.tsv")
+    from virnuc_async.models.verdict_rule import lowest_rate
+
+    fpr = f"{found['fpr']:g}"
+    for column, prefix in (("mean_p_virus", ""), ("log_odds", "log_odds_")):
+        errors = f"{found[f'{prefix}ece_before']:.3f} -> {found[f'{prefix}ece_after']:.3f}"
+        print(f"{column}: expected calibration error (cross-validated): {errors}")
+        print(
+            f"{column} >= {found[f'{prefix}threshold']:.10g}: false positive rate at most {fpr}, sensitivity "
+            f"{found[f'{prefix}sensitivity_at_threshold']:.3f} "
+            f"on these {found['viral']:,} viral and {found['nonviral']:,} non-viral contigs"
+        )
+    print(f"predict --model {model} adds p_virus_calibrated and q to contigs.tsv")
+    lowest = lowest_rate(found["nonviral"])
+    if found["fpr"] >= lowest:
+        print(f"predict --model {model} --fpr {fpr} calls contigs viral from this threshold of log_odds on")
+    print(f"--fpr can be any rate from {lowest:g} on")

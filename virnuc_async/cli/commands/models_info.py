@@ -54,6 +54,7 @@ def _facts(bundle: "Bundle") -> dict[str, object]:
         "classifier": f"{classifier.inputs} -> {classifier.hidden} -> 2",
         "licence": bundle.licence or "not stated",
         "reference": reference_of(bundle).source if REFERENCE in bundle.checksums else "none",
+        "penalty of log_odds": f"{bundle.penalty:g} for each fragment",
         "calibration": _format_calibration(bundle),
         **{f"origin of {part}": place for part, place in bundle.origin.items()},
         **{name: f"sha256 {checksum}, checked" for name, checksum in bundle.checksums.items()},
@@ -65,4 +66,6 @@ def _format_calibration(bundle: "Bundle") -> str:
     if found is None:
         return "none"
     threshold = f"false positive rate {found.fpr:g} at mean_p_virus >= {found.threshold:.6g}"
+    if of_log_odds := found.log_odds:
+        threshold += f", log_odds >= {of_log_odds.thresholds.at(found.fpr).threshold:.10g}"
     return f"{found.method} ({found.fingerprint}); {threshold}"

@@ -22,6 +22,7 @@ from virnuc_async.cli.options import (
     add_region_rules,
     add_table_options,
     add_verbosity_options,
+    add_verdict_options,
     add_viral_options,
     fields_from,
     region_rules_from,
@@ -64,6 +65,7 @@ def add_parser(commands: Any) -> None:
     _add_file_options(parser)
     model = parser.add_argument_group("model")
     add_model_options(model)
+    add_verdict_options(model)
     _add_output_options(model)
     add_table_options(parser.add_argument_group("tables"))
     _add_calls(parser.add_argument_group("calls"))
@@ -134,7 +136,7 @@ def _add_output_options(group: Any) -> None:
         "--no-calibration",
         dest="calibrated",
         action="store_false",
-        help="omit p_virus_calibrated from contigs.tsv, even if the model has a calibration",
+        help="omit p_virus_calibrated and q from contigs.tsv, even if the model has a calibration",
     )
     group.add_argument(
         "--reuse-features",
@@ -178,6 +180,8 @@ def run(options: Namespace) -> int:
         embeddings=options.embeddings,
         report=options.report,
         calibrated=options.calibrated,
+        verdict_by=options.verdict_by,
+        fpr=options.fpr,
         pairs=Pairing(options.pairs),
         min_length=options.min_length,
         formats=options.formats,

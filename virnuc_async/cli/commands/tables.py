@@ -16,6 +16,7 @@ from virnuc_async.cli.options import (
     add_region_rules,
     add_table_options,
     add_threshold_option,
+    add_verdict_options,
     add_viral_options,
     given_rules,
     viral_fasta_from,
@@ -48,13 +49,14 @@ def add_parser(commands: Any) -> None:
     _add_places(parser.add_argument_group("where to"))
     tables = parser.add_argument_group("tables")
     add_threshold_option(tables, None)
+    add_verdict_options(tables, "as before")
     add_pairs_option(tables, None)
     add_table_options(tables, is_again=True)
     tables.add_argument(
         "--calibration",
         dest="calibrated",
         action=BooleanOptionalAction,
-        help="add p_virus_calibrated, or omit it (default: as before)",
+        help="add p_virus_calibrated and q, or omit them (default: as before)",
     )
     tables.add_argument(
         "--model",
