@@ -296,5 +296,5 @@ def test_only_some_of_many_inputs_are_shown(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name).write_text(fasta(RECORDS))
     assert predict(*sorted(tmp_path.glob("*.fa")), tmp_path / "out").code == 0
     page = Page(tmp_path / "out")
-    assert "The first 1 of 3 inputs; all of them are in summary.json" in page.text
+    assert "The first 1 of 3 inputs; all of them are in samples.tsv" in page.text
     assert page.rows["files"] == [str(path) for path in sorted(tmp_path.glob("*.fa"))]

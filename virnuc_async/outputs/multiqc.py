@@ -93,9 +93,9 @@ def _in_order() -> tuple[str, ...]:
 
 def _samples(run: "FinishedRun") -> Iterator[tuple[str, dict[str, int]]]:
     """Yield name and verdicts of each input."""
-    names = sample_names([facts["path"] for facts in run.summary.inputs])
-    for name, counts in zip(names, run.overview.verdicts.tolist(), strict=True):
-        yield name, dict(zip(LABELS, counts, strict=True))
+    names = sample_names([sample.file for sample in run.samples])
+    for name, sample in zip(names, run.samples, strict=True):
+        yield name, {label: sample.counts[label] for label in LABELS}
 
 
 def _statistics(counts: dict[str, int]) -> dict[str, float]:

@@ -106,8 +106,7 @@ class FinishedRun:
     @cached_property
     def overview(self) -> Overview:
         """What the report shows of the contigs, gathered when it is first asked for."""
-        files = len(self.reader.paths())
-        overview = Overview(files, self.length, self.verdicts, self.options.regions)
+        overview = Overview(self.length, self.verdicts, self.options.regions)
         for block in self.reader.blocks():
             overview.add(block)
         return overview

@@ -54,18 +54,17 @@ class Overview:
     """
     The verdicts, distributions, most telling contigs and tracks of a run.
 
-    *files* is the number of its inputs; *length* is what contigs were cut into, in bases; *verdicts_of*
-    returns the columns of verdicts on the contigs of a block.
+    *length* is what contigs were cut into, in bases; *verdicts_of* returns the columns of verdicts on the
+    contigs of a block.
     """
 
     def __init__(
         self,
-        files: int,
         length: int,
         verdicts_of: Callable[[Block], Columns],
         rules: RegionRules | None = None,
     ) -> None:
-        self.verdicts = np.zeros((files, len(LABELS)), np.int64)  # of the contigs of each file
+        self._verdicts = np.zeros(len(LABELS), np.int64)
         self.bases = 0
         powers = np.arange(_LONGEST * _DECADES + 1) / _DECADES
         shares = np.linspace(0, 1, _SCORE_BINS + 1)
@@ -79,11 +78,11 @@ class Overview:
     @property
     def contigs(self) -> int:
         """The number of contigs."""
-        return int(self.verdicts.sum())
+        return int(self._verdicts.sum())
 
     def count(self, label: str) -> int:
         """Return how many contigs have the verdict *label*."""
-        return int(self.verdicts[:, LABELS.index(label)].sum())
+        return int(self._verdicts[LABELS.index(label)])
 
     @property
     def tracks(self) -> list[Track]:
@@ -94,9 +93,8 @@ class Overview:
         """Add the contigs of *block*."""
         columns: Columns = {name: block.contigs[name] for name in ("number", "file", "length")}
         columns |= self._verdicts_of(block)
-        labels, files, lengths = columns[VERDICT], columns["file"], columns["length"]
-        counts = np.bincount(files * len(LABELS) + labels, minlength=self.verdicts.size)
-        self.verdicts += counts.reshape(self.verdicts.shape)
+        labels, lengths = columns[VERDICT], columns["length"]
+        self._verdicts += np.bincount(labels, minlength=len(LABELS))
         self.bases += int(lengths.sum())
         self.lengths.add(lengths, labels)
         fragments = vote(block)

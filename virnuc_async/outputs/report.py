@@ -18,6 +18,7 @@ from .html import page_chunks, shortened, visible
 from .methods import CITED, methods_text
 from .overview import MOST_ROWS, Overview, Track, row_values
 from .report_charts import device_charts, histograms, track_chart
+from .samples import Sample, sums
 from .summary import Summary
 from .verdicts import CALIBRATED, COUNTS, LABELS, VERDICT
 
@@ -112,7 +113,7 @@ def _values(run: "FinishedRun") -> dict[str, Any]:
         "tracks_note": _TRACKS.format(plural(len(tracks), "sequence"), run.options.regions or RegionRules()),
         "devices": list(map(_device, summary.devices)),
         "device_charts": list(device_charts(history.devices)),
-        **_inputs(summary, overview),
+        **_inputs(run),
         **_table(summary, overview),
         **_failures(run),
         **_methods(run),
@@ -158,22 +159,29 @@ def _facts(summary: Summary, overview: Overview) -> Iterator[tuple[str, str, str
     yield "failures", f"{counts['failures']:,}", ""
 
 
-def _inputs(summary: Summary, overview: Overview) -> dict[str, Any]:
-    """Return the inputs with their verdicts, as many as a page can show."""
-    counts = overview.verdicts.tolist()
-    samples = [
-        {
-            "path": shortened(visible(facts["path"]), _MOST_TEXT),
-            "status": facts["status"],
-            "total": sum(numbers),
-            **dict(zip(LABELS, numbers, strict=True)),
-            "shares": list(_shares(numbers)),
-        }
-        for facts, numbers in zip(summary.inputs[:MOST_INPUTS], counts, strict=False)
-    ]
-    pairs = summary.counts.get("pairs", 0)
-    text = f"{summary.counts['viral_pairs']:,} of {pairs:,} called virus" if pairs else ""
-    return {"samples": samples, "more_samples": len(summary.inputs) - len(samples), "pairs": text}
+def _inputs(run: "FinishedRun") -> dict[str, Any]:
+    """Return the inputs with their verdicts, as many as a page can show, and the sums of each kind."""
+    shown, totals = run.samples[:MOST_INPUTS], list(sums(run.samples))
+    counts = run.summary.counts
+    pairs = counts.get("pairs", 0)
+    return {
+        "samples": [_sample(sample, sample.file) for sample in shown],
+        "sums": [_sample(total, f"all {total.kind}") for total in totals] if len(run.samples) > 1 else [],
+        "more_samples": len(run.samples) - len(shown),
+        "pairs": f"{counts['viral_pairs']:,} of {pairs:,} called virus" if pairs else "",
+    }
+
+
+def _sample(sample: Sample, name: str) -> dict[str, Any]:
+    numbers = [sample.counts[label] for label in LABELS]
+    return {
+        "path": shortened(visible(name), _MOST_TEXT),
+        "kind": sample.kind,
+        "status": sample.status,
+        "total": sum(numbers),
+        **dict(zip(LABELS, numbers, strict=True)),
+        "shares": list(_shares(numbers)),
+    }
 
 
 def _shares(numbers: Sequence[int]) -> Iterator[tuple[str, float, float]]:
