@@ -20,6 +20,7 @@ from measured import facts, save, table
 from numpy.typing import NDArray
 
 from virnuc_async.engine.worker import ScoredBatch
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.options import OutputOptions
 from virnuc_async.outputs.output_files import FILES, REPORT_FILES, FinishedRun
 from virnuc_async.outputs.summary import Summary
@@ -126,7 +127,7 @@ def measure(directory: Path, orfs: int, files: int) -> dict[str, Any]:
             store.reader,
             OutputOptions(),
             LENGTH,
-            None,
+            VerdictRule(),
             lambda _: PairedFiles([], 0, [], []),
             lambda run: _summary(store, run),
         )

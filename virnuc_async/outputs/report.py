@@ -20,7 +20,7 @@ from .overview import MOST_ROWS, Overview, Track, row_values
 from .report_charts import device_charts, histograms, track_chart
 from .samples import Sample, sums
 from .summary import Summary
-from .verdicts import CALIBRATED, COUNTS, LABELS, VERDICT
+from .verdicts import CALIBRATED, COUNTS, LABELS, LOG_ODDS, VERDICT, Q
 
 if TYPE_CHECKING:
     from .output_files import FinishedRun
@@ -60,7 +60,7 @@ _SECTIONS = {
 # The columns of the table, in their order: what they are called there, and what they mean.
 _COLUMNS = {
     "contig": ("sequence", "the id"),
-    VERDICT: (VERDICT, "by the share of viral fragments"),
+    VERDICT: (VERDICT, "by the rule that is stated above"),
     "length": ("length", "in bases"),
     "mean_p_virus": ("mean P(virus)", "mean over the scored fragments of their best P(virus)"),
     "max_p_virus": ("best P(virus)", "the best P(virus) of all"),
@@ -68,6 +68,8 @@ _COLUMNS = {
     "fragments_with_orf": ("scored fragments", "those with a frame without a stop codon"),
     "fragments": ("all fragments", "that the sequence was cut into"),
     "viral_fraction": ("viral fraction", "viral fragments by scored ones"),
+    LOG_ODDS: ("log odds", "of all fragments together: above 0 if they are rather viral"),
+    Q: ("q", "the probability that the calibration of the model gives for the log odds"),
     CALIBRATED: ("calibrated P(virus)", "the mean P(virus) as the calibration of the model maps it"),
     "file": ("file", "the input that the sequence came from"),
 }
