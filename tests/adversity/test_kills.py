@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from running import OPEN, ROOT, some_reads, summary, tables
-from support import TABLES, fasta
+from support import REPORTS, TABLES, fasta
 
 _KILLS = int(os.environ.get("KILLS", "200"))
 _SEED = int(os.environ.get("KILLS_SEED", "0"))
@@ -116,7 +116,8 @@ def _check(out: Path, case: Case) -> None:
     written = summary(out)
     assert written["finished"]
     assert written["reproducible"]
-    expected = {*TABLES, "summary.json", "progress.json", "run.log", "run.sqlite3"}
+    expected = {*TABLES, *REPORTS, "summary.json", "progress.json", "run.log", "run.sqlite3"}
+    expected |= {"samples.tsv"} if len(written["inputs"]) > 1 else set()
     expected |= {"failed_files.txt"} if written["counts"]["failures"] else set()
     expected |= {"merged_features.pt"} if "--embeddings" in case.arguments else set()
     assert {path.name for path in out.iterdir()} == expected
