@@ -1,6 +1,6 @@
 """
 Checks: ``nox`` runs lint, types, tests, those of errors with the oldest Python, of the recipes, of what a
-release is made of, and of the report.
+release is made of, and of the report, and makes the site of the documentation.
 
 ``nox -s gpu_tests`` needs a GPU, ``nox -s fake_cuda`` 10 GB of disk for torch's builds for GPUs, and
 ``nox -s audit`` the network. ``nox -s bench`` runs the benchmarks, and ``nox -s fuzz`` searches for inputs
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check", "reports"]
+nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check", "reports",
+    "docs"]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
@@ -28,6 +29,7 @@ RELEASE_TOOLS = (
     "hatchling==1.33.0",
     "twine==7.0.0",
 )
+SITE_TOOLS = ("zensical==0.0.73", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11")
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
     "tests/cli/test_failures.py",
@@ -113,6 +115,13 @@ def reports(session: nox.Session) -> None:
     session.install(*TESTED, "-e", ".[test]", "multiqc", "playwright")
     where = ("tests/browser", "tests/outputs/test_multiqc.py")
     session.run("pytest", "-m", "browser or multiqc", *where, *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Make the documentation's site in build/site; a link that leads nowhere is an error."""
+    session.install(*SITE_TOOLS)
+    session.run("zensical", "build", "--clean", "--strict")
 
 
 @nox.session

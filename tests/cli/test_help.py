@@ -54,7 +54,7 @@ def test_version_and_help_behind_other_arguments() -> None:
             "predikt",
             "no such command: 'predikt'. Did you mean predict? "
             "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, models, "
-            "devices, help\n"
+            "devices, completion, help\n"
             "Try 'virnuc-async --help'.",
         ),
         (

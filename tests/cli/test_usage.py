@@ -62,7 +62,8 @@ def test_wrong_usage_names_the_help_of_the_command() -> None:
 TRAIN = "train --viral a.fa --nonviral b.fa --output out"
 EVALUATE = "evaluate --viral a.fa --nonviral b.fa --output out"
 COMMANDS = (
-    "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, models, devices, help"
+    "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, models, devices, "
+    "completion, help"
 )
 ACTIONS = "Actions: list, info, download, verify, import, help"
 

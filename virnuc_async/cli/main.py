@@ -13,6 +13,7 @@ from virnuc_async.text import escape_control_chars
 from .commands import (
     calibrate,
     calls,
+    completion,
     devices,
     evaluate,
     help,
@@ -102,5 +103,6 @@ def _parser() -> CommandParser:
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
     for command in (predict, tables, report, calls, label_reads, train, evaluate, calibrate, models, devices):
         command.add_parser(commands)
+    completion.add_parser(commands, parser)
     help.add_parser(commands, parser, "predict", "models verify")
     return parser
