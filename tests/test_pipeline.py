@@ -23,7 +23,8 @@ from virnuc_async.errors import (
 )
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.pipeline import execute, run_pipeline
-from virnuc_async.runs.plan import Plan
+from virnuc_async.runs.plan import Intervals, Plan
+from virnuc_async.runs.run_progress import RunProgress
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import open_frames
@@ -284,3 +285,37 @@ async def test_devices_that_do_not_exist(source: Path, bundle: Bundle, tmp_path:
         with pytest.raises(UnknownDevice, match="There are: .*cpu"):
             await run_pipeline([source], tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+async def test_a_program_is_told_how_far_a_run_is(
+    source: Path, golden_bundle: Bundle, tmp_path: Path
+) -> None:
+    seen: list[RunProgress] = []
+    plan = Plan(
+        (str(source),) * 3,
+        Settings(tokens_per_batch=400),
+        golden_bundle,
+        fake_devices(2),
+        window=15,
+        intervals=Intervals(progress=0.001),
+        on_progress=seen.append,
+    )
+    summary = await execute(plan, tmp_path / "out", Rules().scorer)
+    shares = [one.share for one in seen if one.share is not None]
+    assert shares == sorted(shares)
+    assert {one.state for one in seen} >= {"reading", "scoring", "writing"}
+    last = seen[-1]
+    assert (last.share, last.orfs, last.orfs_total) == (1.0, summary.counts["orfs"], summary.counts["orfs"])
+    assert (last.files_done, last.files) == (3, 3)
+    assert sum(device.orfs for device in last.devices) == summary.counts["orfs"]
+    assert {device.name for device in last.devices} == {"fake:0", "fake:1"}
+
+
+async def test_what_the_program_raises_ends_the_run(
+    source: Path, golden_bundle: Bundle, tmp_path: Path
+) -> None:
+    def fail(_: RunProgress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline(source, tmp_path / "out", Settings(golden_bundle.directory), on_progress=fail)

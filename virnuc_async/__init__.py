@@ -85,6 +85,10 @@ if TYPE_CHECKING:
     from virnuc_async.pipeline import (
         run_pipeline,
     )
+    from virnuc_async.runs.run_progress import (
+        DeviceProgress,
+        RunProgress,
+    )
     from virnuc_async.scorer.predictions import (
         FragmentScore,
         OrfScore,
@@ -121,6 +125,7 @@ __all__ = [
     "DeviceError",
     "DeviceLost",
     "DeviceOutOfMemory",
+    "DeviceProgress",
     "DirectoryLockedError",
     "DownloadBusy",
     "DownloadError",
@@ -155,6 +160,7 @@ __all__ = [
     "Predictions",
     "RegionRules",
     "RunMismatchError",
+    "RunProgress",
     "Scorer",
     "ScorerBusy",
     "ScorerClosed",
@@ -187,6 +193,8 @@ _MODULE_OF = dict.fromkeys(__all__, "errors") | {
     "Precision": "settings",
     "RegionRules": "settings",
     "Settings": "settings",
+    "DeviceProgress": "runs.run_progress",
+    "RunProgress": "runs.run_progress",
     "FragmentScore": "scorer.predictions",
     "OrfScore": "scorer.predictions",
     "Prediction": "scorer.predictions",

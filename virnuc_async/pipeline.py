@@ -29,6 +29,7 @@ from virnuc_async.outputs.writer import OutputWriter
 from virnuc_async.runs.input_windows import InputFiles
 from virnuc_async.runs.output_directory import STORE, require_claimable
 from virnuc_async.runs.plan import Plan
+from virnuc_async.runs.run_progress import RunProgress
 from virnuc_async.runs.session import RunSession
 from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import Reader, read_contigs
@@ -51,6 +52,7 @@ async def run_pipeline(
     *,
     stdin: BinaryIO | None = None,
     command: Sequence[str] = (),
+    on_progress: Callable[[RunProgress], None] | None = None,
 ) -> Summary:
     """
     Predict every sequence of *inputs*, write the tables into *out_dir*, and return the summary.
@@ -58,8 +60,8 @@ async def run_pipeline(
     *inputs* is one path or several: files, directories, or ``-`` for *stdin*. ~ in a path is expanded.
     Resumes the run that is in *out_dir*. Runs inside any asyncio event loop, several times at once if
     the directories differ. It prints nothing and installs no signal handler; ``virnuc_async.logger``
-    takes sinks. When it is cancelled, it ends within one batch, frees the devices and leaves a run that
-    can be resumed.
+    takes sinks, and *on_progress* is called twice a second in the event loop. When it is cancelled, it ends
+    within one batch, frees the devices and leaves a run that can be resumed.
 
     Raises:
         UsageError: *inputs*, *out_dir* or *settings* are not of their types, or the loop is not asyncio's
@@ -97,7 +99,7 @@ async def run_pipeline(
     if settings.layout and not (place / STORE).is_file():
         await to_thread.run_sync(require_free_layout, place, listed.paths)
     bundle = await to_thread.run_sync(find, settings.model, settings.cache_dir)
-    plan = Plan(listed.paths, settings, bundle, notices=listed.notices)
+    plan = Plan(listed.paths, settings, bundle, notices=listed.notices, on_progress=on_progress)
     _ = plan.verdict_rule  # before anything is computed: the model may not have the threshold
     return await execute(plan, place, stdin=stdin, command=command)
 
@@ -174,7 +176,9 @@ async def _run(
                 await _store_no_records(session)
             elif not session.is_finished:
                 await _score(session, make_scorer)
-            return await writer.write_all()
+            summary = await writer.write_all()
+            session.messages.tell_progress()
+            return summary
 
 
 async def _store_no_records(session: RunSession) -> None:

@@ -21,6 +21,7 @@ from .hardware import Hardware
 from .output_directory import DAMAGED, STORE
 from .plan import Plan
 from .progress import Counts
+from .run_progress import RunProgress
 from .saved_embeddings import EmbeddingCheck
 from .store import Store
 from .totals import Totals
@@ -74,7 +75,13 @@ class RunMessages(EngineEvents):
             now = time.monotonic()
             self.counts.mark(now)
             self.log.bind(counts=self.counts).log(PROGRESS, "{}", self.counts.line(now))
+            self.tell_progress()
             await anyio.sleep(self._plan.intervals.progress)
+
+    def tell_progress(self) -> None:
+        """Tell the program that waits for the run how far it is, if it wants to know."""
+        if self._plan.on_progress is not None:
+            self._plan.on_progress(RunProgress.of(self.counts, time.monotonic()))
 
     def device_ready(self, device: str) -> None:
         """Count the time that loading took, and begin to count what *device* does."""

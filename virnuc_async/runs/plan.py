@@ -12,6 +12,7 @@ from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
 
 from .lock import HEARTBEAT_INTERVAL, LEASE_DURATION
+from .run_progress import RunProgress
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -39,6 +40,7 @@ class Plan:
     window: int = WINDOW_ORFS  # ORFs
     device_state: Callable[["Device"], DeviceState] = device_state
     intervals: Intervals = Intervals()
+    on_progress: Callable[[RunProgress], None] | None = None  # called while the run proceeds, and at its end
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
 
     @property
