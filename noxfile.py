@@ -13,8 +13,16 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "errors_oldest", "recipes", "release_check", "reports",
-    "docs"]
+nox.options.sessions = [
+    "lint",
+    "types",
+    "tests",
+    "errors_oldest",
+    "recipes",
+    "release_check",
+    "reports",
+    "docs",
+]
 nox.options.reuse_existing_virtualenvs = True
 
 CODE = ("virnuc_async", "tests", "scripts", "noxfile.py")
