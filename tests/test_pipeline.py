@@ -58,7 +58,7 @@ async def test_contigs_by_the_published_scores(
         scores[contig][orf[:-2]] = (max(best[0], float(others)), max(best[1], float(virus)))
     contigs = list(read_contigs(str(source)))
     assert [row[0] for row in rows] == [contig.id.decode() for contig in contigs]
-    for contig, (name, file, length, fragments, with_orf, viral, *shares, verdict) in zip(
+    for contig, (name, file, length, fragments, with_orf, viral, *shares, verdict, _) in zip(
         contigs, rows, strict=True
     ):
         best = list(scores.get(name, {}).values())
