@@ -6,6 +6,7 @@ The signatures of the public API, one line each: ``python scripts/public_api.py`
 
 import inspect
 import json
+import re
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -19,7 +20,8 @@ def signatures() -> dict[str, str]:
     for name in sorted(set(virnuc_async.__all__) - {"__version__", "logger"}):
         if not name.startswith("_"):
             found |= _described(name, getattr(virnuc_async, name))
-    return found
+    # Where a class is defined is no part of what it is called.
+    return {name: re.sub(r"\bvirnuc_async(\.\w+)*\.", "", text) for name, text in found.items()}
 
 
 def _described(name: str, thing: Any) -> dict[str, str]:
