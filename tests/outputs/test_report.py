@@ -84,7 +84,7 @@ def page(out: Path) -> Page:
 def test_it_has_the_numbers_of_the_run(page: Page, out: Path) -> None:
     counts = summary(out)["counts"]
     assert page.open == []
-    title = f"{counts['viral_contigs']} of 4 sequences predicted to be viral"
+    title = f"{counts['viral_contigs']} of 4 contigs predicted to be viral"
     assert page.texts.count(title) == 2
     assert "1 failure: not everything could be read or scored; see below." in page.texts
     assert f"{counts['fragments']:,} fragments of 500 bp" in page.text
@@ -110,7 +110,8 @@ def test_it_has_what_failed_in_words(page: Page, out: Path) -> None:
 def test_the_methods_can_be_pasted(page: Page, out: Path) -> None:
     facts = Summary(**summary(out))
     assert methods_text(facts, 500, VerdictRule()) in page.texts
-    for part in ("virnuc-async", facts.bundle["fingerprint"], "4 sequences from 3 input files", "32-bit"):
+    known = (facts.bundle["fingerprint"], "4 sequences from 3 input files", "32-bit", "PyTorch 2.")
+    for part in ("virnuc-async", *known):
         assert part in methods_text(facts, 500, VerdictRule())
     for publication in PUBLICATIONS:
         assert publication.title in page.text
@@ -151,9 +152,9 @@ def test_the_policy_allows_its_own_style_and_script_alone(page: Page) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "code", "shown"),
     [
-        ("", (), 0, ["0 of 0 sequences predicted", "There is no sequence.", "Nothing failed"]),
-        (">x\nGATTACAGATTACA\n", (), 0, ["of 1 sequence predicted", "All 1 sequence."]),
-        (fasta([("a", SHUT * 5)]), (), 0, ["0 of 1 sequence predicted", "No device has scored anything."]),
+        ("", (), 0, ["0 of 0 contigs predicted", "There is no sequence.", "Nothing failed"]),
+        (">x\nGATTACAGATTACA\n", (), 0, ["of 1 contig predicted", "All 1 sequence."]),
+        (fasta([("a", SHUT * 5)]), (), 0, ["0 of 1 contig predicted", "No device has scored anything."]),
         (PAIRS, ("--pairs", "interleaved"), 0, ["Read pairs: ", " of 2 called virus"]),
         (fasta(RECORDS), ("--threshold", "0.75"), 0, ["if at least 75 % of its scored fragments"]),
         (fasta(RECORDS), ("--verdict-by", "log_odds"), 0, ["if its log_odds were at least 0, and"]),

@@ -26,8 +26,9 @@ def methods_text(summary: Summary, length: int, rule: VerdictRule) -> str:
     sequences, files = plural(counts["contigs"], "sequence"), plural(len(summary.inputs), "input file")
     fragments, frames = plural(counts["fragments"], "fragment"), plural(counts["orfs"], "frame")
     sentences = (
-        f"Viral sequences were predicted with virnuc-async {summary.version}, an implementation of the "
-        f"VirNucPro method [1], and the model {bundle['name']} (fingerprint {bundle['fingerprint']}).",
+        f"Viral sequences were predicted with virnuc-async {summary.version}{_versions(summary)}, an "
+        f"implementation of the VirNucPro method [1], and the model {bundle['name']} (fingerprint "
+        f"{bundle['fingerprint']}).",
         f"{sequences} from {files} were cut into {fragments} of {length} bp, which were translated in six "
         "reading frames.",
         f"The {frames} without a stop codon were embedded with ESM-2 [2] (amino acids) and DNABERT-S [3] "
@@ -39,6 +40,12 @@ def methods_text(summary: Summary, length: int, rule: VerdictRule) -> str:
         *_failed(counts["failures"]),
     )
     return " ".join(sentences)
+
+
+def _versions(summary: Summary) -> str:
+    names = {"python": "Python", "torch": "PyTorch"}
+    known = [f"{names[name]} {text}" for name, text in summary.versions.items() if name in names]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _left_out(summary: Summary) -> Iterator[str]:

@@ -19,7 +19,7 @@ from .methods import CITED, methods_text
 from .overview import MOST_ROWS, Overview, Track, row_values
 from .report_charts import device_charts, histograms, track_chart
 from .samples import Sample, sums
-from .summary import Summary
+from .summary import Summary, viral_text
 from .verdicts import CALIBRATED, COUNTS, LABELS, LOG_ODDS, VERDICT, Q
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _values(run: "FinishedRun") -> dict[str, Any]:
     charts = list(histograms(overview))
     hidden = {name for name, shown in (("distributions", charts), ("tracks", tracks)) if not shown}
     return {
-        "title": _title(overview),
+        "title": f"{viral_text(summary)} predicted to be viral",
         "summary": summary,
         "dates": _dates(history),
         "sections": [section for section in _SECTIONS.items() if section[0] not in hidden],
@@ -120,10 +120,6 @@ def _values(run: "FinishedRun") -> dict[str, Any]:
         **_failures(run),
         **_methods(run),
     }
-
-
-def _title(overview: Overview) -> str:
-    return f"{overview.count('virus'):,} of {plural(overview.contigs, 'sequence')} predicted to be viral"
 
 
 def _dates(history: DeviceHistory) -> str:

@@ -1,10 +1,12 @@
 """``summary.json``: the facts of a run, and the line that people read at its end."""
 
 import json
+import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +41,9 @@ class Summary:
     session: dict[str, int]  # ORFs and batches that it scored, and those that earlier ones had scored
     reproducible: bool
     finished: bool
+    versions: dict[str, str] = field(
+        default_factory=dict
+    )  # Python's and torch's, of that session
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -65,7 +70,7 @@ def summary_line(summary: Summary, out_dir: Path) -> str:
         now = f"{plural(session['orfs'], 'ORF')} scored now"
         now += f" in {seconds:.1f} s" if session["orfs"] else ""
         scored = f"{now}, {session['orfs_before']:,} before, of {fragments}"
-    return f"Viral: {_viral(summary)} ({scored}). Tables are in {out_dir}{_failed(summary, out_dir)}"
+    return f"Viral: {viral_text(summary)} ({scored}). Tables are in {out_dir}{_failed(summary, out_dir)}"
 
 
 class _Kind(NamedTuple):
@@ -89,7 +94,8 @@ def _kinds(summary: Summary) -> list[_Kind]:
     return [kind for kind in kinds if kind.all] or kinds[:1]
 
 
-def _viral(summary: Summary) -> str:
+def viral_text(summary: Summary) -> str:
+    """Format how many of each kind are viral: 3 of 12 contigs, 40 of 900 reads."""
     shown = ((kind, plural(kind.all - kind.short, kind.name)) for kind in _kinds(summary))
     return ", ".join(f"{kind.viral:,} of {count}" for kind, count in shown)
 
@@ -101,7 +107,7 @@ def _failed(summary: Summary, directory: Path) -> str:
 
 def tables_line(summary: Summary, directory: Path) -> str:
     """Format the result of a run, whose tables were written into *directory*, without how it was scored."""
-    return f"Viral: {_viral(summary)}. Tables are in {directory}{_failed(summary, directory)}"
+    return f"Viral: {viral_text(summary)}. Tables are in {directory}{_failed(summary, directory)}"
 
 
 def left_out_line(summary: Summary) -> str:
@@ -144,6 +150,7 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
         session=_session_counts(counts, session.scored),
         reproducible=not totals.is_split and session.hardware.is_uniform,
         finished=store.is_finished,
+        versions={"python": platform.python_version(), "torch": version("torch")},
     )
 
 

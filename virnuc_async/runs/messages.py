@@ -79,7 +79,7 @@ class RunMessages(EngineEvents):
             await anyio.sleep(self._plan.intervals.progress)
 
     def tell_progress(self) -> None:
-        """Tell the program that waits for the run how far it is, if it wants to know."""
+        """Call the function that a program wants to be called with how far the run is."""
         if self._plan.on_progress is not None:
             self._plan.on_progress(RunProgress.of(self.counts, time.monotonic()))
 

@@ -89,8 +89,7 @@ class RunReader:
         If *file*, the number of an input, is given, yield its records only.
         """
         for block in self.all_blocks(file):
-            long = block.at_least(self.min_length)
-            if long.ids:
+            if (long := block.at_least(self.min_length)).ids:
                 yield long
 
     def all_blocks(self, file: int | None = None) -> Iterator[Block]:

@@ -104,8 +104,8 @@ class Store:
         """
         Open the store, or create a new one in a new or empty directory.
 
-        With *repair*, recover what is intact of a damaged one; ``recovered`` says how much. Temporary files
-        are made in *temporary_dir*, else in the directory.
+        With *repair*, recover what is intact of a damaged one; ``recovered`` says how much. Temporary
+        files are made in *temporary_dir*, else in the directory.
 
         Raises:
             ForeignDirectoryError: the directory contains something else
@@ -184,9 +184,9 @@ class Store:
 
     def finish(self, reused: int | None = None, kinds: Sequence[str | None] = ()) -> None:
         """
-        Mark the run as finished, with how much is in it; *reused* is the number of ORFs of known embeddings.
+        Mark the run as finished, with how much is in it.
 
-        *kinds* are those of the records of each input, as far as they are known.
+        *reused* ORFs are of known embeddings; *kinds* are those of the records of each input, if known.
 
         Raises:
             DamagedStore: batches are missing
@@ -194,8 +194,7 @@ class Store:
         totals, is_complete = self.reader.add_up()
         if not is_complete:
             raise self._database.damage("batches are missing")
-        finished = replace(totals, reused=reused).to_json()
-        self._set_meta(finished=finished, dropped=[], kinds=list(kinds))
+        self._set_meta(finished=replace(totals, reused=reused).to_json(), dropped=[], kinds=list(kinds))
 
     def finished_parts(self, window: int) -> set[tuple[int, str]]:
         """Return the number and the split path of every batch of *window* that is finished."""
