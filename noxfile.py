@@ -37,6 +37,7 @@ RELEASE_TOOLS = (
     "hatchling==1.33.0",
     "twine==7.0.0",
 )
+PYRIGHT = "pyright[nodejs]==1.1.414"
 SITE_TOOLS = ("zensical==0.0.73", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11")
 # Of what is said to users, and of the groups of errors behind it.
 ERROR_TESTS = (
@@ -74,9 +75,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types of the package, strictly."""
-    session.install(*TESTED, "-e", ".[dev]")
+    """Check the types of the package, strictly, and those of the examples with pyright, too."""
+    session.install(*TESTED, "-e", ".[dev]", PYRIGHT)
     session.run("mypy")
+    session.run("mypy", "--strict", *(str(path) for path in sorted(Path("docs/examples").rglob("*.py"))))
+    session.run("pyright", "--pythonpath", f"{session.bin}/python", "docs/examples")
 
 
 @nox.session
