@@ -31,6 +31,7 @@ READS = "@SQ\tSN:contig_001\tLN:1957\nread\t0\tcontig_001\t1\t60\t8M\t*\t0\t0\tA
 # What needs an extra; of the example, the directory of a finished run and a file of reads in SAM.
 NEEDS: dict[str, tuple[str, ...]] = {
     "bam": ("predict", "{reads}", "{out}-bam", "--devices", "cpu"),
+    "completion": ("completion", "bash"),
     "parquet": ("predict", "{example}", "{out}-parquet", "--devices", "cpu", "--format", "parquet"),
     "reads": ("label-reads", "{out}", "--bam", "{reads}"),
 }

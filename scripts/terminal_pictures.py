@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, work: Path) -> list[Path]:
         write(path, source, "contigs", int(options.megabases * 1e6), seed)
     bundle = find("tiny-500")
     settings = Settings(bundle.directory, devices=("cpu", "cpu"))
-    plan = Plan(tuple(map(str, paths)), settings, bundle, intervals=Intervals(devices=2.0))
+    plan = Plan(tuple(map(str, paths)), settings, bundle, intervals=Intervals(progress=0.05, devices=2.0))
     camera = Camera(options.output, work, options.share)
     sink = logger.add(camera, format=_format, level="INFO", catch=False)
     try:

@@ -13,6 +13,7 @@ from virnuc_async.engine.replica import Replica
 from virnuc_async.engine.verification import VerifiedReplica, batch_of, compute, verify
 from virnuc_async.errors import NoReference, UnsuitablePrecision
 from virnuc_async.models.bundle import Bundle, find, write_manifest
+from virnuc_async.models.contig_score import CONTIG_SCORE
 from virnuc_async.models.reference import REFERENCE, Deviation, Reference, reference_of, set_reference
 from virnuc_async.settings import Precision
 
@@ -23,7 +24,8 @@ def tiny_copy(directory: Path) -> Bundle:
     """Return a copy of the demonstration model, to change."""
     directory.mkdir()
     for path in find("tiny-500").directory.iterdir():
-        if path.is_file():
+        # What is fitted for the model does not fit another one.
+        if path.is_file() and path.name != CONTIG_SCORE:
             (directory / path.name).write_bytes(path.read_bytes())
     return find(directory)
 

@@ -74,7 +74,7 @@ def test_unpacked_weights_and_mapped_pages_are_freed_layer_by_layer(tmp_path: Pa
     for found, size in zip(json.loads(done.stdout), (2, 4), strict=True):
         weights, layer = SHAPES.protein.parameters * size, _LAYER * size
         assert weights < found["anonymous"] < weights + _MORE
-        assert found["peak"] < found["anonymous"] + found["mapped"] + 2 * layer
+        assert found["peak"] < found["anonymous"] + found["mapped"] + 3 * layer
         assert found["most mapped"] < _LAYER * 2 + _MORE  # the file is in BF16
         assert found["mapped"] < _MORE
         print({name: f"{value / 1e6:.0f} MB" for name, value in found.items()})

@@ -41,9 +41,7 @@ class Summary:
     session: dict[str, int]  # ORFs and batches that it scored, and those that earlier ones had scored
     reproducible: bool
     finished: bool
-    versions: dict[str, str] = field(
-        default_factory=dict
-    )  # Python's and torch's, of that session
+    versions: dict[str, str] = field(default_factory=dict)  # Python's and torch's, of that session
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
