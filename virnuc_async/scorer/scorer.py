@@ -108,7 +108,9 @@ class Scorer:
         Load the model; where ``async with`` does not fit, as in a notebook. :meth:`close` frees the devices.
 
         Raises:
-            what entering raises
+            UsageError: it is open already, or the loop is not asyncio's
+            UnknownBundle, BadBundle: the model
+            UnknownDevice, MixedDevices, UnsuitablePrecision, NoDevicesLeft: the devices
         """
         require_asyncio()
         if self._session is not None:
