@@ -72,6 +72,7 @@ def _script(mounts: Sequence[Mount], command: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a shell script that puts the root together and runs *command* in it."""
     yield "root=/mnt"
     yield "mount --make-rprivate /"
+    yield 'PATH="$PATH:/usr/sbin:/sbin"'  # where chroot is, whatever the caller's is
     yield "mount -t tmpfs -o mode=755 sealed $root"
     yield "mkdir $root/proc $root/dev && mount -t proc proc $root/proc"
     for name in ("null", "zero", "random", "urandom"):
