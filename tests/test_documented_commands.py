@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import ROOT
 
+from virnuc_async.cli.commands.completion import parsers
 from virnuc_async.cli.main import _parser
 from virnuc_async.errors import UsageError
 
@@ -45,6 +47,15 @@ def test_the_program_takes_it(page: Path, words: list[str]) -> None:
         _parser().parse_args(words)
     except UsageError as error:
         pytest.fail(f"{page.relative_to(ROOT)}: {shlex.join(words)}: {error}")
+
+
+def test_every_option_is_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
+    actions = [action for parser in parsers(_parser()) for action in parser._actions]
+    names = [
+        [name for name in one.option_strings if name[:2] == "--"] for one in actions if one.help != SUPPRESS
+    ]
+    assert not [options for options in names if options and not any(name in text for name in options)]
 
 
 def test_the_commands_are_found() -> None:

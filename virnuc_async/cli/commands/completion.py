@@ -32,7 +32,7 @@ def run(described: CommandParser, options: Namespace) -> int:
         import shtab
     except ImportError:
         raise UsageError("shtab is not installed: pip install 'virnuc-async[completion]'") from None
-    for parser in _parsers(described):
+    for parser in parsers(described):
         for action in parser._actions:
             if action.dest == "names" or _is_of_a_file(action.type):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -44,10 +44,10 @@ def _is_of_a_file(kind: object) -> bool:
     return (kind.func if isinstance(kind, partial) else kind) in (path, path_text, new_directory)
 
 
-def _parsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+def parsers(parser: ArgumentParser) -> Iterator[ArgumentParser]:
     """Yield *parser* and those of its commands, at any depth."""
     yield parser
     for action in parser._actions:
         if isinstance(action.choices, dict):
             for inner in action.choices.values():
-                yield from _parsers(inner)
+                yield from parsers(inner)
