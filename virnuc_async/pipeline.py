@@ -192,10 +192,7 @@ async def _store_no_records(session: RunSession) -> None:
 async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
     """Score and store every batch that is not done."""
     hardware = session.hardware
-    if make_scorer is None:
-        # FP8 is exact enough for some models and cards only.
-        is_fp8 = hardware.precision is Precision.FP8
-        make_scorer = engine.VerifiedReplica if is_fp8 else engine.Replica
+    make_scorer = make_scorer or engine.replica_class(hardware.precision)
 
     def make(device: "Device") -> "BatchScorer":
         return make_scorer(device, session.plan.bundle, hardware.precision, session.keeps_embeddings)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .devices import BASE_BUDGET, choose, decide_budget, decide_precision, leave_out_failed
     from .engine import Engine
     from .replica import Replica
-    from .verification import VerifiedReplica
+    from .verification import VerifiedReplica, replica_class
 
 __all__ = [
     "BASE_BUDGET",
@@ -23,12 +23,14 @@ __all__ = [
     "decide_budget",
     "decide_precision",
     "leave_out_failed",
+    "replica_class",
 ]
 
 _MODULE_OF = dict.fromkeys(__all__, "devices") | {
     "Engine": "engine",
     "Replica": "replica",
     "VerifiedReplica": "verification",
+    "replica_class": "verification",
 }
 
 

@@ -155,6 +155,11 @@ class VerifiedReplica(Replica):
         return warning
 
 
+def replica_class(precision: Precision) -> type[Replica]:
+    """Return the kind of replica to score with: FP8 is exact enough for some models and cards only."""
+    return VerifiedReplica if precision is Precision.FP8 else Replica
+
+
 def batch_of(bundle: Bundle, reference: Reference) -> Batch:
     """Return the ORFs of *reference* as a batch for *bundle*."""
     tokenizer, count = OrfTokenizer(bundle.tokenizer()), len(reference)

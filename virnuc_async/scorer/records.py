@@ -103,10 +103,11 @@ def few_contigs(records: Records, most_bases: int) -> list[Contig] | None:
     for number, item in enumerate(records, 1):
         if isinstance(item, str | os.PathLike):
             return None
-        contigs.append(_contig(item, number))
-        bases += len(contigs[-1].bases)
+        name, sequence = _parts(item, number)
+        bases += len(sequence)
         if bases > most_bases:
-            return None
+            return None  # before it is read: that takes its time, and is done elsewhere
+        contigs.append(_contig((name, sequence), number))
     return contigs
 
 

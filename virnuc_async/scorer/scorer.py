@@ -10,14 +10,14 @@ from anyio import to_thread
 
 from virnuc_async.errors import ScorerBusy, ScorerClosed, UsageError
 from virnuc_async.models.bundle import find
-from virnuc_async.pipeline import require_asyncio
+from virnuc_async.pipeline import MakeScorer, require_asyncio
 from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings, number, whole
 
 from .predictions import Prediction, Predictions
 from .records import Records, check_records
-from .session import MakeScorer, ScorerSession, prepare
+from .session import ScorerSession, prepare
 
 # What has no meaning without a directory.
 _OF_RUNS = (

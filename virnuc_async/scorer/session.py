@@ -12,7 +12,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 from virnuc_async import engine
 from virnuc_async.engine.events import EngineEvents
 from virnuc_async.errors import InputError, ScorerClosed, VirnucError, first_error
-from virnuc_async.models.bundle import Bundle
+from virnuc_async.pipeline import MakeScorer
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.hardware import Hardware, choose_devices, decide_hardware
 from virnuc_async.runs.plan import Plan
@@ -20,7 +20,6 @@ from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import Reader
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
 from virnuc_async.sequences.windows import Window, form_windows
-from virnuc_async.settings import Precision
 
 from .predictions import Prediction, predictions_of
 from .records import IN_MEMORY, Records, contigs_of, few_contigs
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
     from virnuc_async.engine.worker import BatchScorer
 
-MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
 Report = Callable[[int, int, tuple[str, ...]], None]
 
 _MOST_READERS = 32  # callers whose records are read, translated and tokenized at once
@@ -87,7 +85,9 @@ class ScorerSession(EngineEvents):
     async def start(self, make_scorer: MakeScorer | None) -> None:
         """Load the model on every device; return when one is ready, and raise what leaves none."""
         # A task of its own, not one of the caller's: a notebook opens and closes in different ones.
-        self._task = asyncio.create_task(self._serve(make_scorer or self._default_scorer()), name="scorer")
+        self._task = asyncio.create_task(
+            self._serve(make_scorer or engine.replica_class(self._hardware.precision)), name="scorer"
+        )
         try:
             await self._is_ready.wait()
         finally:
@@ -233,10 +233,6 @@ class ScorerSession(EngineEvents):
 
     def _predictions(self, block: Block, request: Request) -> list[Prediction]:
         return predictions_of(block, self._plan.bundle.length, self._plan.verdict_rule, request.failures)
-
-    def _default_scorer(self) -> MakeScorer:
-        is_fp8 = self._hardware.precision is Precision.FP8
-        return engine.VerifiedReplica if is_fp8 else engine.Replica
 
     async def _serve(self, make_scorer: MakeScorer) -> None:
         """Score what is asked for, until the session is closed or fails."""
