@@ -41,6 +41,7 @@ from virnuc_async.errors import (
     NoCacheDirectory,
     NoDevicesLeft,
     NoFeatures,
+    NoPlan,
     NoRecords,
     NoReference,
     NoRun,
@@ -48,9 +49,11 @@ from virnuc_async.errors import (
     NotSequences,
     OutputError,
     PeerUnavailable,
+    PlanMismatch,
     RunMismatchError,
     ScorerBusy,
     ScorerClosed,
+    ShardsMissing,
     SharedSequences,
     Stage,
     TooFewClusters,
@@ -249,6 +252,9 @@ TEXTS: list[tuple[VirnucError, str]] = [
         "out: contains a different run: threshold: 0.5 -> 0.6; model: a -> b. "
         "Use another directory, or --overwrite",
     ),
+    (NoPlan("run", "there is no plan.json"), "run: there is no plan.json"),
+    (PlanMismatch("run", ["a: 1 -> 2", "b"]), "run: is not as planned: a: 1 -> 2; b"),
+    (ShardsMissing("run", ["1/3 is missing", "2/3"]), "run: cannot be merged: 1/3 is missing; 2/3"),
     (
         DirectoryLockedError("out", "another process is writing there"),
         "out: another process is writing there",
@@ -282,6 +288,7 @@ def test_facts_are_fields() -> None:
     assert UnknownBundle("x", iter("ab")).known == UnknownDevice("x", iter("ab")).known == ("a", "b")
     assert MixedDevices(["a", "b"]).kinds == ("a", "b")
     assert RunMismatchError("out", ["a"]).differences == ("a",)
+    assert PlanMismatch("run", ["a"]).differences == ShardsMissing("run", ["a"]).problems == ("a",)
     assert CannotWrite("out", "why").path == "out"
     gone = UnreadableInput("b", "c")
     assert (MissingInputs([gone]).path, MissingInputs([gone], "h").hint) == ("b", "h")

@@ -27,6 +27,7 @@ ORDER = [
     "pipeline",
     "scorer",
     "learning",
+    "distributed",
     "cli",
 ]
 ENTRANCES = {"__init__", "__main__"}  # they hand on what is below them

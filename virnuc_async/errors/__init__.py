@@ -53,6 +53,9 @@ Every error that this package raises on purpose.
         ├── ForeignDirectoryError   it contains something else
         ├── NoRun                   it contains no run, or one that is not finished
         ├── RunMismatchError        it contains a run with other inputs, models or settings
+        ├── NoPlan                  it contains no plan of a run, or one that cannot be read
+        ├── PlanMismatch            a shard would run on other content, another version or kind of device
+        ├── ShardsMissing           shards are missing, not finished, or there twice; lists them
         ├── DirectoryLockedError    another process is writing there
         │   └── LockHeldRemotely    that process is elsewhere, and may be dead
         ├── DamagedStore            finished work cannot be read, or not all of it
@@ -116,9 +119,12 @@ from .outputs import (
     DirectoryLockedError,
     ForeignDirectoryError,
     LockHeldRemotely,
+    NoPlan,
     NoRun,
     OutputError,
+    PlanMismatch,
     RunMismatchError,
+    ShardsMissing,
 )
 
 __all__ = [
@@ -157,6 +163,7 @@ __all__ = [
     "NoCacheDirectory",
     "NoDevicesLeft",
     "NoFeatures",
+    "NoPlan",
     "NoRecords",
     "NoReference",
     "NoRun",
@@ -164,9 +171,11 @@ __all__ = [
     "NotSequences",
     "OutputError",
     "PeerUnavailable",
+    "PlanMismatch",
     "RunMismatchError",
     "ScorerBusy",
     "ScorerClosed",
+    "ShardsMissing",
     "SharedSequences",
     "Stage",
     "TooFewClusters",

@@ -26,6 +26,26 @@ class RunMismatchError(OutputError):
         self.differences = tuple(differences)
 
 
+class NoPlan(OutputError):
+    """The directory contains no plan of a run, or one that cannot be read."""
+
+
+class PlanMismatch(OutputError):
+    """A shard, or what it would run on, is not as the plan of the run says: *differences*."""
+
+    def __init__(self, path: str, differences: Sequence[str]) -> None:
+        super().__init__(path, f"is not as planned: {'; '.join(differences)}")
+        self.differences = tuple(differences)
+
+
+class ShardsMissing(OutputError):
+    """Shards of a run are not finished, or not once: *problems* names them."""
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        super().__init__(path, f"cannot be merged: {'; '.join(problems)}")
+        self.problems = tuple(problems)
+
+
 class DirectoryLockedError(OutputError):
     """Another process is using the directory."""
 

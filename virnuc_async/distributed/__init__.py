@@ -1,0 +1,1 @@
+"""Runs of many machines: a plan, shards, and what is merged of them."""

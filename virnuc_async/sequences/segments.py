@@ -1,0 +1,68 @@
+"""
+Segments: consecutive records of the input that windows begin anew at, so that a reader can begin there.
+
+They are a function of the input alone: a segment ends with the record by which its bases add up to
+:data:`SEGMENT_BASES`, and the last one holds the rest. ORFs and windows are numbered within their segment. A
+number of the run is that of the segment and the number in it, packed: stores of parts of the input are put
+together without renumbering, and an input of one segment has the numbers 0, 1, 2, ...
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+SEGMENT_BASES: Final = (
+    64_000_000  # at least; small enough for a shard of minutes, large enough for full batches
+)
+ORF_BITS: Final = 36  # of the number of an ORF within its segment
+WINDOW_BITS: Final = 20  # of the number of a window within its segment
+
+
+def first_orf(segment: int) -> int:
+    """Return the number in the run of the first ORF of *segment*."""
+    return segment << ORF_BITS
+
+
+def first_window(segment: int) -> int:
+    """Return the number in the run of the first window of *segment*."""
+    return segment << WINDOW_BITS
+
+
+def segment_of(window: int) -> int:
+    """Return the segment of the *window* with this number in the run."""
+    return window >> WINDOW_BITS
+
+
+def window_name(window: int) -> str:
+    """Return what messages call a window: its number, after that of its segment unless that is the first."""
+    segment, number = segment_of(window), window & ((1 << WINDOW_BITS) - 1)
+    return f"{segment}:{number}" if segment else f"{number}"
+
+
+class SeekPoint(NamedTuple):
+    """Where a record begins in its file, and what a parser must know to begin there."""
+
+    record: int = 0  # records of the file before it
+    offset: int = 0  # bytes of the file, as it lies on the disk, before what must be read
+    skip: int = 0  # bytes of the text from there on, decompressed, before the record
+    line: int = 1  # number of the line at which it begins
+    has_lone_cr: bool = False  # whether a line before it ends with a CR alone
+
+
+START: Final = SeekPoint()
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpan:
+    """Consecutive segments of the inputs; by default all of them."""
+
+    first_segment: int = 0
+    first_contig: int = 0  # number in the run of its first record
+    first_file: int = 0  # number of the file with its first record
+    first_record: int = 0  # records of that file before it
+    seek: SeekPoint = START  # at that record, or at an earlier one of the file
+    end: tuple[int, int] | None = (
+        None  # file of the first record behind it, and the records there before that
+    )
+
+
+ALL: Final = InputSpan()
