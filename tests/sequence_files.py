@@ -66,7 +66,7 @@ def until_failure(contigs: Iterator[Contig]) -> tuple[list[Contig], InputError]:
 
 
 def read(content: bytes, limits: Limits = DEFAULT_LIMITS) -> list[Contig]:
-    return list(read_contigs("-", io.BytesIO(content), limits=limits))
+    return list(read_contigs("-", stdin=io.BytesIO(content), limits=limits))
 
 
 def read_until_failure(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[list[Contig], InputError]:

@@ -86,7 +86,7 @@ def _read(content: bytes, block: int) -> tuple[list[Contig], InputError | None]:
     failure: InputError | None = None
     limits = Limits(block=block, record=1_000, id=50)
     try:
-        for contig in read_contigs("-", io.BytesIO(content), limits=limits):
+        for contig in read_contigs("-", stdin=io.BytesIO(content), limits=limits):
             found.append(contig)
             assert len(contig.id) <= 50
             assert not contig.id or contig.id.split() == [contig.id]

@@ -68,8 +68,8 @@ def test_reads_are_those_of_the_file(mode: str, tmp_path: Path) -> None:
     path = write(tmp_path / "reads", READS, mode)
     assert until_failure(path) == (contigs(READS), None)
     with open(path, "rb") as stdin:
-        assert list(read_contigs("-", stdin)) == contigs(READS)
-    assert list(read_contigs("-", io.BytesIO(path.read_bytes()))) == contigs(READS)  # type: ignore[arg-type]
+        assert list(read_contigs("-", stdin=stdin)) == contigs(READS)
+    assert list(read_contigs("-", stdin=io.BytesIO(path.read_bytes()))) == contigs(READS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, None], ids=["gzip", "bgzip"])

@@ -79,7 +79,7 @@ def test_an_empty_compressed_file_has_no_records(form: Form, tmp_path: Path):
 @EACH_FORM
 def test_standard_input_may_be_compressed(form: Form):
     records = some_records(50)
-    assert list(read_contigs("-", io.BytesIO(form.pack(as_fasta(records))))) == records
+    assert list(read_contigs("-", stdin=io.BytesIO(form.pack(as_fasta(records))))) == records
 
 
 # Damaged files

@@ -179,7 +179,7 @@ NOT_DNA = "is not a nucleotide letter (is this protein or text?)"
     ],
 )
 def test_the_error_names_the_line_that_is_not_dna(content, before, line, reason, block):
-    contigs = read_contigs("-", io.BytesIO(content), limits=Limits(block))
+    contigs = read_contigs("-", stdin=io.BytesIO(content), limits=Limits(block))
     found, failure = until_failure(contigs)
     assert len(found) == before
     assert isinstance(failure, NotSequences)
@@ -231,7 +231,7 @@ def test_fastq_that_ends_within_a_record_keeps_those_before(lines: int, block: i
 )
 def test_a_record_beyond_the_limit(content: bytes, line: int, block: int):
     limits = Limits(block=min(block, 64), record=64)
-    found, failure = until_failure(read_contigs("-", io.BytesIO(content * 9), limits=limits))
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(content * 9), limits=limits))
     assert found == [Contig(b"a", b"AC")]
     assert isinstance(failure, TooLarge)
     assert failure.line == line
@@ -252,7 +252,8 @@ def test_a_file_of_records_within_the_limit_may_be_far_larger(block: int, write)
 def test_a_long_id_is_read_and_a_longer_one_is_not(mark: bytes):
     assert read(mark + b"i" * (1 << 17) + b" words\nA\n" + b"+\nI\n" * (mark == b"@"))
     text = b"%ba\nA\n" % mark + b"+\nI\n" * (mark == b"@")
-    found, failure = until_failure(read_contigs("-", io.BytesIO(text + text.replace(b"a", b"i" * 131_073))))
+    content = text + text.replace(b"a", b"i" * 131_073)
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(content)))
     assert found == [Contig(b"a", b"A")]
     assert isinstance(failure, TooLarge)
     assert failure.reason == (

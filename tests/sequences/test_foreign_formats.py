@@ -113,7 +113,7 @@ def test_the_failure_says_what_it_is(content: bytes, line: int, reason: str, tmp
 @pytest.mark.parametrize("change", [bytes, lambda text: text.replace(b"\n", b"\r\n")])
 def test_fastq_of_several_lines(change: Callable[[bytes], bytes], block: int):
     wrapped = b"@a\nAC\n+\nII\n@b\nACGT\nACGT\nA\n+\nIIII\nIIII\nI\n"
-    found, failure = until_failure(read_contigs("-", io.BytesIO(change(wrapped)), limits=Limits(block)))
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(change(wrapped)), limits=Limits(block)))
     assert [contig.id for contig in found] == [b"a"]
     assert str(failure) == (
         "-: line 7: expected '+', saw 'ACGT': the bases are on several lines; FASTQ is read with four lines "
@@ -122,7 +122,7 @@ def test_fastq_of_several_lines(change: Callable[[bytes], bytes], block: int):
 
 
 def test_a_header_of_sam_alone():
-    found, failure = until_failure(read_contigs("-", io.BytesIO(lzma.compress(SAM[:40]))))
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(lzma.compress(SAM[:40]))))
     assert not found
     assert isinstance(failure, BrokenInput)
     assert failure.reason.endswith(": a SAM file. Convert it first: samtools fastq IN.sam > OUT.fq")

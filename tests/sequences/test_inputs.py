@@ -30,13 +30,13 @@ def test_standard_input_through_a_pipe():
     os.write(sending, as_fastq(records))
     os.close(sending)
     with open(receiving, "rb") as stream:
-        assert list(read_contigs("-", stream)) == records
+        assert list(read_contigs("-", stdin=stream)) == records
 
 
 @pytest.mark.parametrize("wrap", [io.BytesIO, lambda content: io.BufferedReader(io.BytesIO(content))])
 def test_standard_input_is_not_closed(wrap):
     stream = wrap(b">a\nAC\n")
-    assert list(read_contigs("-", stream)) == [Contig(b"a", b"AC")]
+    assert list(read_contigs("-", stdin=stream)) == [Contig(b"a", b"AC")]
     gc.collect()
     assert not stream.closed
     assert stream.read() == b""
@@ -107,7 +107,7 @@ class Failing(io.RawIOBase):
 
 
 def test_a_device_that_fails_half_way():
-    found, failure = until_failure(read_contigs("-", Failing(b">a\nAC\n>b\nGT\n>c\nA")))
+    found, failure = until_failure(read_contigs("-", stdin=Failing(b">a\nAC\n>b\nGT\n>c\nA")))
     assert found == [Contig(b"a", b"AC"), Contig(b"b", b"GT")]
     assert isinstance(failure, BrokenInput)
     assert str(failure) == "-: breaks after 2 records: Input/output error"
@@ -115,7 +115,7 @@ def test_a_device_that_fails_half_way():
 
 def test_a_device_that_fails_at_once():
     with pytest.raises(UnreadableInput) as caught:
-        next(read_contigs("-", Failing(b"")))
+        next(read_contigs("-", stdin=Failing(b"")))
     assert str(caught.value) == "-: Input/output error"
 
 

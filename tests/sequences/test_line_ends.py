@@ -125,7 +125,7 @@ def test_what_is_read_does_not_depend_on_the_blocks(mark, pieces, block):
 
     def outcome(limits: Limits):
         try:
-            found, failure = until_failure(read_contigs("-", io.BytesIO(content), limits=limits))
+            found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(content), limits=limits))
         except StopIteration:
             return read(content, limits), None
         return found, str(failure)
@@ -151,7 +151,7 @@ def test_what_is_read_does_not_depend_on_the_blocks(mark, pieces, block):
     ],
 )
 def test_the_error_names_the_line(content: bytes, before: int, line: int, seen: str, block: int):
-    found, failure = until_failure(read_contigs("-", io.BytesIO(content), limits=Limits(block)))
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(content), limits=Limits(block)))
     assert len(found) == before
     assert isinstance(failure, NotSequences)
     assert failure.reason == f"line {line}: {seen} is not a nucleotide letter (is this protein or text?)"
@@ -161,7 +161,7 @@ def test_the_error_names_the_line(content: bytes, before: int, line: int, seen: 
 @pytest.mark.parametrize("end", [b"\n", b"\r"])
 def test_bases_on_several_lines_are_not_taken_for_a_header(end: bytes, block: int):
     content = end.join([b"@a", b"AC", b"+", b"II", b"@b", b"ACGT", b"ACGT", b"+", b"IIII", b"IIII", b""])
-    found, failure = until_failure(read_contigs("-", io.BytesIO(content), limits=Limits(block)))
+    found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(content), limits=Limits(block)))
     assert found == [Contig(b"a", b"AC")]
     assert str(failure).startswith("-: line 7: expected '+', saw 'ACGT': the bases are on several lines; ")
 
@@ -171,7 +171,7 @@ def test_an_empty_last_record_of_fastq_needs_no_last_line_end(block: int):
     for text in (b"@r\n\n+\n", b"@r\r\n\r\n+\r\n", b"@r\r\r+\r", b"@r\n\n+\n\n"):
         assert read(b"@a\nA\n+\nI\n" + text, Limits(block)) == [(b"a", b"A"), (b"r", b"")]
     for cut in (b"@r\n\n+", b"@r\n\n", b"@r\nA\n+\n"):
-        found, failure = until_failure(read_contigs("-", io.BytesIO(cut), limits=Limits(block)))
+        found, failure = until_failure(read_contigs("-", stdin=io.BytesIO(cut), limits=Limits(block)))
         assert not found
         assert isinstance(failure, BrokenInput)
 
@@ -191,4 +191,4 @@ def test_a_break_keeps_the_records_before_it(tmp_path: Path):
 def test_long_runs_of_cr_take_no_long_time():
     assert read(b"\r" * 3_000_000 + b">a\r" + b"\r" * 3_000_000 + b"AC\r") == [(b"a", b"AC")]
     text = b"\r".join([b"@a", *[b"text"] * 200_000])
-    assert isinstance(until_failure(read_contigs("-", io.BytesIO(text)))[1], NotSequences)
+    assert isinstance(until_failure(read_contigs("-", stdin=io.BytesIO(text)))[1], NotSequences)

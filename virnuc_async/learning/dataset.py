@@ -28,7 +28,7 @@ from virnuc_async.errors import (
 from virnuc_async.fileio import read_lines
 from virnuc_async.log import logger
 from virnuc_async.sequences.fastx import Contig, first_word
-from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.inputs import read_contigs, read_headers
 from virnuc_async.sequences.listing import file_key, is_stdin, list_inputs
 from virnuc_async.settings import user_paths
 
@@ -167,7 +167,7 @@ def read_records(data: LabelledFiles) -> Records:
 def _headers(data: LabelledFiles) -> Iterator[tuple[bool, bytes, int]]:
     for is_viral, paths in ((True, data.viral), (False, data.nonviral)):
         for path in paths:
-            for contig in read_contigs(path, name=bytes.strip):
+            for contig in read_headers(path):
                 yield is_viral, contig.id, len(contig.bases)
 
 

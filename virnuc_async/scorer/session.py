@@ -136,7 +136,7 @@ class ScorerSession(EngineEvents):
 
     async def _score_together(self, contigs: Sequence[Contig]) -> list[Prediction]:
         found: list[Prediction] = []
-        windows = self._form_windows([IN_MEMORY], lambda _: iter(contigs))
+        windows = self._form_windows([IN_MEMORY], lambda *_: iter(contigs))
         async with aclosing(self._score_windows(windows, _WITHOUT_LIMIT)) as parts:
             async for predictions in parts:
                 found += predictions
@@ -217,7 +217,7 @@ class ScorerSession(EngineEvents):
                 path, current = one
                 yield path
 
-        def read(_: str) -> Iterator[Contig]:
+        def read(*_: object) -> Iterator[Contig]:
             nonlocal is_broken
             try:
                 yield from current

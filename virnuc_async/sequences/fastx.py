@@ -25,6 +25,7 @@ from .line_ends import (
     split_last_crs,
     split_line_ends,
 )
+from .segments import START, SeekPoint
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EXCERPT_BYTES = 80  # that are looked at to quote a line
@@ -118,17 +119,21 @@ class FastxParser:
         text, header = self._fasta_text
         return b">" + text[:header], text[header:]
 
-    def contigs(self) -> Generator[Contig, None, None]:
+    def contigs(self, start: SeekPoint = START) -> Generator[Contig, None, None]:
         """
-        Yield every record in order.
+        Yield every record in order, from *start* on, the offset of which the text begins at.
 
         Raises:
             NotSequences: the content is not DNA in FASTA or FASTQ, from the named line on
             TooLarge: a record or its id is longer than the limit
             BrokenInput: the text breaks half way, or the file changed while it was read
         """
-        blocks = self._blocks()
-        first = self._skip_blank(blocks)
+        blocks = self._blocks(start.skip)
+        if start.record:
+            self.records, self._line, self._has_lone_cr = start.record, start.line, start.has_lone_cr
+            first = next(blocks, b"")
+        else:
+            first = self._skip_blank(blocks)
         if not first:
             return
         if first[:1] not in (b">", b"@"):
@@ -142,12 +147,16 @@ class FastxParser:
             self.records += 1
             yield contig
 
-    def _blocks(self) -> Iterator[bytes]:
-        """Yield the text, in blocks between which no CR is parted from the LF behind it."""
+    def _blocks(self, skip: int) -> Iterator[bytes]:
+        """Yield the text behind *skip* bytes, in blocks that part no CR from the LF behind it."""
         held = b""
         # read1 returns what is available: what comes before a break is not lost with it.
         try:
             while block := self._text_stream.read1(self._limits.block):
+                if skip:
+                    skip, block = max(0, skip - len(block)), block[skip:]
+                    if not block:
+                        continue
                 if held or b"\r" in block:
                     block, held = split_last_crs(held + block)
                     self._has_lone_cr = self._has_lone_cr or has_lone_cr(block)
@@ -160,7 +169,7 @@ class FastxParser:
         if held:
             self._has_lone_cr = True
             yield held
-        if self._has_changed():
+        if skip or self._has_changed():
             raise BrokenInput(self.path, self.records, "it changed while it was being read")
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:

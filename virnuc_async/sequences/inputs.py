@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 from virnuc_async.errors import InputChanged, InputError, UnreadableInput
 from virnuc_async.fileio import stat_signature
@@ -16,6 +17,7 @@ from virnuc_async.fileio import stat_signature
 from .alignments import AlignmentParser, Note, Notes, alignment_format, can_read_alignments
 from .decompression import DAMAGED, TextStream, decompressed
 from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
+from .segments import START, SeekPoint
 
 STDIN = "-"
 _STREAM: list[int | str] = ["stream"]  # in the place of a fingerprint
@@ -26,8 +28,15 @@ _ALIGNMENT_SUFFIXES = (".bam", ".cram", ".sam")
 READS, CONTIGS = KINDS = ("reads", "contigs")  # what records of FASTQ and alignments are, and of FASTA
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
-Reader = Callable[[str], Iterator[Contig]]
 OpenFile = Callable[[str], io.BufferedReader]
+
+
+class Reader(Protocol):
+    """Reads the records of a file; called as ``read(path)`` or ``read(path, start)``."""
+
+    def __call__(self, path: str, start: SeekPoint = ..., /) -> Iterator[Contig]:
+        """Yield every record of *path*, those before *start* aside."""
+        ...
 
 
 def split_extensions(name: str) -> tuple[str, str]:
@@ -58,17 +67,19 @@ def open_file(path: str) -> io.BufferedReader:
 
 def read_contigs(
     path: str,
+    start: SeekPoint = START,
     stdin: BinaryIO | None = None,
-    name: Callable[[bytes], bytes] = first_word,
     *,
     open_file: OpenFile = open_file,
     limits: Limits = DEFAULT_LIMITS,
     notes: Notes | None = None,
 ) -> Iterator[Contig]:
     """
-    Yield every record of *path* in order, with the id that *name* makes of its header; ``-`` is *stdin*.
+    Yield every record of *path* in order, from *start* on; ``-`` is *stdin*, which has no other start.
 
-    At the end of a file, *notes* is told of records that were left out, and has the kind of those in it.
+    From wherever they are read, the records and the error behind them are those of the whole file, with its
+    lines and records counted from its beginning. At the end of a file, *notes* is told of records that were
+    left out, and has the kind of those in it.
 
     Raises:
         UnreadableInput: nothing could be read
@@ -77,15 +88,27 @@ def read_contigs(
         BrokenInput: the file breaks half way, or changed while it was read; the records before
             the break were yielded
     """
-    with _open_input(path, stdin, open_file) as opened:
+    with _open_input(path, stdin, open_file, start.offset) as opened:
         notes = Notes() if notes is None else notes
-        parser = _parser(path, opened, name, limits, notes)
+        parser = _parser(path, opened, first_word, limits, notes)
         try:
-            yield from parser.contigs()
+            yield from _contigs_from(parser, start)
         finally:
             if isinstance(parser, AlignmentParser) or parser.records:
                 is_fasta = isinstance(parser, FastxParser) and not parser.is_fastq
                 notes.kinds[path] = CONTIGS if is_fasta else READS
+
+
+def _contigs_from(parser: FastxParser | AlignmentParser, start: SeekPoint) -> Iterator[Contig]:
+    if isinstance(parser, AlignmentParser):
+        return islice(parser.contigs(), start.record, None)
+    return parser.contigs(start)
+
+
+def read_headers(path: str) -> Iterator[Contig]:
+    """Yield every record of *path* with all of its header as its id; raises what read_contigs does."""
+    with _open_input(path, None, open_file) as opened:
+        yield from _parser(path, opened, bytes.strip).contigs()
 
 
 def kind_by_name(path: str) -> str:
@@ -113,6 +136,7 @@ class _Opened(NamedTuple):
     raw: io.BufferedReader
     text: TextStream  # decompressed
     has_changed: Callable[[], bool]  # since it was opened
+    alignments: str | None  # what it is that has alignments: BAM, CRAM or SAM
 
 
 def _parser(
@@ -122,7 +146,7 @@ def _parser(
     limits: Limits = DEFAULT_LIMITS,
     note: Note = lambda _: None,
 ) -> FastxParser | AlignmentParser:
-    if kind := alignment_format(opened.raw):
+    if kind := opened.alignments:
         return AlignmentParser(path, kind, opened.raw, opened.has_changed, name, note)
     return FastxParser(path, opened.text, opened.has_changed, name, limits)
 
@@ -182,11 +206,11 @@ def unchanged(read: Reader, versions: Mapping[str, InputVersion]) -> Reader:
         InputChanged: one is not, when it is opened, or was not at its end
     """
 
-    def read_unchanged(path: str) -> Iterator[Contig]:
+    def read_unchanged(path: str, start: SeekPoint = START, /) -> Iterator[Contig]:
         version = versions[path]
         if not version.is_of(path):
             raise InputChanged(path)
-        yield from read(path)
+        yield from read(path) if start == START else read(path, start)
         if not version.is_of(path):
             raise InputChanged(path)
 
@@ -218,9 +242,8 @@ def look_into(path: str, size: int) -> Beginning:
         UnreadableInput: it cannot be opened
         what is in DAMAGED: it breaks before that
     """
-    with _open_input(path, None, open_file) as (raw, text, _):
-        # Before its text is read: that takes the bytes.
-        is_alignment = alignment_format(raw) is not None and can_read_alignments()
+    with _open_input(path, None, open_file) as (_, text, _, alignments):
+        is_alignment = alignments is not None and can_read_alignments()
         head = b""
         while len(head) < size and (block := text.read1(size)):
             head = (head + block).removeprefix(BYTE_ORDER_MARK).lstrip()
@@ -235,8 +258,7 @@ def open_alignments(path: str) -> Iterator[AlignmentParser]:
     Raises:
         UnreadableInput: it cannot be opened, or is of another format
     """
-    with _open_input(path, None, open_file) as (raw, _, has_changed):
-        kind = alignment_format(raw)
+    with _open_input(path, None, open_file) as (raw, _, has_changed, kind):
         if kind is None:
             raise UnreadableInput(path, "not a BAM, CRAM or SAM file")
         yield AlignmentParser(path, kind, raw, has_changed, first_word, lambda _: None)
@@ -250,18 +272,31 @@ def has_mates(path: str) -> bool:
 
 
 @contextmanager
-def _open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile) -> Iterator[_Opened]:
+def _open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: int = 0) -> Iterator[_Opened]:
     with ExitStack() as stack:
         try:
             # Before it is opened: some of it may have been read ahead by then.
             before = None if path == STDIN else stat_signature(path)
             raw = stack.enter_context(_standard_input(stdin) if path == STDIN else open_file(path))
+            # Before its text is read, which takes the bytes: what a file is shows at its very beginning.
+            alignments = alignment_format(raw)
+            if offset:
+                raw = stack.enter_context(_seek(raw, path, offset))
             text = stack.enter_context(decompressed(raw))
         except IsADirectoryError as error:
             raise UnreadableInput(path, _why_no_files(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, describe_error(error)) from error
-        yield _Opened(raw, text, partial(_has_changed, path, raw, before))
+        yield _Opened(raw, text, partial(_has_changed, path, raw, before), alignments)
+
+
+def _seek(raw: io.BufferedReader, path: str, offset: int) -> io.BufferedReader:
+    """Return *raw* at *offset* of the file; opened directly if it is read ahead, which goes forward only."""
+    if not raw.seekable():
+        raw.close()
+        raw = open_file(path)
+    raw.seek(offset)
+    return raw
 
 
 def _why_no_files(directory: str) -> str:
