@@ -131,7 +131,7 @@ def measure(directory: Path, orfs: int, files: int) -> dict[str, Any]:
             lambda _: PairedFiles([], 0, [], []),
             lambda run: _summary(store, run),
         )
-        written, took = TableFiles(store), dict[str, Any]()
+        written, took = TableFiles(store.directory, store.check), dict[str, Any]()
         for name, wanted in (("tables", FILES), ("report", REPORT_FILES)):
             begun, cpu, peak = time.perf_counter(), time.process_time(), _peak_bytes()
             for file in wanted:

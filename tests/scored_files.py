@@ -58,4 +58,6 @@ def finished_run(store: Store, options: OutputOptions) -> FinishedRun:
 
 def write(store: Store, options: OutputOptions, before_each: Callable[[], None] = lambda: None) -> str:
     """Write the viral sequences of the run in *store*, and return what is said of them."""
-    return write_viral_files(finished_run(store, options), store, TableFiles(store), before_each)
+    return write_viral_files(
+        finished_run(store, options), store, TableFiles(store.directory, store.check), before_each
+    )

@@ -7,6 +7,7 @@ They are written in this order, since later ones may use what earlier ones have 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -39,11 +40,20 @@ from .table_files import SUMMARY
 from .verdicts import VERDICT, verdict_columns
 
 
+def _no_pairs(_: RunReader) -> PairedFiles:
+    return PairedFiles([], 0, [], [])
+
+
+def _no_summary(_: "FinishedRun") -> Summary:
+    raise NotImplementedError("a part of a run has no summary")
+
+
 class FinishedRun:
     """
     What files are made of: the store that *reader* reads, some facts of the model, and the options.
 
-    Use it in the thread that uses the store.
+    Use it in the thread that uses the store. Without what finds its pairs, and makes its summary, it is the
+    part of a run.
     """
 
     def __init__(
@@ -52,8 +62,8 @@ class FinishedRun:
         options: OutputOptions,
         length: int,
         rule: VerdictRule,
-        find_pairs: Callable[[RunReader], PairedFiles],
-        summarize: Callable[["FinishedRun"], Summary],
+        find_pairs: Callable[[RunReader], PairedFiles] = _no_pairs,
+        summarize: Callable[["FinishedRun"], Summary] = _no_summary,
     ) -> None:
         self.reader = reader.at_least(options.min_length)
         self.options = options
@@ -125,6 +135,16 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
+class Merging(Enum):
+    """How a file of a run is made of those that its shards have written."""
+
+    ANEW = auto()  # it is not: it is made of all stores
+    ROWS = auto()  # their rows, one behind the other
+    REGIONS = auto()  # the same, with their regions numbered through
+    SORTED = auto()  # their rows, which are sorted
+    PARTS = auto()  # they are the parts of a table in a directory
+
+
 class OutputFile(NamedTuple):
     """A file that is made of a store."""
 
@@ -133,6 +153,12 @@ class OutputFile(NamedTuple):
     is_wanted: Callable[[FinishedRun], bool] = lambda run: True  # else one that is there is removed
     table: str = ""  # what the command line calls it, if it is a table
     format: Format = Format.TSV
+    merging: Merging = Merging.ANEW
+
+    @property
+    def header_lines(self) -> int:
+        """How many lines, before its rows, are in the file of each shard."""
+        return 0 if self.format is Format.JSONL else 1
 
 
 def _contig_chunks(run: FinishedRun) -> Chunks:
@@ -164,7 +190,7 @@ def _has_failed(run: FinishedRun) -> bool:
 def _table(
     table: str, name: str, chunks: Callable[[FinishedRun], Chunks], is_wanted: Callable[[FinishedRun], bool]
 ) -> Iterator[OutputFile]:
-    """Yield the text file *name* of a *table*, and the same in each other format."""
+    """Yield the text file *name* of a *table* of all records, and the same in each other format."""
     stem = name.removesuffix(".tsv") if name.endswith(".tsv") else table
     for format, file, make in (
         (Format.TSV, name, chunks),
@@ -172,6 +198,13 @@ def _table(
         (Format.JSONL, f"{stem}.jsonl", lambda run: jsonl_chunks(chunks(run))),
     ):
         yield OutputFile(file, make, partial(_is_wanted, format, is_wanted), table, format)
+
+
+def _rows(name: str, table: str, chunks: Callable[[FinishedRun], Chunks]) -> Iterator[OutputFile]:
+    """Yield a *table* in which each record has rows of its own, in each format."""
+    for file in _table(table, name, chunks, _always):
+        merging = Merging.PARTS if file.format is Format.PARQUET else Merging.ROWS
+        yield file._replace(merging=merging)
 
 
 def _is_wanted(format: Format, has_table: Callable[[FinishedRun], bool], run: FinishedRun) -> bool:
@@ -182,18 +215,23 @@ def _always(run: FinishedRun) -> bool:
     return True
 
 
+def _has_regions(run: FinishedRun) -> bool:
+    return run.options.regions is not None
+
+
 FILES: tuple[OutputFile, ...] = (
-    *_table("predictions", "prediction_results.txt", lambda run: prediction_chunks(run.reader), _always),
+    *_rows("prediction_results.txt", "predictions", lambda run: prediction_chunks(run.reader)),
     OutputFile(
         "prediction_results_highestscore.csv",
         lambda run: published_fragment_chunks(run.reader),
         lambda run: Format.TSV in run.options.formats,
+        merging=Merging.SORTED,
     ),
-    *_table("fragments", "fragments.tsv", lambda run: fragment_chunks(run.reader, run.length), _always),
-    *_table("contigs", "contigs.tsv", _contig_chunks, _always),
+    *_rows("fragments.tsv", "fragments", lambda run: fragment_chunks(run.reader, run.length)),
+    *_rows("contigs.tsv", "contigs", _contig_chunks),
     *_table("calls", CALLS_TABLE, _call_chunks, lambda run: run.options.calls is not None),
-    OutputFile(REGIONS_BED, _bed_chunks, lambda run: run.options.regions is not None, table="regions"),
-    OutputFile(REGIONS_GFF3, _gff3_chunks, lambda run: run.options.regions is not None),
+    OutputFile(REGIONS_BED, _bed_chunks, _has_regions, table="regions", merging=Merging.REGIONS),
+    OutputFile(REGIONS_GFF3, _gff3_chunks, _has_regions, merging=Merging.REGIONS),
     *_table("pairs", "pairs.tsv", _pair_chunks, lambda run: bool(run.paired.mates)),
     OutputFile(
         SAMPLES_TABLE,

@@ -6,7 +6,8 @@ A million reads and a thousand contigs are not a million and a thousand of anyth
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from .verdicts import LABELS
 
 SAMPLES_TABLE = "samples.tsv"
 _SUM = "*"  # in the place of a file
-_COUNTED = ("records", "bases", "fragments", "orfs", *LABELS, "short")
+COUNTED = ("records", "bases", "fragments", "orfs", *LABELS, "short")
 
+Tally = dict[int, NDArray[np.int64]]  # by the number of an input: as many as there are of COUNTED
 Judge = Callable[[Block], NDArray[np.intp]]  # returns the label of each record, as an index into LABELS
 
 
@@ -36,14 +38,14 @@ class Sample(NamedTuple):
 
     def line(self) -> bytes:
         """Return the row of the table."""
-        numbers = (str(self.counts[name]) for name in (*_COUNTED, "failures"))
+        numbers = (str(self.counts[name]) for name in (*COUNTED, "failures"))
         facts = "\t".join((self.kind, self.status, *numbers))
         return b"%s\t%s\n" % (one_line(os.fsencode(self.file)), facts.encode())
 
 
 def sample_chunks(samples: Sequence[Sample]) -> Chunks:
     """Yield ``samples.tsv``: every input in order, then the sums of each kind that there is."""
-    yield "\t".join(("file", "kind", "status", *_COUNTED, "failures")).encode() + b"\n"
+    yield "\t".join(("file", "kind", "status", *COUNTED, "failures")).encode() + b"\n"
     yield b"".join(sample.line() for sample in (*samples, *sums(samples)))
 
 
@@ -57,20 +59,29 @@ def sums(samples: Sequence[Sample]) -> Iterator[Sample]:
 
 def count_samples(reader: RunReader, judge: Judge) -> list[Sample]:
     """Return every input of the run that *reader* reads, with the labels that *judge* gives its records."""
-    files = list(reader.files())
-    counted = np.zeros((len(_COUNTED), len(files)), np.int64)
+    return samples_of(reader, count_records(reader, judge), reader.failures_by_file())
+
+
+def count_records(reader: RunReader, judge: Judge) -> Tally:
+    """Return how many records of each input there are, and what of them, by the numbers of the inputs."""
+    tally: Tally = {}
     for block in reader.all_blocks():
-        first, last = block.contigs["file"][[0, -1]]
-        counted[:, first : last + 1] += _count(block, judge(block), reader.min_length)
-    failures, kinds = reader.failures_by_file(), input_kinds(reader)
+        first = int(block.contigs["file"][0])
+        for file, counts in enumerate(_count(block, judge(block), reader.min_length).T, first):
+            tally[file] = tally.get(file, 0) + counts
+    return tally
+
+
+def samples_of(reader: RunReader, tally: Tally, failures: Mapping[int, int]) -> list[Sample]:
+    """Return every input of the run that *reader* reads, with what :func:`count_records` has counted."""
+    kinds, nothing = input_kinds(reader), np.zeros(len(COUNTED), np.int64)
+    counts = (
+        dict(zip(COUNTED, tally.get(file, nothing).tolist(), strict=True), failures=failures.get(file, 0))
+        for file in count()
+    )
     return [
-        Sample(
-            file.path,
-            kinds[number],
-            status(file),
-            Counter(dict(zip(_COUNTED, counted[:, number].tolist(), strict=True), failures=failures[number])),
-        )
-        for number, file in enumerate(files)
+        Sample(file.path, kind, status(file), Counter(counted))
+        for file, kind, counted in zip(reader.files(), kinds, counts, strict=False)
     ]
 
 

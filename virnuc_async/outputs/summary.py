@@ -129,7 +129,7 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
 
     Call it in the thread that uses the store.
     """
-    store, plan, messages = session.store, session.plan, session.messages
+    store, plan = session.store, session.plan
     totals = store.reader.totals()
     counts = _counts(totals, run, session.mates.failures, session.hardware.precision)
     return Summary(
@@ -139,17 +139,37 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
         bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
         inputs=[_input_facts(file) for file in store.reader.files()],
         counts=counts,
-        devices=[_device_facts(session, name, *sums) for name, sums in totals.devices.items()],
-        seconds={
-            "total": round(time.monotonic() - messages.started, 3),
-            "load": round(messages.load_seconds, 3),
-            "model": round(sum(sums[3] for sums in totals.devices.values()), 3),
-        },
+        devices=device_facts(session, totals),
+        seconds=session_seconds(session, totals),
         session=_session_counts(counts, session.scored),
-        reproducible=not totals.is_split and session.hardware.is_uniform,
+        reproducible=is_reproducible(session, totals),
         finished=store.is_finished,
-        versions={"python": platform.python_version(), "torch": version("torch")},
+        versions=versions_used(),
     )
+
+
+def session_seconds(session: RunSession, totals: Totals) -> dict[str, float]:
+    """Return how long *session* has taken, and its run, which has *totals*, in the model."""
+    return {
+        "total": round(time.monotonic() - session.messages.started, 3),
+        "load": round(session.messages.load_seconds, 3),
+        "model": round(sum(sums[3] for sums in totals.devices.values()), 3),
+    }
+
+
+def is_reproducible(session: RunSession, totals: Totals) -> bool:
+    """Return whether the scores of *session* are those that any other run of its kind has."""
+    return not totals.is_split and session.hardware.is_uniform
+
+
+def versions_used() -> dict[str, str]:
+    """Return the versions of what else decides the last digits of scores."""
+    return {"python": platform.python_version(), "torch": version("torch")}
+
+
+def device_facts(session: RunSession, totals: Totals) -> list[dict[str, Any]]:
+    """Return what each device of *session* has done; call it in the thread that uses the store."""
+    return [_device_facts(session, name, *sums) for name, sums in totals.devices.items()]
 
 
 def summarize_again(

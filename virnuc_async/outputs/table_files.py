@@ -7,7 +7,6 @@ from zlib import crc32
 
 from virnuc_async.fileio import Directory, writing_to
 from virnuc_async.runs.output_directory import DAMAGED, FEATURES, OUTPUT_FILES, TABLES, is_in_merged
-from virnuc_async.runs.store import Store
 
 from .columns import Chunks
 
@@ -21,16 +20,16 @@ _VOLATILE_FILES = ("run.log", "progress.json", FEATURES, DAMAGED)
 
 class TableFiles:
     """
-    Writes and removes files in the directory of *store*, as long as it is the store's own; or in *directory*.
+    Writes and removes files in *directory*; *check* is called before each change, and may raise to stop.
 
     Raises, from every method that changes a file:
         CannotWrite: the disk is full, or the directory is read-only
         DirectoryLockedError: another process has taken the directory over
     """
 
-    def __init__(self, store: Store, directory: Directory | None = None) -> None:
-        self._store = store
-        self.directory = directory or store.directory
+    def __init__(self, directory: Directory, check: Callable[[], None]) -> None:
+        self.directory = directory
+        self._check = check
         self.made: set[str] = set()  # names of files that were written or removed
 
     def make(
@@ -54,7 +53,7 @@ class TableFiles:
     @contextmanager
     def new_file(self, name: str) -> Iterator[BinaryIO]:
         """Open a temporary file that replaces *name*, which may be in a directory, when it is on disk."""
-        self._store.check()
+        self._check()
         self.made.add(name)
         inner, _, plain = name.rpartition("/")
         with ExitStack() as stack:
@@ -62,11 +61,11 @@ class TableFiles:
             directory = self.directory
             if inner:
                 directory = stack.enter_context(directory.subdirectory(inner))
-            yield stack.enter_context(directory.atomic_write(plain, self._store.check))
+            yield stack.enter_context(directory.atomic_write(plain, self._check))
 
     def remove(self, name: str) -> None:
         """Remove the file *name*, if it is there."""
-        self._store.check()
+        self._check()
         self.made.add(name)
         self.directory.unlink(name)
         self.directory.sync()

@@ -40,7 +40,7 @@ class OutputWriter:
         self._session = session
         self._command = command
         self._store = session.store
-        self._files = TableFiles(session.store)
+        self._files = TableFiles(session.store.directory, session.store.check)
         self._directory = session.store.directory
         self._log = session.log
 

@@ -101,7 +101,7 @@ def write_tables(
             with _new_files(store, output) as files:
                 note(_make_all(files, run, store, before_each))
             return run.summary
-        files = TableFiles(store)
+        files = _own_files(store)
         note(_make_all(files, run, store, before_each))
         facts = files.facts_since(written.files)
         written._replace(options=run.options, files=facts, model=model).keep(store)
@@ -135,7 +135,7 @@ def write_report(directory: Path) -> None:
         written = _require_written(store)
         model = _model(store, written, Changes())
         _require_summary(store, written)
-        files, changes = TableFiles(store), Changes({"report": True})
+        files, changes = _own_files(store), Changes({"report": True})
         run = _finished_run(store, written, model, changes, lambda _: read_summary(store.directory))
         for file in REPORT_FILES:
             files.make(file, run)
@@ -190,7 +190,7 @@ def write_calls(
     """
     tally: Counter[tuple[str, str]] = Counter()
     with closing(open_finished(directory, temporary_dir)) as store:
-        files, written = TableFiles(store), Written.of(store)
+        files, written = _own_files(store), Written.of(store)
         reader = store.reader.at_least(written.options.min_length) if written else store.reader
         files.write(CALLS_TABLE, call_chunks(reader, rules, tally))
         if written:
@@ -229,6 +229,11 @@ def write_labels(
     return tally
 
 
+def _own_files(store: Store) -> TableFiles:
+    """Return what writes into the directory of *store*, as long as that is the store's own."""
+    return TableFiles(store.directory, store.check)
+
+
 def _require_written(store: Store) -> Written:
     written = Written.of(store)
     if written is None:
@@ -238,7 +243,7 @@ def _require_written(store: Store) -> Written:
 
 def _require_summary(store: Store, written: Written) -> None:
     """Check that the summary, of which the facts of the sessions are taken, is as it was written."""
-    if TableFiles(store).facts().get("checksum") != written.files.get("checksum"):
+    if _own_files(store).facts().get("checksum") != written.files.get("checksum"):
         raise NoRun(str(store.directory), f"its summary.json is missing or has changed. {_REPEAT}")
 
 
@@ -341,4 +346,4 @@ def _new_files(store: Store, output: Path) -> Iterator[TableFiles]:
     require_free_names(output, is_written_name, "run of this program")
     with writing_to(output), ExitStack() as opened:
         path = output if output.is_dir() else opened.enter_context(atomic_directory(output))
-        yield TableFiles(store, opened.enter_context(Directory(path)))
+        yield TableFiles(opened.enter_context(Directory(path)), store.check)

@@ -1,0 +1,102 @@
+"""``shard.json``: that a shard of a run is finished, and what ``merge`` need not read of its store."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from virnuc_async.fileio import Directory
+from virnuc_async.runs.rows import InvalidRow
+from virnuc_async.runs.totals import Totals
+
+from .samples import COUNTED, Tally
+
+SHARD_FILE = "shard.json"
+_MOST_BYTES = 1 << 30  # a shard may have a million inputs
+_FORMAT = 1
+
+
+class RowFile(NamedTuple):
+    """A file with the rows of a shard, as it was written."""
+
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """What is known of a finished shard."""
+
+    plan: str  # digest
+    shard: tuple[int, int]  # its number, and of how many
+    command: str  # line
+    version: str  # of this program
+    totals: Totals  # of its store
+    verdicts: dict[str, int]  # of its records that are in tables
+    tally: Tally  # what is in each of its inputs
+    failures: dict[int, int]  # by the numbers of inputs
+    devices: list[dict[str, Any]]  # as summaries have them
+    host: str  # of its last session, as all that follows
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    reproducible: bool
+    files: dict[str, RowFile]  # by their names
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        tally = [[file, *counts.tolist()] for file, counts in self.tally.items()]
+        return asdict(self) | {
+            "format": _FORMAT,
+            "tally": tally,
+            "failures": list(map(list, self.failures.items())),
+            "files": {name: file._asdict() for name, file in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """
+        Return what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: it makes no sense
+        """
+        try:
+            if value["format"] != _FORMAT:
+                raise ValueError("it is of another version")
+            number, of = map(int, value["shard"])
+            tally = {int(file): np.array(counts, np.int64) for file, *counts in value["tally"]}
+            if any(len(counts) != len(COUNTED) for counts in tally.values()):
+                raise ValueError("the counts of an input are missing")
+            changed = {
+                "shard": (number, of),
+                "totals": Totals.from_json(value["totals"]),
+                "tally": tally,
+                "failures": {int(file): int(count) for file, count in value["failures"]},
+                "files": {str(name): RowFile(**file) for name, file in value["files"].items()},
+            }
+            return cls(**{field.name: value[field.name] for field in fields(cls)} | changed)
+        except (AttributeError, KeyError, TypeError, InvalidRow, OverflowError) as error:
+            raise ValueError("it makes no sense") from error
+
+    def write(self, directory: Directory) -> None:
+        """Write it into *directory*, at once or not at all; raises OSError."""
+        with directory.atomic_write(SHARD_FILE) as file:
+            file.write(json.dumps(self.to_json(), indent=2).encode() + b"\n")
+
+
+def read_shard_file(directory: Directory) -> ShardFile | None:
+    """
+    Return what *directory* knows of its shard, if that is finished.
+
+    Raises:
+        ValueError: the file makes no sense
+        OSError: it cannot be read
+    """
+    if directory.stat(SHARD_FILE) is None:
+        return None
+    try:
+        value = json.loads(directory.read_bounded(SHARD_FILE, _MOST_BYTES))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return ShardFile.from_json(value)
