@@ -100,6 +100,8 @@ class FastxParser:
         self._limits = limits
         self._has_lone_cr = False  # so far
         self._line = 1  # of the record that is being read
+        self.mark = START  # in the text: the first record that was complete with the current block
+        self._position = 0  # bytes of the text before the record that is being read; FASTQ: before its block
         # Of the record that was read last. FASTA: its text without ">", and the letters of its header.
         # FASTQ: its lines, and whether they have their ends.
         self._fasta_text = b"", 0
@@ -131,6 +133,7 @@ class FastxParser:
         blocks = self._blocks(start.skip)
         if start.record:
             self.records, self._line, self._has_lone_cr = start.record, start.line, start.has_lone_cr
+            self._position = start.skip
             first = next(blocks, b"")
         else:
             first = self._skip_blank(blocks)
@@ -182,6 +185,7 @@ class FastxParser:
             text = head.removeprefix(mark).lstrip()
             mark = b""
             self._line += count_line_ends(head[: len(head) - len(text)])
+            self._position += len(head) - len(text)
             head = text
             if head:
                 break
@@ -193,13 +197,15 @@ class FastxParser:
         begun = io.BytesIO()
         pieces: list[bytes] = []
         for block in blocks:
+            is_marked = False
             # Looking for the single letter is three times as fast as for a line end and the letter.
             continuation, *others = block.split(b">")
             if continuation:
                 pieces.append(continuation)
             for piece in others:
                 if pieces and self._ends_line(pieces[-1]):
-                    yield self._fasta_record(_take_text(begun, pieces))
+                    yield self._fasta_record(_take_text(begun, pieces), not is_marked)
+                    is_marked = True
                 elif len(pieces) == _MOST_PIECES:
                     begun.write(b"".join(pieces))
                     pieces.clear()
@@ -215,7 +221,7 @@ class FastxParser:
     def _ends_line(self, text: bytes) -> bool:
         return text.endswith(b"\n") or (self._has_lone_cr and text.endswith(b"\r"))
 
-    def _fasta_record(self, text: bytes) -> Contig:
+    def _fasta_record(self, text: bytes, is_first: bool = False) -> Contig:
         if len(text) > self._limits.record:
             self._check_size(len(text))
         original = text
@@ -226,8 +232,15 @@ class FastxParser:
         letters = body.replace(b"\n", b"")
         # Without CR there are no gaps to remove from the text of most files.
         contig = Contig(self._id(header), self._checked(letters.translate(_AS_DNA, b"\r"), body))
+        if is_first:
+            self._set_mark()
         self._line += len(end) + len(body) - len(letters)
+        self._position += 1 + len(original)
         return contig
+
+    def _set_mark(self) -> None:
+        """Mark the record that was read just now."""
+        self.mark = SeekPoint(self.records, 0, self._position, self._line, self._has_lone_cr)
 
     def _check_size(self, letters: int) -> None:
         """Check that the record that is being read is not longer than the limit; raise TooLarge if it is."""
@@ -252,30 +265,35 @@ class FastxParser:
 
     def _fastq(self, blocks: Iterable[bytes]) -> Iterator[Contig]:
         lines, begun = _FastqLines(), 0  # letters of the record that is not complete yet
-        block = b""
+        block, end = b"", self._position
         for block in self._whole_lines(blocks):
+            end += len(block)
             may_be_large = begun + len(block) > self._limits.record
             lines.add(block, self._has_lone_cr)
+            is_first = True  # of this block
             for record, ended in lines.take():
                 if may_be_large:
                     self._check_size(sum(map(len, record)))
                 if record[0][:1] == b"@" or any(line.strip() for line in record):
                     self._fastq_lines = ended or record, ended is not None
-                    yield self._fastq_record(*record)
+                    yield self._fastq_record(record, is_first)
                 else:
                     self._line += 4  # blank lines, as some programs leave at the end
+                is_first = False
+            self._position = end - lines.size
             begun = sum(map(len, lines.rest))
             self._check_size(begun)
         rest = lines.rest
         if len(rest) == 3 and block.endswith((b"\n", b"\r")) and not rest[1].strip() and rest[2][:1] == b"+":
             # The last line of a record without bases is empty, and may have no end.
             self._fastq_lines = [*lines.with_ends(), b""], True
-            yield self._fastq_record(rest[0], rest[1], rest[2], b"")
+            yield self._fastq_record([*rest, b""])
         elif any(line.strip() for line in rest):
             reason = foreign_fastq(rest) or "the last record ends early"
             raise BrokenInput(self.path, self.records, f"line {self._line:,}: {reason}")
 
-    def _fastq_record(self, header: bytes, bases: bytes, plus: bytes, quality: bytes) -> Contig:
+    def _fastq_record(self, lines: list[bytes], is_first: bool = False) -> Contig:
+        header, bases, plus, quality = lines
         if header[:1] != b"@":
             raise self._format_error(0, f"expected '@' and an id, saw {_quote(header)}")
         if plus[:1] != b"+":
@@ -285,6 +303,8 @@ class FastxParser:
         if len(quality.rstrip()) != len(bases.rstrip()):
             raise self._format_error(3, "the quality line is not as long as the bases")
         contig = Contig(self._id(header[1:]), self._checked(bases.translate(_AS_DNA), bases))
+        if is_first:
+            self._set_mark()
         self._line += 4
         return contig
 
@@ -315,6 +335,13 @@ class _FastqLines:
     def __init__(self) -> None:
         self.rest: list[bytes] = []  # that are of no complete record yet; a LF and CRs before it are left out
         self._ended: list[bytes] | None = None  # the same with their ends, once not all of them have a LF
+
+    @property
+    def size(self) -> int:
+        """How many bytes of the text are left."""
+        return (
+            sum(map(len, self.rest)) + len(self.rest) if self._ended is None else sum(map(len, self._ended))
+        )
 
     def add(self, block: bytes, has_lone_cr: bool) -> None:
         """Add the lines of *block*, the last of which may have no end; a CR alone may end lines or not."""

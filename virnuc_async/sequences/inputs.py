@@ -88,15 +88,14 @@ def read_contigs(
         BrokenInput: the file breaks half way, or changed while it was read; the records before
             the break were yielded
     """
-    with _open_input(path, stdin, open_file, start.offset) as opened:
+    with open_input(path, stdin, open_file, start.offset) as opened:
         notes = Notes() if notes is None else notes
-        parser = _parser(path, opened, first_word, limits, notes)
+        parser = parser_of(path, opened, first_word, limits, notes)
         try:
             yield from _contigs_from(parser, start)
         finally:
-            if isinstance(parser, AlignmentParser) or parser.records:
-                is_fasta = isinstance(parser, FastxParser) and not parser.is_fastq
-                notes.kinds[path] = CONTIGS if is_fasta else READS
+            if kind := kind_of(parser):
+                notes.kinds[path] = kind
 
 
 def _contigs_from(parser: FastxParser | AlignmentParser, start: SeekPoint) -> Iterator[Contig]:
@@ -107,8 +106,15 @@ def _contigs_from(parser: FastxParser | AlignmentParser, start: SeekPoint) -> It
 
 def read_headers(path: str) -> Iterator[Contig]:
     """Yield every record of *path* with all of its header as its id; raises what read_contigs does."""
-    with _open_input(path, None, open_file) as opened:
-        yield from _parser(path, opened, bytes.strip).contigs()
+    with open_input(path, None, open_file) as opened:
+        yield from parser_of(path, opened, bytes.strip).contigs()
+
+
+def kind_of(parser: FastxParser | AlignmentParser) -> str | None:
+    """Return of which kind the records are that *parser* has read; None if it has found out nothing."""
+    if isinstance(parser, FastxParser) and not parser.is_fastq:
+        return CONTIGS if parser.records else None
+    return READS if isinstance(parser, AlignmentParser) or parser.records else None
 
 
 def kind_by_name(path: str) -> str:
@@ -126,12 +132,12 @@ def open_records(path: str) -> Iterator[FastxParser | AlignmentParser]:
     Raises:
         UnreadableInput: it cannot be opened
     """
-    with _open_input(path, None, open_file) as opened:
-        yield _parser(path, opened)
+    with open_input(path, None, open_file) as opened:
+        yield parser_of(path, opened)
 
 
-class _Opened(NamedTuple):
-    """An input that is open."""
+class Opened(NamedTuple):
+    """An input that is open, at its beginning or at an offset."""
 
     raw: io.BufferedReader
     text: TextStream  # decompressed
@@ -139,13 +145,14 @@ class _Opened(NamedTuple):
     alignments: str | None  # what it is that has alignments: BAM, CRAM or SAM
 
 
-def _parser(
+def parser_of(
     path: str,
-    opened: _Opened,
+    opened: Opened,
     name: Callable[[bytes], bytes] = first_word,
     limits: Limits = DEFAULT_LIMITS,
     note: Note = lambda _: None,
 ) -> FastxParser | AlignmentParser:
+    """Return what parses the records of *path*, which is *opened*, and makes their ids by *name*."""
     if kind := opened.alignments:
         return AlignmentParser(path, kind, opened.raw, opened.has_changed, name, note)
     return FastxParser(path, opened.text, opened.has_changed, name, limits)
@@ -242,7 +249,7 @@ def look_into(path: str, size: int) -> Beginning:
         UnreadableInput: it cannot be opened
         what is in DAMAGED: it breaks before that
     """
-    with _open_input(path, None, open_file) as (_, text, _, alignments):
+    with open_input(path, None, open_file) as (_, text, _, alignments):
         is_alignment = alignments is not None and can_read_alignments()
         head = b""
         while len(head) < size and (block := text.read1(size)):
@@ -258,7 +265,7 @@ def open_alignments(path: str) -> Iterator[AlignmentParser]:
     Raises:
         UnreadableInput: it cannot be opened, or is of another format
     """
-    with _open_input(path, None, open_file) as (raw, _, has_changed, kind):
+    with open_input(path, None, open_file) as (raw, _, has_changed, kind):
         if kind is None:
             raise UnreadableInput(path, "not a BAM, CRAM or SAM file")
         yield AlignmentParser(path, kind, raw, has_changed, first_word, lambda _: None)
@@ -272,7 +279,13 @@ def has_mates(path: str) -> bool:
 
 
 @contextmanager
-def _open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: int = 0) -> Iterator[_Opened]:
+def open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: int = 0) -> Iterator[Opened]:
+    """
+    Open *path*, or *stdin* if that is meant, and find out what it is.
+
+    Raises:
+        UnreadableInput: it cannot be opened
+    """
     with ExitStack() as stack:
         try:
             # Before it is opened: some of it may have been read ahead by then.
@@ -287,7 +300,7 @@ def _open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: 
             raise UnreadableInput(path, _why_no_files(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
             raise UnreadableInput(path, describe_error(error)) from error
-        yield _Opened(raw, text, partial(_has_changed, path, raw, before), alignments)
+        yield Opened(raw, text, partial(_has_changed, path, raw, before), alignments)
 
 
 def _seek(raw: io.BufferedReader, path: str, offset: int) -> io.BufferedReader:

@@ -1,0 +1,242 @@
+"""
+A scan: one pass over a file that finds out all that a plan must know of it, without keeping what it reads.
+
+It is exact: a file has as many records, of these lengths, and breaks with this error, as whoever reads it
+finds later.
+"""
+
+import threading
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnuc_async.errors import InputChanged, InputError
+from virnuc_async.fileio import Directory
+
+from .fastx import FastxParser
+from .inputs import InputVersion, Opened, OpenFile, kind_of, open_file, open_input, parser_of
+from .segments import START, SeekPoint
+
+_BLOCK = 1 << 16  # lengths that are packed at a time
+_MARK_BYTES = 1 << 22  # of text between marks: parsed in vain by who begins at one, in 0.1 s
+
+
+class Spill:
+    """
+    A temporary file in *scratch* for what many scans keep; of several threads. To be closed.
+
+    Raises:
+        OSError: from any method: there is no room
+    """
+
+    def __init__(self, scratch: Directory) -> None:
+        self._file = scratch.temporary_file()
+        self._lock = threading.Lock()
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, block: bytes) -> "Spilled":
+        """Write *block*; return what reads it."""
+        with self._lock:
+            self._file.seek(self._end)
+            self._file.write(block)
+            begin, self._end = self._end, self._end + len(block)
+        return Spilled(self, begin, len(block))
+
+    def get(self, begin: int, size: int) -> bytes:
+        """Return *size* bytes that were written at *begin*."""
+        with self._lock:
+            self._file.seek(begin)
+            return self._file.read(size)
+
+    def close(self) -> None:
+        """Close the file, which is gone then."""
+        self._file.close()
+
+
+class Spilled(NamedTuple):
+    """A block of bytes in a temporary file."""
+
+    spill: Spill
+    begin: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return it."""
+        return self.spill.get(self.begin, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class FileScan:
+    """What one pass over a file found."""
+
+    path: str
+    version: InputVersion  # before it was read; to be compared again behind all scans
+    records: int  # that read_contigs yields
+    bases: int  # of these
+    kind: str | None  # of the records: reads or contigs; None if there are none
+    failure: InputError | None  # that read_contigs raises behind them
+    is_utf8: bool  # whether all ids are
+    notes: tuple[str, ...]  # what read_contigs has to say at the end: of records that were left out
+    _lengths: "_Lengths" = field(repr=False)
+    _marks: "_Marks" = field(repr=False)
+
+    @property
+    def size(self) -> int | None:
+        """The size of the file in bytes, as it lies on the disk; None if it cannot be read."""
+        size = self.version.fingerprint[0] if self.version.fingerprint else None
+        return size if isinstance(size, int) else None
+
+    def lengths(self) -> Iterator[NDArray[np.int64]]:
+        """Yield the length of each record in bases, in order: many at a time, of one dimension."""
+        return self._lengths.blocks()
+
+    def seek_point(self, record: int) -> SeekPoint:
+        """
+        Return where to begin so as to read *record*, a number in the file, from 0: there or a little before.
+
+        Whoever reads from there gets records from number ``SeekPoint.record`` on.
+        """
+        return self._marks.before(record)
+
+
+def scan_file(path: str, spill: Spill | None = None, *, open_file: OpenFile = open_file) -> FileScan:
+    """
+    Read *path*, a file, from its beginning to its end or to where it breaks, once.
+
+    What has to be kept of every record is packed, and is in *spill* if that is given, else in memory. Files
+    may be scanned by as many threads.
+
+    Raises:
+        InputChanged: it is not what it was before
+        OSError: there is no room in *spill*
+    """
+    scanner = _Scanner(path, spill)
+    version = InputVersion.of(path)
+    failure = None
+    try:
+        with open_input(path, None, open_file) as opened:
+            scanner.read(opened)
+    except InputError as error:
+        failure = error
+    if not version.is_of(path):
+        raise InputChanged(path)
+    return scanner.result(version, failure)
+
+
+class _Scanner:
+    """Collects what a scan finds."""
+
+    def __init__(self, path: str, spill: Spill | None) -> None:
+        self._said: list[str] = []
+        self._path = path
+        self._lengths, self._marks = _Lengths(spill), _Marks()
+        self._kind: str | None = None
+        self._is_utf8 = True
+
+    def read(self, opened: Opened) -> None:
+        """Read all records of a file that is *opened*."""
+        parser = parser_of(self._path, opened, note=self._said.append)
+        is_plain = opened.text is opened.raw
+        try:
+            with closing(parser.contigs()) as contigs:
+                for contig in contigs:
+                    self._lengths.add(len(contig.bases))
+                    if self._is_utf8 and not contig.id.isascii():
+                        self._is_utf8 = _is_utf8(contig.id)
+                    if isinstance(parser, FastxParser):
+                        self._marks.add(parser.mark, is_plain)
+        finally:
+            self._kind = kind_of(parser)
+
+    def result(self, version: InputVersion, failure: InputError | None) -> FileScan:
+        """Return what was found."""
+        self._lengths.end()
+        return FileScan(
+            path=self._path,
+            version=version,
+            records=self._lengths.records,
+            bases=self._lengths.bases,
+            kind=self._kind,
+            failure=failure,
+            is_utf8=self._is_utf8,
+            notes=tuple(self._said),
+            _lengths=self._lengths,
+            _marks=self._marks,
+        )
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _Lengths:
+    """The lengths of records in order, packed."""
+
+    def __init__(self, spill: Spill | None) -> None:
+        self.records = self.bases = 0
+        self._spill = spill
+        self._current = array("i")
+        self._packed: list[bytes | Spilled] = []
+
+    def add(self, length: int) -> None:
+        """Add a record."""
+        self._current.append(length)
+        if len(self._current) == _BLOCK:
+            self.end()
+
+    def end(self) -> None:
+        """Pack what is not packed yet."""
+        lengths = np.array(self._current, np.int32)
+        self._current = array("i")
+        self.records += len(lengths)
+        self.bases += int(lengths.sum(dtype=np.int64))
+        if len(lengths):
+            packed = zlib.compress(lengths.tobytes(), 1)
+            self._packed.append(self._spill.put(packed) if self._spill else packed)
+
+    def blocks(self) -> Iterator[NDArray[np.int64]]:
+        """Yield all of them, many at a time."""
+        for packed in self._packed:
+            block = packed if isinstance(packed, bytes) else packed.read()
+            yield np.frombuffer(zlib.decompress(block), np.int32).astype(np.int64)
+
+
+class _Marks:
+    """Seek points of a file, in order, as far from each other as it takes to have few of them."""
+
+    def __init__(self) -> None:
+        self._rows = array("q")
+        self._records = array("q", [0])
+        self._last = START
+
+    def add(self, mark: SeekPoint, is_plain: bool) -> None:
+        """Add *mark*, in the text, unless it is close to the last one."""
+        if mark.record and mark.skip - self._last.skip >= _MARK_BYTES:
+            self._last = mark
+            self._records.append(mark.record)
+            self._rows.extend(mark._replace(offset=mark.skip, skip=0) if is_plain else mark)
+
+    def before(self, record: int) -> SeekPoint:
+        """Return the last one at or before *record*."""
+        number = bisect_right(self._records, record) - 2
+        if number < 0:
+            return START
+        record, offset, skip, line, has_lone_cr = self._rows[5 * number : 5 * number + 5]
+        return SeekPoint(record, offset, skip, line, bool(has_lone_cr))
