@@ -131,6 +131,13 @@ def test_shards_divide_the_segments(files: list[list[int]], size: int, count: in
             assert span.end == ((ends[0].file, ends[0].record) if ends else None)
 
 
+def test_as_many_shards_as_segments_have_one_each() -> None:
+    plan = planned([[10] * 8 + [3]], 10)  # divided by bases, two would share one shard, and one have none
+    assert plan.divide(9) == [range(number, number + 1) for number in range(9)]
+    assert plan.divide(11)[8:] == [range(8, 9), range(0), range(0)]
+    assert [len(part) for part in plan.divide(8)] == [1] * 7 + [2]
+
+
 def test_no_directory_and_no_plan(tmp_path: Path) -> None:
     run = tmp_path / "run"
     how = f"Plan the run first: virnuc-async plan INPUT ... {run}"

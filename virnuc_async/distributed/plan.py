@@ -158,7 +158,14 @@ class RunPlan:
         return replace(planned, precision=Precision(self.precision), tokens_per_batch=self.tokens_per_batch)
 
     def divide(self, count: int) -> list[range]:
-        """Return the numbers of the segments of each of *count* shards, which have about as many bases."""
+        """
+        Return the numbers of the segments of each of *count* shards, which have about as many bases.
+
+        If there are enough shards, each of the first has one segment: two in one would be done last.
+        """
+        if count >= len(self.segments):
+            ones = [range(number, number + 1) for number in range(len(self.segments))]
+            return ones + [range(0)] * (count - len(ones))
         total, before, end = self.bases, 0, 0
         ends = [0] * count
         for number, segment in enumerate(self.segments):
