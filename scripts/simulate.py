@@ -5,6 +5,8 @@ Everything but the networks is real: reading, splitting, translation, tokenizati
 store and the tables. Instead of computing, a device's thread sleeps, without the interpreter's
 lock, for as long as a device of the given rate would compute: tokens / rate + overhead. This does
 not measure the speed of a network, but how many devices the host can keep busy.
+
+With ``--gpus``, simulate a cluster instead, in virtual time: see simulate_cluster.py, whose options it takes.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Any
 
 import anyio
 import numpy as np
+import simulate_cluster
 from measured import facts, save, table
 from numpy.typing import NDArray
 from samples import KINDS, Source, write
@@ -179,6 +182,9 @@ class Input:
 
 def main(arguments: list[str]) -> None:
     """Run all combinations, print a table, and write the results."""
+    if any(word.partition("=")[0] == "--gpus" for word in arguments):
+        simulate_cluster.main(arguments)
+        return
     options = _parser().parse_args(arguments)
     if options.quick:
         options.devices, options.kinds, options.seconds = [1, 2], ["reads"], 1.0

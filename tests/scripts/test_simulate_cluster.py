@@ -1,0 +1,169 @@
+"""The model of a cluster: what goes in comes out, and the cases that can be worked out by hand."""
+
+import json
+from dataclasses import asdict, fields, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulate
+from cluster_model import Gpu, Outcome, Parameters, Shared, Simulation, Spent, plan_of, shards_of
+from simulate_cluster import STUDIES
+
+# Twenty GPUs with ten shards each, much of which is lost.
+SMALL = Parameters(gpus=20, orfs=200 * 64 * 8226, gigabytes=8, files=3, losses_per_hour=0.5, format="gzip")
+# Nothing is shared, nothing is lost, and all GPUs are as fast.
+IDEAL = replace(
+    SMALL, format="bgzf", losses_per_hour=0, spread=0, slow_share=0, bandwidth=1e9, deal_seconds=0
+)
+
+
+def run(parameters: Parameters) -> Outcome:
+    return Simulation(parameters).run()
+
+
+@pytest.mark.parametrize("store", ["scratch", "shared"])
+@pytest.mark.parametrize("form", ["gzip", "bgzf"])
+@pytest.mark.parametrize("workers", ["kept", "job"])
+@pytest.mark.parametrize("losses", [0.0, 0.5, 3.0])
+def test_every_shard_is_done_once_and_all_time_is_accounted_for(
+    store: str, form: str, workers: str, losses: float
+) -> None:
+    of = replace(SMALL, store=store, format=form, workers=workers, losses_per_hour=losses, spread=0)
+    of = replace(of, slow_share=0, attempts=1000)
+    outcome = run(of)
+    assert outcome.done == len(list(shards_of(of)))
+    assert (outcome.losses > 0) == (losses > 0)
+    assert outcome.spent[Spent.SCORING] * of.orfs_per_second == pytest.approx(of.orfs)
+    assert sum(outcome.spent.values()) == pytest.approx(of.gpus * outcome.seconds)
+    assert all(seconds >= 0 for seconds in outcome.spent.values())
+    lost = outcome.repeated_orfs
+    assert lost <= outcome.losses * of.orfs_per_batch if store == "shared" else (lost > 0) == (losses > 0)
+
+
+def test_without_losses_and_with_equal_speeds_the_time_is_that_of_the_rounds() -> None:
+    outcome = run(IDEAL)
+    shards = list(shards_of(IDEAL))
+    orfs = shards[0].orfs
+    published = orfs * (IDEAL.store_bytes + IDEAL.row_bytes) / (IDEAL.stream * 1e9)
+    scored = orfs / IDEAL.orfs_per_second + orfs * IDEAL.rows_microseconds / 1e6
+    each = IDEAL.open_seconds + scored + published
+    start = IDEAL.start_seconds + IDEAL.import_seconds + IDEAL.start_bytes / (IDEAL.stream * 1e9)
+    rounds = ceil(len(shards) / IDEAL.gpus)
+    assert outcome.seconds == pytest.approx(start + rounds * each)
+    assert outcome.efficiency == pytest.approx(
+        IDEAL.orfs / IDEAL.orfs_per_second / IDEAL.gpus / outcome.seconds
+    )
+
+
+def test_a_storage_is_shared_equally_when_all_begin_at_once() -> None:
+    slow = replace(IDEAL, bandwidth=0.5)
+    more = run(slow).spent[Spent.LOADING] - run(IDEAL).spent[Spent.LOADING]
+    each = slow.start_bytes / 1e9
+    assert more == pytest.approx(slow.gpus * (each / (0.5 / slow.gpus) - each / slow.stream))
+
+
+def test_what_is_read_over_of_gzip_is_all_before_each_shard_in_its_file() -> None:
+    of = replace(IDEAL, format="gzip", model_gigabytes=0, image_gigabytes=0, store_bytes=0, row_bytes=0)
+    shards = list(shards_of(of))
+    bases, size = of.bases / of.files, of.segment_megabases * 1e6
+    assert [shard.skipped for shard in shards] == pytest.approx(
+        [n * size % bases for n in range(len(shards))]
+    )
+    before = sum(shard.skipped for shard in shards)
+    outcome = run(of)
+    assert outcome.storage_bytes == pytest.approx(before / of.bases * of.gigabytes * 1e9)
+    assert outcome.spent[Spent.SKIMMING] == pytest.approx(before / (of.skim_megabases * 1e6))
+
+
+def test_flushed_writes_limit_a_shared_store() -> None:
+    of = replace(IDEAL, store="shared", operations=10.0)
+    outcome = run(of)
+    written = of.orfs / of.orfs_per_batch * of.operations_per_batch
+    assert outcome.seconds == pytest.approx(written / of.operations, rel=0.15)
+    assert max(outcome.spent, key=outcome.spent.__getitem__) is Spent.STALLED
+
+
+def test_a_shard_is_set_aside_after_so_many_gpus() -> None:
+    of = replace(SMALL, gpus=3, segments_per_shard=100, losses_per_hour=60.0)
+    outcome = run(of)
+    assert (outcome.done, outcome.set_aside) == (0, list(range(of.shards)))
+    assert outcome.spent[Spent.SCORING] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_seed_gives_the_same_run() -> None:
+    once, again, other = (run(replace(SMALL, seed=seed)) for seed in (1, 1, 2))
+    assert asdict(once) == asdict(again) != asdict(other)
+
+
+CHANGED: dict[str, Any] = {"format": "bgzf", "workers": "job", "store": "shared", "plan_cores": 2}
+SHARED = ("takeover_seconds", "operations", "operations_per_batch", "orfs_per_batch", "rebuild_orfs")
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Parameters)])
+def test_every_parameter_counts(name: str) -> None:
+    base = replace(SMALL, bandwidth=2.0, losses_per_hour=5.0, operations=100.0, slow_share=0.5)
+    if name in SHARED:
+        base = replace(base, store="shared", notice_seconds=1.0)
+    value: Any = getattr(base, name)
+    more = CHANGED[name] if name in CHANGED else value + 1 if isinstance(value, int) else value * 1.3
+    changed = replace(base, **{name: more})
+    assert _all_of(changed) != _all_of(base)
+
+
+def _all_of(parameters: Parameters) -> list[Any]:
+    return [asdict(run(parameters)), parameters.plan_seconds, parameters.merge_seconds]
+
+
+def test_shares_of_a_capacity() -> None:
+    shared, (a, b, c) = Shared(12.0, 10.0), (Gpu(number, 1.0) for number in range(3))
+    shared.begin(a, 20.0, 0.0)
+    assert shared.next_end() == (2.0, a)  # alone: at most 10 a second
+    shared.begin(b, 30.0, 1.0)
+    assert shared.next_end() == (pytest.approx(1 + 10 / 6), a)  # together: 6 each
+    shared.begin(c, 100.0, 2.0)
+    assert shared.end(a, 2.5) == pytest.approx(20 - 10 - 6 - 2)  # stopped early, with 4 a second since 2.0
+    assert shared.end(a, 2.5) == 0
+    assert shared.next_end() == (pytest.approx(2.5 + (30 - 6 - 2) / 6), b)
+
+
+def test_segments_are_those_of_a_plan() -> None:
+    plan = plan_of(SMALL)
+    assert len(plan.segments) == SMALL.segments == SMALL.shards == 200
+    assert plan.bases == round(SMALL.bases)
+    assert replace(SMALL, segments_per_shard=7).shards == 29
+    assert sum(shard.orfs for shard in shards_of(SMALL)) == pytest.approx(SMALL.orfs)
+
+
+def test_combinations_are_simulated_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "cluster.json"
+    words = ["--gpus", "2,4", "--store", "shared,scratch", "--orfs", "1e7", "--losses-per-hour", "0.5"]
+    simulate.main([*words, "--output", str(output)])
+    found = json.loads(output.read_text())
+    assert [(point["gpus"], point["store"]) for point in found["points"]] == [
+        (2, "shared"),
+        (2, "scratch"),
+        (4, "shared"),
+        (4, "scratch"),
+    ]
+    assert found["simulated"] is True
+    assert found["parameters"]["orfs"] == {"value": 1e7, "unit": "ORFs", "source": "chosen"}
+    assert all(one["source"] for one in found["parameters"].values())
+    of = Parameters(gpus=4, store="scratch", orfs=1e7, losses_per_hour=0.5)
+    assert found["points"][3]["efficiency"] == run(of).efficiency
+    assert sum(found["points"][3]["shares"].values()) == pytest.approx(1)
+    assert "| gpus | store | shards |" in capsys.readouterr().out
+
+
+def test_a_word_that_is_no_choice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        simulate.main(["--gpus", "2", "--format", "zip"])
+    assert "one of bgzf, gzip, not 'zip'" in capsys.readouterr().err
+
+
+def test_studies_vary_parameters_that_there_are() -> None:
+    names = {one.name for one in fields(Parameters)}
+    assert all(set(study) <= names for study in STUDIES.values())
