@@ -37,7 +37,7 @@ ONLY_IN = {
     "aiofiles": {"sequences", "runs"},
     "esm": {"models"},
     "transformers": {"models"},
-    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "scorer", "cli"},
+    "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "scorer", "distributed", "cli"},
     "asyncio": {"sequences", "engine", "pipeline", "scorer", "cli"},
     "sys": {"cli", "sequences"},  # there: errors that nobody can catch
     "pysam": {"sequences"},

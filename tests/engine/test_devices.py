@@ -9,7 +9,6 @@ from gpus import GIB, Gpu, Machine
 
 from virnuc_async.engine import devices, nvml
 from virnuc_async.engine.devices import (
-    BASE_BUDGET,
     Device,
     available,
     choose,
@@ -17,6 +16,7 @@ from virnuc_async.engine.devices import (
     decide_precision,
     leave_out_failed,
 )
+from virnuc_async.engine.kinds import BASE_BUDGET
 from virnuc_async.engine.memory_account import account
 from virnuc_async.errors import MixedDevices, NoDevicesLeft, UnknownDevice, UnsuitablePrecision
 from virnuc_async.networks.shapes import ClassifierShape, NucleotideShape, ProteinShape, Shapes

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from virnuc_async.errors import NoPlan, UsageError
 from virnuc_async.fileio import Directory, read_json, sync_directory, writing_to
+from virnuc_async.runs.output_directory import PLAN as PLAN
 from virnuc_async.sequences.segments import START, InputSpan, SeekPoint
 from virnuc_async.settings import Check, Precision, Settings, check_fields, flag, optional, whole
 from virnuc_async.text import plural
@@ -22,7 +23,6 @@ from virnuc_async.text import plural
 from . import plan_values
 from .planned_settings import with_planned
 
-PLAN = "plan.json"
 SHARDS = "shards"  # the directory with those of the shards
 FORMAT = 1
 

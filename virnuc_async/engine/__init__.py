@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .devices import BASE_BUDGET, choose, decide_budget, decide_precision, leave_out_failed
+    from .devices import choose, decide_budget, decide_precision, leave_out_failed
     from .engine import Engine
+    from .kinds import BASE_BUDGET
     from .replica import Replica
     from .verification import VerifiedReplica, replica_class
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _MODULE_OF = dict.fromkeys(__all__, "devices") | {
+    "BASE_BUDGET": "kinds",
     "Engine": "engine",
     "Replica": "replica",
     "VerifiedReplica": "verification",

@@ -9,18 +9,14 @@ import torch
 from virnuc_async.errors import DeviceLost, MixedDevices, NoDevicesLeft, UnknownDevice, UnsuitablePrecision
 from virnuc_async.networks.shapes import Shapes
 from virnuc_async.settings import Precision, Settings
-from virnuc_async.text import plural
 
 from .cpu_limits import usable_memory, usable_processors
 from .gpu_memory import memory_use
 from .instruction_sets import has_native_bf16, instruction_sets
+from .kinds import GpuKind, budget_of, budget_within, has_fp8, native_precision
 from .memory_account import MemoryAccount, account
 from .nvml import Card, cards, driver_uuid, failure_of
 
-BASE_BUDGET = {Precision.FP32: 2048, Precision.BF16: 3072, Precision.FP16: 3072, Precision.FP8: 3072}
-
-_MAX_BUDGET = 16_384  # with more tokens a GPU is not faster, and a failed batch costs more
-_BUDGET_STEP = 1024
 _EVERY_GPU = "cuda"  # in the place of a name
 
 
@@ -44,22 +40,17 @@ class Device:
         """Devices of one kind compute identical results, to the last bit; so do equal slices of GPUs."""
         if self.capability is None:
             return self.model
-        major, minor = self.capability
-        cores = f", {plural(self.multiprocessors, 'multiprocessor')}" if self.multiprocessors else ""
-        return f"{self.model} (capability {major}.{minor}{cores})"
+        return str(GpuKind(self.model, self.capability, self.multiprocessors))
 
     @property
     def native_precision(self) -> Precision:
         """The precision that it computes fastest in: by its capability BF16, FP16, or FP32 like a CPU."""
-        capability = self.capability or (0, 0)
-        if capability >= (8, 0):
-            return Precision.BF16
-        return Precision.FP16 if capability >= (7, 0) else Precision.FP32
+        return native_precision(self.capability)
 
     @property
     def has_fp8(self) -> bool:
         """Whether it multiplies in FP8: CUDA capability 8.9 and above."""
-        return self.capability is not None and self.capability >= (8, 9)
+        return has_fp8(self.capability)
 
     @property
     def torch_device(self) -> torch.device:
@@ -142,13 +133,10 @@ def decide_budget(
     """Return the token budget of a run: as requested, else what fits on the smallest device."""
     if requested:
         return requested
-    base, needed = BASE_BUDGET[precision], account(shapes, precision)
-    fitting = (_fitting(device, devices, needed) for device in devices if device.capability is not None)
-    # A card without room for the model does not decide for the others: it fails when it is loaded.
-    smallest = min(filter(None, fitting), default=base)
     if any(device.capability is None for device in devices):
-        smallest = base  # a CPU is not faster with larger batches
-    return max(base, min(smallest, _MAX_BUDGET) // _BUDGET_STEP * _BUDGET_STEP)
+        return budget_within(None, precision, shapes)
+    needed = account(shapes, precision)
+    return budget_of((_fitting(device, devices, needed) for device in devices), precision)
 
 
 def _fitting(gpu: Device, devices: Sequence[Device], needed: MemoryAccount) -> int:

@@ -20,10 +20,11 @@ class NoRun(OutputError):
 class RunMismatchError(OutputError):
     """The directory contains a run with other inputs, models or settings: *differences*."""
 
-    def __init__(self, path: str, differences: Sequence[str]) -> None:
-        reason = f"contains a different run: {'; '.join(differences)}. Use another directory, or --overwrite"
-        super().__init__(path, reason)
-        self.differences = tuple(differences)
+    def __init__(
+        self, path: str, differences: Sequence[str], hint: str = "Use another directory, or --overwrite"
+    ) -> None:
+        super().__init__(path, f"contains a different run: {'; '.join(differences)}. {hint}")
+        self.differences, self.hint = tuple(differences), hint
 
 
 class NoPlan(OutputError):

@@ -10,6 +10,7 @@ from virnuc_async.errors import ForeignDirectoryError
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, list_names, sync_directory
 
 STORE = "run.sqlite3"
+PLAN = "plan.json"  # of a run of many machines, whose stores are in directories of their own
 DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces the store
 OPENING = ".open-"  # begins the names under which SQLite opens a file, for a moment
 FEATURES = "merged_features.partial"  # while a run proceeds
@@ -146,6 +147,10 @@ def _require_claimable(directory: Directory) -> None:
     if store is not None and S_ISLNK(store.st_mode):
         reason = f"its {STORE} is a link to somewhere else. {USE_ANOTHER_DIRECTORY}"
         raise ForeignDirectoryError(str(directory), reason)
+    if store is None and directory.is_file(PLAN):
+        how = f"virnuc-async predict --plan {directory} --shard NUMBER/COUNT"
+        reason = f"has the plan of a run of many machines ({PLAN}), which goes on with: {how}"
+        raise ForeignDirectoryError(str(directory), f"{reason}. {USE_ANOTHER_DIRECTORY}")
     # Without a store, no file is known to be ours, whatever its name. Only a lock may be there: a
     # process that is killed right after it started leaves one and nothing else.
     if store is None or not S_ISREG(store.st_mode):
