@@ -36,7 +36,7 @@ from virnuc_async.sequences.inputs import Reader, read_contigs
 from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.reading import Reading
-from virnuc_async.settings import Precision, Settings, user_path, user_paths
+from virnuc_async.settings import Precision, Settings, local_path, user_paths
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -75,7 +75,7 @@ async def run_pipeline(
         ForeignDirectoryError, RunMismatchError, DirectoryLockedError, CannotWrite: the output directory
     """
     require_asyncio()
-    named, place = user_paths(inputs, "an input"), Path(user_path(out_dir, "the output directory"))
+    named, place = user_paths(inputs, "an input"), local_path(out_dir, "the output directory")
     settings = Settings() if settings is None else settings
     if not isinstance(settings, Settings):
         raise UsageError(f"settings must be Settings, not {settings!r}")

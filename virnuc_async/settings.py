@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from virnuc_async.errors import UsageError
-from virnuc_async.text import did_you_mean
+from virnuc_async.text import did_you_mean, is_url
 
 # Returns what a field holds for the value that it was given. It is given what messages call the field.
 Check = Callable[[str, Any], Any]
@@ -89,6 +89,8 @@ def user_path(name: object, what: str) -> str:
         UsageError: it is no path, or a name that no file can have, or the home directory is unknown
     """
     text = os.fspath(name) if isinstance(name, os.PathLike) else name
+    if isinstance(name, os.PathLike) and isinstance(text, str) and is_url(text.replace(":/", "://", 1)):
+        raise UsageError(f"{what} must be a text if it is a URL, not {name!r}: a path has no //")
     if not isinstance(text, str):
         raise UsageError(f"{what} must be a path, not {name!r}")
     if not text:
@@ -96,6 +98,19 @@ def user_path(name: object, what: str) -> str:
     if "\0" in text:
         raise UsageError(f"{what} must be a path, not {text!r}: no name has a zero byte")
     return expand_home(text, what)
+
+
+def local_path(name: object, what: str) -> Path:
+    """
+    Return the path of *what* on this machine that a user gave, with ~ expanded.
+
+    Raises:
+        UsageError: it is a URL, or no path
+    """
+    text = user_path(name, what)
+    if is_url(text):
+        raise UsageError(f"{what} must be on this machine, not behind a URL: {text}")
+    return Path(text)
 
 
 def user_paths(names: object, what: str) -> tuple[str, ...]:
@@ -156,7 +171,7 @@ def word(label: str, value: object) -> str:
 
 def path(label: str, value: object) -> Path:
     """Return the path *value*, with ~ expanded."""
-    return Path(user_path(value, label))
+    return local_path(value, label)
 
 
 def name_or_path(label: str, value: object) -> str | Path:
@@ -388,7 +403,7 @@ class ViralFasta:
 
 
 def _absolute(label: str, value: object) -> str:
-    return os.path.abspath(user_path(value, label))
+    return os.path.abspath(local_path(value, label))
 
 
 def viral_fasta(label: str, value: object) -> ViralFasta:

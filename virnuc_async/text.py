@@ -1,5 +1,6 @@
-"""Text for people: plurals, suggestions, and what a terminal must not interpret."""
+"""Text of and for people: URLs among paths, plurals, suggestions, and what a terminal must not interpret."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TypeGuard
@@ -17,6 +18,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if word and not close:
         close = [name for name in by_lower if name.startswith(word.lower())][:2]
     return f" Did you mean {' or '.join(by_lower[name] for name in close)}?" if close else ""
+
+
+_URL = re.compile(r"(s3|gs|az|https?)://", re.IGNORECASE)
+
+
+def is_url(name: str) -> bool:
+    """Return whether *name* is a URL of an object store or a web server, and no path."""
+    return _URL.match(name) is not None
 
 
 def is_printable(text: object) -> TypeGuard[str]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from virnuc_async._version import __version__
 from virnuc_async.errors import UsageError
-from virnuc_async.settings import user_path
+from virnuc_async.settings import local_path, user_path
 from virnuc_async.text import did_you_mean
 
 PROGRAM = "virnuc-async"
@@ -127,7 +127,10 @@ def path_text(text: str, what: str = "it") -> str:
 
 def path(text: str) -> Path:
     """Return the path that *text* names, with ~ expanded."""
-    return Path(path_text(text))
+    try:
+        return local_path(text, "it")
+    except UsageError as error:
+        raise ArgumentTypeError(error.reason) from None
 
 
 def new_directory(text: str) -> Path:

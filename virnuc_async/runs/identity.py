@@ -6,10 +6,10 @@ for each kind of input. A file is a list of its path, which may change, and of w
 content, which may not.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from virnuc_async.sequences.files import absolute
 from virnuc_async.sequences.inputs import STDIN, InputVersion
 
 from .feature_files import FeatureFile
@@ -62,4 +62,4 @@ def run_identity(
 
 
 def _location(path: str) -> str:
-    return path if path == STDIN else os.path.abspath(path)
+    return path if path == STDIN else absolute(path)

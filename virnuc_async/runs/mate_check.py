@@ -1,6 +1,5 @@
 """Which files of a run hold mates, and whether the ids of their records agree."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 from anyio import from_thread
 
 from virnuc_async.errors import Stage
+from virnuc_async.sequences.files import is_regular
 from virnuc_async.sequences.inputs import Reader, has_mates
 from virnuc_async.sequences.mates import (
     Mates,
@@ -78,7 +78,7 @@ def mates_by_flags(mates: Iterable[Mates], files: Iterable[int]) -> list[Mates]:
 
 def files_with_mates(paths: Sequence[str]) -> list[int]:
     """Return which of *paths*, by number, are alignments whose first read has a mate, by its flags."""
-    return [number for number, path in enumerate(paths) if os.path.isfile(path) and has_mates(path)]
+    return [number for number, path in enumerate(paths) if is_regular(path) and has_mates(path)]
 
 
 class MateCheck:

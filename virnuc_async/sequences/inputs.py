@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +12,13 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple, Protocol
 
 from virnuc_async.errors import InputChanged, InputError, UnreadableInput
-from virnuc_async.fileio import stat_signature
+from virnuc_async.text import is_url
 
 from .alignments import AlignmentParser, Note, Notes, alignment_format, can_read_alignments
 from .decompression import DAMAGED, TextStream, decompressed
 from .fastx import BYTE_ORDER_MARK, DEFAULT_LIMITS, Contig, FastxParser, Limits, describe_error, first_word
+from .files import OpenFile, Signature, file_signature, file_size, open_file, path_signature
+from .remote import RemoteFile
 from .segments import START, SeekPoint
 
 STDIN = "-"
@@ -28,7 +30,6 @@ _ALIGNMENT_SUFFIXES = (".bam", ".cram", ".sam")
 READS, CONTIGS = KINDS = ("reads", "contigs")  # what records of FASTQ and alignments are, and of FASTA
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
-OpenFile = Callable[[str], io.BufferedReader]
 
 
 class Reader(Protocol):
@@ -58,11 +59,6 @@ def stem(path: str) -> str:
     name = os.path.basename(os.path.normpath(path))
     plain, suffix = split_extensions(name)
     return "stdin" if path == STDIN else plain if suffix else os.path.splitext(name)[0]
-
-
-def open_file(path: str) -> io.BufferedReader:
-    """Open *path* for reading bytes."""
-    return open(path, "rb")
 
 
 def read_contigs(
@@ -160,6 +156,8 @@ def parser_of(
 
 def is_stream(path: str) -> bool:
     """Return whether *path* can be read only once: standard input, or a pipe."""
+    if is_url(path):
+        return False
     try:
         return path == STDIN or not (S_ISREG(mode := os.stat(path).st_mode) or S_ISDIR(mode))
     except (OSError, ValueError):
@@ -176,7 +174,7 @@ class InputVersion:
     """
 
     fingerprint: list[int | str] | None
-    signature: tuple[int, ...] | None = None  # of a file
+    signature: Signature | None = None  # of a file
 
     @classmethod
     def of(cls, path: str) -> "InputVersion":
@@ -184,9 +182,9 @@ class InputVersion:
         if is_stream(path):
             return cls(_STREAM)
         try:
-            with open(path, "rb") as file:
-                signature, size = stat_signature(file.fileno()), os.fstat(file.fileno()).st_size
-                return cls([size, _hash_samples(file, size)], signature)
+            with open_file(path) as file:
+                size = file_size(file)
+                return cls([size, _hash_samples(file, size)], file_signature(file))
         except (OSError, ValueError):
             return cls(None)
 
@@ -200,7 +198,7 @@ class InputVersion:
         if self.is_stream:
             return True
         with suppress(OSError, ValueError):
-            if self.signature is not None and stat_signature(path) == self.signature:
+            if self.signature is not None and path_signature(path) == self.signature:
                 return True
         return InputVersion.of(path).fingerprint == self.fingerprint
 
@@ -224,14 +222,24 @@ def unchanged(read: Reader, versions: Mapping[str, InputVersion]) -> Reader:
     return read_unchanged
 
 
-def _hash_samples(file: BinaryIO, size: int) -> str:
-    digest = hashlib.sha256()
+def _hash_samples(file: io.BufferedReader, size: int) -> str:
     last = max(0, size - _SAMPLE_BYTES)
     starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
-    for start in starts if size > _SAMPLE_BYTES * _SAMPLES else range(0, size, _SAMPLE_BYTES):
-        file.seek(start)
-        digest.update(file.read(_SAMPLE_BYTES))
+    if size <= _SAMPLE_BYTES * _SAMPLES:
+        starts = list(range(0, size, _SAMPLE_BYTES))
+    digest = hashlib.sha256()
+    for sample in _read_samples(file, [(start, min(start + _SAMPLE_BYTES, size)) for start in starts]):
+        digest.update(sample)
     return digest.hexdigest()
+
+
+def _read_samples(file: io.BufferedReader, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    if isinstance(file.raw, RemoteFile):
+        yield from file.raw.read_ranges(ranges)  # in the time of one
+        return
+    for start, end in ranges:
+        file.seek(start)
+        yield file.read(end - start)
 
 
 class Beginning(NamedTuple):
@@ -289,7 +297,7 @@ def open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: i
     with ExitStack() as stack:
         try:
             # Before it is opened: some of it may have been read ahead by then.
-            before = None if path == STDIN else stat_signature(path)
+            before = None if path == STDIN else path_signature(path)
             raw = stack.enter_context(_standard_input(stdin) if path == STDIN else open_file(path))
             # Before its text is read, which takes the bytes: what a file is shows at its very beginning.
             alignments = alignment_format(raw)
@@ -320,12 +328,12 @@ def _why_no_files(directory: str) -> str:
     return "a directory without sequence files"
 
 
-def _has_changed(path: str, raw: BinaryIO, before: tuple[int, ...] | None) -> bool:
+def _has_changed(path: str, raw: io.BufferedReader, before: Signature | None) -> bool:
     """Whether the open file is no longer as it was, or no longer the one at *path*."""
     if before is None:
         return False
     try:
-        return not before == stat_signature(raw.fileno()) == stat_signature(path)
+        return not before == file_signature(raw) == path_signature(path)
     except OSError:
         return True
 

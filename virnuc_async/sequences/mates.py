@@ -17,6 +17,7 @@ from virnuc_async.errors import InputError
 from virnuc_async.settings import Pairing
 from virnuc_async.text import plural
 
+from .files import absolute, is_regular
 from .inputs import Reader, split_extensions
 
 # The mark of a mate in a file's name: 1 or 2 as a word of its own, with no word after it that has a
@@ -102,7 +103,7 @@ def find_mates(paths: Sequence[str], pairing: Pairing) -> list[Mates]:
 
 def _find_mark(path: str, mark: re.Pattern[str]) -> tuple[str, ...] | None:
     """Return which mate *path* is named as, its suffixes, and what two mates have in common."""
-    directory, name = os.path.split(os.path.abspath(path))
+    directory, name = os.path.split(absolute(path))
     stem, suffixes = split_extensions(name)
     # Contigs are numbered as well, and assemblers give the first one of each sample the same name.
     if mark is _NUMBER and not suffixes.lower().startswith(_FASTQ):
@@ -138,7 +139,7 @@ def check_first_records(
     mates: Mates, paths: Sequence[str], read: Reader, limit: int = SAMPLE_RECORDS
 ) -> PairComparison:
     """Return how far the first *limit* pairs of two files agree; what cannot be read yet agrees."""
-    if not all(os.path.isfile(paths[file]) for file in mates):
+    if not all(is_regular(paths[file]) for file in mates):
         return PairComparison(0)  # reading a pipe would take its records from the run
     try:
         return compare(mates, lambda file: (contig.id for contig in read(paths[file])), limit)

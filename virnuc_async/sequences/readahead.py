@@ -2,12 +2,11 @@
 Read-ahead: the blocks to come of the input files are read while windows are formed.
 
 Tasks in the event loop read through aiofiles; the thread that forms windows takes the blocks out of
-memory. Only regular files are read ahead: reading a pipe may wait for ever, and opening one as well.
+memory. Only regular files and URLs are read ahead: reading a pipe may wait for ever, and opening one as well.
 """
 
 import asyncio
 import io
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,9 +17,8 @@ from typing import Any
 import anyio
 from aiofiles.threadpool import wrap
 
-from virnuc_async.fileio import stat_signature
-
-from .inputs import STDIN, OpenFile, open_file
+from .files import OpenFile, Signature, file_signature, file_size, open_file, path_signature
+from .inputs import STDIN
 
 FILES = 4  # the current one and those to come: many small files on a distant disk take their time to open
 BLOCKS = 4  # of each
@@ -75,7 +73,7 @@ class ReadAhead:
 
     def open(self, path: str) -> io.BufferedReader:
         """
-        Open *path*; the bytes, errors and file number are those of the file itself.
+        Open *path*; the bytes and errors are those of the file itself.
 
         A file that is not read ahead, or has changed since, is read directly. So is every file while
         the task does not run, or if this is the event loop's own thread, which would wait for itself.
@@ -138,8 +136,8 @@ class _Stream(io.RawIOBase):
         self.on_room: Callable[[], object] | None = None  # called whenever there is room for a block
         self._changed = threading.Condition()  # of what follows
         self._file: io.BufferedReader | None = None
-        self._signature: tuple[int, ...] | None = None
-        self._size = self._filled = 0  # bytes of the file when it was opened, and those that were put in
+        self._first_signature: Signature | None = None
+        self.size = self._filled = 0  # bytes of the file when it was opened, and those that were put in
         self._taken = 0  # bytes
         self._blocks: deque[memoryview] = deque()
         self._is_reading = False
@@ -149,7 +147,7 @@ class _Stream(io.RawIOBase):
     def begin(self, open_file: OpenFile, block_bytes: int) -> io.BufferedReader | None:
         """Open the file and read its first block, in a thread; return the file if there is more to read."""
         try:
-            if stat_signature(self.path) is None:
+            if path_signature(self.path) is None:
                 return None
             file = open_file(self.path)
         except (OSError, ValueError):
@@ -158,8 +156,7 @@ class _Stream(io.RawIOBase):
             if self._has_ended or self.closed:
                 file.close()
                 return None
-            stat = os.fstat(file.fileno())
-            self._file, self._signature, self._size = file, stat_signature(file.fileno()), stat.st_size
+            self._file, self._first_signature, self.size = file, file_signature(file), file_size(file)
             self._is_reading = True
             self._changed.notify_all()
         try:
@@ -184,7 +181,7 @@ class _Stream(io.RawIOBase):
                 self._changed.notify_all()
                 # At its size a file needs no other read, which would find nothing; one that has
                 # grown meanwhile is found to have changed.
-                if self._filled != self._size:
+                if self._filled != self.size:
                     return True
         self.end(None)
         return False
@@ -204,21 +201,22 @@ class _Stream(io.RawIOBase):
             if self._file is None:
                 return False
             try:
-                now = stat_signature(self._file.fileno()), stat_signature(self.path)
+                now = file_signature(self._file), path_signature(self.path)
             except OSError:
                 return False
-            return self._signature is not None and now == (self._signature, self._signature)
+            before = self._first_signature
+            return before is not None and now == (before, before)
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the open file is now."""
+        return None if self._file is None else file_signature(self._file)
 
     def readable(self) -> bool:
         return True
 
     def tell(self) -> int:
         return self._taken
-
-    def fileno(self) -> int:
-        if self._file is None:
-            raise ValueError("I/O operation on closed file")
-        return self._file.fileno()
 
     def readinto(self, buffer: Any) -> int:
         with self._changed:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from .decompression import READ_BYTES
 from .fastx import DEFAULT_LIMITS
-from .inputs import OpenFile, split_extensions
+from .files import OpenFile, file_size
+from .inputs import split_extensions
 
 # Translated at once: enough that numpy's cost a call does not count, little enough for the cache.
 BLOCK_BASES = 1 << 17
@@ -83,7 +84,7 @@ class Reading:
             self._bytes_a_letter = kind.bytes_a_base
             self._at_once = READ_BYTES if kind.is_compressed else DEFAULT_LIMITS.block
             self._raw = open_file(path)
-            self._size = os.fstat(self._raw.fileno()).st_size
+            self._size = file_size(self._raw)
             return self._raw
 
         return open_watched
