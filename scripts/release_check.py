@@ -13,11 +13,13 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from email.parser import BytesParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+from range_server import RangeServer, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "virnuc_async"
@@ -31,6 +33,7 @@ READS = "@SQ\tSN:contig_001\tLN:1957\nread\t0\tcontig_001\t1\t60\t8M\t*\t0\t0\tA
 # What needs an extra; of the example, the directory of a finished run and a file of reads in SAM.
 NEEDS: dict[str, tuple[str, ...]] = {
     "bam": ("predict", "{reads}", "{out}-bam", "--devices", "cpu"),
+    "cloud": ("predict", "{url}/example.fa.gz", "{out}-cloud", "--devices", "cpu"),
     "completion": ("completion", "bash"),
     "parquet": ("predict", "{example}", "{out}-parquet", "--devices", "cpu", "--format", "parquet"),
     "reads": ("label-reads", "{out}", "--bam", "{reads}"),
@@ -134,10 +137,15 @@ def check_extras(installed: Installed, wheel: Path, out: Path) -> None:
         raise Problem(f"extras {required}; there are commands that need {sorted(NEEDS)}")
     reads = installed.directory / "reads.sam"
     reads.write_text(READS)
-    commands = {
-        name: [word.format(example=EXAMPLE, out=out, reads=reads) for word in words]
-        for name, words in NEEDS.items()
-    }
+    with serving(RangeServer(EXAMPLE.read_bytes())) as url:
+        commands = {
+            name: [word.format(example=EXAMPLE, out=out, reads=reads, url=url) for word in words]
+            for name, words in NEEDS.items()
+        }
+        _check_commands(installed, wheel, commands)
+
+
+def _check_commands(installed: Installed, wheel: Path, commands: Mapping[str, Sequence[str]]) -> None:
     for name, words in commands.items():
         done = installed.run(*words)
         message = f"pip install 'virnuc-async[{name}]'"

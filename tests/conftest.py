@@ -13,6 +13,7 @@ import pytest
 import torch
 from harness import PipelineHarness
 from logged import Clock
+from object_stores import ENVIRONMENT, Bucket, s3_server
 
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import Bundle
@@ -41,6 +42,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         "TMPDIR",
     ):
         monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -135,3 +138,18 @@ def messages() -> Iterator[io.StringIO]:
     sink = logger.add(stream, format="{level.name} {message}", level=0, catch=False)
     yield stream
     logger.remove(sink)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Yield the URL of a server with the interface of S3."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Return an empty bucket, which the environment says how to reach."""
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3}.items():
+        monkeypatch.setenv(name, value)
+    return Bucket.create(s3)

@@ -28,8 +28,22 @@ class Handler(BaseHTTPRequestHandler):
             faults.pop(0)(self, content or b"")
         elif content is None:
             self.respond(404, b"no such file")
+        elif self.headers.get("If-Match", self.server.etag) != self.server.etag:
+            self.respond(412, b"")
         else:
             self.send_file(content)
+
+    def do_HEAD(self) -> None:
+        """Answer as to GET, without the file; its faults are those of the path with HEAD before it."""
+        self.close_connection = True
+        content = self.server.files.get(self.path)
+        faults = self.server.faults.get(f"HEAD {self.path}", [])
+        if faults:
+            faults.pop(0)(self, content or b"")
+        elif content is None:
+            self.begin(404, 0)
+        else:
+            self.begin(200, len(content), **self.version)
 
     def send_file(self, content: bytes) -> None:
         """Respond as a good server does."""
@@ -56,10 +70,15 @@ class Handler(BaseHTTPRequestHandler):
     def begin_file(self, content: bytes) -> None:
         """Send the headers of the requested range, or of all of *content*."""
         start, end = self.requested_range(content)
-        headers = {"ETag": self.server.etag}
+        headers = dict(self.version)
         if self.wants_range:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self.begin(206 if self.wants_range else 200, end - start, **headers)
+
+    @property
+    def version(self) -> dict[str, str]:
+        """The headers that say which version of a file this is."""
+        return {"ETag": self.server.etag, "Last-Modified": self.server.last_modified}
 
     def respond(self, status: int, body: bytes, **headers: str) -> None:
         self.begin(status, len(body), **headers)
@@ -88,6 +107,7 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.etag = '"first"'
+        self.last_modified = ""
         self.scheme = "http"
         self.has_ranges = True
         self.released = threading.Event()  # ends the faults that hang

@@ -40,6 +40,7 @@ ONLY_IN = {
     "anyio": {"sequences", "engine", "runs", "outputs", "pipeline", "scorer", "distributed", "cli"},
     "asyncio": {"sequences", "engine", "pipeline", "scorer", "cli"},
     "sys": {"cli", "sequences"},  # there: errors that nobody can catch
+    "obstore": {"sequences", "distributed"},
     "pysam": {"sequences"},
     "duckdb": {"outputs"},
     "argparse": {"cli", "models"},  # whose Namespace is in fair-esm's files

@@ -31,7 +31,10 @@ _LARGEST_LIST = 1 << 28  # bytes: millions of names
 def add_input_options(parser: Any, directory: str, what: str) -> None:
     """Add the inputs, how they are listed and paired, and *what* is called *directory*, the last name."""
     parser.add_argument(
-        "names", nargs="*", metavar=f"INPUT ... {directory}", help=f"inputs, then the {what} directory"
+        "names",
+        nargs="*",
+        metavar=f"INPUT ... {directory}",
+        help=f"inputs (files, directories, URLs), then the {what} directory",
     )
     parser.add_argument(
         "--input",

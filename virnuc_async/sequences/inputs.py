@@ -31,7 +31,6 @@ READS, CONTIGS = KINDS = ("reads", "contigs")  # what records of FASTQ and align
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 
-
 class Reader(Protocol):
     """Reads the records of a file; called as ``read(path)`` or ``read(path, start)``."""
 
@@ -322,7 +321,8 @@ def _seek(raw: io.BufferedReader, path: str, offset: int) -> io.BufferedReader:
 
 def _why_no_files(directory: str) -> str:
     try:
-        os.listdir(directory)
+        if not is_url(directory):
+            os.listdir(directory)
     except OSError as error:
         return describe_error(error)
     return "a directory without sequence files"

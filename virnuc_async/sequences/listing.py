@@ -67,7 +67,7 @@ def list_inputs(
     names = list(map(str, inputs))
     check_names(names)
     lister = _Lister(recursive, None if but_not is None else file_key(but_not))
-    lister.look_up(name for name in names if is_url(name) and not name.endswith("/"))
+    lister.look_up(name for name in names if is_url(name) and not locate(name).is_directory)
     for name in names:
         lister.add(name, stdin)
     if lister.missing and not skip_missing:
@@ -182,7 +182,7 @@ class _Lister:
             self._add_path(name)
 
     def _add_url(self, url: str) -> None:
-        if url.endswith("/"):
+        if locate(url).is_directory:
             self._add_directory(url, (url,))
         elif error := self._looked_up.get(url):
             self._add_missing(url, describe_error(error))

@@ -32,7 +32,9 @@ _SERVICES = {
     "AZURE_SKIP_SIGNATURE=true for a public container",
 }
 # A machine of the cloud has credentials at these addresses, which obstore asks when it finds no others.
-_METADATA = re.compile(r"://(169\.254\.|metadata\.google)|token request", re.IGNORECASE)
+_NO_CREDENTIALS = re.compile(
+    r"://(169\.254\.|metadata\.google)|token request|Missing (AccessKeyId|SecretAccessKey)", re.IGNORECASE
+)
 _STATUS = re.compile(r"status code: (\d{3}[^:\n]*)")
 _CODE, _MESSAGE = (re.compile(rf"<{name}>([^<]+)</{name}>") for name in ("Code", "Message"))
 _DETAILS = "\n\nDebug source:"  # begins what is for programmers
@@ -161,8 +163,8 @@ def translate(url: str, error: BaseException) -> OSError:
     if kind == "NotSupportedError":
         pipe = "curl -s URL | virnuc-async predict - OUT/"
         return OSError(errno.ENOTSUP, f"the server sends no parts of files. Download it, or pipe it: {pipe}")
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or _METADATA.search(str(error)):
-        has_none = _METADATA.search(str(error)) is not None
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or _NO_CREDENTIALS.search(str(error)):
+        has_none = _NO_CREDENTIALS.search(str(error)) is not None
         what = "there are no credentials" if has_none else f"the server refuses it: {said}"
         hint = f". Set in the environment: {_SERVICES[scheme]}" if scheme in _SERVICES else ""
         return PermissionError(errno.EACCES, f"{what}{hint}")

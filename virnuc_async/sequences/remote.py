@@ -6,6 +6,7 @@ current one is parsed. A request that fails is repeated, and goes on to be for t
 """
 
 import asyncio
+import errno
 import io
 import os
 from collections import deque
@@ -41,7 +42,7 @@ def remote_signature(url: str, patience: Patience = PATIENCE) -> tuple[int | str
         UsageError: it names no object
         OSError: there is none, or the server does not say
     """
-    where = locate(url)
+    where = _locate_object(url)
     return _signature(wait_for(_head(open_store(where.root, patience), where, url)))
 
 
@@ -82,6 +83,8 @@ def list_directory(url: str) -> list[str]:
 
     with translated_errors(url):
         found = wait_for(ask())
+    if not found["objects"] and not found["common_prefixes"]:
+        raise FileNotFoundError(errno.ENOENT, "there is nothing under it")
     # The place itself may be an object: programs make one so that a directory is seen.
     objects = [meta["path"] for meta in found["objects"] if meta["path"] != where.key.rstrip("/")]
     directories = [f"{key.rstrip('/')}/" for key in found["common_prefixes"]]
@@ -100,7 +103,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
         self.url = url
-        self._where = locate(url)
+        self._where = _locate_object(url)
         self._store = open_store(self._where.root, patience)
         self._patience = patience
         self._meta: Meta = wait_for(_head(self._store, self._where, url))
@@ -216,6 +219,13 @@ class _Block(NamedTuple):
     start: int
     end: int
     content: "Future[Any]"
+
+
+def _locate_object(url: str) -> Location:
+    where = locate(url)
+    if where.is_directory:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), url)
+    return where
 
 
 async def _head(store: Any, where: Location, url: str) -> Meta:
