@@ -21,7 +21,8 @@ from virnuc_async.errors import InputChanged, InputError
 from virnuc_async.fileio import Directory
 
 from .fastx import FastxParser
-from .inputs import InputVersion, Opened, OpenFile, kind_of, open_file, open_input, parser_of
+from .files import OpenFile, open_file
+from .inputs import InputVersion, Opened, kind_of, open_input, parser_of
 from .segments import START, SeekPoint
 
 _BLOCK = 1 << 16  # lengths that are packed at a time
