@@ -5,6 +5,7 @@ from pathlib import Path
 
 import bench_attention
 import bench_pipeline
+import bench_storage
 import measure_progress
 import pytest
 import random_bundle
@@ -111,6 +112,23 @@ def test_both_ways_of_attention_are_measured() -> None:
         assert (row["precision"], row["bias"]) == ("BF16", "ALiBi" if has_bias else "")
         assert row["sdpa / products"] > 0
         assert all(0 < float(row[f"{way}, error"]) < 1e-2 for way in ("sdpa", "products"))
+
+
+def test_what_a_run_keeps_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow", reason="the extra [parquet] is not installed")
+    output = tmp_path / "storage.json"
+    words = ["--kinds", "reads", "--megabases", "0.1", "--traced-megabases", "0", "--work", str(tmp_path)]
+    bench_storage.main([*words, "--fasta", str(FASTA), "--output", str(output)])
+    short, long = json.loads(output.read_text())["rows"]
+    assert short["records"] == long["records"] == 667
+    assert 0 < short["of it scores"] < short["store, bytes/ORF"] < long["store, bytes/ORF"]
+    for row in (short, long):
+        texts = row["files"]["tsv"]
+        assert sum(texts.values()) == pytest.approx(row["tsv, bytes/ORF"] * row["ORFs"])
+        assert "predictions.parquet" in row["files"]["parquet"]
+    name = len("A01234:123:HXXXXXXXX:1:1101:12345:")
+    assert long["files"]["tsv"]["contigs.tsv"] - short["files"]["tsv"]["contigs.tsv"] == name * 667
+    assert "flushed writes a batch: not counted" in capsys.readouterr().out
 
 
 def test_the_end_of_a_run_is_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
