@@ -2,7 +2,10 @@
 
 import gzip
 import io
+import random
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sequence_files import (
@@ -17,6 +20,7 @@ from sequence_files import (
 )
 
 from virnuc_async.errors import BrokenInput, NotSequences
+from virnuc_async.sequences.decompression import DAMAGED, GzipText, decompressed
 from virnuc_async.sequences.fastx import Contig, Limits
 from virnuc_async.sequences.inputs import read_contigs
 
@@ -139,3 +143,86 @@ def test_a_wrong_checksum_is_a_break(tmp_path: Path):
     found, failure = read_until_failure(path)
     assert found == records[:4]
     assert "CRC check failed" in str(failure)
+
+
+class InPieces(io.RawIOBase):
+    """A file of which a read returns *size* bytes at most."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        self._file, self._size = io.BytesIO(content), size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(memoryview(buffer)[: self._size])
+
+
+def text_and_error(raw: io.BufferedReader, size: int = 1 << 18) -> tuple[bytes, str | None]:
+    """Return all text in *raw*, *size* bytes at a time, and what is said where it breaks."""
+    text = []
+    try:
+        with decompressed(raw) as stream:
+            while block := stream.read1(size):
+                text.append(block)
+    except DAMAGED as error:
+        return b"".join(text), str(error)
+    return b"".join(text), None
+
+
+def damage(packed: bytes, rng: random.Random) -> bytes:
+    """Return *packed*, behind its first bytes, with a bit that is another, cut, or with more at its end."""
+    at, kind = rng.randrange(6, len(packed)), rng.random()
+    if kind < 0.6:
+        return packed[:at] + bytes([packed[at] ^ 1 << rng.randrange(8)]) + packed[at + 1 :]
+    return packed[:at] if kind < 0.9 else packed + b"what is this?"[: rng.randint(1, 9)]
+
+
+@EACH_FORM
+def test_what_comes_before_a_break_does_not_depend_on_how_it_is_read(form: Form):
+    rng = random.Random(4)
+    for count in (3, 40, 200, 300):
+        text = as_fastq(some_records(count, seed=count))
+        packed = damage(form.pack(text) + form.pack(text[:999]), rng)
+        found, error = text_and_error(io.BufferedReader(io.BytesIO(packed)))
+        for piece, size in ((7, 100), (777, 1), (4096, 3000), (1 << 20, 77)):
+            raw = io.BufferedReader(InPieces(packed, piece), 100 * piece)
+            assert text_and_error(raw, size) == (found, error)
+
+
+def test_of_gzip_all_is_read_that_comes_before_a_break():
+    text = as_fastq(some_records(300))
+    packed = gzip.compress(text)
+    # A block of a kind that there is none of, behind the data in one that is complete.
+    packer = zlib.compressobj(wbits=31)
+    damaged = packer.compress(text) + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07" + packed
+    assert text_and_error(io.BufferedReader(io.BytesIO(damaged))) == (
+        text,
+        "Error -3 while decompressing data: invalid block type",
+    )
+    for at, says in ((-8, "CRC check failed"), (-1, "Incorrect length of data produced")):
+        damaged = bytearray(packed)
+        damaged[at] ^= 1
+        assert text_and_error(io.BufferedReader(io.BytesIO(damaged))) == (text, says)
+    assert text_and_error(io.BufferedReader(io.BytesIO(packed + b"\0\0more"))) == (
+        text,
+        "Not a gzipped file (b'mo')",
+    )
+
+
+def test_a_place_is_in_the_member_that_the_text_is_in():
+    texts = [as_fasta(some_records(count, seed=count)) for count in (9, 0, 90, 1)]
+    members = [gzip.compress(text) for text in texts]
+    members.insert(1, bytes(99))
+    packed = b"".join(members)
+    stream = GzipText(io.BufferedReader(io.BytesIO(packed)))
+    while stream.read1(1000):
+        pass
+    text, offsets = b"".join(texts), set()
+    for position in range(0, len(text), 77):
+        offset, skip = stream.place(position)
+        offsets.add(offset)
+        raw = io.BufferedReader(io.BytesIO(packed))
+        raw.seek(offset)
+        assert text_and_error(raw) == (text[position - skip :], None)
+    assert offsets == {0, sum(map(len, members[:3])), sum(map(len, members[:4]))}

@@ -66,6 +66,19 @@ def test_a_file_in_any_form(write, form: str, tmp_path: Path) -> None:
     assert found.version == InputVersion.of(str(path))
 
 
+@pytest.mark.parametrize("write", [as_fasta, as_fastq])
+def test_members_of_gzip_are_where_one_can_begin(write, tmp_path: Path) -> None:
+    path, text = tmp_path / "reads", write(RECORDS)
+    members = [gzip.compress(text[begin : begin + 9_000]) for begin in range(0, len(text), 9_000)]
+    path.write_bytes(b"".join(members))
+    found = scan_file(str(path))
+    check(path, found)
+    offsets = {found.seek_point(number).offset for number in range(500)}
+    begins = [sum(map(len, members[:number])) for number in range(len(members))]
+    assert offsets - {begins[-1]} == {*begins[:-1]}  # the last one may have no more than the end of a record
+    assert all(found.seek_point(number).skip < 9_000 for number in range(500))
+
+
 def test_lengths_on_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "reads"
     path.write_bytes(as_fastq(RECORDS))

@@ -9,7 +9,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from virnuc_async.errors import InputChanged, InputError
 from virnuc_async.fileio import Directory
 
+from .decompression import GzipText
 from .fastx import FastxParser
 from .files import OpenFile, open_file
 from .inputs import InputVersion, Opened, kind_of, open_input, parser_of
 from .segments import START, SeekPoint
+
+Place = Callable[[int], tuple[int, int]]  # of a position in the text: offset in the file, text to pass over
 
 _BLOCK = 1 << 16  # lengths that are packed at a time
 _MARK_BYTES = 1 << 22  # of text between marks: parsed in vain by who begins at one, in 0.1 s
@@ -137,6 +140,15 @@ def scan_file(path: str, spill: Spill | None = None, *, open_file: OpenFile = op
     return scanner.result(version, failure)
 
 
+def _placing(opened: Opened) -> Place:
+    """Return what finds where to begin so as to read the text of a file from a position on."""
+    if opened.text is opened.raw:
+        return lambda position: (position, 0)
+    if isinstance(opened.text, GzipText):
+        return opened.text.place
+    return lambda position: (0, position)
+
+
 class _Scanner:
     """Collects what a scan finds."""
 
@@ -150,7 +162,7 @@ class _Scanner:
     def read(self, opened: Opened) -> None:
         """Read all records of a file that is *opened*."""
         parser = parser_of(self._path, opened, note=self._said.append)
-        is_plain = opened.text is opened.raw
+        place = _placing(opened)
         try:
             with closing(parser.contigs()) as contigs:
                 for contig in contigs:
@@ -158,7 +170,7 @@ class _Scanner:
                     if self._is_utf8 and not contig.id.isascii():
                         self._is_utf8 = _is_utf8(contig.id)
                     if isinstance(parser, FastxParser):
-                        self._marks.add(parser.mark, is_plain)
+                        self._marks.add(parser.mark, place)
         finally:
             self._kind = kind_of(parser)
 
@@ -227,12 +239,13 @@ class _Marks:
         self._records = array("q", [0])
         self._last = START
 
-    def add(self, mark: SeekPoint, is_plain: bool) -> None:
-        """Add *mark*, in the text, unless it is close to the last one."""
+    def add(self, mark: SeekPoint, place: Place) -> None:
+        """Add *mark*, in the text, unless it is close to the last one; *place* finds it in the file."""
         if mark.record and mark.skip - self._last.skip >= _MARK_BYTES:
             self._last = mark
             self._records.append(mark.record)
-            self._rows.extend(mark._replace(offset=mark.skip, skip=0) if is_plain else mark)
+            offset, skip = place(mark.skip)
+            self._rows.extend(mark._replace(offset=offset, skip=skip))
 
     def before(self, record: int) -> SeekPoint:
         """Return the last one at or before *record*."""
