@@ -36,6 +36,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "cloud": ("predict", "{url}/example.fa.gz", "{out}-cloud", "--devices", "cpu"),
     "completion": ("completion", "bash"),
     "parquet": ("predict", "{example}", "{out}-parquet", "--devices", "cpu", "--format", "parquet"),
+    "ray": ("predict", "{example}", "{out}-ray", "--ray", "local", "--devices", "cpu"),
     "reads": ("label-reads", "{out}", "--bam", "{reads}"),
 }
 

@@ -23,7 +23,7 @@ DEFINITION = (ROOT / "containers" / "virnuc-async.def").read_text("utf-8")
 INSTALL = ROOT / "containers" / "install.sh"
 EXTRAS = PROJECT["optional-dependencies"]
 # What conda calls packages of PyPI that have another name there.
-CONDA_NAMES = {"torch": "pytorch", "duckdb": "python-duckdb"}
+CONDA_NAMES = {"torch": "pytorch", "duckdb": "python-duckdb", "ray": "ray-core"}
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from virnuc_async.errors import (
     BundleError,
     CannotWrite,
     ChecksumMismatch,
+    ClusterError,
     DamagedStore,
     DeviceError,
     DeviceLost,
@@ -233,6 +234,7 @@ TEXTS: list[tuple[VirnucError, str]] = [
         "too many devices failed (cuda:0 failed: a; cuda:1 failed: b). "
         "Finished work is kept: rerun the same command to resume",
     ),
+    (ClusterError("auto", "no node"), "Ray (auto): no node"),
     (ScorerBusy(1), "too much waits already (1 ORF): try again in a moment, or let score() wait"),
     (ScorerClosed(), "the scorer is not open: use it within 'async with Scorer(...) as scorer'"),
     (
@@ -282,6 +284,7 @@ def test_facts_are_fields() -> None:
     assert (NotSequences("a", 3, "b").line, BrokenInput("a", 3, "b").records) == (3, 3)
     lost = DeviceLost("cuda:0", "why")
     assert (lost.device, lost.reason, NoDevicesLeft([lost]).lost) == ("cuda:0", "why", (lost,))
+    assert (ClusterError("auto", "why").address, ClusterError("auto", "why").reason) == ("auto", "why")
     full = DeviceOutOfMemory("cuda:0", 7)
     assert (full.device, full.tokens, full.stage) == ("cuda:0", 7, Stage.PROTEIN)
     assert DeviceOutOfMemory("cuda:0", 7, Stage.NUCLEOTIDE).stage == "DNABERT-S"

@@ -42,6 +42,7 @@ ONLY_IN = {
     "sys": {"cli", "sequences"},  # there: errors that nobody can catch
     "obstore": {"sequences", "distributed"},
     "pysam": {"sequences"},
+    "ray": {"distributed"},
     "duckdb": {"outputs"},
     "argparse": {"cli", "models"},  # whose Namespace is in fair-esm's files
     "sqlite3": {"runs"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .devices import choose, decide_budget, decide_precision, leave_out_failed
     from .engine import Engine
+    from .kept_replicas import KeptReplicas
     from .kinds import BASE_BUDGET
     from .replica import Replica
     from .verification import VerifiedReplica, replica_class
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BASE_BUDGET",
     "Engine",
+    "KeptReplicas",
     "Replica",
     "VerifiedReplica",
     "choose",
@@ -30,6 +32,7 @@ __all__ = [
 _MODULE_OF = dict.fromkeys(__all__, "devices") | {
     "BASE_BUDGET": "kinds",
     "Engine": "engine",
+    "KeptReplicas": "kept_replicas",
     "Replica": "replica",
     "VerifiedReplica": "verification",
     "replica_class": "verification",

@@ -47,6 +47,7 @@ Every error that this package raises on purpose.
     │   └── UnsuitablePrecision     the model or the device gives no right scores in this precision
     ├── NoDevicesLeft               too many devices failed
     ├── MixedDevices                the devices of one run would compute differently
+    ├── ClusterError                the cluster cannot be reached, or no worker of it can be used
     ├── ScorerBusy                  too much is waiting already; say so to the caller, or wait
     ├── ScorerClosed                the scorer is not open, or was closed before it had scored all
     └── OutputError                 the output directory
@@ -67,6 +68,7 @@ a bug and keeps its traceback.
 
 from .base import Stage, UsageError, VirnucError, _PathError, _UrlError, first_error, leaves
 from .devices import (
+    ClusterError,
     DeviceError,
     DeviceLost,
     DeviceOutOfMemory,
@@ -140,6 +142,7 @@ __all__ = [
     "BundleError",
     "CannotWrite",
     "ChecksumMismatch",
+    "ClusterError",
     "DamagedStore",
     "DeviceError",
     "DeviceLost",

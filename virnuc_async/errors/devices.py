@@ -74,6 +74,17 @@ class MixedDevices(VirnucError):
         )
 
 
+class ClusterError(VirnucError):
+    """The Ray cluster at *address* cannot be used, or has no worker that can; *reason* says why."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"Ray ({self.address}): {self.reason}"
+
+
 class ScorerBusy(VirnucError):
     """As much as a scorer takes is waiting already: *waiting* ORFs."""
 
