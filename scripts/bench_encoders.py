@@ -61,7 +61,7 @@ from virnuc_async.networks.shapes import ProteinShape
 from virnuc_async.sequences.batches import longest_first
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 
 OURS = ("plain", "packed", "kernels")
 WORKS = ("168", "52", "mix")
@@ -175,7 +175,7 @@ def uniform(length: int, tokens: int, batch: int) -> Work:
 def real(path: Path, tokens: int, batch: int) -> tuple[Work, Work]:
     """Return the residues and the bases of ORFs from all parts of a FASTA file."""
     tokenizer = OrfTokenizer(byte_pairs(DNABERT_S.vocabulary))
-    window = next(form_windows([str(path)], read_contigs, 500, tokenizer, 1 << 20))
+    window = next(form_windows([str(path)], read_contigs, Cut(500, 1 << 20), tokenizer))
     count = max(1, round(tokens / window.residues.lengths.mean()))
     rows = np.linspace(0, len(window.residues.lengths) - 1, count).astype(np.int64)
     rows = rows[np.argsort(-window.residues.lengths[rows], kind="stable")]

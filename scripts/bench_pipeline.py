@@ -36,7 +36,7 @@ from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
-from virnuc_async.sequences.windows import WINDOW_ORFS, form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Precision, Settings
 
 _POLL_SECONDS = 0.02  # between two measurements of a process
@@ -193,7 +193,7 @@ def _front(options: argparse.Namespace, bundle: Bundle, source: Source, work: Pa
             seconds, orfs = [], 0
             for _ in range(options.repeats):
                 began = time.perf_counter()
-                windows = form_windows([str(path)], read_contigs, bundle.length, tokenizer, WINDOW_ORFS)
+                windows = form_windows([str(path)], read_contigs, Cut(bundle.length), tokenizer)
                 orfs = sum(len(window.origins) for window in windows)
                 seconds.append(time.perf_counter() - began)
             middle = statistics.median(seconds)

@@ -32,7 +32,7 @@ from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.sequences.inputs import OpenFile, open_file, read_contigs
 from virnuc_async.sequences.readahead import BLOCK_BYTES, BLOCKS, FILES, ReadAhead
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import WINDOW_ORFS, form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 
 _MIB = 1 << 20
 _SMALL_FILES = 32
@@ -141,7 +141,7 @@ async def _front(paths: Sequence[str], delay: float, is_ahead: bool, bundle: Bun
     opener: OpenFile = partial(open_delayed, delay)
     ahead = ReadAhead(paths, open_file=opener)
     read = partial(read_contigs, open_file=ahead.open if is_ahead else opener)
-    windows = form_windows(paths, read, bundle.length, OrfTokenizer(bundle.tokenizer()), WINDOW_ORFS)
+    windows = form_windows(paths, read, Cut(bundle.length), OrfTokenizer(bundle.tokenizer()))
     start, cpu = time.perf_counter(), time.process_time()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(ahead.run)

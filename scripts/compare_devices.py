@@ -31,7 +31,7 @@ from virnuc_async.models.import_checkpoint import CheckpointPaths, import_bundle
 from virnuc_async.models.reference import published_reference
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import WINDOW_ORFS, form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Precision, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ async def scores(source: Path, bundle: Bundle, device: Device, precision: Precis
     orfs, found = [], []
     try:
         await replica.load()
-        for window in form_windows([str(source)], read_contigs, bundle.length, tokenizer, WINDOW_ORFS):
+        for window in form_windows([str(source)], read_contigs, Cut(bundle.length), tokenizer):
             for batch in window.batches(_BATCH_TOKENS):
                 orfs.append(batch.orfs)
                 found.append((await replica.score(batch)).probabilities[:, 1])

@@ -27,7 +27,7 @@ from virnuc_async.networks.packing import pack
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Precision, Settings
 
 HEAD = "model | precision | device | score | distance of sums | cosine of sums | length"
@@ -77,7 +77,7 @@ async def probabilities(
 def measure_labels(bundle: Bundle, device: Device, path: str) -> None:
     """Print how many labels of the ORFs in *path* are those of FP32, and how close those are that are not."""
     tokenizer = OrfTokenizer(bundle.tokenizer())
-    windows = form_windows([path], read_contigs, bundle.length, tokenizer, 4096)
+    windows = form_windows([path], read_contigs, Cut(bundle.length), tokenizer)
     batches = [batch for window in windows for batch in window.batches(3072)]
     exact = anyio.run(probabilities, bundle, device, Precision.FP32, batches)
     for precision in (Precision.BF16, Precision.FP16, Precision.FP8):

@@ -41,7 +41,7 @@ from virnuc_async.runs.store import Store
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import WINDOW_ORFS, Window, form_windows
+from virnuc_async.sequences.windows import WINDOW_ORFS, Cut, Window, form_windows
 from virnuc_async.settings import Precision, Settings
 
 _SAMPLE_BASES = 1_000_000  # of the sample that the number of tokens per base is counted in
@@ -256,7 +256,7 @@ def _points(kind: str, options: argparse.Namespace, directory: Path) -> Iterator
 
 
 def _windows(path: Path, bundle: Bundle, size: int) -> Iterator[Window]:
-    return form_windows([str(path)], read_contigs, bundle.length, OrfTokenizer(bundle.tokenizer()), size)
+    return form_windows([str(path)], read_contigs, Cut(bundle.length, size), OrfTokenizer(bundle.tokenizer()))
 
 
 def _tokens(path: Path, bundle: Bundle, size: int) -> int:

@@ -18,7 +18,7 @@ from virnuc_async.runs.store import Store
 from virnuc_async.sequences.inputs import InputVersion, read_contigs
 from virnuc_async.sequences.mates import find_mates
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 
 LENGTH = 500
 
@@ -34,7 +34,7 @@ def finish_run(
     """Return the store of a finished run of *paths*, in which record n of all has the score *p_virus(n)*."""
     store, names = Store(directory), [str(path) for path in paths]
     store.bind_run({"inputs": [[name, InputVersion.of(name).fingerprint] for name in names]}, names)
-    for formed in form_windows(names, read_contigs, LENGTH, tokenizer(), window):
+    for formed in form_windows(names, read_contigs, Cut(LENGTH, window), tokenizer()):
         store.add_window(formed)
         for batch in formed.batches(1 << 20):
             virus = np.array([p_virus(int(contig)) for contig in batch.origins[:, 0]], np.float32)

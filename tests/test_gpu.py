@@ -49,7 +49,7 @@ from virnuc_async.pipeline import run_pipeline
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import ESM2_ALPHABET, OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Precision, Settings
 
 pytestmark = [
@@ -86,7 +86,7 @@ def gpu() -> Device:
 
 def batches(bundle: Bundle, source: str, budget: int) -> Iterator[Batch]:
     tokenizer = OrfTokenizer(bundle.tokenizer())
-    for window in form_windows([source], read_contigs, bundle.length, tokenizer, 10**6):
+    for window in form_windows([source], read_contigs, Cut(bundle.length, 10**6), tokenizer):
         yield from window.batches(budget)
 
 

@@ -45,7 +45,7 @@ from virnuc_async.sequences.fastx import Contig, Limits
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import ContigRow, Window, form_windows
+from virnuc_async.sequences.windows import ContigRow, Cut, Window, form_windows
 from virnuc_async.settings import Precision
 
 if sys.version_info >= (3, 14):
@@ -370,7 +370,7 @@ def windows(data: bytes) -> None:
     def read(_: str) -> Iterator[Contig]:
         return iter(contigs)
 
-    small, large = (list(form_windows(["x"], read, length, _tokenizer(), n)) for n in (size, 10_000))
+    small, large = (list(form_windows(["x"], read, Cut(length, n), _tokenizer())) for n in (size, 10_000))
     for column in ("origins", "residues", "nucleotides"):
         np.testing.assert_array_equal(*(_concatenate(windows, column) for windows in (small, large)))
     rows = [row for window in small for row in window.contigs]

@@ -46,7 +46,7 @@ from virnuc_async.sequences.mates import (
 )
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Pairing, Settings
 from virnuc_async.text import plural
 
@@ -234,7 +234,7 @@ def stored(directory: Path, files: Sequence[Sequence[Record]], window: int) -> S
         Path(paths[-1]).write_bytes(b"".join(b">%s\n%s\n" % record for record in records))
     store = Store(directory / "out")
     store.bind_run({}, paths)
-    for some in form_windows(paths, read_contigs, _LENGTH, tokenizer(), window):
+    for some in form_windows(paths, read_contigs, Cut(_LENGTH, window), tokenizer()):
         store.add_window(some)
         for batch in some.batches(max(40, len(some.residues.ids) // 3)):
             ends = np.cumsum(batch.residues.lengths)[:-1]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from virnuc_async.runs.reuse_embeddings import FeatureIndex
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 NUCLEOTIDE, PROTEIN = 3, 2  # widths
 IDS = ("a_chunk_1F1", "b_chunk_1F1", "a_chunk_2F1")
@@ -48,7 +48,7 @@ class OneToken(OrfTokenizer):
 
 def windows(contigs: Sequence[Contig], size: int = 100, length: int = 6) -> list[Window]:
     """Return the windows of *contigs*, all of whose frames are open; fragments have *length* bases."""
-    return list(form_windows(["-"], lambda path: iter(contigs), length, OneToken(), size))
+    return list(form_windows(["-"], lambda path: iter(contigs), Cut(length, size), OneToken()))
 
 
 AB = (Contig(b"a", b"GCAGCAGCAGCA"), Contig(b"b", b"GCAGCA"))

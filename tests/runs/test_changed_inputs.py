@@ -31,7 +31,7 @@ from virnuc_async.runs.progress import Counts
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 from virnuc_async.settings import Settings
 
 WINDOW, BUDGET = 12, 700
@@ -84,7 +84,7 @@ class Bench:
     def windows(self, names: Iterable[str]) -> list[Window]:
         tokenizer = OrfTokenizer(self.bundle.tokenizer())
         plan = self.plan(names)
-        return list(form_windows(plan.paths, read_contigs, self.bundle.length, tokenizer, WINDOW))
+        return list(form_windows(plan.paths, read_contigs, Cut(self.bundle.length, WINDOW), tokenizer))
 
     def files(self, out: str) -> dict[str, bytes]:
         paths = (self.directory / out / name for name in MORE_TABLES)

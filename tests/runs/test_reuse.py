@@ -37,7 +37,7 @@ from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.batches import Batch
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Precision, Settings
 
 CSV = "prediction_results_highestscore.csv"
@@ -218,7 +218,7 @@ async def test_only_what_is_missing_is_computed(
 def tokens_of_orfs(bundle: Bundle, source: Path) -> list[list[tuple[int, ...]]]:
     """Return the tokens of each ORF for each encoder, in input order."""
     tokenizer = OrfTokenizer(bundle.tokenizer())
-    (window,) = form_windows([str(source)], read_contigs, bundle.length, tokenizer, 10**6)
+    (window,) = form_windows([str(source)], read_contigs, Cut(bundle.length, 10**6), tokenizer)
     return [
         [tuple(rows.take(np.array([row])).ids.tolist()) for row in range(len(rows))]
         for rows in (window.nucleotides, window.residues)

@@ -15,7 +15,7 @@ from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.fragments import cut
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import form_windows
+from virnuc_async.sequences.windows import Cut, form_windows
 from virnuc_async.settings import Settings
 
 Score = tuple[int, str, int, int, str, float]  # record, id, start, end, frame, P(virus)
@@ -37,7 +37,7 @@ class MakesScorer:
         """Return all *records* as one window."""
         contigs = [Contig(name.encode(), bases.encode()) for name, bases in records]
         tokenizer = OrfTokenizer(self.bundle.tokenizer())
-        (window,) = form_windows(["-"], lambda _: iter(contigs), self.bundle.length, tokenizer, 4096)
+        (window,) = form_windows(["-"], lambda _: iter(contigs), Cut(self.bundle.length), tokenizer)
         return ScoredWindow(window)
 
 

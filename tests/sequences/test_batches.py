@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from virnuc_async.sequences.batches import Batch, longest_first
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80).map(lambda rows: np.array(rows, dtype=np.int64))
 
@@ -72,5 +72,5 @@ def _check_rows(batch: Batch, window: Window) -> None:
 
 
 def _one_window(contigs: list[Contig], tokenizer: OrfTokenizer) -> Window:
-    (window,) = form_windows(["file"], lambda _: iter(contigs), 100, tokenizer, 10**6)
+    (window,) = form_windows(["file"], lambda _: iter(contigs), Cut(100, 10**6), tokenizer)
     return window

@@ -18,7 +18,7 @@ from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.reading import FileKind, Place, Reading
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 LENGTH = 500
 
@@ -30,7 +30,9 @@ def bases(count: int, seed: int = 0) -> bytes:
 def windows(paths: list[Path], size: int = 400) -> list[Window]:
     reading, names = Reading(), [str(path) for path in paths]
     read = partial(read_contigs, open_file=reading.watch(partial(open, mode="rb")))
-    return list(form_windows(names, read, LENGTH, OrfTokenizer(find("tiny-500").tokenizer()), size, reading))
+    return list(
+        form_windows(names, read, Cut(LENGTH, size), OrfTokenizer(find("tiny-500").tokenizer()), reading)
+    )
 
 
 def fasta(records: int, each: int) -> bytes:
@@ -147,7 +149,9 @@ async def test_it_is_the_same_with_files_that_are_read_ahead(tmp_path: Path) -> 
     path.write_bytes(fasta(400, 1000))
     ahead, reading = ReadAhead([str(path)]), Reading()
     read = partial(read_contigs, open_file=reading.watch(ahead.open))
-    formed = form_windows([str(path)], read, LENGTH, OrfTokenizer(find("tiny-500").tokenizer()), 400, reading)
+    formed = form_windows(
+        [str(path)], read, Cut(LENGTH, 400), OrfTokenizer(find("tiny-500").tokenizer()), reading
+    )
 
     def places(windows: Iterator[Window]) -> list[Place]:
         return [window.place for window in windows]

@@ -16,7 +16,7 @@ from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.orfs import open_frames
 from virnuc_async.sequences.reading import Reading
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 CONTIGS = st.lists(
     st.builds(Contig, id=st.binary(max_size=4), bases=st.text("ACGTN", max_size=120).map(str.encode)),
@@ -106,7 +106,7 @@ def test_a_broken_file_keeps_its_records_and_the_next_file_its_number(tokenizer:
         if path == "first":
             raise failure
 
-    (window,) = form_windows(["first", "second"], read, 100, tokenizer, 100)
+    (window,) = form_windows(["first", "second"], read, Cut(100, 100), tokenizer)
     assert [(row.file, row.id) for row in window.contigs] == [(0, b"first"), (1, b"second")]
     assert [(file.path, file.contigs, file.failure) for file in window.files] == [
         ("first", 1, failure),
@@ -117,7 +117,7 @@ def test_a_broken_file_keeps_its_records_and_the_next_file_its_number(tokenizer:
 def test_tokens_of_the_golden_input_are_those_of_each_orf_alone(
     tokenizer: OrfTokenizer, golden: Path
 ) -> None:
-    windows = list(form_windows([str(golden / "upstream/input.fa")], read_contigs, 500, tokenizer, 20))
+    windows = list(form_windows([str(golden / "upstream/input.fa")], read_contigs, Cut(500, 20), tokenizer))
     assert [len(window.origins) for window in windows] == [20, 20, 13]
     contigs = list(read_contigs(str(golden / "upstream/input.fa")))
     for window in windows:
@@ -149,7 +149,7 @@ def _form(
         return iter(files[int(path)])
 
     paths = [str(number) for number in range(len(files))]
-    return list(form_windows(paths, read, length, tokenizer, size, Reading(block_bases)))
+    return list(form_windows(paths, read, Cut(length, size), tokenizer, Reading(block_bases)))
 
 
 def _read_listed(files: list[list[Contig]], path: str) -> Iterator[Contig]:

@@ -8,7 +8,7 @@ import numpy as np
 from virnuc_async import models
 from virnuc_async.errors import DamagedStore
 from virnuc_async.fileio import write_all
-from virnuc_async.runs.embedding_rows import EmbeddingRows, fingerprints
+from virnuc_async.runs.embedding_rows import fingerprints
 from virnuc_async.runs.output_directory import FEATURES
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.scratch import temporary_files
@@ -40,8 +40,7 @@ def save_features(reader: RunReader, width: int, file: BinaryIO, block_bytes: in
     # without a name, which no killed process leaves behind.
     known = np.concatenate(list(reader.fingerprints()))
     step = max(1, block_bytes // (4 * width))
-    opened = EmbeddingRows.open(reader.directory, width)
-    with opened as all_rows, ExitStack() as stack:
+    with reader.embeddings(width) as all_rows, ExitStack() as stack:
         # Written, not mapped for writing: a full disk kills a process that writes to a map. And not by a
         # buffer, which would be written again when the file is closed.
         with temporary_files(reader.scratch):

@@ -1,12 +1,12 @@
 """
-The embeddings of a run: a file with a row for each ORF, at the position of its number.
+The embeddings of a store: a file with a row for each of its ORFs, in their order.
 
 Until they are saved as ``merged_features.pt``, no other file has them. So the store has a fingerprint of
 each row, which is compared whenever a row is read.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from struct import Struct
@@ -22,6 +22,7 @@ from .output_directory import FEATURES, MERGED_FEATURES
 from .rows import FINGERPRINT
 
 Rows = NDArray[np.float32]  # (ORFs, width)
+Places = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 Fingerprints = NDArray[np.uint64]  # (ORFs,)
 
 _ROWS_AT_ONCE = 256  # of a saved file
@@ -36,30 +37,34 @@ class EmbeddingRows:
         OSError: the file cannot be read or written, or the disk is full
     """
 
-    def __init__(self, file: int, width: int) -> None:
-        self._file, self._width = file, width
+    def __init__(self, file: int, width: int, places: Places) -> None:
+        self._file, self._width, self._places = file, width, places
 
     @classmethod
     @contextmanager
-    def open(cls, directory: Directory, width: int) -> Iterator[Self]:
-        """Open the file, which is created if it does not exist."""
+    def open(cls, directory: Directory, width: int, places: Places) -> Iterator[Self]:
+        """
+        Open the file, which is created if it does not exist.
+
+        *places* returns how many rows are before that of each ORF, given the numbers of the ORFs.
+        """
         file = directory.opener(FEATURES, os.O_RDWR | os.O_CREAT)
         try:
-            yield cls(file, width)
+            yield cls(file, width, places)
         finally:
             os.close(file)
 
     def write(self, orfs: NDArray[np.int64], rows: Rows) -> None:
         """Write the rows of *orfs*; they are on the disk when this returns."""
-        for orf, row in zip(orfs.tolist(), rows, strict=True):
-            write_all(self._file, row.tobytes(), orf * row.nbytes)
+        for place, row in zip(self._places(orfs).tolist(), rows, strict=True):
+            write_all(self._file, row.tobytes(), place * row.nbytes)
         os.fsync(self._file)
 
     def read(self, orfs: NDArray[np.int64]) -> Rows:
         """Return the rows of *orfs*; those that the file does not have are zero."""
         rows = np.zeros((len(orfs), self._width), np.float32)
-        for orf, row in zip(orfs.tolist(), rows, strict=True):
-            os.preadv(self._file, [row.data], orf * row.nbytes)
+        for place, row in zip(self._places(orfs).tolist(), rows, strict=True):
+            os.preadv(self._file, [row.data], place * row.nbytes)
         return rows
 
 

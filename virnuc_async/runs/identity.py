@@ -11,6 +11,7 @@ from typing import Any
 
 from virnuc_async.sequences.files import absolute
 from virnuc_async.sequences.inputs import STDIN, InputVersion
+from virnuc_async.sequences.segments import ALL
 
 from .feature_files import FeatureFile
 from .file_changes import FileChanges
@@ -57,7 +58,9 @@ def run_identity(
         "inputs": [[_location(path), versions[path].fingerprint] for path in plan.paths],
         "model": f"{plan.bundle.name} ({plan.bundle.fingerprint})",
         "ORFs per window": plan.window,
+        "bases per segment": plan.segment,
         "reused features": [[file.name, file.sha256] for file in reused],
+        **({"span": plan.span.to_json()} if plan.span != ALL else {}),
     }
 
 

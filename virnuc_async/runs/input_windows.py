@@ -15,7 +15,7 @@ from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import InputVersion, Reader, unchanged
 from virnuc_async.sequences.reading import Reading
 from virnuc_async.sequences.tokens import OrfTokenizer
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 from .plan import Plan
 
@@ -115,4 +115,5 @@ def _windows(plan: Plan, read: Reader, reading: Reading) -> Generator[Window, No
     plan.bundle.check("tokenizer.json")
     tokenizer = OrfTokenizer(plan.bundle.tokenizer())
     plan.bundle.require_unchanged(before)
-    yield from form_windows(plan.paths, read, plan.bundle.length, tokenizer, plan.window, reading)
+    cut = Cut(plan.bundle.length, plan.window, plan.segment)
+    yield from form_windows(plan.paths, read, cut, tokenizer, reading, plan.span)

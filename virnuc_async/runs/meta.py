@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from virnuc_async.sequences.inputs import KINDS
+from virnuc_async.sequences.segments import InputSpan
 from virnuc_async.settings import Precision
 
 from .database import Database
@@ -73,8 +74,16 @@ def _is_identity(value: Any) -> bool:
     return (
         all(type(files) is list and all(map(_is_file, files)) for files in lists)
         and value.get("precision", Precision.FP32) in map(str, Precision)
+        and _is_span(value.get("span"))
         and (type(budget := value.get("tokens per batch", 1)) is int and budget > 0)
     )
+
+
+def _is_span(value: Any) -> bool:
+    try:
+        return value is None or bool(InputSpan.from_json(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_file(value: Any) -> bool:

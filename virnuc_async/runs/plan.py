@@ -8,6 +8,7 @@ from virnuc_async.engine.device_state import DeviceState, device_state
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.models.verdict_rule import VerdictRule, rule_for
 from virnuc_async.sequences.listing import Notice
+from virnuc_async.sequences.segments import ALL, SEGMENT_BASES, InputSpan
 from virnuc_async.sequences.windows import WINDOW_ORFS
 from virnuc_async.settings import Settings
 
@@ -38,6 +39,8 @@ class Plan:
     bundle: Bundle
     devices: "tuple[Device, ...]" = ()  # empty: those of the settings, when there is something to compute
     window: int = WINDOW_ORFS  # ORFs
+    segment: int = SEGMENT_BASES  # bases
+    span: InputSpan = ALL  # what is read of the inputs
     device_state: Callable[["Device"], DeviceState] = device_state
     intervals: Intervals = Intervals()
     on_progress: Callable[[RunProgress], None] | None = None  # called while the run proceeds, and at its end

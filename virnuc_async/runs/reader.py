@@ -3,7 +3,7 @@
 import heapq
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,18 +12,14 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import Stage
 from virnuc_async.fileio import Directory
+from virnuc_async.sequences.segments import first_window
 
 from .blocks import SCORE, Block
-from .database import Database
 from .device_history import HISTORY, DeviceHistory
 from .failure import Failure
-from .meta import get_meta
 from .rows import FINGERPRINT, BatchRow, FileEnd, InvalidRow, WindowOrder, WindowRow, decode_scores
+from .store_rows import LAST, ReadsEmbeddings, RunRows
 from .totals import Totals, add_up
-
-_WINDOWS = "SELECT * FROM windows WHERE number BETWEEN ? AND ? ORDER BY number"
-_BATCHES = "SELECT * FROM batches WHERE window = ?"
-_LAST = (1 << 63) - 1  # no window has a higher number
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +53,30 @@ class BlockReader(Protocol):
 
 class RunReader:
     """
-    Reads the store of a run in input order; use from one thread at a time.
+    Reads the *rows* of a run in input order; use from one thread at a time.
 
     Raises, from every method:
         DamagedStore: a part of the store cannot be read, makes no sense, or is missing
     """
 
-    def __init__(self, database: Database, min_length: int = 0) -> None:
-        self._database = database
+    def __init__(self, rows: RunRows, min_length: int = 0) -> None:
+        self._rows = rows
         self.min_length = min_length  # bases of the records that :meth:`blocks` yields
         self._found: tuple[int, list[_Location]] = (-1, [])  # the changes of the store so far, and its files
 
     @property
     def directory(self) -> Directory:
         """The output directory of the run."""
-        return self._database.directory
+        return self._rows.directory
 
     @property
     def scratch(self) -> Directory:
         """Where temporary files are made."""
-        return self._database.scratch
+        return self._rows.scratch
 
     def at_least(self, min_length: int) -> "RunReader":
         """Return a reader of the same store that leaves out records of fewer than *min_length* bases."""
-        return RunReader(self._database, min_length)
+        return RunReader(self._rows, min_length)
 
     def blocks(self, file: int | None = None) -> Iterator[Block]:
         """
@@ -118,7 +114,7 @@ class RunReader:
     def kinds(self) -> list[str | None]:
         """Return of which kind the records of each input are; None where it was not noted."""
         count = len(self.paths())
-        kinds: list[str | None] = get_meta(self._database, "kinds") or [None] * count
+        kinds: list[str | None] = self._rows.meta("kinds") or [None] * count
         self._require(len(kinds) == count, "the kinds of inputs are missing")
         return kinds
 
@@ -129,35 +125,36 @@ class RunReader:
         return counts
 
     def windows(
-        self, first: int = 0, last: int = _LAST, are_all: bool = True
+        self, first: int | None = None, last: int | None = None, are_all: bool = True
     ) -> Generator[WindowRow, None, None]:
         """
-        Yield each window from number *first* to *last*, or to the last one.
+        Yield each window from number *first* to *last*; by default from the first one, to the last one.
 
         Unless *are_all*, some may be missing, as after a repair.
         """
-        files, order = len(self.paths()), WindowOrder(first)
-        with closing(self._database.decoded(WindowRow.decode, _WINDOWS, first, last)) as windows:
+        files, count, number = len(self.paths()), 0, None
+        order = WindowOrder.of(self._rows.span) if first is None else WindowOrder(first - 1)
+        with closing(self._rows.windows(first or 0, LAST if last is None else last)) as windows:
             for window in windows:
-                if window.number != order.number and not are_all:
-                    order = WindowOrder(window.number)
+                if not are_all and not order.expects(window.number):
+                    order = WindowOrder(window.number - 1)
                 self._require(order.is_next(window), "windows or records are missing")
                 self._require(window.last_file < files, "a record or a failure is of an unknown file")
+                count, number = count + 1, window.number
                 yield window
-        if last == _LAST:
-            sealed = self._sealed()
-            last = (sealed.windows if sealed else order.number) - 1
-        self._require(order.number == last + 1, "windows are missing")
+        sealed = self._sealed()
+        is_end = number == last if last is not None else sealed is None or first or count == sealed.windows
+        self._require(bool(is_end), "windows are missing")
 
     def paths(self) -> list[str]:
         """Return the path of every input, in order."""
-        paths = get_meta(self._database, "paths")
+        paths = self._rows.meta("paths")
         self._require(paths is not None, "the names of its inputs are missing")
         return list(paths)
 
     def device_history(self) -> DeviceHistory:
         """Return what each device has done over time; nothing of versions that did not keep it."""
-        return DeviceHistory.from_json(get_meta(self._database, HISTORY))
+        return DeviceHistory.from_json(self._rows.meta(HISTORY))
 
     def files(self) -> Iterator[FileLine]:
         """Yield every input, in order."""
@@ -181,8 +178,7 @@ class RunReader:
 
     def all_batches(self) -> Generator[BatchRow, None, None]:
         """Yield each batch, in any order."""
-        # In the order of the rows: an index may be damaged where these are not.
-        return self._database.decoded(BatchRow.decode, "SELECT * FROM batches NOT INDEXED")
+        return self._rows.all_batches()
 
     def fingerprints(self) -> Iterator[NDArray[np.uint64]]:
         """Yield what the embeddings of a window are known by, in the order of its ORFs, for each window."""
@@ -194,36 +190,31 @@ class RunReader:
                 orfs = np.frombuffer(b"".join([batch.scores for batch in batches]), SCORE)["orf"]
                 yield known[np.argsort(orfs)]
 
+    def embeddings(self, width: int) -> AbstractContextManager[ReadsEmbeddings]:
+        """Open the embeddings of the run, each of *width* numbers."""
+        return self._rows.embeddings(width)
+
     def add_up(self) -> tuple[Totals, bool]:
         """Read and add up everything; return also whether each window has all of its batches."""
         are_all = self._sealed() is not None
         with closing(self.windows(are_all=are_all)) as windows, closing(self.all_batches()) as batches:
             try:
-                return add_up(windows, batches)
+                return add_up(windows, batches, self._rows.span.first_segment)
             except InvalidRow as error:
-                raise self._database.damage(str(error)) from error
+                raise self._rows.damage(str(error)) from error
 
-    def window_count(self) -> int:
-        """Return the number of windows."""
-        return int(next(self._database.rows("SELECT COUNT(*) FROM windows"))[0])
+    def window_count(self, first: int = 0) -> int:
+        """Return the number of windows from number *first* on."""
+        return self._rows.window_count(first)
 
     def window(self, number: int) -> WindowRow | None:
         """Return a window, or None."""
-        return next(self._database.decoded(WindowRow.decode, _WINDOWS, number, number), None)
-
-    def locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
-        """Return file and id of a record that begins in *window* or before."""
-        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
-        with closing(self._database.decoded(WindowRow.decode, query, window)) as windows:
-            for found in windows:
-                if len(found.contigs) and found.contigs["number"][0] <= contig:
-                    row = contig - int(found.contigs["number"][0])
-                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
-        raise self._database.damage("records are missing")
+        with closing(self._rows.windows(number, number)) as windows:
+            return next(windows, None)
 
     def batches(self, window: int) -> list[BatchRow]:
         """Return what there is of *window*, in any order."""
-        return list(self._database.decoded(BatchRow.decode, _BATCHES, window))
+        return self._rows.batches(window)
 
     def _failed_orfs(self) -> Iterator[tuple[int, int, str, str]]:
         """Yield the file, the number, the stage and the message of each ORF that failed, in order."""
@@ -235,32 +226,36 @@ class RunReader:
 
     def _sealed(self) -> Totals | None:
         """Return what a finished run was finished with."""
-        value = get_meta(self._database, "finished")
+        value = self._rows.meta("finished")
         return value and Totals.from_json(value)
 
     def _locate_file(self, file: int) -> _Location:
         places = self._locate_files()
-        is_known = file < len(places) and places[-1].end.number == len(places) - 1
+        row = file - self._rows.span.first_file
+        is_known = (
+            0 <= row < len(places) and places[-1].end.number == self._rows.span.first_file + len(places) - 1
+        )
         self._require(is_known, "a file was not read to its end")
-        return places[file]
+        return places[row]
 
     def _locate_files(self) -> list[_Location]:
         """Return where the records of each file are, of those that were read to their end."""
         changes, places = self._found
-        if changes != self._database.connection.total_changes:
+        if changes != self._rows.changes:
             places = self._find_files()
-            self._found = (self._database.connection.total_changes, places)
+            self._found = (self._rows.changes, places)
         return places
 
     def _find_files(self) -> list[_Location]:
         # A file ends in the window with the end of its last record, or with the next record.
         places: list[_Location] = []
-        window = first = 0
-        is_sealed = self._sealed() is not None
+        span, is_sealed = self._rows.span, self._sealed() is not None
+        window, first = first_window(span.first_segment), span.first_contig - span.first_record
         with closing(self.windows(are_all=is_sealed)) as windows:
             for row in windows:
                 for end in row.files:
-                    self._require(end.number == len(places) or not is_sealed, "a file is missing")
+                    is_next = end.number == span.first_file + len(places)
+                    self._require(is_next or not is_sealed, "a file is missing")
                     places.append(_Location(window, row.number, first, end))
                     window, first = row.number, first + end.contigs
         return places
@@ -275,7 +270,7 @@ class RunReader:
                 yield part
         self._require(count == place.end.contigs, "records are missing")
 
-    def _windows(self, first: int = 0, last: int = _LAST) -> Generator[Block, None, None]:
+    def _windows(self, first: int | None = None, last: int | None = None) -> Generator[Block, None, None]:
         """Yield the scores of each window, with the records that begin in it."""
         with closing(self.windows(first, last)) as windows:
             for window in windows:
@@ -288,7 +283,7 @@ class RunReader:
         try:
             scores = decode_scores(window, batches)
         except InvalidRow as error:
-            raise self._database.damage(str(error)) from error
+            raise self._rows.damage(str(error)) from error
         if sum(batch.orfs for batch in batches) < window.orfs:
             self._require(self._sealed() is None, "batches are missing")
         return batches, scores
@@ -304,4 +299,4 @@ class RunReader:
 
     def _require(self, holds: bool, what: str) -> None:
         if not holds:
-            raise self._database.damage(what)
+            raise self._rows.damage(what)

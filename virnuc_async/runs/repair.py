@@ -29,6 +29,7 @@ from .meta import ENDING, IDENTITY_COPY, decode_meta, load_meta, read_meta, set_
 from .output_directory import DAMAGED, STORE
 from .reader import RunReader
 from .rows import BatchRow, InvalidRow, MetaRow, Row, WindowOrder, WindowRow, decode_scores
+from .store_rows import StoreRows
 from .totals import Totals
 
 _REPAIRED = f".{STORE}.repaired"
@@ -87,7 +88,7 @@ def repair_store(
 
 def intact_totals(database: Database) -> Totals | None:
     """Return how much is in a store if nothing of it is damaged, or None."""
-    reader = RunReader(database)
+    reader = RunReader(StoreRows(database))
     with suppress(DamagedStore):
         if [*database.rows("PRAGMA integrity_check")] != [("ok",)]:
             return None
@@ -121,7 +122,7 @@ def recover(damaged: sqlite3.Connection, new: Database) -> Recovered | None:
             if _is_valid(row, decode):
                 new.execute(f"INSERT OR IGNORE INTO {table} {values_of(row)}", *row)
     _drop_what_does_not_fit(new)
-    if _is_sealed_with(ending, _complete_totals(RunReader(new))):
+    if _is_sealed_with(ending, _complete_totals(RunReader(StoreRows(new)))):
         set_meta(new, ending)
     windows, batches = (_count(new, table) for table in ("windows", "batches"))
     return Recovered(windows, batches, False)
@@ -154,14 +155,14 @@ def _is_valid(row: Row, decode: Callable[[Row], object]) -> bool:
 
 def _drop_what_does_not_fit(new: Database) -> None:
     """Drop windows that do not continue the one before, and batches that are not of their window."""
-    order = WindowOrder()
+    rows = StoreRows(new)
+    reader, order = RunReader(rows), WindowOrder.of(rows.span)
     for window in new.decoded(WindowRow.decode, "SELECT * FROM windows ORDER BY number"):
-        if window.number != order.number:
-            order = WindowOrder(window.number)
+        if not order.expects(window.number):
+            order = WindowOrder(window.number - 1)
         if not order.is_next(window):
             new.execute("DELETE FROM windows WHERE number = ?", window.number)
     new.execute("DELETE FROM batches WHERE window NOT IN (SELECT number FROM windows)")
-    reader = RunReader(new)
     for window in new.decoded(WindowRow.decode, "SELECT * FROM windows"):
         try:
             decode_scores(window, reader.batches(window.number))

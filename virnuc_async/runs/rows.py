@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnuc_async.errors import Stage
+from virnuc_async.sequences.segments import InputSpan, first_orf, first_window, follows, segment_of
 
 from .blocks import CONTIG, FRAMES, SCORE
 
@@ -99,22 +100,38 @@ class WindowRow(NamedTuple):
 
 
 class WindowOrder:
-    """The numbers that the next window must continue, from window *number* on."""
+    """
+    The numbers that the next window must continue, after one with the number *before*.
 
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
-        # Of the next ORF and of the next record: unknown in the middle of a run.
-        self._orf: int | None = None if number else 0
-        self._contig: int | None = None if number else 0
+    *contig* is the number of its first record; None in the middle of a run, where it is not known.
+    """
+
+    def __init__(self, before: int, contig: int | None = None) -> None:
+        self._before = before
+        self._orf: int | None = None  # of the next one, in the same segment
+        self._contig = contig
+
+    @classmethod
+    def of(cls, span: InputSpan) -> Self:
+        """Return the order of the windows of *span*, from its first one on."""
+        # As if it came after a window of the segment before.
+        return cls(first_window(span.first_segment) - 1, span.first_contig)
+
+    def expects(self, number: int) -> bool:
+        """Whether the next window can have this *number*."""
+        return follows(number, self._before)
 
     def is_next(self, window: WindowRow) -> bool:
         """Return whether *window* is the next one, and count it."""
         contigs = window.contigs["number"]
-        contig = int(contigs[0]) if len(contigs) else self._contig
-        expected = (self.number, self._orf, self._contig)
-        found = (window.number, window.first, contig)
-        fits = all(one in (None, other) for one, other in zip(expected, found, strict=True))
-        self.number, self._orf = window.number + 1, window.end
+        segment = segment_of(window.number)
+        orf = first_orf(segment) if window.number == first_window(segment) else self._orf
+        fits = (
+            self.expects(window.number)
+            and orf in (None, window.first)
+            and (not len(contigs) or self._contig in (None, int(contigs[0])))
+        )
+        self._before, self._orf = window.number, window.end
         self._contig = int(contigs[-1]) + 1 if len(contigs) else self._contig
         return fits
 

@@ -87,8 +87,7 @@ class EmbeddingCheck:
         # Read when it is needed: a run that proceeds as it should has no such file.
         saved = cache(partial(SavedRows, store.directory, width))
         batches = store.reader.all_batches()
-        opened = EmbeddingRows.open(store.directory, width)
-        with writing_to(store.directory.path, FEATURES), opened as rows, closing(batches):
+        with writing_to(store.directory.path, FEATURES), store.embeddings(width) as rows, closing(batches):
             for batch in batches:
                 from_thread.check_cancelled()
                 self.batches += 1

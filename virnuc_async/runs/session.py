@@ -142,12 +142,12 @@ class RunSession:
         # It only reads: a caller that is cancelled need not wait for gigabytes.
         await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
         self.counts.load()
-        count = 0
+        end = 0  # the number behind the last window
         async for window in self._windows.each(self._tasks):
-            count += 1
+            end = window.number + 1
             for batch in await self._pending_of(window):
                 yield batch
-        await self.on_disk(self._check.end, count)
+        await self.on_disk(self._check.end, end)
         self.counts.all_read()
 
     async def compare_streams(self) -> None:

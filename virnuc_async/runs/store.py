@@ -11,7 +11,7 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -42,6 +42,7 @@ from .reader import RunReader
 from .repair import Recovered, repair_store
 from .rows import BatchKey, BatchRow, FailedOrf, FileEnd, WindowRow
 from .scratch import open_scratch
+from .store_rows import StoreRows
 
 if TYPE_CHECKING:
     from virnuc_async.engine.worker import ScoredBatch
@@ -201,23 +202,28 @@ class Store:
         return {(batch.number, batch.part) for batch in self.reader.batches(window)}
 
     def rebind(
-        self, identity: Identity, paths: Sequence[str], count: int, ends: Mapping[int, Sequence[FileRow]]
+        self, identity: Identity, paths: Sequence[str], end: int, ends: Mapping[int, Sequence[FileRow]]
     ) -> None:
         """
         Make this the run of *identity* and *paths*, which is not finished; all or nothing.
 
-        Keep the first *count* windows with their batches, and drop all others. In each window of *ends*,
-        which is one of the first, these files end.
+        Keep the windows before number *end* with their batches, and drop all others. In each window of
+        *ends*, which is one of the first, these files end.
         """
         values = {"identity": json.loads(json.dumps(identity)), "paths": list(paths)}
-        values["dropped"] = [key for key in self._dropped() if key[0] < count]
+        values["dropped"] = [key for key in self._dropped() if key[0] < end]
         with self._transaction():
-            self._database.execute("DELETE FROM batches WHERE window >= ?", count)
-            self._database.execute("DELETE FROM windows WHERE number >= ?", count)
+            self._database.execute("DELETE FROM batches WHERE window >= ?", end)
+            self._database.execute("DELETE FROM windows WHERE number >= ?", end)
             for number, files in ends.items():
                 self._set_file_ends(number, files)
             remove_meta(self._database, ENDING)
             set_meta(self._database, values)
+        self._rows.forget_places()
+
+    def embeddings(self, width: int) -> AbstractContextManager[EmbeddingRows]:
+        """Open the embeddings of the run, each of *width* numbers; not all may be there."""
+        return self._rows.embeddings(width)
 
     def dropped_parts(self, window: int) -> set[tuple[int, str]]:
         """Return the number and the split path of every batch of *window* that was dropped, and was split."""
@@ -292,7 +298,8 @@ class Store:
             self._database = Database(self.directory, STORE, has_locks, busy_seconds)
             undo.callback(self._database.close)
             self._database.scratch = self._scratch
-            self.reader = RunReader(self._database)
+            self._rows = StoreRows(self._database)
+            self.reader = RunReader(self._rows)
             with self._transaction("EXCLUSIVE"):
                 self._create_or_check(overwrite)
             undo.pop_all()
@@ -320,9 +327,18 @@ class Store:
 
     def _failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> FailedOrf:
         contig, fragment, frame = batch.origins[row].tolist()
-        file, name = self.reader.locate_contig(contig, batch.window)
+        file, name = self._locate_contig(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
         return FailedOrf(int(batch.orfs[row]), file, str(stage), os.fsdecode(text))
+
+    def _locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
+        """Return file and id of a record that begins in *window* or before."""
+        with closing(self._rows.windows_back(window)) as windows:
+            for found in windows:
+                if len(found.contigs) and found.contigs["number"][0] <= contig:
+                    row = contig - int(found.contigs["number"][0])
+                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
+        raise self._database.damage("records are missing")
 
     def _write_embeddings(self, done: "ScoredBatch", rows: Rows) -> bytes:
         """
@@ -330,7 +346,7 @@ class Store:
 
         Return the fingerprints of those that did not fail.
         """
-        with writing_to(self.directory.path), EmbeddingRows.open(self.directory, rows.shape[1]) as file:
+        with writing_to(self.directory.path), self.embeddings(rows.shape[1]) as file:
             file.write(done.batch.orfs, rows)
         return fingerprints(np.delete(rows, list(done.failures), 0)).tobytes()
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from math import fsum, isfinite
 from typing import Any, Self
+
+from virnuc_async.sequences.segments import first_window, follows
 
 from .rows import BatchRow, InvalidRow, WindowRow
 
@@ -59,9 +62,13 @@ def _are_device_totals(value: Any) -> bool:
     )
 
 
-def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[Totals, bool]:
+def add_up(
+    windows: Iterable[WindowRow], batches: Iterable[BatchRow], first_segment: int = 0
+) -> tuple[Totals, bool]:
     """
     Return the totals of all rows, and whether each window is there and has as many ORFs as it must have.
+
+    The first window is that of *first_segment*.
 
     Raises:
         InvalidRow: a window has more, or a batch has no window
@@ -93,4 +100,6 @@ def add_up(windows: Iterable[WindowRow], batches: Iterable[BatchRow]) -> tuple[T
     }
     counts = (len(missing), contigs, fragments, count, scores, failures, recomputed)
     totals = Totals(*counts, is_split, of_devices)
-    return totals, not any(missing.values()) and max(missing, default=-1) == len(missing) - 1
+    numbers = [first_window(first_segment) - 1, *sorted(missing)]
+    are_all = all(follows(number, before) for before, number in pairwise(numbers))
+    return totals, are_all and not any(missing.values())

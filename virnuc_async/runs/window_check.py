@@ -73,23 +73,24 @@ class WindowCheck:
         if self._store.reader.window_count() > count:
             raise self._mismatch(_OTHER_SEQUENCES)
 
-    def end(self, count: int) -> None:
-        """Drop the stored windows from number *count* on: the input has no more than that."""
-        if self._is_pending or self._store.reader.window_count() > count:
-            self._accept(count)
+    def end(self, number: int) -> None:
+        """Drop the stored windows from *number* on: the input has no more than that."""
+        if self._is_pending or self._store.reader.window_count(number):
+            self._accept(number)
 
     @property
     def _is_pending(self) -> bool:
         """Whether the store has still to be made one of the inputs now."""
         return self._is_changed or bool(self._ends)
 
-    def _accept(self, count: int) -> None:
-        """Make the run one of the inputs now, with the first *count* windows that are stored."""
-        dropped = self._store.reader.window_count() - count
+    def _accept(self, number: int) -> None:
+        """Make the run one of the inputs now, with the windows that are stored before *number*."""
+        dropped = self._store.reader.window_count(number)
+        count = self._store.reader.window_count() - dropped
         if dropped and not self._is_changed:
             self._messages.log.warning("the sequences have changed: {} dropped", plural(dropped, "window"))
         self._messages.log.debug("kept {} of an earlier session", plural(count, "window"))
-        self._store.rebind(self._identity, self._paths, count, self._ends)
+        self._store.rebind(self._identity, self._paths, number, self._ends)
         for files in self._ends.values():
             self._log_files(files)
         self._is_changed, self._ends = False, {}

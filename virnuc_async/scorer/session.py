@@ -19,7 +19,7 @@ from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import Reader
 from virnuc_async.sequences.tokens import OrfTokenizer, Ragged
-from virnuc_async.sequences.windows import Window, form_windows
+from virnuc_async.sequences.windows import Cut, Window, form_windows
 
 from .predictions import Prediction, predictions_of
 from .records import IN_MEMORY, Records, contigs_of, few_contigs
@@ -228,8 +228,8 @@ class ScorerSession(EngineEvents):
         return self._form_windows(paths(), read)
 
     def _form_windows(self, paths: Iterable[str], read: Reader) -> Generator[Window, None, None]:
-        length, size = self._plan.bundle.length, self._plan.window
-        yield from form_windows(paths, read, length, self._tokenizer, size)
+        cut = Cut(self._plan.bundle.length, self._plan.window, self._plan.segment)
+        yield from form_windows(paths, read, cut, self._tokenizer)
 
     def _predictions(self, block: Block, request: Request) -> list[Prediction]:
         return predictions_of(block, self._plan.bundle.length, self._plan.verdict_rule, request.failures)

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .segments import window_name
 from .tokens import Ragged
 
 # Which embeddings of an ORF exist before it is scored: bits of a number.
@@ -83,7 +84,9 @@ class Batch:
     @property
     def name(self) -> str:
         """The batch's name, which no other batch of the run has."""
-        return f"{self.window}.{self.number}" + (f".{self.split_path}" if self.split_path else "")
+        return f"{window_name(self.window)}.{self.number}" + (
+            f".{self.split_path}" if self.split_path else ""
+        )
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """Return two halves; every ORF of the first is at least as long as those of the second."""

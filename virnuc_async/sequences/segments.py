@@ -27,6 +27,11 @@ def first_window(segment: int) -> int:
     return segment << WINDOW_BITS
 
 
+def follows(window: int, before: int) -> bool:
+    """Whether *window* can be the next one after the window *before*, by their numbers in the run."""
+    return window in (before + 1, first_window(segment_of(before) + 1))
+
+
 def segment_of(window: int) -> int:
     """Return the segment of the *window* with this number in the run."""
     return window >> WINDOW_BITS
@@ -63,6 +68,22 @@ class InputSpan:
     end: tuple[int, int] | None = (
         None  # file of the first record behind it, and the records there before that
     )
+
+    def to_json(self) -> list[Any]:
+        """Return what JSON can hold."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> Self:
+        """Return what :meth:`to_json` gave; raises ValueError or TypeError if it makes no sense."""
+        *numbers, seek, end = value
+        point = SeekPoint(*seek)
+        counts = [*numbers, *point[:-1], *(end or ())]
+        if len(numbers) != 4 or len(end or (0, 0)) != 2 or type(point.has_lone_cr) is not bool:
+            raise ValueError("a span of the inputs has other values")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a number of a span is negative, or none")
+        return cls(*numbers, point, end and (end[0], end[1]))
 
 
 ALL: Final = InputSpan()

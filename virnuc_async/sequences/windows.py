@@ -1,19 +1,21 @@
 """
 Windows: consecutive ORFs of the input, with the records and files that they are from.
 
-They are a function of the input alone. A window runs across files, so that many small files fill
-batches as one large one does.
+They are a function of the input alone, and begin anew at each segment of it. A window runs across files, so
+that many small files fill batches as one large one does.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from virnuc_async.errors import InputError
+from virnuc_async.errors import BrokenInput, InputError
+from virnuc_async.text import plural
 
 from .batches import Batch, FeatureLookup, PrecomputedEmbeddings, pack_rows
 from .fastx import Contig
@@ -21,6 +23,7 @@ from .fragments import cut_all
 from .inputs import Reader
 from .orfs import Orfs, open_frames
 from .reading import Place, Reading
+from .segments import ALL, SEGMENT_BASES, InputSpan, first_orf, first_window
 from .tokens import OrfTokenizer, Ragged
 
 # Large enough that sorting makes long runs of equal length and the last, smaller batch of a
@@ -54,7 +57,7 @@ class FileRow:
 class Window:
     """Consecutive ORFs of the input, and the records and files that were read for them."""
 
-    number: int
+    number: int  # in the run
     first: int  # number in the run of its first ORF
     contigs: tuple[ContigRow, ...]  # that begin in it
     files: tuple[FileRow, ...]  # that end in it
@@ -84,26 +87,42 @@ class Window:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How an input is cut: into fragments, windows and segments."""
+
+    length: int  # bases of a fragment
+    window: int = WINDOW_ORFS  # ORFs, or up to five more to end a fragment
+    segment: int = SEGMENT_BASES  # bases, or more to end a record
+
+
 def form_windows(
     paths: Iterable[str],
     read: Reader,
-    length: int,
+    cut: Cut,
     tokenizer: OrfTokenizer,
-    size: int,
     reading: Reading | None = None,
+    span: InputSpan = ALL,
 ) -> Iterator[Window]:
     """
-    Yield windows of *size* ORFs, or up to five more to end a fragment, from *paths* in order.
+    Yield the windows of *paths* in order, cut as *cut* says; those of *span*, if it is given.
 
-    The last window holds the rest, so that every record and file is in one. A file that fails is in
-    ``Window.files`` with its failure; the records before that count. How far the inputs were read for a
+    The last window of a segment holds the rest, so that every record and file is in one. A file that fails is
+    in ``Window.files`` with its failure; the records before that count. How far the inputs were read for a
     window is known if *reading* watches how *read* opens them.
     """
-    builder, reading = _WindowBuilder(), reading or Reading()
-    for records in _group_records(paths, read, reading):
-        for block in records.blocks(length, reading.block_bases):
+    reading = reading or Reading()
+    builder = _WindowBuilder(first_window(span.first_segment), first_orf(span.first_segment))
+    segment = span.first_segment
+    for records in _group_records(_Source(paths, read, span), cut.segment, reading):
+        if records.segment != segment:
+            segment = records.segment
+            if not builder.is_empty:
+                yield builder.build(tokenizer)
+            builder = _WindowBuilder(first_window(segment), first_orf(segment))
+        for block in records.blocks(cut.length, reading.block_bases):
             begin = _Position(0, 0)
-            while end := builder.next_boundary(block, begin, size):
+            while end := builder.next_boundary(block, begin, cut.window):
                 builder.add(block, begin, end)
                 yield builder.build(tokenizer)
                 begin = end
@@ -163,28 +182,83 @@ class _Block:
         return begin.towards(end, position.orfs / max(1, len(self.orfs)))
 
 
-def _group_records(paths: Iterable[str], read: Reader, reading: Reading) -> Iterator["_Records"]:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The records of *span* in the files *paths*, which *read* reads."""
+
+    paths: Iterable[str]
+    read: Reader
+    span: InputSpan
+
+    def files(self) -> Iterator[tuple[int, str]]:
+        """Yield the number and the path of each file that must be opened."""
+        end = self.span.end and self.span.end[0] + bool(self.span.end[1])
+        return islice(enumerate(self.paths), self.span.first_file, end)
+
+    def first_record(self, file: int) -> int:
+        """Return how many records of *file* are before those of the span."""
+        return self.span.first_record if file == self.span.first_file else 0
+
+    def has_end_of(self, file: int) -> bool:
+        """Whether *file* is read to its end."""
+        return self.span.end is None or file < self.span.end[0]
+
+    def records(self, file: int, path: str) -> Iterator[Contig]:
+        """Yield the records of *file* that are of the span; raises InputError."""
+        first = self.first_record(file)
+        if first:
+            seek = self.span.seek
+            contigs = islice(
+                self.read(path, seek) if seek.record else self.read(path), first - seek.record, None
+            )
+        else:
+            contigs = self.read(path)
+        if self.span.end is None or self.has_end_of(file):
+            yield from contigs
+            return
+        number, end = first, self.span.end[1]
+        for number, contig in enumerate(contigs, first + 1):
+            yield contig
+            if number == end:
+                return
+        # As if it had never been complete: whoever has planned the span knows better.
+        raise BrokenInput(path, number, f"it ends after {plural(number, 'record')}; there were more")
+
+    def _read_from(self, file: int, path: str) -> Iterator[Contig]:
+        first, seek = self.first_record(file), self.span.seek
+        if not first:
+            return self.read(path)
+        return islice(self.read(path, seek) if seek.record else self.read(path), first - seek.record, None)
+
+
+def _group_records(source: _Source, segment_bases: int, reading: Reading) -> Iterator["_Records"]:
     """Group records so that many short ones are translated as one; a long one is a group of its own."""
-    records, room = _Records(0, reading.place), reading.block_bases
-    for file, path in enumerate(paths):
-        first, failure = records.end, None
+    records = _Records(source.span.first_contig, reading.place, source.span.first_segment)
+    room, left = reading.block_bases, segment_bases
+    for file, path in source.files():
+        first, failure = records.end - source.first_record(file), None
         reading.begin(file, room)
         try:
-            for contig in read(path):
+            for contig in source.records(file, path):
                 used = len(contig.bases) + len(contig.id) + _RECORD_BASES
-                if records.contigs and used > room:
+                is_full = left <= 0
+                if is_full or (records.contigs and used > room):
                     yield records.read_to(reading.advance(room))
-                    records, room = _Records(records.end, reading.place), reading.renew()
+                    records, room = records.behind(reading.place, is_full), reading.renew()
+                    left = segment_bases if is_full else left
                 records.contigs.append(contig)
                 records.sources.append(file)
                 room -= used
+                left -= len(contig.bases)
                 if room <= 0:
                     yield records.read_to(reading.advance(room))
-                    records, room = _Records(records.end, reading.place), reading.renew()
+                    records, room = records.behind(reading.place), reading.renew()
         except InputError as error:
             failure = error
-        records.ends.append(reading.end(file))
-        records.files.append((len(records.contigs), FileRow(file, path, records.end - first, failure)))
+        if failure or source.has_end_of(file):
+            records.ends.append(reading.end(file))
+            row = FileRow(file, path, records.end - first, failure)
+            records.files.append((len(records.contigs), row))
     yield records.read_to(reading.place)
 
 
@@ -194,6 +268,7 @@ class _Records:
 
     first: int  # number in the run of the first one
     begin: Place  # how far the inputs were read before
+    segment: int  # that all are of
     place: Place = Place(0)  # how far they are read for these
     contigs: list[Contig] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # of each: number of its file
@@ -204,6 +279,10 @@ class _Records:
     def end(self) -> int:
         """The number in the run of the record behind these."""
         return self.first + len(self.contigs)
+
+    def behind(self, place: Place, in_next_segment: bool = False) -> "_Records":
+        """Return those that begin behind these, none yet, where the inputs are read to *place*."""
+        return _Records(self.end, place, self.segment + in_next_segment)
 
     def read_to(self, place: Place) -> Self:
         """Note how far the inputs are read for these, and return these."""
@@ -245,10 +324,10 @@ def _translate(bases: bytes, ranges: NDArray[np.int64]) -> Orfs:
 
 @dataclass(slots=True)
 class _WindowBuilder:
-    """The window that is being filled; counts windows and ORFs through the run."""
+    """The window that is being filled; counts windows and ORFs through a segment."""
 
-    number: int = 0
-    first: int = 0
+    number: int
+    first: int
     before: bytes = b""
     proteins: list[bytes] = field(default_factory=list)
     bases: list[bytes] = field(default_factory=list)
