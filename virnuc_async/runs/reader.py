@@ -231,10 +231,9 @@ class RunReader:
 
     def _locate_file(self, file: int) -> _Location:
         places = self._locate_files()
-        row = file - self._rows.span.first_file
-        is_known = (
-            0 <= row < len(places) and places[-1].end.number == self._rows.span.first_file + len(places) - 1
-        )
+        first = self._rows.span.first_file
+        row, last = file - first, first + len(places) - 1
+        is_known = 0 <= row < len(places) and places[-1].end.number == last
         self._require(is_known, "a file was not read to its end")
         return places[row]
 

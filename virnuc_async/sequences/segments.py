@@ -7,8 +7,9 @@ number of the run is that of the segment and the number in it, packed: stores of
 together without renumbering, and an input of one segment has the numbers 0, 1, 2, ...
 """
 
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Final, NamedTuple, Self
 
 SEGMENT_BASES: Final = (
     64_000_000  # at least; small enough for a shard of minutes, large enough for full batches
@@ -65,9 +66,7 @@ class InputSpan:
     first_file: int = 0  # number of the file with its first record
     first_record: int = 0  # records of that file before it
     seek: SeekPoint = START  # at that record, or at an earlier one of the file
-    end: tuple[int, int] | None = (
-        None  # file of the first record behind it, and the records there before that
-    )
+    end: tuple[int, int] | None = None  # file of the record behind it, and the records there before that
 
     def to_json(self) -> list[Any]:
         """Return what JSON can hold."""
@@ -76,14 +75,14 @@ class InputSpan:
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> Self:
         """Return what :meth:`to_json` gave; raises ValueError or TypeError if it makes no sense."""
-        *numbers, seek, end = value
-        point = SeekPoint(*seek)
-        counts = [*numbers, *point[:-1], *(end or ())]
-        if len(numbers) != 4 or len(end or (0, 0)) != 2 or type(point.has_lone_cr) is not bool:
-            raise ValueError("a span of the inputs has other values")
+        segment, contig, file, record, seek, end = value
+        point, (end_file, end_record) = SeekPoint(*seek), end or (0, 0)
+        counts = (segment, contig, file, record, *point[:-1], end_file, end_record)
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("a number of a span is negative, or none")
-        return cls(*numbers, point, end and (end[0], end[1]))
+        if type(point.has_lone_cr) is not bool:
+            raise ValueError("a seek point has another value")
+        return cls(segment, contig, file, record, point, end and (end_file, end_record))
 
 
 ALL: Final = InputSpan()

@@ -205,14 +205,7 @@ class _Source:
 
     def records(self, file: int, path: str) -> Iterator[Contig]:
         """Yield the records of *file* that are of the span; raises InputError."""
-        first = self.first_record(file)
-        if first:
-            seek = self.span.seek
-            contigs = islice(
-                self.read(path, seek) if seek.record else self.read(path), first - seek.record, None
-            )
-        else:
-            contigs = self.read(path)
+        first, contigs = self.first_record(file), self._read_from(file, path)
         if self.span.end is None or self.has_end_of(file):
             yield from contigs
             return
