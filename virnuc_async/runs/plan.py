@@ -39,12 +39,12 @@ class Plan:
     bundle: Bundle
     devices: "tuple[Device, ...]" = ()  # empty: those of the settings, when there is something to compute
     window: int = WINDOW_ORFS  # ORFs
-    segment: int = SEGMENT_BASES  # bases
-    span: InputSpan = ALL  # what is read of the inputs
     device_state: Callable[["Device"], DeviceState] = device_state
     intervals: Intervals = Intervals()
     on_progress: Callable[[RunProgress], None] | None = None  # called while the run proceeds, and at its end
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
+    segment: int = SEGMENT_BASES  # bases
+    span: InputSpan = ALL  # what is read of the inputs
 
     @property
     def verdict_rule(self) -> VerdictRule:
