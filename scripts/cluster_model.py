@@ -6,10 +6,10 @@ a hundred thousand shards take two seconds. What a shard needs is a sum of measu
 a parameter with its source; what many GPUs do to each other (a storage that they share, a queue, losses,
 the last shards) is what the model adds.
 
-A GPU begins (container, model), takes the first shard that waits, opens it, reads its file up to it if that
-cannot be sought in, scores it, writes its rows, publishes them, and takes the next. If it is lost, its shard
-waits until the lock of the lost owner has run out, and loses what its store does not have. A shard that has
-ended too many GPUs is set aside.
+A GPU begins (container, model), is dealt a shard, opens it, reads its file up to it if that cannot be sought
+in, scores it, writes its rows, publishes them, and gets the next. If it is lost, its shard loses what its
+store does not have, and is dealt again, to wait for the lock of the lost owner. Which shard is dealt next,
+and when one is set aside, is decided by the program's own :class:`Dealing`.
 """
 
 import heapq
@@ -17,17 +17,21 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from itertools import count
 from typing import Any
 
-from virnuc_async.distributed.plan import PlannedSegment, RunPlan
+from virnuc_async.distributed.dealing import Dealing, Ending, Limits
+from virnuc_async.distributed.plan import PlannedSegment, RunPlan, Shard
 from virnuc_async.runs.lock import LEASE_DURATION
 from virnuc_async.sequences.segments import SEGMENT_BASES
 
 GIGA, MEGA = 1e9, 1e6
 _NEVER = math.inf
+_LIMITS = Limits()
+_PAUSES = [min(_LIMITS.first_pause * 2**n, _LIMITS.longest_pause) for n in range(5)]
 _LEFT_FOR_COPIES = 0.05  # of the storage's bandwidth, however much is read and written while scoring
 
 
@@ -69,7 +73,7 @@ class Parameters:
     replacement_minutes: float = _parameter(10.0, "minutes until a lost GPU is replaced", "assumed")
     notice_seconds: float = _parameter(30.0, "s until a loss is noticed", "assumed")
     takeover_seconds: float = _parameter(LEASE_DURATION, "s until a lock runs out", "the program's own")
-    attempts: int = _parameter(3, "GPUs that a shard may end", "the program's own")
+    attempts: int = _parameter(_LIMITS.lost_nodes, "lost GPUs that a shard may have had", "the program's own")
 
     workers: str = _choice({"kept": "have the model for all their shards", "job": "a process a shard"})
     start_seconds: float = _parameter(30.0, "s to begin a container", "assumed")
@@ -167,17 +171,17 @@ class Spent(StrEnum):
 
 
 @dataclass(slots=True)
-class Shard:
-    """A shard, and how far it is."""
+class Part:
+    """What a shard has to be done, and how far it is."""
 
-    number: int
+    shard: Shard
     orfs: float
     skipped: float  # bases of its file before it
     kept: float = 0.0  # ORFs that its store has
-    lost: int = 0  # GPUs that it ended
+    locked_until: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Gpu:
     """A GPU, what it is doing, and since when."""
 
@@ -186,8 +190,13 @@ class Gpu:
     life: int = 0  # changes when it is lost or replaced: what was planned for it before is void
     task: Spent = Spent.STARTING
     since: float = 0.0
-    shard: Shard | None = None
+    part: Part | None = None
     spent: dict[Spent, float] = field(default_factory=lambda: dict.fromkeys(Spent, 0.0))
+
+    @property
+    def worker(self) -> str:
+        """What it is known by to those who deal; another after each loss."""
+        return f"{self.number}.{self.life}"
 
     def turn_to(self, task: Spent, now: float) -> None:
         """Note that from *now* on, its time goes to *task*."""
@@ -197,59 +206,63 @@ class Gpu:
 
 class Shared:
     """
-    A capacity that all who use it at a time have equal shares of, each at most *most*.
+    A capacity that all who use it at a time have equal shares of, each at most *most* for a weight of 1.
 
     All shares change at once, so it is enough to know how much one user would have had since the beginning
-    (``_level``): who began at a level and needs an amount is done at the sum of both.
+    (``_level``): who began at a level and needs an amount is done at the sum of both. The first that will be
+    done is ``first``, at the time ``due``, if nothing changes until then.
     """
 
     def __init__(self, capacity: float, most: float) -> None:
+        self.load = 0.0  # the sum of all weights
+        self.share = most  # per second, of each user of weight 1
+        self.first: Gpu | None = None
+        self.due = _NEVER
         self._capacity, self._most = capacity, most
         self._level, self._at = 0.0, 0.0
         self._ends: list[tuple[float, int, Gpu]] = []
-        self._users: dict[int, tuple[float, float, int]] = {}  # by GPU: end, weight, number of the use
-        self._numbers = count()
-        self.load = 0.0  # the sum of all weights
-
-    @property
-    def share(self) -> float:
-        """Per second, of each user of weight 1."""
-        return min(self._most, self._capacity / self.load) if self._users else self._most
+        self._users: dict[Gpu, tuple[float, float, int]] = {}  # end, weight, and which use it is
+        self._uses = count()
 
     def set_capacity(self, capacity: float, now: float) -> None:
         """Have *capacity* from *now* on."""
         self._advance(now)
         self._capacity = capacity
+        self._look_ahead()
 
     def begin(self, gpu: Gpu, amount: float, now: float, weight: float = 1.0) -> None:
         """Let *gpu* use it until it has had *amount*."""
         self._advance(now)
-        number, end = next(self._numbers), self._level + amount
-        self._users[gpu.number] = (end, weight, number)
+        use, end = next(self._uses), self._level + amount
+        self._users[gpu] = (end, weight, use)
         self.load += weight
-        heapq.heappush(self._ends, (end, number, gpu))
+        heapq.heappush(self._ends, (end, use, gpu))
+        self._look_ahead()
 
     def end(self, gpu: Gpu, now: float) -> float:
         """Stop the use of *gpu*, if it has one; return what it has not had yet."""
-        self._advance(now)
-        if gpu.number not in self._users:
+        if gpu not in self._users:
             return 0.0
-        end, weight, _ = self._users.pop(gpu.number)
+        self._advance(now)
+        end, weight, _ = self._users.pop(gpu)
         self.load = self.load - weight if self._users else 0.0  # without what rounding leaves
+        self._look_ahead()
         return max(0.0, end - self._level)
-
-    def next_end(self) -> tuple[float, Gpu] | None:
-        """Return the time at which the first user has what it needs, and who that is."""
-        while self._ends:
-            end, number, gpu = self._ends[0]
-            if self._users.get(gpu.number, (0, 0, -1))[2] == number:
-                return self._at + max(0.0, end - self._level) / self.share, gpu
-            heapq.heappop(self._ends)
-        return None
 
     def _advance(self, now: float) -> None:
         self._level += (now - self._at) * self.share
         self._at = now
+
+    def _look_ahead(self) -> None:
+        self.share = min(self._most, self._capacity / self.load) if self._users else self._most
+        while self._ends:
+            end, use, gpu = self._ends[0]
+            known = self._users.get(gpu)
+            if known is not None and known[2] == use:
+                self.first, self.due = gpu, self._at + max(0.0, end - self._level) / self.share
+                return
+            heapq.heappop(self._ends)
+        self.first, self.due = None, _NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +296,11 @@ class Simulation:
     def __init__(self, parameters: Parameters) -> None:
         self._of = parameters
         self._random = random.Random(parameters.seed)
-        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
+        # The last timer is never reached.
+        self._timers: list[tuple[float, int, Callable[[float], None]]] = [(_NEVER, -1, lambda _: None)]
         self._numbers = count()
-        self._waiting = [(shard.number, shard) for shard in shards_of(parameters)]
-        self._left = len(self._waiting)
+        self._parts = {part.shard: part for part in parts_of(parameters)}
+        self._dealing = Dealing(self._parts, replace(_LIMITS, lost_nodes=parameters.attempts))
         self._gpus = [Gpu(number, self._draw_speed()) for number in range(parameters.gpus)]
         self._idle: deque[tuple[Gpu, int]] = deque()
         self._storage = Shared(parameters.bandwidth * GIGA, parameters.stream * GIGA)
@@ -294,8 +308,7 @@ class Simulation:
         self._bandwidth_of_orf = parameters.bandwidth_of_orf
         self._load_of_orf = max(parameters.bandwidth_of_orf, parameters.operations_of_orf)
         self._driver_is_free = 0.0
-        self._set_aside: list[int] = []
-        self._done, self._losses, self._events = 0, 0, 0
+        self._losses, self._events = 0, 0
         self._repeated, self._bytes = 0.0, 0.0
 
     def run(self) -> Outcome:
@@ -303,31 +316,29 @@ class Simulation:
         now = 0.0
         for gpu in self._gpus:
             self._start(gpu, now)
-        while self._left:
+        while not self._dealing.is_over:
             now = self._step()
         unused = sum(now - gpu.since for gpu in self._gpus if gpu.task is Spent.IDLE)
         for gpu in self._gpus:
             gpu.turn_to(gpu.task, now)
         spent = {task: math.fsum(gpu.spent[task] for gpu in self._gpus) for task in Spent}
         held = math.fsum(spent.values()) - unused - spent[Spent.ABSENT]
-        aside = sorted(self._set_aside)
-        return Outcome(
-            now, self._done, aside, self._losses, self._repeated, spent, held, self._bytes, self._events
-        )
+        aside = sorted(shard.number for shard in self._dealing.set_aside)
+        counts = (self._dealing.done, aside, self._losses, self._repeated)
+        return Outcome(now, *counts, spent, held, self._bytes, self._events)
 
     def _step(self) -> float:
         """Let the next event happen; return its time."""
         self._events += 1
-        timer = self._timers[0][0] if self._timers else _NEVER
-        moved, scored = self._storage.next_end(), self._scoring.next_end()
-        now = min(timer, moved[0] if moved else _NEVER, scored[0] if scored else _NEVER)
+        timer, storage, scoring = self._timers[0][0], self._storage, self._scoring
+        now = min(timer, storage.due, scoring.due)
         if timer == now:
             heapq.heappop(self._timers)[2](now)
-        elif moved and moved[0] == now:
-            self._storage.end(moved[1], now)
-            self._has_moved(moved[1], now)
-        elif scored:
-            self._has_scored(scored[1], now)
+        elif storage.due == now and (gpu := storage.first) is not None:
+            storage.end(gpu, now)
+            self._has_moved(gpu, now)
+        elif (gpu := scoring.first) is not None:
+            self._has_scored(gpu, now)
         return now
 
     def _after(self, seconds: float, gpu: Gpu, action: Callable[[Gpu, float], None], now: float) -> None:
@@ -365,63 +376,88 @@ class Simulation:
             case Spent.LOADING:
                 self._wait(gpu, now)
             case Spent.SKIMMING:
-                assert gpu.shard is not None
-                seconds = gpu.shard.skipped / (self._of.skim_megabases * MEGA)
+                assert gpu.part is not None
+                seconds = gpu.part.skipped / (self._of.skim_megabases * MEGA)
                 self._after(max(0.0, gpu.since + seconds - now), gpu, self._score, now)
             case _:
                 self._finish(gpu, now)
 
     def _wait(self, gpu: Gpu, now: float) -> None:
-        """Let *gpu* wait for a shard."""
+        """Let *gpu* have a shard, or wait for one."""
         gpu.turn_to(Spent.IDLE, now)
-        self._idle.append((gpu, gpu.life))
-        self._deal(now)
+        self._dealing.add(gpu.worker, gpu.worker)
+        if not self._deal_to(gpu, now):
+            self._idle.append((gpu, gpu.life))
 
     def _deal(self, now: float) -> None:
-        """Give the first shards that wait to those that wait for one."""
-        while self._waiting and self._idle:
+        """Give what can be dealt to those that wait."""
+        while self._idle:
             gpu, life = self._idle.popleft()
-            if gpu.life == life:
-                gpu.shard = heapq.heappop(self._waiting)[1]
-                self._open(gpu, gpu.shard, now)
+            if gpu.life == life and not self._deal_to(gpu, now):
+                self._idle.appendleft((gpu, life))
+                return
 
-    def _open(self, gpu: Gpu, shard: Shard, now: float) -> None:
+    def _deal_to(self, gpu: Gpu, now: float) -> bool:
+        """Give *gpu* a shard, and return whether there is one for it."""
+        task = self._dealing.take(gpu.worker, now)
+        if task is None:
+            return False
+        gpu.part = self._parts[task.shard]
         gpu.turn_to(Spent.OPENING, now)
         self._driver_is_free = max(now, self._driver_is_free) + self._of.deal_seconds
-        seconds = self._driver_is_free - now + self._of.open_seconds
-        if self._of.format == "gzip" and shard.skipped:
-            size = shard.skipped / self._of.bases * self._of.gigabytes * GIGA
-            self._after(seconds, gpu, lambda gpu, at: self._move(gpu, Spent.SKIMMING, size, at), now)
-        elif shard.kept:
-            self._after(seconds, gpu, self._score, now)
+        asked, locked = self._driver_is_free, gpu.part.locked_until
+        opened = (max(asked, locked) if task.is_patient else asked) + self._of.open_seconds
+        self._after(opened - now, gpu, self._find_locked if locked > opened else self._open, now)
+        return True
+
+    def _find_locked(self, gpu: Gpu, now: float) -> None:
+        self._end(gpu.worker, Ending.LOCKED, now)
+        gpu.part = None
+        self._wait(gpu, now)
+
+    def _end(self, worker: str, ending: Ending, now: float) -> None:
+        """Note how *worker* has ended with its shard; one that is not done is dealt again, after a pause."""
+        self._dealing.ended(worker, ending, "", now)
+        if ending is not Ending.DONE:
+            for pause in (0.0, *_PAUSES):
+                self._at(now + pause, self._deal)
+
+    def _open(self, gpu: Gpu, now: float) -> None:
+        assert gpu.part is not None
+        if self._of.format == "gzip" and gpu.part.skipped:
+            size = gpu.part.skipped / self._of.bases * self._of.gigabytes * GIGA
+            self._move(gpu, Spent.SKIMMING, size, now)
         else:
-            self._after(seconds, gpu, self._score_rest, now)
+            self._score(gpu, now)
 
     def _score(self, gpu: Gpu, now: float) -> None:
         """Build the windows again of what the shard's store has, then score the rest."""
-        assert gpu.shard is not None
+        assert gpu.part is not None
+        if not gpu.part.kept:
+            self._score_rest(gpu, now)
+            return
         gpu.turn_to(Spent.REPEATED, now)
-        self._after(gpu.shard.kept / self._of.rebuild_orfs, gpu, self._score_rest, now)
+        self._after(gpu.part.kept / self._of.rebuild_orfs, gpu, self._score_rest, now)
 
     def _score_rest(self, gpu: Gpu, now: float) -> None:
-        assert gpu.shard is not None
+        assert gpu.part is not None
         gpu.turn_to(Spent.SCORING, now)
-        seconds = (gpu.shard.orfs - gpu.shard.kept) / gpu.speed
+        seconds = (gpu.part.orfs - gpu.part.kept) / gpu.speed
         self._scoring.begin(gpu, seconds, now, gpu.speed * self._load_of_orf)
         self._leave_bandwidth(now)
 
     def _has_scored(self, gpu: Gpu, now: float) -> None:
-        assert gpu.shard is not None
+        assert gpu.part is not None
         self._stop_scoring(gpu, now)
         gpu.turn_to(Spent.ROWS, now)
-        seconds = gpu.shard.orfs * self._of.rows_microseconds / MEGA
+        seconds = gpu.part.orfs * self._of.rows_microseconds / MEGA
         publish = self._publish if self._of.store == "scratch" else self._finish
         self._after(seconds, gpu, publish, now)
 
     def _stop_scoring(self, gpu: Gpu, now: float) -> float:
         """Return the ORFs of its shard that *gpu* has scored."""
-        assert gpu.shard is not None
-        orfs = gpu.shard.orfs - gpu.shard.kept - self._scoring.end(gpu, now) * gpu.speed
+        assert gpu.part is not None
+        orfs = gpu.part.orfs - gpu.part.kept - self._scoring.end(gpu, now) * gpu.speed
         self._leave_bandwidth(now)
         stalled = max(0.0, now - gpu.since - orfs / gpu.speed)
         gpu.turn_to(Spent.SCORING, now)
@@ -436,56 +472,48 @@ class Simulation:
         self._storage.set_capacity(share * self._of.bandwidth * GIGA, now)
 
     def _publish(self, gpu: Gpu, now: float) -> None:
-        assert gpu.shard is not None
-        size = gpu.shard.orfs * (self._of.store_bytes + self._of.row_bytes)
+        assert gpu.part is not None
+        size = gpu.part.orfs * (self._of.store_bytes + self._of.row_bytes)
         self._move(gpu, Spent.PUBLISHING, size, now)
 
     def _finish(self, gpu: Gpu, now: float) -> None:
-        gpu.shard = None
-        self._done += 1
-        self._left -= 1
+        self._end(gpu.worker, Ending.DONE, now)
+        gpu.part = None
         if self._of.workers == "job":
             self._begin_process(gpu, now, self._of.model_bytes)
         else:
             self._wait(gpu, now)
 
     def _lose(self, gpu: Gpu, now: float) -> None:
-        """Lose *gpu* with what only it had; its shard waits until others may take it."""
+        """Lose *gpu*, with what only it had of its shard, which is dealt again when the loss is noticed."""
         self._losses += 1
         self._storage.end(gpu, now)
-        if gpu.shard is not None:
-            self._return(gpu, gpu.shard, now)
+        if gpu.part is not None:
+            self._keep(gpu, gpu.part, now)
+            if self._of.store == "shared":
+                gpu.part.locked_until = now + self._of.takeover_seconds
+        self._at(now + self._of.notice_seconds, partial(self._notice, gpu.worker, gpu.part is not None))
         gpu.turn_to(Spent.ABSENT, now)
-        gpu.life, gpu.shard = gpu.life + 1, None
+        gpu.life, gpu.part = gpu.life + 1, None
         minutes = self._of.replacement_minutes
         self._after(self._random.expovariate(1 / 60 / minutes) if minutes else 0.0, gpu, self._start, now)
 
-    def _return(self, gpu: Gpu, shard: Shard, now: float) -> None:
-        self._keep(gpu, shard, now)
-        shard.lost += 1
-        if shard.lost >= self._of.attempts:
-            self._set_aside.append(shard.number)
-            self._left -= 1
-            return
-        is_shared = self._of.store == "shared"
-        lock = self._of.takeover_seconds if is_shared else 0.0
-        self._at(now + max(self._of.notice_seconds, lock), lambda at: self._offer(shard, at))
+    def _notice(self, worker: str, had_shard: bool, now: float) -> None:
+        self._dealing.leave(worker)
+        if had_shard:
+            self._end(worker, Ending.NODE_LOST, now)
 
-    def _keep(self, gpu: Gpu, shard: Shard, now: float) -> None:
-        """Note what the store of *shard* has when *gpu* is lost: on a shared disk, whole batches."""
-        scored = shard.orfs - shard.kept if gpu.task in (Spent.ROWS, Spent.PUBLISHING) else 0.0
+    def _keep(self, gpu: Gpu, part: Part, now: float) -> None:
+        """Note what the store of *part* has when *gpu* is lost: on a shared disk, whole batches."""
+        scored = part.orfs - part.kept if gpu.task in (Spent.ROWS, Spent.PUBLISHING) else 0.0
         if gpu.task is Spent.SCORING:
             scored = self._stop_scoring(gpu, now)
         batch = self._of.orfs_per_batch
         kept = scored // batch * batch if self._of.store == "shared" else 0.0
-        shard.kept += kept
+        part.kept += kept
         self._repeated += scored - kept
         gpu.spent[Spent.SCORING] -= (scored - kept) / gpu.speed
         gpu.spent[Spent.REPEATED] += (scored - kept) / gpu.speed
-
-    def _offer(self, shard: Shard, now: float) -> None:
-        heapq.heappush(self._waiting, (shard.number, shard))
-        self._deal(now)
 
     def _draw_speed(self) -> float:
         """Return the speed of a GPU: about the usual one, or that of a slow one."""
@@ -516,11 +544,12 @@ def plan_of(parameters: Parameters) -> RunPlan:
     )
 
 
-def shards_of(parameters: Parameters) -> Iterator[Shard]:
+def parts_of(parameters: Parameters) -> Iterator[Part]:
     """Yield the shards that have a segment, in the order in which they are dealt."""
     plan, file = plan_of(parameters), parameters.bases / parameters.files
     size, density = plan.segment_bases, parameters.orfs / parameters.bases
-    for number, part in enumerate(plan.divide(parameters.shards)):
+    count = parameters.shards
+    for number, part in enumerate(plan.divide(count)):
         if part:
             bases = (len(part) - 1) * size + plan.segments[part[-1]].bases
-            yield Shard(number, bases * density, part[0] * size % file)
+            yield Part(Shard(number, count), bases * density, part[0] * size % file)

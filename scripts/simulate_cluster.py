@@ -26,6 +26,7 @@ STUDIES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "shards": {"gpus": (10, 100, 1000), "segments_per_shard": (1, 4, 12, 100)},
     "bandwidth": {"gpus": (100, 1000, 10_000), "bandwidth": (1.0, 5.0, 20.0, 100.0)},
     "format": {"gpus": (10, 100, 1000), "files": (1, 16, 128), "format": ("gzip", "bgzf")},
+    "gzip": {"gpus": (10, 100), "files": (1, 16), "segments_per_shard": (12, 127), "format": ("gzip",)},
     "losses": {
         "segments_per_shard": (1, 12),
         "losses_per_hour": (0.0, 0.01, 0.05, 0.2, 1.0),

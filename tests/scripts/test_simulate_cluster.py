@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import asdict, fields, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 import simulate
-from cluster_model import Gpu, Outcome, Parameters, Shared, Simulation, Spent, plan_of, shards_of
+from cluster_model import Gpu, Outcome, Parameters, Shared, Simulation, Spent, parts_of, plan_of
 from simulate_cluster import STUDIES
 
 # Twenty GPUs with ten shards each, much of which is lost.
@@ -33,7 +33,7 @@ def test_every_shard_is_done_once_and_all_time_is_accounted_for(
     of = replace(SMALL, store=store, format=form, workers=workers, losses_per_hour=losses, spread=0)
     of = replace(of, slow_share=0, attempts=1000)
     outcome = run(of)
-    assert outcome.done == len(list(shards_of(of)))
+    assert outcome.done == len(list(parts_of(of)))
     assert (outcome.losses > 0) == (losses > 0)
     assert outcome.spent[Spent.SCORING] * of.orfs_per_second == pytest.approx(of.orfs)
     assert sum(outcome.spent.values()) == pytest.approx(of.gpus * outcome.seconds)
@@ -44,13 +44,13 @@ def test_every_shard_is_done_once_and_all_time_is_accounted_for(
 
 def test_without_losses_and_with_equal_speeds_the_time_is_that_of_the_rounds() -> None:
     outcome = run(IDEAL)
-    shards = list(shards_of(IDEAL))
-    orfs = shards[0].orfs
+    parts = list(parts_of(IDEAL))
+    orfs = parts[0].orfs
     published = orfs * (IDEAL.store_bytes + IDEAL.row_bytes) / (IDEAL.stream * 1e9)
     scored = orfs / IDEAL.orfs_per_second + orfs * IDEAL.rows_microseconds / 1e6
     each = IDEAL.open_seconds + scored + published
     start = IDEAL.start_seconds + IDEAL.import_seconds + IDEAL.start_bytes / (IDEAL.stream * 1e9)
-    rounds = ceil(len(shards) / IDEAL.gpus)
+    rounds = ceil(len(parts) / IDEAL.gpus)
     assert outcome.seconds == pytest.approx(start + rounds * each)
     assert outcome.efficiency == pytest.approx(
         IDEAL.orfs / IDEAL.orfs_per_second / IDEAL.gpus / outcome.seconds
@@ -66,12 +66,10 @@ def test_a_storage_is_shared_equally_when_all_begin_at_once() -> None:
 
 def test_what_is_read_over_of_gzip_is_all_before_each_shard_in_its_file() -> None:
     of = replace(IDEAL, format="gzip", model_gigabytes=0, image_gigabytes=0, store_bytes=0, row_bytes=0)
-    shards = list(shards_of(of))
+    parts = list(parts_of(of))
     bases, size = of.bases / of.files, of.segment_megabases * 1e6
-    assert [shard.skipped for shard in shards] == pytest.approx(
-        [n * size % bases for n in range(len(shards))]
-    )
-    before = sum(shard.skipped for shard in shards)
+    assert [part.skipped for part in parts] == pytest.approx([n * size % bases for n in range(len(parts))])
+    before = sum(part.skipped for part in parts)
     outcome = run(of)
     assert outcome.storage_bytes == pytest.approx(before / of.bases * of.gigabytes * 1e9)
     assert outcome.spent[Spent.SKIMMING] == pytest.approx(before / (of.skim_megabases * 1e6))
@@ -118,14 +116,18 @@ def _all_of(parameters: Parameters) -> list[Any]:
 
 def test_shares_of_a_capacity() -> None:
     shared, (a, b, c) = Shared(12.0, 10.0), (Gpu(number, 1.0) for number in range(3))
+    assert (shared.first, shared.due) == (None, inf)
     shared.begin(a, 20.0, 0.0)
-    assert shared.next_end() == (2.0, a)  # alone: at most 10 a second
+    assert (shared.first, shared.due) == (a, 2.0)  # alone: at most 10 a second
     shared.begin(b, 30.0, 1.0)
-    assert shared.next_end() == (pytest.approx(1 + 10 / 6), a)  # together: 6 each
+    assert (shared.first, shared.due) == (a, pytest.approx(1 + 10 / 6))  # together: 6 each
     shared.begin(c, 100.0, 2.0)
     assert shared.end(a, 2.5) == pytest.approx(20 - 10 - 6 - 2)  # stopped early, with 4 a second since 2.0
     assert shared.end(a, 2.5) == 0
-    assert shared.next_end() == (pytest.approx(2.5 + (30 - 6 - 2) / 6), b)
+    assert (shared.first, shared.due) == (b, pytest.approx(2.5 + (30 - 6 - 2) / 6))
+    shared.set_capacity(2.0, 3.0)
+    assert shared.due == pytest.approx(3 + (30 - 6 - 2 - 3) / 1)
+    assert shared.end(b, shared.due) == pytest.approx(0)
 
 
 def test_segments_are_those_of_a_plan() -> None:
@@ -133,7 +135,7 @@ def test_segments_are_those_of_a_plan() -> None:
     assert len(plan.segments) == SMALL.segments == SMALL.shards == 200
     assert plan.bases == round(SMALL.bases)
     assert replace(SMALL, segments_per_shard=7).shards == 29
-    assert sum(shard.orfs for shard in shards_of(SMALL)) == pytest.approx(SMALL.orfs)
+    assert sum(part.orfs for part in parts_of(SMALL)) == pytest.approx(SMALL.orfs)
 
 
 def test_combinations_are_simulated_by_the_command(
