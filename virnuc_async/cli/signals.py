@@ -6,11 +6,11 @@ Slurm and other schedulers warn of the end of a job's time by SIGUSR1 or SIGUSR2
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGINT, SIGTERM, SIGUSR1, SIGUSR2, getsignal, signal
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from virnuc_async.errors import first_error
 from virnuc_async.settings import Settings
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from virnuc_async.outputs.summary import Summary
     from virnuc_async.runs.progress import Counts
+
+_Result = TypeVar("_Result")
 
 _ENDING = (SIGTERM, SIGUSR1, SIGUSR2)
 INTERRUPTED = "Interrupted. The same command resumes this run."
@@ -67,27 +69,41 @@ def run_interruptibly(
     Raises:
         Interrupted: by SIGINT or SIGTERM; what is finished is kept
     """
+
+    async def run() -> "Summary":
+        from virnuc_async.pipeline import run_pipeline
+
+        stdin, command = standard_input(), command_line()
+        return await run_pipeline(inputs, out_dir, settings, stdin=stdin, command=command)
+
+    return run_until_stopped(run, max_seconds)
+
+
+def run_until_stopped(work: Callable[[], Awaitable[_Result]], max_seconds: float | None = None) -> _Result:
+    """
+    Return what *work* returns, which is cancelled if a signal arrives or *max_seconds* have passed.
+
+    Raises:
+        Interrupted: by SIGINT or SIGTERM; what is finished is kept
+    """
     import anyio
 
     before = {number: getsignal(number) for number in _ENDING}
     try:
-        return anyio.run(_run_until_stopped, inputs, out_dir, settings, max_seconds)
+        return anyio.run(_run_until_stopped, work, max_seconds)
     finally:
         for number, handler in before.items():
             signal(number, handler)  # asyncio leaves the default handler
 
 
-async def _run_until_stopped(
-    inputs: Sequence[str], out_dir: str | Path, settings: Settings, max_seconds: float | None
-) -> "Summary":
+async def _run_until_stopped(work: Callable[[], Awaitable[_Result]], max_seconds: float | None) -> _Result:
     import anyio
 
     from virnuc_async.log import logger, why_cancelled
-    from virnuc_async.pipeline import run_pipeline
 
     stop = _Stop()
     sink = logger.add(stop.see, filter=lambda record: "counts" in record["extra"], level=0, format="")
-    summary: Summary | None = None
+    results: list[_Result] = []
     error: BaseException | None = None
     why_cancelled.set(stop.__str__)
     try:
@@ -97,8 +113,7 @@ async def _run_until_stopped(
                 tasks.start_soon(_watch_signals, stop)
                 if max_seconds is not None:
                     tasks.start_soon(_watch_time, stop, max_seconds)
-                stdin, command = standard_input(), command_line()
-                summary = await run_pipeline(inputs, out_dir, settings, stdin=stdin, command=command)
+                results.append(await work())
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         error = first_error(group)
@@ -109,9 +124,9 @@ async def _run_until_stopped(
             raise error
         finally:
             del error  # a cycle of the error and this frame would keep files open
-    if summary is None:
+    if not results:
         raise Interrupted(stop.code_of, stop.kept)
-    return summary
+    return results[0]
 
 
 class _Stop:
