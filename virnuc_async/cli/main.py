@@ -19,6 +19,7 @@ from .commands import (
     help,
     label_reads,
     models,
+    plan,
     predict,
     report,
     tables,
@@ -101,7 +102,19 @@ def _parser() -> CommandParser:
     )
     parser.set_defaults(interrupted=_INTERRUPTED, prints_result=True)
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
-    for command in (predict, tables, report, calls, label_reads, train, evaluate, calibrate, models, devices):
+    for command in (
+        predict,
+        plan,
+        tables,
+        report,
+        calls,
+        label_reads,
+        train,
+        evaluate,
+        calibrate,
+        models,
+        devices,
+    ):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     help.add_parser(commands, parser, "predict", "models verify")

@@ -156,6 +156,11 @@ def add_device_options(group: Any) -> None:
         help="threads of the CPU, which its replicas share (default: as many as this process may use, by its "
         "affinity and the limits of its container)",
     )
+    add_tokens_option(group)
+
+
+def add_tokens_option(group: Any) -> None:
+    """Add --tokens-per-batch."""
     group.add_argument(
         "--tokens-per-batch",
         "--esm-batch-size",
