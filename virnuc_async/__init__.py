@@ -17,6 +17,15 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async._version import __version__
 
 if TYPE_CHECKING:
+    from virnuc_async.distributed.plan import (
+        RunPlan,
+    )
+    from virnuc_async.distributed.planning import (
+        make_plan,
+    )
+    from virnuc_async.distributed.scanning import (
+        PlanProgress,
+    )
     from virnuc_async.errors import (
         AmbiguousFeatures,
         BadBundle,
@@ -162,11 +171,13 @@ __all__ = [
     "Pairing",
     "PeerUnavailable",
     "PlanMismatch",
+    "PlanProgress",
     "Precision",
     "Prediction",
     "Predictions",
     "RegionRules",
     "RunMismatchError",
+    "RunPlan",
     "RunProgress",
     "Scorer",
     "ScorerBusy",
@@ -191,6 +202,7 @@ __all__ = [
     "_UrlError",
     "__version__",
     "logger",
+    "make_plan",
     "run_pipeline",
 ]
 
@@ -211,7 +223,10 @@ _MODULE_OF = dict.fromkeys(__all__, "errors") | {
     "ScorerProgress": "scorer.scorer",
     "Summary": "outputs.summary",
     "VerdictBy": "settings",
+    "PlanProgress": "distributed.scanning",
+    "RunPlan": "distributed.plan",
     "logger": "log",
+    "make_plan": "distributed.planning",
     "run_pipeline": "pipeline",
 }
 del _MODULE_OF["__version__"]

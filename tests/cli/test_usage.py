@@ -62,8 +62,8 @@ def test_wrong_usage_names_the_help_of_the_command() -> None:
 TRAIN = "train --viral a.fa --nonviral b.fa --output out"
 EVALUATE = "evaluate --viral a.fa --nonviral b.fa --output out"
 COMMANDS = (
-    "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, models, devices, "
-    "completion, help"
+    "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, plan, status, "
+    "models, devices, completion, help"
 )
 ACTIONS = "Actions: list, info, download, verify, import, help"
 
@@ -89,7 +89,7 @@ ACTIONS = "Actions: list, info, download, verify, import, help"
         ),
         (
             "devices --gpus 0",
-            "no such option: --gpus. Options: --help, --version, --model, --cache-dir",
+            "no such option: --gpus. Options: --help, --version, --model, --cache-dir, --kinds",
             " devices",
         ),
         ("--verison", "no such option: --verison. Did you mean --version?", ""),

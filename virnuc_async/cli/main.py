@@ -22,6 +22,7 @@ from .commands import (
     plan,
     predict,
     report,
+    status,
     tables,
     train,
 )
@@ -102,19 +103,9 @@ def _parser() -> CommandParser:
     )
     parser.set_defaults(interrupted=_INTERRUPTED, prints_result=True)
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
-    for command in (
-        predict,
-        plan,
-        tables,
-        report,
-        calls,
-        label_reads,
-        train,
-        evaluate,
-        calibrate,
-        models,
-        devices,
-    ):
+    for command in (predict, tables, report, calls, label_reads, train, evaluate, calibrate):
+        command.add_parser(commands)
+    for command in (plan, status, models, devices):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     help.add_parser(commands, parser, "predict", "models verify")

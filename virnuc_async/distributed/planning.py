@@ -1,7 +1,7 @@
 """How a run of many machines is planned: all that its shards must agree on is decided here, once."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from os import PathLike
@@ -35,6 +35,7 @@ from virnuc_async.runs.messages import RunMessages
 from virnuc_async.runs.output_directory import PLAN, STORE, require_claimable
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.scratch import temporary_files
+from virnuc_async.sequences.files import absolute
 from virnuc_async.sequences.inputs import InputVersion, is_stream, read_contigs
 from virnuc_async.sequences.listing import is_stdin, list_inputs
 from virnuc_async.sequences.scan import FileScan, Spill
@@ -48,6 +49,7 @@ from .planned_settings import planned_settings
 from .scanning import PlanProgress, Scanning, is_plain_gzip
 from .segmenting import Segmenting
 
+_AT_ONCE = 16  # files that are looked at
 _MOST_SKIMMED = 16  # segments of a file that is read from its beginning for each shard
 _PLAIN_GZIP = (
     "{}: of plain gzip, each shard reads all that is before its own records. For more than 16 shards, "
@@ -137,7 +139,7 @@ def _whole_run(inputs: Sequence[str], run: Path, settings: Settings) -> Plan:
         skip_missing=settings.skip_missing,
         but_not=run,
     )
-    paths = tuple(map(os.path.abspath, listed.paths))
+    paths = tuple(map(absolute, listed.paths))
     if settings.viral_fasta is not None:
         require_place(settings.viral_fasta, paths, run)
     if settings.layout and not (run / PLAN).exists():
@@ -150,7 +152,8 @@ def _whole_run(inputs: Sequence[str], run: Path, settings: Settings) -> Plan:
 def _draft(run: Plan, for_device: str | None, segment_bases: int) -> RunPlan:
     """Return the plan of *run* as far as it is known before its files are read."""
     devices = _devices(run, for_device)
-    versions = [InputVersion.of(path) for path in run.paths]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a file behind a URL takes a while
+        versions = [*pool.map(InputVersion.of, run.paths)]
     return RunPlan(
         version=__version__,
         model=run.bundle.name,
@@ -170,7 +173,8 @@ def _draft(run: Plan, for_device: str | None, segment_bases: int) -> RunPlan:
 
 
 def _unread_file(path: str, version: InputVersion) -> PlannedFile:
-    return PlannedFile(path, version.fingerprint, 0, 0, 0, None, None)
+    size = version.fingerprint[0] if version.fingerprint else 0
+    return PlannedFile(path, version.fingerprint, int(size), 0, 0, None, None)
 
 
 def _devices(run: Plan, name: str | None) -> PlannedDevices:
@@ -240,7 +244,8 @@ class _Planner:
             scratch = stack.enter_context(_scratch(self._run.settings.temporary_dir, directory))
             stack.enter_context(temporary_files(scratch))
             spill = stack.enter_context(Spill(scratch))
-            scanning = Scanning(self._run.paths, spill, self._run.settings.threads or usable_processors())
+            threads = self._run.settings.threads or usable_processors()
+            scanning = Scanning([(file.path, file.size) for file in self._draft.files], spill, threads)
             scans = await scanning.run(on_progress)
             return await to_thread.run_sync(self._complete, scans, mates.flagged)
 
@@ -291,7 +296,7 @@ class _Planner:
 def _planned_file(scan: FileScan) -> PlannedFile:
     failure = None if scan.failure is None else str(scan.failure.reason)
     return PlannedFile(
-        os.path.abspath(scan.path),
+        scan.path,
         scan.version.fingerprint,
         scan.size or 0,
         scan.records,

@@ -1,18 +1,20 @@
 """All inputs of a run, scanned by several threads."""
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
 from virnuc_async.errors import InputChanged
+from virnuc_async.sequences.files import file_signature, file_size, open_file
 from virnuc_async.sequences.scan import FileScan, Spill, scan_file
 
 _TELL_SECONDS = 0.5
+_BUFFER_BYTES = 1 << 17
 _HEAD = 18  # bytes of the header of a block
 
 
@@ -27,15 +29,15 @@ class PlanProgress:
 
 
 class Scanning:
-    """The scans of *paths*, by so many *threads*; what is kept of records is in *spill*."""
+    """The scans of *files*, paths and sizes, by so many *threads*; what is kept of records is in *spill*."""
 
-    def __init__(self, paths: Sequence[str], spill: Spill, threads: int) -> None:
-        self._paths = paths
+    def __init__(self, files: Sequence[tuple[str, int]], spill: Spill, threads: int) -> None:
+        self._paths = [path for path, _ in files]
+        self._size = sum(size for _, size in files)
         self._spill = spill
         self._threads = threads
         self._scans: dict[int, FileScan] = {}
         self._bytes = 0
-        self._size = 0
         self._is_over = False
 
     async def run(self, on_progress: Callable[[PlanProgress], None]) -> list[FileScan]:
@@ -54,7 +56,6 @@ class Scanning:
                 scan = partial(scan_file, path, self._spill, open_file=partial(_CountedFile.open, self))
                 self._scans[number] = await to_thread.run_sync(scan, limiter=limiter)
 
-        self._size = await to_thread.run_sync(lambda: sum(map(_size_of, self._paths)))
         async with anyio.create_task_group() as telling:
             telling.start_soon(self._tell, on_progress, name="tell progress")
             async with anyio.create_task_group() as tasks:
@@ -91,30 +92,45 @@ class Scanning:
             self._is_over = True  # threads end when they read the next block
 
 
-class _CountedFile(io.FileIO):
-    """A file whose bytes are counted as they are read."""
+class _CountedFile(io.RawIOBase):
+    """A file that is open, whose bytes are counted as they are read."""
 
-    def __init__(self, scanning: Scanning, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, scanning: Scanning, file: io.BufferedReader) -> None:
+        self.signature, self.size = file_signature(file), file_size(file)
         self._scanning = scanning
+        self._file = file
 
     @classmethod
     def open(cls, scanning: Scanning, path: str) -> io.BufferedReader:
-        """Open *path*, buffered."""
-        return io.BufferedReader(cls(scanning, path))
+        """Open *path*, buffered; raises what open_file does."""
+        return io.BufferedReader(cls(scanning, open_file(path)), _BUFFER_BYTES)
 
-    def readinto(self, buffer: "bytearray | memoryview") -> int | None:  # type: ignore[override]
-        """Read as a file does."""
-        size = super().readinto(buffer)
-        self._scanning.count(size or 0)
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return whether it can seek."""
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Seek as the file does."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return where the next byte is from."""
+        return self._file.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read what is available; raises OSError if the scan was cancelled."""
+        size = self._file.readinto1(buffer)
+        self._scanning.count(size)
         return size
 
-
-def _size_of(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except (OSError, ValueError):
-        return 0
+    def close(self) -> None:
+        """Close the file, too."""
+        super().close()
+        self._file.close()
 
 
 def _require_unchanged(scans: Sequence[FileScan]) -> None:
@@ -126,9 +142,9 @@ def _require_unchanged(scans: Sequence[FileScan]) -> None:
 def is_plain_gzip(path: str) -> bool:
     """Return whether *path* is compressed by gzip, and not in blocks that can be found (BGZF)."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(_HEAD)
-    except OSError:
+    except (OSError, ValueError):
         return False
     # SAM specification, section 4.1: blocks have an extra field of the name BC.
     is_in_blocks = len(head) == _HEAD and bool(head[3] & 4) and head[12:14] == b"BC"

@@ -18,6 +18,7 @@ _EXAMPLES = """\
 examples:
   python -m virnuc_async devices
   python -m virnuc_async devices --model virnucpro-500
+  python -m virnuc_async devices --kinds
   python -m virnuc_async predict contigs.fa out/ --devices cuda:0,cuda:1
 
 Memory is that of the model in the precision of the device: its weights, and what a batch of that many
@@ -37,6 +38,11 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "devices", "show the devices that a run would use", _EXAMPLES)
     add_model_choice(parser)
+    parser.add_argument(
+        "--kinds",
+        action="store_true",
+        help="print the kind of each device alone, as 'plan --for-device' takes it",
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,6 +51,9 @@ def run(options: Namespace) -> int:
     from virnuc_async.engine.devices import available, choose
     from virnuc_async.models.bundle import find
 
+    if options.kinds:
+        print("\n".join(dict.fromkeys(device.kind for device in available() if not device.failure)))
+        return DONE
     shapes = find(options.model, cache_from(options)).shapes
     used = {device.name for device in choose(Settings())}
     print_table([HEADER, *(_row(device, device.name in used, shapes) for device in available())])

@@ -66,8 +66,8 @@ def _add_device_options(group: Any) -> None:
     group.add_argument(
         "--for-device",
         metavar="DEVICE",
-        help="the kind of device of all shards: cpu (as this machine's), a card such as H200, A100-80GB, L4 or "
-        "T4, or a kind as 'devices --kinds' prints it (default: that of this machine's devices)",
+        help="the kind of device of all shards: cpu (as this machine's), a card such as H200, A100-80GB, L4 "
+        "or T4, or a kind as 'devices --kinds' prints it (default: that of this machine's devices)",
     )
     add_device_choice(group)
     add_tokens_option(group)
@@ -139,12 +139,13 @@ def _result(plan: "RunPlan", directory: Path) -> list[str]:
     count, run = min(len(plan.segments), _MOST_SHARDS), shlex.quote(str(directory))
     files = plural(len(plan.files), "file") + (f", {broken:,} of them not to the end" if broken else "")
     segments = plural(len(plan.segments), "segment")
-    numbers = "0" if count == 1 else f"each NUMBER from 0 to {count - 1}"
-    number = "0" if count == 1 else "NUMBER"
+    each, shard, fewer = "", "0/1", ""
+    if count > 1:
+        each, shard = f", for each NUMBER from 0 to {count - 1} in any order", f"NUMBER/{count}"
+        fewer = " (fewer shards are fine)"
     return [
         f"Planned: {plural(plan.records, 'record')}, {plan.bases / 1e6:,.1f} Mb, of {files}; {segments}",
         f"Devices: {plan.devices}, {plan.precision.upper()}, {plan.tokens_per_batch:,} tokens per batch",
-        f"Next, for {numbers}, in any order, on any machine that sees {run} and the inputs:",
-        f"  {PROGRAM} predict --plan {run} --shard {number}/{count}",
-        f"Fewer shards have several segments each. Then: {PROGRAM} merge {run}",
+        f"Next{each}: {PROGRAM} predict --plan {run} --shard {shard}{fewer}",
+        f"Then: {PROGRAM} merge {run}",
     ]

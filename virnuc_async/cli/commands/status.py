@@ -11,7 +11,7 @@ from virnuc_async.cli.parser import PROGRAM, add_command, path
 from virnuc_async.text import escape_control_chars, plural
 
 if TYPE_CHECKING:
-    from virnuc_async.distributed.status import RunStatus, ShardsStatus, ShardStatus
+    from virnuc_async.distributed.status import ShardsStatus, ShardStatus
 
 _HEADER = ("shard", "state", "done", "ORFs/s", "process", "what")
 _MOST_ROWS = 40  # of single shards
