@@ -4,10 +4,10 @@ import io
 import logging
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import obstore
@@ -24,12 +24,33 @@ ENVIRONMENT = {
 }
 
 
+Answer = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]  # of an application by WSGI
+# Given a request, and what answers it otherwise: None, or another answer.
+Fault = Callable[[dict[str, Any], Answer], Answer | None]
+
+
+def refuses(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Answer that the credentials do not do."""
+    start_response("403 Forbidden", [("Content-Type", "application/xml")])
+    return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"]
+
+
+def fails(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Answer that something else is wrong."""
+    start_response("500 Internal Server Error", [])
+    return [b""]
+
+
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """Run moto's server in a thread; yield its URL."""
+def s3_server(fault: Fault = lambda environ, answer: None) -> Iterator[str]:
+    """Run moto's server in a thread; yield its URL. All of them in a process have the same buckets."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = import_module("moto.server")  # it takes half a second
-    application = moto.DomainDispatcherApplication(moto.create_backend_app)
+    answer = moto.DomainDispatcherApplication(moto.create_backend_app)
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return (fault(environ, answer) or answer)(environ, start_response)
+
     server = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
