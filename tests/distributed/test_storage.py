@@ -206,6 +206,29 @@ def test_an_answer_that_is_lost_is_no_other_worker(
         assert other.get(f"a/run/{SHARDS}/{NAME}/{found.attempt}/{STORE}") == b"store"
 
 
+def test_a_shard_that_may_be_published_keeps_its_files(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fault(environ: dict[str, Any], answer: Answer) -> Answer | None:
+        if environ["REQUEST_METHOD"] != "PUT" or not environ["PATH_INFO"].endswith(PUBLISHED):
+            return None
+
+        def answer_and_fail(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            list(answer(environ, lambda *_: None))
+            return refuses(environ, start_response)
+
+        return answer_and_fail
+
+    with faulty(bucket, monkeypatch, fault) as other:
+        run = worker(other, tmp_path / "a", {STORE: b"store"})
+        with pytest.raises(CannotWrite):
+            run.publish(NAME, "digest")
+        # The next worker finds it, with all that it names.
+        found = RemoteRun(run.url, tmp_path / "b").published(NAME)
+        assert found is not None
+        assert (RemoteRun(run.url, tmp_path / "b").fetch(found) / STORE).read_bytes() == b"store"
+
+
 def test_a_bucket_that_refuses_is_said_and_nothing_is_published(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

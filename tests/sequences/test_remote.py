@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import hypothesis
 import pytest
+from anyio import to_thread
 from hypothesis import given
 from hypothesis import strategies as st
 from object_stores import IMPATIENT, Bucket
@@ -19,12 +21,15 @@ from sequence_files import EACH_FORM, Form, as_fasta, as_fastq, some_records, un
 from serving import Fault, Server, ends_after, hangs_after, resets_after, serving, status, whole
 
 from virnuc_async.errors import BrokenInput, InputChanged, MissingInputs, UnreadableInput, UsageError
-from virnuc_async.sequences import object_stores
+from virnuc_async.sequences import object_stores, scan
+from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.files import open_file, path_signature
-from virnuc_async.sequences.inputs import InputVersion, read_contigs, unchanged
+from virnuc_async.sequences.inputs import InputVersion, has_mates, read_contigs, unchanged
 from virnuc_async.sequences.listing import list_inputs
 from virnuc_async.sequences.object_stores import Location, locate
+from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.remote import BLOCK_BYTES, BLOCKS, FIRST_BYTES, RemoteFile
+from virnuc_async.sequences.scan import scan_file
 
 RECORDS = some_records(200)
 MIB = 1 << 20
@@ -57,6 +62,47 @@ def remote(url: str) -> io.BufferedReader:
 def test_records_of_an_object_are_those_of_the_file(form: Form, bucket: Bucket):
     url = bucket.put("reads.fq.x", form.pack(as_fastq(RECORDS)))
     assert list(read_contigs(url)) == RECORDS
+
+
+def test_alignments_are_read_through_their_pipe(bucket: Bucket):
+    sam = b"@HD\tVN:1.6\n" + b"".join(
+        b"%s\t4\t*\t0\t0\t*\t*\t0\t0\t%s\t*\n" % (record.id, record.bases) for record in RECORDS
+    )
+    url = bucket.put("reads.sam.gz", gzip.compress(sam))
+    assert list(read_contigs(url)) == RECORDS
+    assert not has_mates(url)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_shard_begins_where_its_segment_does(
+    is_packed: bool, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scan, "_MARK_BYTES", 1000)
+    text, records = as_fasta(some_records(3000)), some_records(3000)
+    members = [gzip.compress(text[begin : begin + 60_000]) for begin in range(0, len(text), 60_000)]
+    content = b"".join(members) if is_packed else text
+    (tmp_path / "reads").write_bytes(content)
+    here, there = scan_file(str(tmp_path / "reads")), scan_file(url := bucket.put("reads", content))
+    assert (there.records, there.bases, there.size) == (here.records, here.bases, here.size)
+    assert there.version.fingerprint == here.version.fingerprint
+    points = [there.seek_point(record) for record in (1, 1500, 2999)]
+    for point in points:
+        assert list(read_contigs(url, point)) == records[point.record :]
+    assert points[-1].offset > 0
+
+
+async def test_blocks_of_urls_are_read_ahead_too(bucket: Bucket):
+    urls = [bucket.put(f"{number}.fa", as_fasta(some_records(50, number))) for number in range(6)]
+    ahead = ReadAhead(urls, block_bytes=1000)
+
+    def read_all() -> list[list[Contig]]:
+        return [list(read_contigs(url, open_file=ahead.open)) for url in urls]
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ahead.run)
+        await anyio.lowlevel.checkpoint()
+        assert await to_thread.run_sync(read_all) == [some_records(50, number) for number in range(6)]
+        tasks.cancel_scope.cancel()
 
 
 def test_names_of_objects_are_taken_as_they_are(bucket: Bucket):

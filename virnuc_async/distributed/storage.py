@@ -8,7 +8,6 @@ others delete what they wrote. Whoever reads follows ``published.json``, and che
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,36 +15,25 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from uuid import uuid4
 
-from virnuc_async.errors import CannotWrite, NoPlan, ShardsMissing, UsageError
-from virnuc_async.fileio import create_new, fsync_and_rename, sha256, writing_to
+from virnuc_async.errors import CannotWrite, NoPlan, ShardsMissing
+from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sha256, writing_to
 from virnuc_async.runs.lock import LOCK
-from virnuc_async.sequences.object_stores import (
-    PATIENCE,
-    Patience,
-    locate,
-    open_store,
-    translated_errors,
-    wait_for,
-)
-from virnuc_async.sequences.remote import RemoteFile
+from virnuc_async.sequences.object_stores import PATIENCE, Patience
 
+from .objects import Objects
 from .plan import PLAN, SHARDS, RunPlan, Shard, read_plan
 
 PUBLISHED: Final = "published.json"
 _FORMAT = 1
 _MOST_BYTES = 1 << 20  # of published.json
 _LARGEST_PLAN = 1 << 28  # bytes
-_PART_BYTES, _MOST_PARTS = 8 << 20, 9000  # of an upload: stores take 10,000 parts
 _FILES_AT_ONCE = 4
-_BLOCK = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")  # of a file: no path, and not hidden
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _SHARD = re.compile(r"\d{5}-of-\d{5}")
@@ -108,12 +96,8 @@ class RemoteRun:
     """
 
     def __init__(self, url: str, temporary_dir: Path | None = None, patience: Patience = PATIENCE) -> None:
-        where = locate(f"{url.rstrip('/')}/")
-        if where.is_web:
-            raise UsageError(f"{url}: a run is in an object store or a directory, not on a web server")
-        self.url = f"{where.root}/{where.key}".rstrip("/")
-        self._prefix = where.key.strip("/")
-        self._store, self._patience = open_store(where.root, patience), patience
+        self._objects = Objects(url, patience)
+        self.url = self._objects.url
         self._scratch = Path(tempfile.gettempdir()) if temporary_dir is None else temporary_dir
 
     def __repr__(self) -> str:
@@ -145,15 +129,15 @@ class RemoteRun:
             CannotWrite: the disk is full
         """
         try:
-            content = self._read(PLAN, _LARGEST_PLAN)
+            content = self._objects.read(PLAN, _LARGEST_PLAN)
         except FileNotFoundError as error:
             how = f"virnuc-async plan INPUT ... {self.url}"
             raise NoPlan(self.url, f"contains no {PLAN}. Plan the run first: {how}") from error
         except (OSError, ValueError) as error:
             raise NoPlan(self.url, _reason(error)) from error
         before = self._known_plan()
-        with writing_to(self.directory):
-            _write(self.directory / PLAN, content)
+        with writing_to(self.directory), atomic_write(self.directory / PLAN) as file:
+            file.write(content)
         try:
             plan = read_plan(self.directory)
         except NoPlan as error:
@@ -169,7 +153,11 @@ class RemoteRun:
         Raises:
             CannotWrite: the store refuses
         """
-        return self._put(PLAN, (self.directory / PLAN).read_bytes(), None if overwrite else "create")
+        content = (self.directory / PLAN).read_bytes()
+        if not overwrite:
+            return self._objects.create(PLAN, content)
+        self._objects.write(PLAN, content)
+        return True
 
     def shards(self) -> list[str]:
         """
@@ -178,16 +166,8 @@ class RemoteRun:
         Raises:
             NoPlan: they cannot be listed
         """
-        obstore = import_module("obstore")
-        prefix = self._key(SHARDS)
-
-        async def ask() -> list[str]:
-            found = await obstore.list_with_delimiter_async(self._store, prefix)
-            return sorted(name.rstrip("/").rpartition("/")[2] for name in found["common_prefixes"])
-
         try:
-            with translated_errors(self.url):
-                return list(filter(_SHARD.fullmatch, wait_for(ask())))
+            return list(filter(_SHARD.fullmatch, self._objects.directories(SHARDS)))
         except OSError as error:
             raise NoPlan(self.url, _reason(error)) from error
 
@@ -200,7 +180,7 @@ class RemoteRun:
         """
         name = f"{SHARDS}/{shard}/{PUBLISHED}"
         try:
-            found = Published.from_json(self._read(name, _MOST_BYTES))
+            found = Published.from_json(self._objects.read(name, _MOST_BYTES))
             if found.shard != shard:
                 raise ValueError(f"it is of shard {found.shard}")
         except FileNotFoundError:
@@ -218,22 +198,23 @@ class RemoteRun:
         """
         attempt = uuid4().hex
         directory = self.directory / SHARDS / shard
-        paths = sorted(path for path in directory.iterdir() if _is_result(path))
+        paths = {path.name: path for path in sorted(directory.iterdir()) if _is_result(path)}
+        names = {name: f"{SHARDS}/{shard}/{attempt}/{name}" for name in paths}
         try:
             with ThreadPoolExecutor(_FILES_AT_ONCE, "publish") as threads:
-                files = list(threads.map(partial(self._upload, f"{SHARDS}/{shard}/{attempt}"), paths))
-            names = [path.name for path in paths]
-            content = Published(plan, shard, attempt, dict(zip(names, files, strict=True))).to_json()
-            if self._put(f"{SHARDS}/{shard}/{PUBLISHED}", content, "create"):
-                return True
-            # It may be ours: the answer to an attempt at it was lost, and it was made again.
-            found = self.published(shard)
-            if found is not None and found.attempt == attempt:
-                return True
+                uploaded = list(threads.map(self._upload, names.values(), paths.values()))
         except CannotWrite:
-            self._delete(shard, attempt, [path.name for path in paths])
+            self._objects.delete(names.values())
             raise
-        self._delete(shard, attempt, [path.name for path in paths])
+        content = Published(plan, shard, attempt, dict(zip(paths, uploaded, strict=True))).to_json()
+        # If this fails, it may be there nevertheless: what it names stays.
+        if self._objects.create(f"{SHARDS}/{shard}/{PUBLISHED}", content):
+            return True
+        # Another worker was first, or the answer to our own request was lost and it was made again.
+        found = self.published(shard)
+        if found is not None and found.attempt == attempt:
+            return True
+        self._objects.delete(names.values())
         return False
 
     def fetch(self, found: Published, names: Iterable[str] | None = None) -> Path:
@@ -264,104 +245,39 @@ class RemoteRun:
         except NoPlan:
             return None
 
-    def _open(self, name: str) -> io.BufferedReader:
-        return io.BufferedReader(RemoteFile(f"{self.url}/{name}", self._patience), RemoteFile.BUFFER_BYTES)
-
-    def _key(self, name: str) -> str:
-        return f"{self._prefix}/{name}" if self._prefix else name
-
-    def _read(self, name: str, most: int) -> bytes:
-        with self._open(name) as file:
-            content = file.read(most + 1)
-        if len(content) > most:
-            raise ValueError(f"it has more than {most:,} bytes")
-        return content
-
-    def _put(self, name: str, content: bytes, mode: str | None) -> bool:
-        """Write an object; false if it is there and *mode* is create."""
-        obstore = import_module("obstore")
-
-        async def put() -> bool:
-            try:
-                await obstore.put_async(self._store, self._key(name), content, mode=mode)
-            except obstore.exceptions.AlreadyExistsError:
-                return False
-            return True
-
-        with self._writing(name):
-            return wait_for(put())
-
-    def _upload(self, prefix: str, path: Path) -> StoredFile:
-        obstore = import_module("obstore")
-        key, size = self._key(f"{prefix}/{path.name}"), path.stat().st_size
-
-        async def put() -> None:
-            part = max(_PART_BYTES, size // _MOST_PARTS + 1)
-            await obstore.put_async(self._store, key, path, chunk_size=part)
-
-        checksum = sha256(path)
-        with self._writing(f"{prefix}/{path.name}"):
-            wait_for(put())
-        return StoredFile(size, checksum)
+    def _upload(self, name: str, path: Path) -> StoredFile:
+        found = StoredFile(path.stat().st_size, sha256(path))
+        self._objects.upload(name, path)
+        return found
 
     def _download(self, found: Published, directory: Path, item: tuple[str, StoredFile]) -> None:
         name, file = item
         path = directory / name
         if path.is_file() and path.stat().st_size == file.bytes and sha256(path) == file.sha256:
             return
-        partial_path = path.with_name(f".{name}.partial")
+        incomplete = path.with_name(f".{name}.partial")
         source = f"{SHARDS}/{found.shard}/{found.attempt}/{name}"
         digest, size = hashlib.sha256(), 0
-        with writing_to(path), create_new(partial_path) as target:
+        with writing_to(path), create_new(incomplete) as target:
             for block in self._blocks(source):
                 target.write(block)
                 digest.update(block)
                 size += len(block)
         if (size, digest.hexdigest()) != (file.bytes, file.sha256):
-            partial_path.unlink()
+            incomplete.unlink()
             raise ShardsMissing(self.url, [f"{source} is not what was published: run the shard again"])
         with writing_to(path):
-            fsync_and_rename(partial_path, path)
+            fsync_and_rename(incomplete, path)
 
     def _blocks(self, name: str) -> Iterator[bytes]:
         try:
-            with self._open(name) as file:
-                while block := file.read1(_BLOCK):
-                    yield block
+            yield from self._objects.blocks(name)
         except OSError as error:
             raise ShardsMissing(self.url, [f"{name}: {_reason(error)}"]) from error
-
-    def _delete(self, shard: str, attempt: str, names: list[str]) -> None:
-        obstore = import_module("obstore")
-        keys = [self._key(f"{SHARDS}/{shard}/{attempt}/{name}") for name in names]
-
-        async def delete() -> None:
-            for key in keys:
-                try:
-                    await obstore.delete_async(self._store, key)
-                except (obstore.exceptions.BaseError, FileNotFoundError):
-                    continue  # it is in nobody's way
-
-        wait_for(delete())
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            with translated_errors(self.url):
-                yield
-        except OSError as error:
-            raise CannotWrite(f"{self.url}/{name}", _reason(error)) from error
 
 
 def _is_result(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and path.name != LOCK and bool(_NAME.fullmatch(path.name))
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial_path = path.with_name(f".{path.name}.partial")
-    with create_new(partial_path) as file:
-        file.write(content)
-    fsync_and_rename(partial_path, path)
 
 
 def _reason(error: OSError | ValueError) -> str:
