@@ -8,11 +8,11 @@ the batches that are running finish and be stored; nothing else is waited for.
 import asyncio
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -41,6 +41,23 @@ from virnuc_async.settings import Precision, Settings, local_path, user_paths
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
     from virnuc_async.engine.worker import BatchScorer
+
+Written = TypeVar("Written", covariant=True)
+
+
+class Writer(Protocol[Written]):
+    """Writes what people read of a run."""
+
+    async def check(self) -> None:
+        """Check that it can be written, as far as that is known before anything is computed."""
+
+    def partial_summary_on_failure(self) -> AbstractContextManager[None]:
+        """Write what there is to say of a run that is not finished, when the body raises."""
+
+    async def write_all(self) -> Written:
+        """Write every file, and return what was written."""
+        ...
+
 
 MakeScorer = Callable[["Device", Bundle, Precision, bool], "BatchScorer"]
 
@@ -137,12 +154,29 @@ async def execute(
     Raises:
         what :func:`run_pipeline` raises
     """
-    summaries: list[Summary] = []
-    files = InputFiles(read) if read else _files_read_ahead(plan.paths, stdin)
+    files = InputFiles(read) if read else files_read_ahead(plan, stdin)
+    make_writer = partial(OutputWriter, command=shlex.join(command))
+    return await execute_and_write(plan, out_dir, files, make_writer, make_scorer)
+
+
+async def execute_and_write(
+    plan: Plan,
+    out_dir: Path,
+    files: InputFiles,
+    make_writer: Callable[[RunSession], Writer[Written]],
+    make_scorer: MakeScorer | None = None,
+) -> Written:
+    """
+    Run *plan* as :func:`execute` does, and return what the writer that is made for its session returns.
+
+    Raises:
+        what :func:`run_pipeline` raises
+    """
+    summaries: list[Written] = []
 
     async def run() -> None:
         opened = RunSession.open(plan, out_dir, files)
-        summaries.append(await _run(opened, make_scorer, shlex.join(command)))
+        summaries.append(await _run(opened, make_scorer, make_writer))
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -163,12 +197,14 @@ async def execute(
 
 
 async def _run(
-    opened: AbstractAsyncContextManager[RunSession], make_scorer: MakeScorer | None, command: str
-) -> Summary:
+    opened: AbstractAsyncContextManager[RunSession],
+    make_scorer: MakeScorer | None,
+    make_writer: Callable[[RunSession], Writer[Written]],
+) -> Written:
     async with opened as session:
         if session.is_finished:
             await session.compare_streams()
-        writer = OutputWriter(session, command)
+        writer = make_writer(session)
         await writer.check()
         with writer.partial_summary_on_failure():
             await session.log_header()
@@ -183,7 +219,10 @@ async def _run(
 
 async def _store_no_records(session: RunSession) -> None:
     """Store an input without records, without loading a model for it."""
-    session.log.warning("no input holds a record: the tables have their header lines alone")
+    if session.plan.span.is_empty:
+        session.log.info("this shard has no part of the inputs: there are more shards than segments")
+    else:
+        session.log.warning("no input holds a record: the tables have their header lines alone")
     async for _ in session.pending_batches():
         pass  # there is no batch, but a window with the files
     await session.finish()
@@ -204,7 +243,10 @@ async def _score(session: RunSession, make_scorer: MakeScorer | None) -> None:
     await session.finish()
 
 
-def _files_read_ahead(paths: Sequence[str], stdin: BinaryIO | None) -> InputFiles:
+def files_read_ahead(plan: Plan, stdin: BinaryIO | None = None) -> InputFiles:
+    """Return how the files of *plan* are read, ahead of the devices; ``-`` is *stdin*."""
+    span = plan.span
+    paths = plan.paths[span.first_file : None if span.end is None else span.end[0] + bool(span.end[1])]
     ahead, read = ReadAhead(paths), partial(read_contigs, stdin=stdin)
     notes, reading = Notes(), Reading()
     read_ahead = partial(read, open_file=reading.watch(ahead.open), notes=notes)

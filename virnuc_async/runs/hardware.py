@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async import engine
-from virnuc_async.errors import DeviceLost
+from virnuc_async.errors import DeviceLost, PlanMismatch
 from virnuc_async.settings import Precision
 
-from .plan import Plan
+from .plan import Plan, PlannedPart
 
 if TYPE_CHECKING:
     from virnuc_async.engine.devices import Device
@@ -44,11 +44,22 @@ def choose_devices(plan: Plan) -> "tuple[Device, ...]":
     Raises:
         UnknownDevice: the settings name a device that this process cannot see
         UnsuitablePrecision: one of them does not have the precision that they name
+        PlanMismatch: one is of another kind than was planned
     """
     devices = plan.devices or tuple(engine.choose(plan.settings))
+    if plan.part is not None:
+        _require_planned(devices, plan.part)
     if plan.settings.precision is not Precision.AUTO:
         engine.decide_precision(devices, plan.settings.precision)
     return devices
+
+
+def _require_planned(devices: "Iterable[Device]", part: PlannedPart) -> None:
+    kinds = {device.kind for device in devices if not device.failure} - {part.devices}
+    if kinds:
+        found = " and ".join(sorted(kinds))
+        hint = "last digits would differ: run it on that kind, or plan the run for the other"
+        raise PlanMismatch(part.run, [f"devices: {part.devices} -> {found} ({hint})"])
 
 
 def decide_hardware(plan: Plan, devices: "tuple[Device, ...]", known: Mapping[str, Any]) -> Hardware:

@@ -11,11 +11,10 @@ from typing import Any
 
 from virnuc_async.sequences.files import absolute
 from virnuc_async.sequences.inputs import STDIN, InputVersion
-from virnuc_async.sequences.segments import ALL
 
 from .feature_files import FeatureFile
 from .file_changes import FileChanges
-from .plan import Plan
+from .plan import Plan, PlannedPart
 
 Identity = Mapping[str, Any]
 
@@ -60,8 +59,12 @@ def run_identity(
         "ORFs per window": plan.window,
         "bases per segment": plan.segment,
         "reused features": [[file.name, file.sha256] for file in reused],
-        **({"span": plan.span.to_json()} if plan.span != ALL else {}),
+        **(_part_identity(plan.part) if plan.part else {}),
     }
+
+
+def _part_identity(part: PlannedPart) -> dict[str, Any]:
+    return {"plan": part.plan, "shard": part.shard, "span": part.span.to_json()}
 
 
 def _location(path: str) -> str:

@@ -1,6 +1,6 @@
 """The inputs of a run, formed into windows ahead of the devices."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +10,15 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from virnuc_async.errors import NoRecords
+from virnuc_async.errors import NoRecords, PlanMismatch
 from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.inputs import InputVersion, Reader, unchanged
 from virnuc_async.sequences.reading import Reading
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Cut, Window, form_windows
+from virnuc_async.text import plural
 
-from .plan import Plan
+from .plan import Plan, PlannedPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,17 @@ class InputWindows:
     def identify(self) -> None:
         """Find out what the inputs and the model's files are, which must be the same when they are read."""
         self.model_files = self._plan.bundle.signatures()
+        if self._plan.part is not None:
+            self.versions.update(_planned_versions(self._plan.paths, self._plan.part))
+            return
         for path in self._plan.paths:
             self.versions[path] = InputVersion.of(path)
 
     def sizes(self) -> Iterator[tuple[str, int | None]]:
-        """Yield path and size of every input: None of a stream, 0 of what cannot be read."""
+        """Yield path and size of every input: None of a stream, 0 of what cannot be, or is not, read."""
+        if self._plan.part is not None:
+            yield from zip(self._plan.paths, _planned_sizes(self._plan.part), strict=True)
+            return
         for path in self._plan.paths:
             version = self.versions[path]
             size = version.fingerprint[0] if version.fingerprint else 0
@@ -66,14 +73,14 @@ class InputWindows:
         """Return of which kind the records of each input are; None where there is no record."""
         return [self._kinds.get(path) for path in self._plan.paths]
 
-    async def first(self) -> Window:
+    async def first(self) -> Window | None:
         """
-        Return the first window; it is read once.
+        Return the first window; it is read once. None if nothing is to be read.
 
         Raises:
             NoRecords: no input holds a record, and some cannot be read
         """
-        if self._first is None:
+        if self._first is None and not self._plan.span.is_empty:
             first = await self._next()
             failures = [file.failure for file in first.files if file.failure] if first else []
             if first is None or (failures and not first.contigs):
@@ -96,7 +103,7 @@ class InputWindows:
 
     async def _send_all(self, send: MemoryObjectSendStream[Window]) -> None:
         async with send:
-            window: Window | None = await self.first()
+            window = await self.first()
             self._first = None
             # Nobody receives any more when scoring has failed or was cancelled; the reason is raised there.
             with suppress(anyio.BrokenResourceError):
@@ -107,7 +114,43 @@ class InputWindows:
     async def _next(self) -> Window | None:
         # Forming a window parses, translates and tokenizes: too long to hold the event loop for.
         # Abandoned when cancelled: standard input may stay silent for ever.
-        return await to_thread.run_sync(next, self._windows, None, abandon_on_cancel=True)
+        window = await to_thread.run_sync(next, self._windows, None, abandon_on_cancel=True)
+        if window is not None and self._plan.part is not None:
+            _require_planned_ends(window, self._plan.part)
+        return window
+
+
+def _planned_versions(paths: Sequence[str], part: PlannedPart) -> Iterator[tuple[str, InputVersion]]:
+    """Yield what the inputs are, as they were planned; raise PlanMismatch if one to be read is another."""
+    for number, (path, planned) in enumerate(zip(paths, part.inputs, strict=True)):
+        is_read = part.span.records_of(number, planned.contigs) or planned.failure is not None
+        version = InputVersion.of(path) if is_read else InputVersion(planned.fingerprint)
+        if version.fingerprint != planned.fingerprint:
+            hint = "its content is another one than was planned: put it back, or plan the run again"
+            raise PlanMismatch(part.run, [f"{path}: {hint}"])
+        yield path, version
+
+
+def _planned_sizes(part: PlannedPart) -> Iterator[int]:
+    """Yield about how many bytes of each input are of concern."""
+    for number, planned in enumerate(part.inputs):
+        records = len(part.span.records_of(number, planned.contigs))
+        yield round(planned.size * records / max(1, planned.contigs))
+
+
+def _require_planned_ends(window: Window, part: PlannedPart) -> None:
+    """Check that files end as they did when the run was planned; raise PlanMismatch if one does not."""
+    for file in window.files:
+        planned = part.inputs[file.number]
+        reason = None if file.failure is None else str(file.failure.reason)
+        if (file.contigs, reason) != (planned.contigs, planned.failure):
+            now, before = (_end(*end) for end in ((file.contigs, reason), (planned.contigs, planned.failure)))
+            hint = "If this was a disk or a network, run the same command again; else plan the run again"
+            raise PlanMismatch(part.run, [f"{file.path}: {now}; as planned, {before}. {hint}"])
+
+
+def _end(contigs: int, reason: str | None) -> str:
+    return f"{plural(contigs, 'record')}, " + ("to its end" if reason is None else f"then {reason}")
 
 
 def _windows(plan: Plan, read: Reader, reading: Reading) -> Generator[Window, None, None]:

@@ -31,6 +31,28 @@ class Intervals:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedInput:
+    """What an input was when a run of several shards was planned."""
+
+    fingerprint: list[int | str] | None  # of InputVersion
+    size: int  # bytes, as it lies on the disk
+    contigs: int  # records
+    failure: str | None  # why there are no more, if it could not be read to its end
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPart:
+    """The part of a run that a shard is, and what was planned for all shards of it."""
+
+    run: str  # directory of the plan
+    plan: str  # digest
+    shard: str  # its number, and of how many
+    span: InputSpan  # what it reads
+    inputs: tuple[PlannedInput, ...]  # of the whole run
+    devices: str  # their kind
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The inputs, the model, the devices and the settings of a run."""
 
@@ -44,7 +66,12 @@ class Plan:
     on_progress: Callable[[RunProgress], None] | None = None  # called while the run proceeds, and at its end
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
     segment: int = SEGMENT_BASES  # bases
-    span: InputSpan = ALL  # what is read of the inputs
+    part: PlannedPart | None = None  # that this is of a run of several shards
+
+    @property
+    def span(self) -> InputSpan:
+        """What is read of the inputs."""
+        return ALL if self.part is None else self.part.span
 
     @property
     def verdict_rule(self) -> VerdictRule:

@@ -227,7 +227,7 @@ class RunSession:
         except NoRecords:
             self.messages.log_left_out()
             raise
-        self.has_no_records = not first.contigs
+        self.has_no_records = first is None or not first.contigs
 
     async def _bind(self) -> None:
         """Decide what the run is, check that the store is of it, and read the embeddings that it reuses."""
@@ -287,7 +287,8 @@ class RunSession:
             self.log.info("inputs: {}. Every window before the first difference is kept", changes)
         if self.features.files:
             self.log.info("{}", self.features.found_text())
-        self.mates.log_pairing(self._files.read)
+        if self.plan.part is None:  # pairs are made when shards are merged
+            self.mates.log_pairing(self._files.read)
         self.messages.log_resumption(totals)
 
     async def _pending_of(self, window: Window) -> list[Batch]:

@@ -68,6 +68,18 @@ class InputSpan:
     seek: SeekPoint = START  # at that record, or at an earlier one of the file
     end: tuple[int, int] | None = None  # file of the record behind it, and the records there before that
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no record in it."""
+        return self.end == (self.first_file, self.first_record)
+
+    def records_of(self, file: int, records: int) -> range:
+        """Return which of the *records* of *file*, by their numbers in it, are in the span."""
+        if file < self.first_file or (self.end is not None and file > self.end[0]):
+            return range(0)
+        first = self.first_record if file == self.first_file else 0
+        return range(first, self.end[1] if self.end is not None and file == self.end[0] else records)
+
     def to_json(self) -> list[Any]:
         """Return what JSON can hold."""
         return list(astuple(self))
@@ -86,3 +98,4 @@ class InputSpan:
 
 
 ALL: Final = InputSpan()
+NOTHING: Final = InputSpan(end=(0, 0))
