@@ -196,6 +196,8 @@ def bench(session: nox.Session) -> None:
         run("scripts/bench_encoders.py", "--shapes", "8M,35M", "--output", output)
         run("scripts/bench_pipeline.py", "--output", str(place / "pipeline-cpu.json"))
     run("scripts/simulate.py", "--output", str(place / "simulated.json"))
+    run("scripts/simulate_cluster.py", "--studies", "--output", str(place / "cluster-simulated.json"))
+    run("scripts/bench_storage.py", "--output", str(place / "storage.json"))
 
 
 def _gpus(session: nox.Session) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import bench_attention
 import bench_pipeline
+import bench_segments
 import bench_storage
 import measure_progress
 import pytest
@@ -112,6 +113,33 @@ def test_both_ways_of_attention_are_measured() -> None:
         assert (row["precision"], row["bias"]) == ("BF16", "ALiBi" if has_bias else "")
         assert row["sdpa / products"] > 0
         assert all(0 < float(row[f"{way}, error"]) < 1e-2 for way in ("sdpa", "products"))
+
+
+def test_what_segments_cost_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "segments.json"
+    words = [
+        "--kinds",
+        "contigs",
+        "--megabases",
+        "1",
+        "--segment-megabases",
+        "0.25",
+        "--pairs",
+        "2",
+        "--devices",
+        "2",
+        "--rate",
+        "0",
+    ]
+    bench_segments.main([*words, "--work", str(tmp_path), "--fasta", str(FASTA), "--output", str(output)])
+    (row,) = json.loads(output.read_text())["rows"]
+    first, second = row["pairs"]
+    assert (list(first), list(second)) == (["segments", "whole"], ["whole", "segments"])
+    assert {run["orfs"] for pair in row["pairs"] for run in pair.values()} == {row["ORFs"]}
+    # Each of the four segments ends with a batch that is not full.
+    assert first["whole"]["batches"] < first["segments"]["batches"] <= first["whole"]["batches"] + 4
+    assert row["batches"] == first["segments"]["batches"] / first["whole"]["batches"]
+    assert "| input | Mb a segment |" in capsys.readouterr().out
 
 
 def test_what_a_run_keeps_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,15 @@ from dataclasses import asdict, fields, replace
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import cluster_picture
 import pytest
 import simulate
 from cluster_model import Gpu, Outcome, Parameters, Shared, Simulation, Spent, parts_of, plan_of
 from simulate_cluster import STUDIES
 
+SVG = "{http://www.w3.org/2000/svg}"
 # Twenty GPUs with ten shards each, much of which is lost.
 SMALL = Parameters(gpus=20, orfs=200 * 64 * 8226, gigabytes=8, files=3, losses_per_hour=0.5, format="gzip")
 # Nothing is shared, nothing is lost, and all GPUs are as fast.
@@ -169,3 +172,22 @@ def test_a_word_that_is_no_choice_is_refused(capsys: pytest.CaptureFixture[str])
 def test_studies_vary_parameters_that_there_are() -> None:
     names = {one.name for one in fields(Parameters)}
     assert all(set(study) <= names for study in STUDIES.values())
+
+
+def test_the_picture_shows_all_time_of_every_point(tmp_path: Path) -> None:
+    points, output = tmp_path / "points.json", tmp_path / "cluster.svg"
+    words = ["--gpus", "1,1200", "--orfs", "1e9", "--output"]
+    simulate.main([*words, str(points)])
+    cluster_picture.main(["--input", str(points), "--study", "", "--output", str(output)])
+    of = json.loads(points.read_text())["points"]
+    svg = ElementTree.parse(output).getroot()
+    rects = [one for one in svg.iter(f"{SVG}rect") if one.find(f"{SVG}title") is not None]
+    widths = [float(one.attrib["width"]) for one in rects]
+    assert len(widths) == 2 * 5
+    scoring = [point["shares"]["scoring"] for point in of]
+    for bar, share in zip((widths[:5], widths[5:]), scoring, strict=True):
+        assert sum(bar) == pytest.approx(520, abs=0.3)
+        assert bar[0] == pytest.approx(520 * share, abs=0.1)
+    texts = [one.text for one in svg.iter(f"{SVG}text")]
+    assert {"1 GPU", "1,200 GPUs", "without a shard"} <= set(texts)
+    assert f"{of[1]['efficiency']:.1%} in {of[1]['shards_minutes'] / 60:.1f} hours" in texts
