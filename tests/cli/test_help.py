@@ -108,7 +108,8 @@ def test_examples_of_predict_are_valid(good: Path) -> None:
     lines = re.findall(r"python -m virnuc_async (predict .*)", text)
     assert len(lines) > 5
     for line in lines:
-        assert run(*line.split(), "--threshold", "2").err.startswith("virnuc-async: the threshold") or (
+        said = "with --plan, the plan decides on --threshold" if "--plan" in line else "the threshold"
+        assert run(*line.split(), "--threshold", "2").err.startswith(f"virnuc-async: {said}") or (
             "samples.txt" in line
         )
 

@@ -1,6 +1,7 @@
 """``predict``: which sequences are viral."""
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 from virnuc_async.cli.console import note, run_log
@@ -12,13 +13,14 @@ from virnuc_async.cli.earlier_options import (
 from virnuc_async.cli.environment import prepare_torch
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import add_device_options, add_verbosity_options
-from virnuc_async.cli.parser import PROGRAM, add_command, path, seconds
+from virnuc_async.cli.parser import PROGRAM, CommandParser, add_command, path, seconds
 from virnuc_async.cli.run_options import (
     add_input_options,
     add_result_options,
     inputs_and_directory,
     run_settings,
 )
+from virnuc_async.cli.shard_options import add_shard_options, run_planned
 from virnuc_async.cli.signals import INTERRUPTED, run_interruptibly
 
 _EXAMPLE = f"{PROGRAM} predict contigs.fa out/"
@@ -30,6 +32,7 @@ examples:
   python -m virnuc_async predict --input-list samples.txt --output-dir out/ --quiet
   zcat reads.fq.gz | python -m virnuc_async predict - out/ --devices cpu,cpu
   python -m virnuc_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
+  python -m virnuc_async predict --plan run/ --shard 3/100
 
 Inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), BAM, CRAM or SAM, directories
 of them, or - for standard input. The last name is the output directory.
@@ -57,9 +60,10 @@ def add_parser(commands: Any) -> None:
         "VirNucPro wrote anywhere in DIR, and compute only the missing ones",
     )
     add_device_options(parser.add_argument_group("devices"))
+    add_shard_options(parser.add_argument_group("shards"))
     add_verbosity_options(parser)
     add_earlier_options(parser)
-    parser.set_defaults(run=run, interrupted=INTERRUPTED, prints_result=False)
+    parser.set_defaults(run=partial(run, parser), interrupted=INTERRUPTED, prints_result=False)
 
 
 def _add_session_options(parser: Any) -> None:
@@ -80,9 +84,11 @@ def _add_session_options(parser: Any) -> None:
     )
 
 
-def run(options: Namespace) -> int:
+def run(parser: CommandParser, options: Namespace) -> int:
     """Predict, and return whether every input could be used."""
     apply_earlier_options(options)
+    if options.plan is not None or options.shard is not None:
+        return run_planned(parser, options)
     inputs, out_dir = inputs_and_directory(options, "an output", _EXAMPLE)
     settings = run_settings(options, reuse_features=options.reuse_features, repair=options.repair)
     prepare_torch(options)
