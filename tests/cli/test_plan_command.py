@@ -128,18 +128,20 @@ def test_a_run_does_not_go_where_a_plan_is(reads: Path, tmp_path: Path) -> None:
     assert [path.name for path in directory.iterdir()] == ["plan.json"]
 
 
-def test_interrupted(tmp_path: Path) -> None:
-    """Ctrl-C ends it with nothing written, wherever it is."""
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_interrupted(name: str, code: int, tmp_path: Path) -> None:
     script = f"""
-import os, signal, sys, threading
+import os, signal, sys
 from virnuc_async.cli.main import main
+sys.stderr = sys.stdout
 from virnuc_async.log import logger
-is_begun = lambda record: "planned for" in record["message"]
-logger.add(lambda _: os.kill(os.getpid(), signal.SIGINT), filter=is_begun)
+is_begun = lambda record: "reading: 0 of" in record["message"]
+logger.add(lambda _: os.kill(os.getpid(), signal.{name}), filter=is_begun)
 print(main(["plan", {str(tmp_path / "a.fa")!r}, {str(tmp_path / "run")!r}, "--for-device", "T4"]))
 """
     (tmp_path / "a.fa").write_text(fasta(some_reads(20_000, 500).items()))
-    assert python(script) == "130\n"
+    *_, stopping, ended, found = python(script).splitlines()
+    assert (stopping, ended, found) == ("Stopping ...", "Interrupted: nothing was written.", str(code))
     assert not (tmp_path / "run").exists()
 
 

@@ -4,13 +4,16 @@ import gzip
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from object_stores import Bucket
 from plans import segments
 from running import python, some_reads
 from sequence_files import FORMS, as_fasta, as_fastq, some_records
@@ -21,6 +24,7 @@ from virnuc_async._version import __version__
 from virnuc_async.distributed.plan import SHARDS, RunPlan, read_plan, write_plan
 from virnuc_async.distributed.planning import make_plan
 from virnuc_async.distributed.scanning import PlanProgress, Scanning, is_plain_gzip
+from virnuc_async.distributed.storage import RemoteRun
 from virnuc_async.engine.devices import available
 from virnuc_async.errors import (
     ForeignDirectoryError,
@@ -425,3 +429,58 @@ anyio.run(plan)
 print("torch" in sys.modules)
 """
     assert python(script).split() == ["1", "False"]
+
+
+async def test_a_plan_in_an_object_store(bucket: Bucket, tmp_path: Path, logged: list[str]) -> None:
+    path, url = write(tmp_path / "a.fa", as_fasta(some_records(30))), f"{bucket.root}/my/run"
+    settings = Settings(temporary_dir=tmp_path / "here")
+    plan = await make_plan(path, f"{url}/", settings, for_device="T4", segment_bases=SMALL)
+    elsewhere = RemoteRun(url, tmp_path / "there")
+    assert elsewhere.fetch_plan() == plan
+    assert await make_plan(path, url, settings, for_device="T4", segment_bases=SMALL) == plan
+    assert f"INFO: {url} has this plan already" in logged
+    # Another machine, which has no part of the run.
+    settings = replace(settings, temporary_dir=tmp_path / "there")
+    with pytest.raises(RunMismatchError, match="bases per segment: 2000 -> 999") as caught:
+        await make_plan(path, url, settings, for_device="T4", segment_bases=999)
+    assert caught.value.path == url
+    settings = replace(settings, overwrite=True)
+    other = await make_plan(path, url, settings, for_device="T4", segment_bases=999)
+    assert elsewhere.fetch_plan() == other
+    elsewhere.directory.joinpath(SHARDS, "00000-of-00002").mkdir(parents=True)
+    elsewhere.publish("00000-of-00002", other.digest)
+    with pytest.raises(RunMismatchError, match="1 shard of that run began already"):
+        await make_plan(path, url, settings, for_device="T4", segment_bases=SMALL)
+
+
+async def test_two_machines_plan_at_once(bucket: Bucket, tmp_path: Path) -> None:
+    path, url = write(tmp_path / "a.fa", as_fasta(some_records(30))), f"{bucket.root}/run"
+
+    def plan_elsewhere(size: int) -> RunPlan:
+        return anyio.run(
+            partial(
+                make_plan,
+                path,
+                url,
+                Settings(temporary_dir=tmp_path / "2"),
+                for_device="T4",
+                segment_bases=size,
+            )
+        )
+
+    async def plan_late(size: int) -> RunPlan:
+        def other_is_first(progress: PlanProgress) -> None:
+            if progress.files_done == progress.files:
+                with ThreadPoolExecutor(1) as pool:
+                    firsts.append(pool.submit(plan_elsewhere, size).result())
+
+        settings = Settings(temporary_dir=tmp_path / "1")
+        return await make_plan(
+            path, url, settings, for_device="T4", segment_bases=SMALL, on_progress=other_is_first
+        )
+
+    firsts: list[RunPlan] = []
+    with pytest.raises(RunMismatchError, match="bases per segment: 999 -> 2000"):
+        await plan_late(999)
+    url = f"{bucket.root}/another"
+    assert await plan_late(SMALL) == firsts[-1]

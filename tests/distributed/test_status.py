@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from object_stores import Bucket
 from plans import planned
 from running import python
 
 from virnuc_async.distributed.plan import SHARDS, RunPlan, Shard, write_plan
 from virnuc_async.distributed.status import RunStatus, ShardState, ShardStatus, ranges, read_status
+from virnuc_async.distributed.storage import RemoteRun
 from virnuc_async.errors import NoPlan
 from virnuc_async.fileio import Directory
 from virnuc_async.outputs.shard_file import ShardFile
@@ -311,3 +313,24 @@ def test_ranges(numbers: list[int], text: str) -> None:
 
 def test_it_imports_no_torch() -> None:
     assert python("import sys, virnuc_async.distributed.status; print('torch' in sys.modules)") == "False\n"
+
+
+def test_a_run_in_an_object_store(bucket: Bucket, tmp_path: Path) -> None:
+    plan, url = planned(LENGTHS, 1000), f"{bucket.root}/run"
+    worker = RemoteRun(url, tmp_path / "worker")
+    write_plan(plan, worker.directory)
+    assert worker.publish_plan()
+    for number, digest in ((1, plan.digest), (3, "f" * 64)):
+        shard_directory(worker.directory, number)
+        assert worker.publish(Shard(number, 10).name, digest)
+    progress(shard_directory(worker.directory, 5), "failed", 0.5, message="why")
+    # Of the worker's own machine: what is not published is known as well.
+    (division,) = read_status(url, tmp_path / "worker").divisions
+    assert (division.of, division.share) == (10, round((1000 + 500) / 11_000, 4))
+    assert division.shards[1] == ShardStatus(1, ShardState.DONE, 1.0)
+    another = ShardStatus(3, ShardState.FAILED, message="it is a shard of another plan")
+    assert division.shards[3] == another
+    assert (division.shards[5].state, division.shards[5].message) == (ShardState.FAILED, "why")
+    (division,) = read_status(url, tmp_path / "elsewhere").divisions
+    assert division.numbers(ShardState.DONE) == [1]
+    assert division.shards[5] == ShardStatus(5, ShardState.MISSING)

@@ -79,9 +79,15 @@ def run_interruptibly(
     return run_until_stopped(run, max_seconds)
 
 
-def run_until_stopped(work: Callable[[], Awaitable[_Result]], max_seconds: float | None = None) -> _Result:
+def run_until_stopped(
+    work: Callable[[], Awaitable[_Result]],
+    max_seconds: float | None = None,
+    stopping: str = "Stopping after the current batches ...",
+) -> _Result:
     """
     Return what *work* returns, which is cancelled if a signal arrives or *max_seconds* have passed.
+
+    *stopping* is printed then.
 
     Raises:
         Interrupted: by SIGINT or SIGTERM; what is finished is kept
@@ -90,18 +96,20 @@ def run_until_stopped(work: Callable[[], Awaitable[_Result]], max_seconds: float
 
     before = {number: getsignal(number) for number in _ENDING}
     try:
-        return anyio.run(_run_until_stopped, work, max_seconds)
+        return anyio.run(_run_until_stopped, work, max_seconds, stopping)
     finally:
         for number, handler in before.items():
             signal(number, handler)  # asyncio leaves the default handler
 
 
-async def _run_until_stopped(work: Callable[[], Awaitable[_Result]], max_seconds: float | None) -> _Result:
+async def _run_until_stopped(
+    work: Callable[[], Awaitable[_Result]], max_seconds: float | None, stopping: str
+) -> _Result:
     import anyio
 
     from virnuc_async.log import logger, why_cancelled
 
-    stop = _Stop()
+    stop = _Stop(stopping)
     sink = logger.add(stop.see, filter=lambda record: "counts" in record["extra"], level=0, format="")
     results: list[_Result] = []
     error: BaseException | None = None
@@ -135,7 +143,8 @@ class _Stop:
     scope: "CancelScope"
     code_of = SIGTERM  # the signal that the exit code is that of
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: str) -> None:
+        self._stopping = stopping
         self._reasons: list[str] = []
         self._counts: Counts | None = None
 
@@ -156,7 +165,7 @@ class _Stop:
         self._reasons.append(reason)
         if len(self._reasons) > 1:
             return True
-        print("Stopping after the current batches ...", file=sys.stderr)
+        print(self._stopping, file=sys.stderr)
         self.scope.cancel()
         return False
 

@@ -13,15 +13,8 @@ from anyio import to_thread
 
 from virnuc_async._version import __version__
 from virnuc_async.engine.cpu_limits import usable_processors
-from virnuc_async.errors import (
-    ForeignDirectoryError,
-    NoPlan,
-    NoRecords,
-    RunMismatchError,
-    Stage,
-    UsageError,
-)
-from virnuc_async.fileio import Directory, list_names, writing_to
+from virnuc_async.errors import NoPlan, NoRecords, RunMismatchError, Stage, UsageError
+from virnuc_async.fileio import Directory
 from virnuc_async.log import logger
 from virnuc_async.models.bundle import find
 from virnuc_async.outputs.formats import require_formats
@@ -32,7 +25,7 @@ from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.identity import describe_differences
 from virnuc_async.runs.mate_check import MateCheck
 from virnuc_async.runs.messages import RunMessages
-from virnuc_async.runs.output_directory import PLAN, STORE, require_claimable
+from virnuc_async.runs.output_directory import PLAN
 from virnuc_async.runs.plan import Plan
 from virnuc_async.runs.scratch import temporary_files
 from virnuc_async.sequences.files import absolute
@@ -43,9 +36,10 @@ from virnuc_async.sequences.segments import SEGMENT_BASES
 from virnuc_async.settings import Settings, user_path, user_paths, whole
 from virnuc_async.text import plural
 
-from .plan import SHARDS, PlannedFile, RunPlan, read_plan, write_plan
+from .plan import PlannedFile, RunPlan
 from .planned_devices import CPU, PlannedDevices, devices_here, stated_devices
 from .planned_settings import planned_settings
+from .run_place import RunPlace
 from .scanning import PlanProgress, Scanning, is_plain_gzip
 from .segmenting import Segmenting
 
@@ -69,6 +63,7 @@ async def make_plan(
     """
     Plan a run of *inputs* that many machines share, write ``plan.json`` into *run*, and return the plan.
 
+    *run* is a directory, or a URL in an object store.
     *inputs* are as for run_pipeline, but no streams. The devices are of the kind *for_device*, by default of
     that of this machine: "cpu", a card such as "H200", or a whole kind. Every file is read once, several at a
     time. The same plan is not made again, and another one is not replaced without ``Settings.overwrite``.
@@ -85,21 +80,22 @@ async def make_plan(
         ForeignDirectoryError, CannotWrite: the directory
     """
     require_asyncio()
-    named, place = user_paths(inputs, "an input"), Path(user_path(run, "the run directory"))
+    named, name = user_paths(inputs, "an input"), user_path(run, "the run directory")
     settings = Settings() if settings is None else settings
     _require_plannable(named, settings, for_device)
     whole(1)("segment bases", segment_bases)
-    with writing_to(place):
-        await to_thread.run_sync(_require_place, place)
-    whole_run = await to_thread.run_sync(_whole_run, named, place, settings)
+    place = await to_thread.run_sync(RunPlace, name, settings.temporary_dir)
+    await to_thread.run_sync(place.require_claimable)
+    whole_run = await to_thread.run_sync(_whole_run, named, place.directory, settings)
     draft = await to_thread.run_sync(_draft, whole_run, for_device, segment_bases)
-    found = await to_thread.run_sync(_existing, place, draft, settings.overwrite)
-    if found is not None:
+    if (found := await to_thread.run_sync(_find_same, place, draft, settings.overwrite)) is not None:
         logger.info("{} has this plan already", place)
         return found
     planner = _Planner(whole_run, draft)
-    plan = await planner.plan(place, on_progress or (lambda _: None))
-    await to_thread.run_sync(write_plan, plan, place)
+    plan = await planner.plan(place.directory, on_progress or (lambda _: None))
+    if not await to_thread.run_sync(place.write_plan, plan, settings.overwrite):
+        # Another machine has planned meanwhile: the same, or it is refused.
+        return await to_thread.run_sync(_find_same, place, draft, False) or plan
     return plan
 
 
@@ -118,16 +114,6 @@ def _require_plannable(inputs: Sequence[str], settings: Settings, for_device: st
                 "file first, and name that as the input"
             )
     require_formats(settings.formats)
-
-
-def _require_place(run: Path) -> None:
-    """Check that the directory *run* has a plan, or nothing that its run would write."""
-    if (run / PLAN).exists():
-        return
-    if (run / STORE).exists():
-        reason = f"has a run of one machine ({STORE}). Plan into another directory"
-        raise ForeignDirectoryError(str(run), reason)
-    require_claimable(run)
 
 
 def _whole_run(inputs: Sequence[str], run: Path, settings: Settings) -> Plan:
@@ -185,27 +171,27 @@ def _devices(run: Plan, name: str | None) -> PlannedDevices:
     return stated_devices(name, run.settings, run.bundle.shapes)
 
 
-def _existing(run: Path, draft: RunPlan, overwrite: bool) -> RunPlan | None:
+def _find_same(place: RunPlace, draft: RunPlan, overwrite: bool) -> RunPlan | None:
     """
-    Return the plan in *run* if it is that of *draft*; None if there is none, or one to be replaced.
+    Return the plan at *place* if it is that of *draft*; None if there is none, or one to be replaced.
 
     Raises:
         NoPlan: there is one that cannot be read
         RunMismatchError: there is another one, or its shards have begun
     """
-    if not (run / PLAN).exists():
-        return None
     with suppress(NoPlan) if overwrite else nullcontext():
-        found = read_plan(run)
+        found = place.find_plan()
+        if found is None:
+            return None
         old, new = _identity(found), _identity(draft)
         if old == new:
             return found
         differences = [*describe_differences(old, new)] or ["inputs: the same files by other paths"]
         if not overwrite:
-            raise RunMismatchError(str(run), differences)
-        if begun := list_names(run / SHARDS, lambda _: True):
+            raise RunMismatchError(place.name, differences)
+        if begun := place.begun_shards():
             hint = f"Use another directory: {plural(len(begun), 'shard')} of that run began already"
-            raise RunMismatchError(str(run), differences, hint)
+            raise RunMismatchError(place.name, differences, hint)
     return None
 
 

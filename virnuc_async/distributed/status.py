@@ -24,10 +24,13 @@ from virnuc_async.runs.lock import LEASE_DURATION, LOCK, Owner, owner_of
 from virnuc_async.runs.progress_file import NAME as PROGRESS_FILE
 from virnuc_async.text import is_printable
 
-from .plan import SHARDS, RunPlan, Shard, read_plan
+from .plan import SHARDS, RunPlan, Shard
+from .run_place import RunPlace
+from .storage import Published, RemoteRun
 
 VERSION = 1  # of the form that as_dict has
 
+_OF_ANOTHER_PLAN = "it is a shard of another plan"
 _NAME = re.compile(r"(\d{5})-of-(\d{5})")
 _MOST_BYTES = 1 << 22  # of a progress.json: it has a few lines for each device
 _AT_ONCE = 32  # directories: those of a network file system take milliseconds each
@@ -115,31 +118,59 @@ class _Clock(NamedTuple):
         return time.time() + self.offset - modified
 
 
-def read_status(run: Path) -> RunStatus:
+def read_status(run: str | Path, temporary_dir: Path | None = None) -> RunStatus:
     """
-    Return how far the shards in the directory *run* are.
+    Return how far the shards of *run* are, a directory or a URL in an object store.
+
+    There, a shard is known when it is published, and on the machine that works on it: its part of the run is
+    below *temporary_dir*.
 
     Raises:
-        NoPlan: it has none, or one that cannot be read
+        UsageError: the URL names no place for a run
+        NoPlan: there is none, or one that cannot be read
+        ShardsMissing: what is published cannot be read
     """
-    plan = read_plan(run)
-    found: dict[int, dict[int, ShardStatus]] = {}
+    place = RunPlace(str(run), temporary_dir)
+    plan = place.read_plan()
+    found = dict(_begun_here(place.directory, plan.digest))
+    if place.remote is not None:
+        found |= _published(place.remote, plan.digest)
+    counts = sorted({shard.of for shard in found if shard.number < shard.of})
+    return RunStatus(plan, tuple(_division(plan, of, found) for of in counts))
+
+
+def _begun_here(run: Path, digest: str) -> Iterator[tuple[Shard, ShardStatus]]:
+    """Yield how far each shard is that has begun in the directory *run*."""
     with suppress(FileNotFoundError), Directory(run / SHARDS) as shards:
         names = [name for name in map(_NAME.fullmatch, shards.names()) if name]
-        clock, digest = _Clock.of(shards), plan.digest
+        clock = _Clock.of(shards)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for shard, status in pool.map(lambda name: _read(shards, name, clock, digest), names):
-                if shard.number < shard.of and status:
-                    found.setdefault(shard.of, {})[shard.number] = status
-    return RunStatus(plan, tuple(_division(plan, of, found[of]) for of in sorted(found)))
+                if status:
+                    yield shard, status
 
 
-def _division(plan: RunPlan, of: int, found: Mapping[int, ShardStatus]) -> ShardsStatus:
+def _published(run: RemoteRun, digest: str) -> dict[Shard, ShardStatus]:
+    """Return the shards of *run* that are published."""
+    names = [name for name in map(_NAME.fullmatch, run.shards()) if name]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        published = pool.map(lambda name: run.published(name[0]), names)
+        found = zip((Shard(int(name[1]), int(name[2])) for name in names), published, strict=True)
+        return {shard: _of_published(shard, one, digest) for shard, one in found if one}
+
+
+def _of_published(shard: Shard, published: Published, digest: str) -> ShardStatus:
+    if published.plan == digest:
+        return ShardStatus(shard.number, ShardState.DONE, 1.0)
+    return ShardStatus(shard.number, ShardState.FAILED, message=_OF_ANOTHER_PLAN)
+
+
+def _division(plan: RunPlan, of: int, found: Mapping[Shard, ShardStatus]) -> ShardsStatus:
     shards, done, parts = [], 0.0, plan.divide(of)
     for number, part in enumerate(parts):
         # A shard without a segment has nothing to do.
         empty = ShardStatus(number, ShardState.MISSING) if part else ShardStatus(number, ShardState.DONE, 1.0)
-        shards.append(found.get(number, empty))
+        shards.append(found.get(Shard(number, of), empty))
         done += shards[-1].share * sum(plan.segments[segment].bases for segment in part)
     total = plan.bases
     share = done / total if total else sum(shard.share for shard in shards) / of
@@ -189,7 +220,7 @@ def _state(
     if known is not None:
         if (known.plan, known.shard) == (digest, tuple(shard)):
             return ShardState.DONE, None
-        return ShardState.FAILED, "it is a shard of another plan"
+        return ShardState.FAILED, _OF_ANOTHER_PLAN
     owner = owner_of(directory)
     lock = directory.stat(LOCK) if owner else None
     if owner is not None and lock is not None:

@@ -146,6 +146,21 @@ class RemoteRun:
             shutil.rmtree(self.directory / SHARDS, ignore_errors=True)
         return plan
 
+    def find_plan(self) -> RunPlan | None:
+        """
+        Do what :meth:`fetch_plan` does if there is a plan, else return None.
+
+        Raises:
+            NoPlan: it cannot be read
+            CannotWrite: the disk is full
+        """
+        try:
+            return self.fetch_plan()
+        except NoPlan as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
     def publish_plan(self, overwrite: bool = False) -> bool:
         """
         Copy the plan from the directory to the run; false if there is one already and not *overwrite*.

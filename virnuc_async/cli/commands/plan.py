@@ -3,7 +3,6 @@
 import shlex
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.console import run_log
@@ -17,6 +16,7 @@ from virnuc_async.cli.run_options import (
     inputs_and_directory,
     run_settings,
 )
+from virnuc_async.cli.signals import run_until_stopped
 from virnuc_async.text import plural
 
 if TYPE_CHECKING:
@@ -94,26 +94,23 @@ def _add_reading_options(group: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Write the plan, and print what it is and what comes next."""
-    import anyio
-
     inputs, directory = inputs_and_directory(options, "a run", _EXAMPLE)
     settings = run_settings(options)
     prepare_torch(options)
     from virnuc_async.distributed.planning import make_plan
 
     with run_log(options):
-        plan = anyio.run(
-            partial(
-                make_plan,
-                inputs,
-                directory,
-                settings,
-                for_device=options.for_device,
-                segment_bases=options.segment_bases,
-                on_progress=_shown(),
-            )
+        work = partial(
+            make_plan,
+            inputs,
+            directory,
+            settings,
+            for_device=options.for_device,
+            segment_bases=options.segment_bases,
+            on_progress=_shown(),
         )
-    print("\n".join(_result(plan, Path(directory))))
+        plan = run_until_stopped(work, stopping="Stopping ...")
+    print("\n".join(_result(plan, directory)))
     return DONE
 
 
@@ -122,7 +119,14 @@ def _shown() -> "Callable[[PlanProgress], None]":
     from virnuc_async.log import PROGRESS, logger
     from virnuc_async.runs.progress import Counts
 
-    counts = Counts()
+    class Reading(Counts):
+        """How far the inputs are read."""
+
+        def kept(self) -> str:
+            """Return what is kept if it ends now."""
+            return "nothing was written"
+
+    counts = Reading()
 
     def show(progress: "PlanProgress") -> None:
         share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
@@ -133,10 +137,10 @@ def _shown() -> "Callable[[PlanProgress], None]":
     return show
 
 
-def _result(plan: "RunPlan", directory: Path) -> list[str]:
+def _result(plan: "RunPlan", directory: str) -> list[str]:
     """Return what a plan is, and what to do next, in lines."""
     broken = sum(file.failure is not None for file in plan.files)
-    count, run = min(len(plan.segments), _MOST_SHARDS), shlex.quote(str(directory))
+    count, run = min(len(plan.segments), _MOST_SHARDS), shlex.quote(directory)
     files = plural(len(plan.files), "file") + (f", {broken:,} of them not to the end" if broken else "")
     segments = plural(len(plan.segments), "segment")
     each, shard, fewer = "", "0/1", ""

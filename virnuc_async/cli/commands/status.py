@@ -6,8 +6,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.cli.console import print_table
+from virnuc_async.cli.environment import temporary_dir
 from virnuc_async.cli.exit_codes import DONE
-from virnuc_async.cli.parser import PROGRAM, add_command, path
+from virnuc_async.cli.parser import PROGRAM, add_command, path_text
 from virnuc_async.text import escape_control_chars, plural
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ Reads what shards write into RUN_DIR while they run; it opens no store, and dist
 def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = add_command(commands, "status", "show how far the shards of a run are", _EXAMPLES)
-    parser.add_argument("run_dir", type=path, metavar="RUN_DIR", help="the directory of a plan")
+    parser.add_argument(
+        "run_dir", type=path_text, metavar="RUN_DIR", help="the directory or the URL of a plan"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with every shard")
     parser.set_defaults(run=run)
 
@@ -37,11 +40,11 @@ def run(options: Namespace) -> int:
     """Print which shards are done, running, stopped, failed and missing, and what to do next."""
     from virnuc_async.distributed.status import read_status
 
-    status = read_status(options.run_dir)
+    status = read_status(options.run_dir, temporary_dir())
     if options.json:
         print(json.dumps(status.as_dict(), indent=2))
         return DONE
-    plan, directory = status.plan, shlex.quote(str(options.run_dir))
+    plan, directory = status.plan, shlex.quote(options.run_dir)
     what = f"{plural(plan.records, 'record')}, {plan.bases / 1e6:,.1f} Mb"
     print(escape_control_chars(f"{directory}: {what} in {plural(len(plan.segments), 'segment')}"))
     if not status.divisions:
