@@ -1,18 +1,23 @@
 """A scan of a file: what it finds is what a reader finds."""
 
 import gzip
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sequence_files import FORMS, as_fasta, as_fastq, some_records
 
 from virnuc_async.errors import InputError
 from virnuc_async.fileio import Directory
 from virnuc_async.sequences import scan
 from virnuc_async.sequences.alignments import Notes
-from virnuc_async.sequences.fastx import Contig
+from virnuc_async.sequences.fastx import DEFAULT_LIMITS, Contig, Limits
 from virnuc_async.sequences.inputs import InputVersion, read_contigs
 from virnuc_async.sequences.scan import FileScan, Spill, scan_file
 from virnuc_async.sequences.segments import START, SeekPoint
@@ -20,20 +25,22 @@ from virnuc_async.sequences.segments import START, SeekPoint
 RECORDS = some_records(500)
 
 
-def read(path: Path, start: SeekPoint = START) -> tuple[list[Contig], tuple[type, str] | None, str | None]:
+def read(
+    path: Path, start: SeekPoint = START, limits: Limits = DEFAULT_LIMITS
+) -> tuple[list[Contig], tuple[type, str] | None, str | None]:
     """Return the records from *start* on, the error behind them, and their kind."""
     found: list[Contig] = []
     error, notes = None, Notes()
     try:
-        found.extend(read_contigs(str(path), start, notes=notes))
+        found.extend(read_contigs(str(path), start, limits=limits, notes=notes))
     except InputError as failure:
         error = type(failure), str(failure)
     return found, error, notes.kinds.get(str(path))
 
 
-def check(path: Path, found: FileScan) -> None:
-    """Check that *found* is what a reader finds, from the beginning and from every seek point."""
-    records, error, kind = read(path)
+def check(path: Path, found: FileScan, limits: Limits = DEFAULT_LIMITS) -> set[SeekPoint]:
+    """Check that *found* is what a reader finds, from any seek point on, too; return these."""
+    records, error, kind = read(path, START, limits)
     assert (found.failure and (type(found.failure), str(found.failure))) == error
     assert (found.records, found.bases, found.kind) == (
         len(records),
@@ -42,9 +49,16 @@ def check(path: Path, found: FileScan) -> None:
     )
     lengths = [length for block in found.lengths() for length in block.tolist()]
     assert lengths == [len(record.bases) for record in records]
-    points = {found.seek_point(number) for number in range(len(records))}
-    for point in points:
-        assert read(path, point) == (records[point.record :], error, kind)
+    assert found.is_utf8 == all(is_utf8(record.id) for record in records)
+    points = [found.seek_point(number) for number in range(len(records))]
+    assert all(point.record <= number for number, point in enumerate(points))
+    for point in set(points):
+        assert read(path, point, limits) == (records[point.record :], error, kind)
+    return set(points)
+
+
+def is_utf8(id: bytes) -> bool:
+    return id.decode("utf-8", "ignore").encode() == id
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +125,85 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     assert str(found.failure) == f"{tmp_path}/gone: No such file or directory"
     assert (found.records, found.kind, found.size, [*found.lengths()]) == (0, None, None, [])
     assert found.version.fingerprint is None
+
+
+# Any file
+
+LINE_ENDS = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r", b"\r\r\n"])
+IDS = st.sampled_from([b"a", b"read/1 1:N:0", b"", b"caf\xc3\xa9", b"\xe9", b"x\ry z", b"i" * 60])
+BASES = st.sampled_from(
+    [b"ACGTN" * 9, b"A", b"", b"acgun", b"AC-GT..A", b"ACGT ", b"A" * 200, b"RYSW", b"MKLV", b"A\0"]
+)
+BETWEEN = st.sampled_from([b"", b"", b"", b"", b"\n", b"\n\n\n\n", b" \n"])
+
+
+@st.composite
+def fastq(draw: st.DrawFn) -> bytes:
+    """Draw FASTQ that may be odd in many ways."""
+    end, usual, text = draw(LINE_ENDS), draw(BASES), []
+    for number in range(draw(st.integers(0, 60))):
+        is_odd = draw(st.integers(0, 9)) == 0
+        bases = draw(BASES) if is_odd else usual
+        quality = b"I" * (len(bases) + draw(st.integers(-1, 1)) * (draw(st.integers(0, 5)) == 0))
+        head = draw(IDS) if is_odd else b"r%d" % number
+        ends = [draw(LINE_ENDS) if is_odd else end for _ in range(4)]
+        lines = b"@" + head, bases, b"+" + head * draw(st.booleans()), quality
+        text += [
+            draw(BETWEEN) if is_odd else b"",
+            *(b for pair in zip(lines, ends, strict=True) for b in pair),
+        ]
+    return b"".join(text)
+
+
+@st.composite
+def fasta(draw: st.DrawFn) -> bytes:
+    """Draw FASTA that may be odd in many ways."""
+    end, text = draw(LINE_ENDS), []
+    for number in range(draw(st.integers(0, 40))):
+        is_odd = draw(st.integers(0, 9)) == 0
+        text += [b">", draw(IDS) if is_odd else b"r%d" % number, draw(LINE_ENDS) if is_odd else end]
+        for _ in range(draw(st.integers(0, 3))):
+            text += [draw(BASES) if is_odd else b"ACGT" * 5, draw(LINE_ENDS) if is_odd else end]
+        text.append(draw(BETWEEN) if is_odd else b"")
+    return b"".join(text)
+
+
+def in_members(pack: Callable[[bytes], bytes], text: bytes, size: int) -> bytes:
+    return b"".join(pack(text[begin : begin + size]) for begin in range(0, len(text), size)) or pack(b"")
+
+
+def bgzf(text: bytes) -> bytes:
+    """Pack *text* as bgzip does, in small members."""
+    members = []
+    for begin in range(0, len(text) + 400, 400):  # the last one is empty
+        packer = zlib.compressobj(wbits=-15)
+        block = text[begin : begin + 400]
+        data = packer.compress(block) + packer.flush()
+        extra = b"\6\0BC\2\0" + struct.pack("<H", len(data) + 25)
+        tail = struct.pack("<II", zlib.crc32(block), len(block))
+        members.append(b"\x1f\x8b\10\4\0\0\0\0\0\xff" + extra + data + tail)
+    return b"".join(members)
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "bgzf": bgzf,
+    **{f"{name} members": partial(in_members, form.pack, size=700) for name, form in FORMS.items()},
+    **{name: form.pack for name, form in FORMS.items()},
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_file_has_the_same_tail_from_every_seek_point(packing: str, data: st.DataObject, tmp_path: Path):
+    head = data.draw(st.sampled_from([b"", b"", b"", b"\xef\xbb\xbf", b"\n \r\n"]))
+    packed = PACKINGS[packing](head + data.draw(st.one_of(fastq(), fasta())))
+    if len(packed) > 9 and data.draw(st.booleans()):
+        at = data.draw(st.integers(6, len(packed) - 1))
+        bit = data.draw(st.integers(0, 8))
+        packed = packed[:at] + (bytes([packed[at] ^ 1 << bit]) + packed[at + 1 :] if bit < 8 else b"")
+    path = tmp_path / "file"
+    path.write_bytes(packed)
+    limits = Limits(block=data.draw(st.sampled_from([1, 9, 100, 1000, 1 << 18])), record=900, id=50)
+    check(path, scan_file(str(path), limits=limits), limits)

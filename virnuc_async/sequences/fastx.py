@@ -81,6 +81,12 @@ def read_bases(letters: bytes) -> bytes:
     return bases.replace(b"-", b"")
 
 
+def are_bases(letters: bytes) -> bool:
+    """Return whether all *letters* are those of nucleotides, none is a gap, and no line ends within them."""
+    translated = letters.translate(_AS_DNA)
+    return b"?" not in translated and b"-" not in translated
+
+
 class FastxParser:
     """Parses one stream of text; counts records and lines, and has the text of the last record."""
 
@@ -89,8 +95,8 @@ class FastxParser:
         path: str,
         text: TextStream,
         has_changed: Callable[[], bool],
-        name: Callable[[bytes], bytes],
-        limits: Limits,
+        name: Callable[[bytes], bytes] = first_word,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.path = path
         self.records = 0
@@ -106,7 +112,7 @@ class FastxParser:
         # FASTQ: its lines, and whether they have their ends.
         self._fasta_text = b"", 0
         self._fastq_lines: tuple[list[bytes], bool] = [], True
-        self.is_fastq = False
+        self.is_fastq = False  # as long as nothing is known; may be set by who does
 
     @property
     def text(self) -> tuple[bytes, ...]:
@@ -139,12 +145,12 @@ class FastxParser:
             first = self._skip_blank(blocks)
         if not first:
             return
-        if first[:1] not in (b">", b"@"):
+        if first[:1] not in (b">", b"@") and not self.is_fastq:
             while len(first) < HEAD_BYTES and b"\n" not in first and (more := next(blocks, b"")):
                 first += more
             expected = f"expected '>' (FASTA) or '@' (FASTQ), saw {_quote(first)}"
             raise self._format_error(0, foreign_format(first) or expected)
-        self.is_fastq = first[:1] == b"@"
+        self.is_fastq = self.is_fastq or first[:1] == b"@"
         parse = self._fastq if self.is_fastq else self._fasta
         for contig in parse(chain([first], blocks)):
             self.records += 1

@@ -5,11 +5,12 @@ It is exact: a file has as many records, of these lengths, and breaks with this 
 finds later.
 """
 
+import io
 import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from virnuc_async.errors import InputChanged, InputError
 from virnuc_async.fileio import Directory
 
+from .alignments import AlignmentParser
 from .decompression import GzipText
-from .fastx import FastxParser
+from .fastx import DEFAULT_LIMITS, Contig, FastxParser, Limits, first_word
 from .files import OpenFile, open_file
-from .inputs import InputVersion, Opened, kind_of, open_input, parser_of
+from .inputs import READS, InputVersion, Opened, kind_of, open_input, parser_of
+from .plain_fastq import FastqParts, Part
 from .segments import START, SeekPoint
 
 Place = Callable[[int], tuple[int, int]]  # of a position in the text: offset in the file, text to pass over
@@ -116,7 +119,13 @@ class FileScan:
         return self._marks.before(record)
 
 
-def scan_file(path: str, spill: Spill | None = None, *, open_file: OpenFile = open_file) -> FileScan:
+def scan_file(
+    path: str,
+    spill: Spill | None = None,
+    *,
+    open_file: OpenFile = open_file,
+    limits: Limits = DEFAULT_LIMITS,
+) -> FileScan:
     """
     Read *path*, a file, from its beginning to its end or to where it breaks, once.
 
@@ -127,7 +136,7 @@ def scan_file(path: str, spill: Spill | None = None, *, open_file: OpenFile = op
         InputChanged: it is not what it was before
         OSError: there is no room in *spill*
     """
-    scanner = _Scanner(path, spill)
+    scanner = _Scanner(path, spill, limits)
     version = InputVersion.of(path)
     failure = None
     try:
@@ -152,27 +161,57 @@ def _placing(opened: Opened) -> Place:
 class _Scanner:
     """Collects what a scan finds."""
 
-    def __init__(self, path: str, spill: Spill | None) -> None:
+    def __init__(self, path: str, spill: Spill | None, limits: Limits) -> None:
         self._said: list[str] = []
-        self._path = path
+        self._path, self._limits = path, limits
         self._lengths, self._marks = _Lengths(spill), _Marks()
         self._kind: str | None = None
         self._is_utf8 = True
+        self._at = START  # where the record begins, in the text, that is read next
+        self._place: Place = lambda position: (0, position)
 
     def read(self, opened: Opened) -> None:
         """Read all records of a file that is *opened*."""
-        parser = parser_of(self._path, opened, note=self._said.append)
-        place = _placing(opened)
+        if opened.alignments:
+            self._parse(parser_of(self._path, opened, note=self._said.append))
+            return
+        self._place, parts = _placing(opened), FastqParts(opened.text, self._limits)
+        while part := parts.take():
+            self._take(part)
+        parser = FastxParser(self._path, parts, opened.has_changed, limits=self._limits)
+        parser.is_fastq = self._at.record > 0
+        self._parse(parser)
+
+    def _take(self, part: Part) -> None:
+        """Take records of FASTQ that begin at the current place, and move it behind them."""
+        begin = self._at
+        self._marks.add(begin, self._place)
+        if (lengths := part.lengths(self._limits.id)) is None:
+            # Each is of four lines: alone they are read as within the file.
+            text = io.BytesIO(part.text)
+            self._parse(FastxParser(self._path, text, lambda: False, limits=self._limits))
+        else:
+            self._lengths.extend(lengths)
+            self._kind = READS
+            if self._is_utf8 and not part.text.isascii():
+                self._is_utf8 = all(_is_utf8(first_word(header[1:])) for header in part.headers)
+        records, size, lines = self._lengths.records, begin.skip + len(part.text), part.lines.size // 2
+        self._at = SeekPoint(records, 0, size, begin.line + lines)
+
+    def _parse(self, parser: FastxParser | AlignmentParser) -> None:
+        """Read all records of *parser*, which is at the current place."""
+        mark, at = START, self._at
         try:
-            with closing(parser.contigs()) as contigs:
+            with closing(_contigs(parser, at)) as contigs:
                 for contig in contigs:
                     self._lengths.add(len(contig.bases))
                     if self._is_utf8 and not contig.id.isascii():
                         self._is_utf8 = _is_utf8(contig.id)
-                    if isinstance(parser, FastxParser):
-                        self._marks.add(parser.mark, place)
+                    if isinstance(parser, FastxParser) and parser.mark is not mark:
+                        mark = parser.mark
+                        self._marks.add(mark._replace(skip=at.skip + mark.skip), self._place)
         finally:
-            self._kind = kind_of(parser)
+            self._kind = kind_of(parser) or self._kind
 
     def result(self, version: InputVersion, failure: InputError | None) -> FileScan:
         """Return what was found."""
@@ -191,6 +230,11 @@ class _Scanner:
         )
 
 
+def _contigs(parser: FastxParser | AlignmentParser, at: SeekPoint) -> Generator[Contig, None, None]:
+    """Return the records of *parser*, the text of which begins with the one that is *at* a place."""
+    return parser.contigs(at._replace(skip=0)) if isinstance(parser, FastxParser) else parser.contigs()
+
+
 def _is_utf8(text: bytes) -> bool:
     try:
         text.decode("utf-8")
@@ -203,22 +247,33 @@ class _Lengths:
     """The lengths of records in order, packed."""
 
     def __init__(self, spill: Spill | None) -> None:
-        self.records = self.bases = 0
+        self.bases = self._of_packed = 0
         self._spill = spill
         self._current = array("i")
         self._packed: list[bytes | Spilled] = []
 
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return self._of_packed + len(self._current)
+
     def add(self, length: int) -> None:
         """Add a record."""
         self._current.append(length)
-        if len(self._current) == _BLOCK:
+        if len(self._current) >= _BLOCK:
+            self.end()
+
+    def extend(self, lengths: NDArray[np.int64]) -> None:
+        """Add many records."""
+        self._current.frombytes(lengths.astype(np.int32).tobytes())
+        if len(self._current) >= _BLOCK:
             self.end()
 
     def end(self) -> None:
         """Pack what is not packed yet."""
         lengths = np.array(self._current, np.int32)
         self._current = array("i")
-        self.records += len(lengths)
+        self._of_packed += len(lengths)
         self.bases += int(lengths.sum(dtype=np.int64))
         if len(lengths):
             packed = zlib.compress(lengths.tobytes(), 1)
