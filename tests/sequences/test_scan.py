@@ -1,6 +1,7 @@
 """A scan of a file: what it finds is what a reader finds."""
 
 import gzip
+import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,6 +128,58 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     assert found.version.fingerprint is None
 
 
+ODD = [
+    b"",
+    b"\n",
+    b"\n\n\n\n",
+    b"@a\n\n+\n\n",
+    b"@a\nACGT\n+\nIII\n",
+    b"@a\nACGT\n+\nIIIII\n",
+    b"@a\nACGT\n-\nIIII\n",
+    b"@a\nACGT\n+\nIII \n",
+    b"@a\nACG\n+\nIII \n",
+    b"@a\nACGT \n+\nIIII\n",
+    b"@a\nAC-T\n+\nIIII\n",
+    b"@a\nAC.T\n+a\nIIII\n",
+    b"@a\nMKLV\n+\nIIII\n",
+    b"@a\nuuuu\n+\nIIII\n",
+    b"a\nACGT\n+\nIIII\n",
+    b"@\nACGT\n+\nIIII\n",
+    b"@\xe9\nACGT\n+\nIIII\n",
+    b"@\xc3\xa9 \xff\nACGT\n+\nIIII\n",
+    b"@%b\nACGT\n+\nIIII\n" % (b"i" * 51),
+    b"@a %b\nACGT\n+\nIIII\n" % (b"i" * 51),
+    b"@a\r\nACGT\r\n+\r\nIIII\r\n",
+    b"@a\rACGT\r+\rIIII\r",
+    b"@a\rb\nACGT\n+\nIIII\n",
+    b"@a\nACGT\n+\nIIII\n" * 3 + b"@b\nA",
+    b"@a\n%b\n+\n%b\n" % (b"A" * 500, b"I" * 500),
+    b"@a\nAC\nGT\n+\nIIII\n",
+    b">a\nACGT\n",
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("block", [100, 1 << 18])
+def test_records_of_fastq_among_which_one_is_odd(odd: bytes, block: int, tmp_path: Path) -> None:
+    path, limits = tmp_path / "reads", Limits(block=block, record=900, id=50)
+    for before, behind in ((0, 9), (1, 9), (9, 0), (9, 9)):
+        path.write_bytes(as_fastq(RECORDS[:before]) + odd + as_fastq(RECORDS[9 : 9 + behind]))
+        check(path, scan_file(str(path), limits=limits), limits)
+
+
+@pytest.mark.parametrize("write", [as_fasta, as_fastq])
+def test_letters_that_are_changed_at_random(write, tmp_path: Path) -> None:
+    rng, path, limits = random.Random(5), tmp_path / "reads", Limits(block=500, record=900, id=50)
+    for _ in range(150):
+        text = bytearray(write(RECORDS[: rng.randrange(1, 15)]))
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(len(text))
+            text[at : at + rng.randrange(3)] = bytes(rng.choices(b"\n\r@>+ -AI\xe9!", k=rng.randrange(3)))
+        path.write_bytes(text)
+        check(path, scan_file(str(path), limits=limits), limits)
+
+
 # Any file
 
 LINE_ENDS = st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r", b"\r\r\n"])
@@ -194,7 +247,7 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_file_has_the_same_tail_from_every_seek_point(packing: str, data: st.DataObject, tmp_path: Path):
     head = data.draw(st.sampled_from([b"", b"", b"", b"\xef\xbb\xbf", b"\n \r\n"]))

@@ -28,12 +28,13 @@ class Part:
         """The headers of the records."""
         return self._line(0)
 
-    def lengths(self, longest_header: int) -> NDArray[np.int64] | None:
+    def lengths(self, limits: Limits) -> NDArray[np.int64] | None:
         """Return the length of each record in bases; None if they are not plainly in order."""
         begins, sizes = self.lines[..., 0], self.lines[..., 1] - self.lines[..., 0]
         letters = np.frombuffer(self.text, np.uint8)
         if (
-            (sizes[:, 0] <= longest_header).all()
+            (sizes[:, 0] <= limits.id).all()
+            and (sizes.sum(1) <= limits.record).all()
             and (letters[begins[:, 0]] == _AT).all()
             and (letters[begins[:, 2]] == _PLUS).all()
             and (sizes[:, 1] == sizes[:, 3]).all()

@@ -186,7 +186,7 @@ class _Scanner:
         """Take records of FASTQ that begin at the current place, and move it behind them."""
         begin = self._at
         self._marks.add(begin, self._place)
-        if (lengths := part.lengths(self._limits.id)) is None:
+        if (lengths := part.lengths(self._limits)) is None:
             # Each is of four lines: alone they are read as within the file.
             text = io.BytesIO(part.text)
             self._parse(FastxParser(self._path, text, lambda: False, limits=self._limits))
