@@ -57,7 +57,7 @@ class Parameters:
     gigabytes: float = _parameter(500.0, "GB of input files", "chosen")
     files: int = _parameter(16, "input files of equal size", "assumed: eight lanes of pairs")
     format: str = _choice({"bgzf": "read from any segment", "gzip": "read over up to it"})
-    orfs_per_megabase: float = _parameter(8226.0, "ORFs", "measured: pipeline-cpu.json, reads of 150 bases")
+    orfs_per_megabase: float = _parameter(8234.0, "ORFs", "measured: storage.json, reads of 150 bases")
     segment_megabases: float = _parameter(SEGMENT_BASES / MEGA, "Mb", "the program's own")
     segments_per_shard: int = _parameter(1, "segments", "chosen")
 
@@ -88,15 +88,18 @@ class Parameters:
     stream: float = _parameter(0.5, "GB/s of it that one GPU's process can have", "assumed")
     operations: float = _parameter(20_000.0, "flushed writes a second of the shared storage", "assumed")
     store: str = _choice({"scratch": "local, published at the end", "shared": "on the shared storage"})
-    operations_per_batch: float = _parameter(4.0, "flushed writes", "assumed")
+    operations_per_batch: float = _parameter(4.4, "flushed writes", "measured: storage.json")
 
     deal_seconds: float = _parameter(0.005, "s of the driver a shard", "assumed")
     open_seconds: float = _parameter(2.0, "s to open a shard", "assumed")
     skim_megabases: float = _parameter(100.0, "Mb/s of plain gzip that is read over", "assumed")
     rebuild_orfs: float = _parameter(25_000.0, "ORFs/s of windows built again", "measured: simulated.json")
-    rows_microseconds: float = _parameter(2.65, "us an ORF to write its rows", "measured: report.json")
-    store_bytes: float = _parameter(64.0, "bytes of store an ORF", "assumed")
-    row_bytes: float = _parameter(109.0, "bytes of tables an ORF", "assumed")
+    tables: str = _choice({"text": "as text, in one file each", "parquet": "as Parquet, a part a shard"})
+    store_bytes: float = _parameter(93.7, "bytes of store an ORF", "measured: storage.json, long names")
+    text_bytes: float = _parameter(330.0, "bytes of text an ORF", "measured: storage.json, four tables")
+    text_microseconds: float = _parameter(3.9, "us to write an ORF's text", "measured: storage.json")
+    parquet_bytes: float = _parameter(33.6, "bytes of Parquet an ORF", "measured: storage.json, three tables")
+    parquet_microseconds: float = _parameter(5.8, "us to write an ORF's Parquet", "measured: storage.json")
 
     plan_megabases: float = _parameter(50.0, "Mb/s that a core plans", "assumed")
     plan_cores: int = _parameter(16, "cores that plan, one for each file", "assumed")
@@ -138,6 +141,16 @@ class Parameters:
         """The share of the storage's operations that an ORF a second takes while it is scored."""
         each = self.operations_per_batch if self.store == "shared" else 0.0
         return each / self.orfs_per_batch / self.operations
+
+    @property
+    def row_bytes(self) -> float:
+        """Of all tables, an ORF."""
+        return self.text_bytes if self.tables == "text" else self.parquet_bytes
+
+    @property
+    def rows_microseconds(self) -> float:
+        """That writing the rows of an ORF takes."""
+        return self.text_microseconds if self.tables == "text" else self.parquet_microseconds
 
     @property
     def plan_seconds(self) -> float:

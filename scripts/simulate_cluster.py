@@ -32,6 +32,7 @@ STUDIES: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "losses_per_hour": (0.0, 0.01, 0.05, 0.2, 1.0),
         "store": ("scratch", "shared"),
     },
+    "tables": {"gpus": (10, 100, 1000), "tables": ("text", "parquet")},
     "workers": {"gpus": (100, 1000), "segments_per_shard": (1, 4), "workers": ("kept", "job")},
     "speed": {"orfs_per_second": (190.0, 809.0, 2026.0), "gpus": (100, 1000)},
     "commits": {"gpus": (100, 1000, 10_000), "operations": (2000.0, 20_000.0), "store": ("shared",)},

@@ -6,6 +6,7 @@ from pathlib import Path
 import bench_attention
 import bench_pipeline
 import bench_segments
+import bench_shards
 import bench_storage
 import measure_progress
 import pytest
@@ -140,6 +141,23 @@ def test_what_segments_cost_is_measured(tmp_path: Path, capsys: pytest.CaptureFi
     assert first["whole"]["batches"] < first["segments"]["batches"] <= first["whole"]["batches"] + 4
     assert row["batches"] == first["segments"]["batches"] / first["whole"]["batches"]
     assert "| input | Mb a segment |" in capsys.readouterr().out
+
+
+def test_what_a_shard_costs_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "shards.json"
+    words = ["--megabases", "0.2", "--segments", "4", "--shards", "2,4", "--work", str(tmp_path)]
+    bench_shards.main([*words, "--fasta", str(FASTA), "--output", str(output)])
+    found = json.loads(output.read_text())
+    long, short = found["rows"]
+    assert (long["shards"], short["shards"]) == (2, 4)
+    assert long["ORFs a shard"] == pytest.approx(2 * short["ORFs a shard"], rel=0.1)
+    costs = found["costs"]
+    for row in (long, short):  # both are on the line
+        seconds = costs["s of each shard"] + 1e-6 * costs["us of each ORF"] * row["ORFs a shard"]
+        assert seconds == pytest.approx(row["s a shard"])
+    assert long["files a shard"] == short["files a shard"] > 4
+    assert 150 < long["rows, bytes/ORF"] < 300
+    assert "| s of each shard |" in capsys.readouterr().out
 
 
 def test_what_a_run_keeps_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

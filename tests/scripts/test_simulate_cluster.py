@@ -15,7 +15,7 @@ from simulate_cluster import STUDIES
 
 SVG = "{http://www.w3.org/2000/svg}"
 # Twenty GPUs with ten shards each, much of which is lost.
-SMALL = Parameters(gpus=20, orfs=200 * 64 * 8226, gigabytes=8, files=3, losses_per_hour=0.5, format="gzip")
+SMALL = Parameters(gpus=20, orfs=200 * 64 * 8234, gigabytes=8, files=3, losses_per_hour=0.5, format="gzip")
 # Nothing is shared, nothing is lost, and all GPUs are as fast.
 IDEAL = replace(
     SMALL, format="bgzf", losses_per_hour=0, spread=0, slow_share=0, bandwidth=1e9, deal_seconds=0
@@ -68,7 +68,7 @@ def test_a_storage_is_shared_equally_when_all_begin_at_once() -> None:
 
 
 def test_what_is_read_over_of_gzip_is_all_before_each_shard_in_its_file() -> None:
-    of = replace(IDEAL, format="gzip", model_gigabytes=0, image_gigabytes=0, store_bytes=0, row_bytes=0)
+    of = replace(IDEAL, format="gzip", model_gigabytes=0, image_gigabytes=0, store_bytes=0, text_bytes=0)
     parts = list(parts_of(of))
     bases, size = of.bases / of.files, of.segment_megabases * 1e6
     assert [part.skipped for part in parts] == pytest.approx([n * size % bases for n in range(len(parts))])
@@ -98,13 +98,21 @@ def test_a_seed_gives_the_same_run() -> None:
     assert asdict(once) == asdict(again) != asdict(other)
 
 
-CHANGED: dict[str, Any] = {"format": "bgzf", "workers": "job", "store": "shared", "plan_cores": 2}
+CHANGED: dict[str, Any] = {
+    "format": "bgzf",
+    "workers": "job",
+    "store": "shared",
+    "plan_cores": 2,
+    "tables": "parquet",
+}
 SHARED = ("takeover_seconds", "operations", "operations_per_batch", "orfs_per_batch", "rebuild_orfs")
 
 
 @pytest.mark.parametrize("name", [one.name for one in fields(Parameters)])
 def test_every_parameter_counts(name: str) -> None:
     base = replace(SMALL, bandwidth=2.0, losses_per_hour=5.0, operations=100.0, slow_share=0.5)
+    if name.startswith("parquet"):
+        base = replace(base, tables="parquet")
     if name in SHARED:
         base = replace(base, store="shared", notice_seconds=1.0)
     value: Any = getattr(base, name)
@@ -139,6 +147,17 @@ def test_segments_are_those_of_a_plan() -> None:
     assert plan.bases == round(SMALL.bases)
     assert replace(SMALL, segments_per_shard=7).shards == 29
     assert sum(part.orfs for part in parts_of(SMALL)) == pytest.approx(SMALL.orfs)
+
+
+def test_plan_and_merge_are_done_by_one_machine() -> None:
+    of = replace(SMALL, files=3, plan_megabases=50, plan_cores=2, gigabytes=6, bandwidth=20, stream=0.5)
+    bases = 200 * 64
+    assert of.plan_seconds == pytest.approx(2 * bases / 3 / 50)  # two cores take three files in two rounds
+    assert replace(of, plan_cores=16).plan_seconds == pytest.approx(bases / 3 / 50)
+    assert replace(of, gigabytes=600).plan_seconds == pytest.approx(600 / (2 * 0.5))  # of two streams
+    text = replace(of, merge_microseconds=2.0, text_bytes=100, parquet_bytes=10)
+    assert text.merge_seconds == pytest.approx(of.orfs * (2e-6 + 2 * 100 / 0.5e9))
+    assert replace(text, tables="parquet").merge_seconds == pytest.approx(of.orfs * (2e-6 + 2 * 10 / 0.5e9))
 
 
 def test_combinations_are_simulated_by_the_command(
