@@ -12,7 +12,7 @@ from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.options import OutputOptions
 from virnuc_async.outputs.output_files import FinishedRun
 from virnuc_async.outputs.table_files import TableFiles
-from virnuc_async.outputs.viral_files import write_viral_files
+from virnuc_async.outputs.viral_files import stored_inputs, write_viral_files
 from virnuc_async.runs.mate_check import verify_mates
 from virnuc_async.runs.store import Store
 from virnuc_async.sequences.inputs import InputVersion, read_contigs
@@ -58,6 +58,5 @@ def finished_run(store: Store, options: OutputOptions) -> FinishedRun:
 
 def write(store: Store, options: OutputOptions, before_each: Callable[[], None] = lambda: None) -> str:
     """Write the viral sequences of the run in *store*, and return what is said of them."""
-    return write_viral_files(
-        finished_run(store, options), store, TableFiles(store.directory, store.check), before_each
-    )
+    run, files = finished_run(store, options), TableFiles(store.directory, store.check)
+    return write_viral_files(run, stored_inputs(store), files, before_each)

@@ -10,7 +10,7 @@ from virnuc_async import __version__
 
 ACTIONS = [f"models {action}" for action in ("list", "info", "download", "verify", "import", "help")]
 MAKING = ["predict", "tables", "report", "calls", "label-reads", "train", "evaluate", "calibrate"]
-COMMANDS = ["", *MAKING, "plan", "status", "models", *ACTIONS, "devices", "help"]
+COMMANDS = ["", *MAKING, "plan", "status", "merge", "models", *ACTIONS, "devices", "help"]
 
 
 def test_version_and_help() -> None:
@@ -54,7 +54,7 @@ def test_version_and_help_behind_other_arguments() -> None:
             "predikt",
             "no such command: 'predikt'. Did you mean predict? "
             "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, plan, "
-            "status, models, devices, completion, help\n"
+            "status, merge, models, devices, completion, help\n"
             "Try 'virnuc-async --help'.",
         ),
         (

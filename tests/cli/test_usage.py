@@ -63,7 +63,7 @@ TRAIN = "train --viral a.fa --nonviral b.fa --output out"
 EVALUATE = "evaluate --viral a.fa --nonviral b.fa --output out"
 COMMANDS = (
     "Commands: predict, tables, report, calls, label-reads, train, evaluate, calibrate, plan, status, "
-    "models, devices, completion, help"
+    "merge, models, devices, completion, help"
 )
 ACTIONS = "Actions: list, info, download, verify, import, help"
 

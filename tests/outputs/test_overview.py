@@ -1,5 +1,7 @@
 """What a report gathers of a run, compared with a slow and simple implementation."""
 
+import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,35 @@ def test_viral_contigs_come_first_by_their_fragments(
     assert rows[-1] == [0, None, LABELS.index("no_orf")]
     monkeypatch.setattr(overviews, "MOST_ROWS", 3)
     assert gathered(tmp_path / "some", RECORDS, size).rows.ids == [b"three", b"two", b"tie"]
+
+
+def of(blocks: list[Block]) -> Overview:
+    overview = Overview(LENGTH, judged, RULES)
+    for block in blocks:
+        if block.ids:
+            overview.add(block)
+    return overview
+
+
+@given(st.lists(st.lists(st.sampled_from([0.1, 0.45, 0.6, 0.9]), max_size=14), max_size=12), st.data())
+def test_what_parts_have_gathered_is_that_of_all(contigs: list[list[float]], data: st.DataObject) -> None:
+    records = [record(f"c{number}", *scores) for number, scores in enumerate(contigs)]
+    cut = data.draw(st.integers(0, len(records)))
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overviews, "MOST_ROWS", 4)
+        patch.setattr(overviews, "MOST_TRACKS", 3)
+        store = store_run(Path(place), records)
+        blocks = list(store.reader.blocks())
+        store.close()
+        whole, joined = of(blocks), Overview(LENGTH, judged, RULES)
+        for first, end in ((0, cut), (cut, len(records))):
+            file = io.BytesIO()
+            part = of([block.within(first, end) for block in blocks])
+            np.savez(file, allow_pickle=False, **part.to_arrays())
+            file.seek(0)
+            joined.add_arrays(dict(np.load(file, allow_pickle=False)))
+        np.testing.assert_equal(joined.to_arrays(), whole.to_arrays())
+        assert [track.regions for track in joined.tracks] == [track.regions for track in whole.tracks]
 
 
 def test_distributions(tmp_path: Path) -> None:

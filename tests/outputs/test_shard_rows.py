@@ -61,7 +61,7 @@ async def test_rows_are_those_of_the_run_and_there_is_nothing_of_it_as_a_whole(
         name: (out / name).read_bytes() for name in ROWS
     }
     others = {path.name for path in shard.iterdir()} - set(ROWS)
-    assert others == {"run.sqlite3", "run.log", "shard.json"}
+    assert others == {"run.sqlite3", "run.log", "shard.json", "overview.npz"}
     of_run = json.loads((out / "summary.json").read_bytes())
     assert summary.counts.items() <= of_run["counts"].items()
     assert (summary.shard, summary.failures, summary.reproducible) == ((3, 100), 0, True)

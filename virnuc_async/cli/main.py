@@ -18,6 +18,7 @@ from .commands import (
     evaluate,
     help,
     label_reads,
+    merge,
     models,
     plan,
     predict,
@@ -46,6 +47,22 @@ examples:
 
 To resume a run that was interrupted, repeat the command.
 """
+
+_COMMANDS = (
+    predict,
+    tables,
+    report,
+    calls,
+    label_reads,
+    train,
+    evaluate,
+    calibrate,
+    plan,
+    status,
+    merge,
+    models,
+    devices,
+)
 
 
 def run(make_parser: Callable[[], CommandParser] | None = None) -> NoReturn:
@@ -103,9 +120,7 @@ def _parser() -> CommandParser:
     )
     parser.set_defaults(interrupted=_INTERRUPTED, prints_result=True)
     commands = parser.add_commands("command", f"{PROGRAM} predict contigs.fa out/")
-    for command in (predict, tables, report, calls, label_reads, train, evaluate, calibrate):
-        command.add_parser(commands)
-    for command in (plan, status, models, devices):
+    for command in _COMMANDS:
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     help.add_parser(commands, parser, "predict", "models verify")

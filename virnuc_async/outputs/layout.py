@@ -12,7 +12,6 @@ from virnuc_async.fileio import Directory
 from virnuc_async.runs.blocks import Block
 from virnuc_async.runs.output_directory import HIGHEST_SCORES, PREDICTIONS, refuse_names, remove_merged
 from virnuc_async.runs.reader import BlockReader, RunReader
-from virnuc_async.runs.store import Store
 from virnuc_async.sequences.inputs import stem
 
 from .columns import Chunks
@@ -70,19 +69,16 @@ def require_free_layout(directory: Path, paths: Sequence[str]) -> None:
     refuse_names(directory, [name for name in directory_names(paths) if (directory / name).exists()])
 
 
-def write_layout(
-    run: FinishedRun, store: Store, files: TableFiles, before_each: Callable[[], None] = lambda: None
-) -> None:
-    """
-    Write the directories of *run*, if they are wanted, with *files*; *before_each* as for these.
-
-    What was written for inputs that *store* had earlier, and has no more, is removed.
-    """
+def write_layout(run: FinishedRun, files: TableFiles, before_each: Callable[[], None] = lambda: None) -> None:
+    """Write the directories of *run*, if they are wanted, with *files*; *before_each* as for these."""
     if run.options.layout is None:
         return
     for number, name in enumerate(directory_names(run.reader.paths())):
         for table, chunks in _TABLES:
             files.write(f"{name}/{table}", chunks(OneInput(run.reader, number)), before_each)
-    written = Written.of(store)
-    if written is not None and files.directory is store.directory:
+
+
+def remove_earlier_layout(run: FinishedRun, written: Written | None, files: TableFiles) -> None:
+    """Remove what was *written* for inputs that *run* had earlier and has no more, if it has a layout."""
+    if run.options.layout is not None and written is not None:
         remove_merged(files.directory, set(written.files) - files.made)

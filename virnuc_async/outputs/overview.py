@@ -1,6 +1,6 @@
 """What a report shows of the sequences of a run: gathered block by block, in memory that is bounded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappush, heapreplace
 from itertools import count
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from virnuc_async.runs.blocks import Block
 from virnuc_async.settings import RegionRules
 
-from .regions import Region, find_regions, long_contigs
+from .regions import KINDS, Region, find_regions, long_contigs
 from .verdicts import LABELS, VERDICT, vote
 
 MOST_ROWS, MOST_TRACKS = 2_000, 20
@@ -21,6 +21,8 @@ _ID_BYTES = 500  # of an id; a report shows less than that
 _DECADES = 10  # bins of lengths for each power of ten
 _SCORE_BINS = 50
 _LONGEST = 10  # powers of ten
+_HISTOGRAMS = ("lengths", "fragment_scores", "contig_scores")
+_POINTS = ("starts", "ends", "scores")  # of a track
 
 Columns = dict[str, NDArray[Any]]
 
@@ -73,7 +75,7 @@ class Overview:
         self.contig_scores = Histogram(shares, len(LABELS))
         self.rows = _TopRows()
         self._tracks = _TopTracks(length, rules or RegionRules())
-        self._verdicts_of = verdicts_of
+        self._verdicts_of, self._length = verdicts_of, length
 
     @property
     def contigs(self) -> int:
@@ -88,6 +90,54 @@ class Overview:
     def tracks(self) -> list[Track]:
         """The tracks, those with the most viral bases first."""
         return self._tracks.in_order()
+
+    def add_other(self, other: "Overview") -> None:
+        """Add what *other* has gathered, of contigs behind all that were added before."""
+        self._verdicts += other._verdicts
+        self.bases += other.bases
+        for name in _HISTOGRAMS:
+            getattr(self, name).counts += getattr(other, name).counts
+        if other.rows.columns:
+            self.rows.add(other.rows.columns, other.rows.ids)
+        for track in other.tracks:
+            self._tracks.keep(track)
+
+    def to_arrays(self) -> Columns:
+        """Return all that it has gathered, as arrays without objects."""
+        tracks = self.tracks
+        regions = [
+            (at, region.start, region.end, region.fragments, KINDS.index(region.kind))
+            for at, track in enumerate(tracks)
+            for region in track.regions
+        ]
+        scores = [region.score for track in tracks for region in track.regions]
+        arrays: Columns = {
+            "verdicts": self._verdicts,
+            "bases": np.array(self.bases),
+            "ids": _to_array(self.rows.ids),
+            "track ids": _to_array([track.id for track in tracks]),
+            "points": np.array([len(track.starts) for track in tracks], np.int64),
+            "regions": np.array(regions, np.int64).reshape(-1, 5),
+            "region scores": np.array(scores, np.float64),
+        }
+        arrays |= {name: getattr(self, name).counts for name in _HISTOGRAMS}
+        arrays |= {f"row {name}": column for name, column in self.rows.columns.items()}
+        for name in tracks[0].row if tracks else ():
+            arrays[f"track {name}"] = np.concatenate([track.row[name] for track in tracks])
+        for name in _POINTS if tracks else ():
+            arrays[name] = np.concatenate([getattr(track, name) for track in tracks])
+        return arrays
+
+    def add_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Add what the arrays of another one hold, as :meth:`add_other` does."""
+        other = Overview(self._length, self._verdicts_of)
+        other._verdicts, other.bases = arrays["verdicts"], int(arrays["bases"])
+        for name in _HISTOGRAMS:
+            getattr(other, name).counts = arrays[name]
+        other.rows.columns, other.rows.ids = _columns(arrays, "row "), _from_array(arrays["ids"])
+        for track in _tracks(arrays):
+            other._tracks.keep(track)
+        self.add_other(other)
 
     def add(self, block: Block) -> None:
         """Add the contigs of *block*."""
@@ -104,6 +154,34 @@ class Overview:
         ids = block.ids.split(b"\n")[:-1]
         self._tracks.add(block, columns, ids)
         self.rows.add(columns, ids)
+
+
+def _tracks(arrays: Mapping[str, NDArray[Any]]) -> Iterator[Track]:
+    columns, ends = _columns(arrays, "track "), np.cumsum(arrays["points"]).tolist()
+    columns.pop("ids")
+    rows = list(zip(arrays["regions"].tolist(), arrays["region scores"].tolist(), strict=True))
+    for at, (id, end) in enumerate(zip(_from_array(arrays["track ids"]), ends, strict=True)):
+        part = slice(end - int(arrays["points"][at]), end)
+        regions = [
+            Region(start, stop, score, fragments, KINDS[kind])
+            for (of, start, stop, fragments, kind), score in rows
+            if of == at
+        ]
+        own = {name: column[at : at + 1] for name, column in columns.items()}
+        starts, ends_of, scores = (arrays[name][part] for name in _POINTS)
+        yield Track(own, id, starts, ends_of, scores, regions)
+
+
+def _columns(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Columns:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _to_array(ids: Sequence[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(b"%s\n" % id for id in ids), np.uint8)
+
+
+def _from_array(ids: NDArray[np.uint8]) -> list[bytes]:
+    return ids.tobytes().split(b"\n")[:-1]
 
 
 class _TopRows:
@@ -147,17 +225,18 @@ class _TopTracks:
         for row, places, scores in long_contigs(block, self._length, replace(self._rules, min_contig=least)):
             if not len(scores):
                 continue
-            length = int(columns["length"][row])
-            regions = find_regions(places, scores, length, self._rules)
-            key = (sum(region.end - region.start for region in regions), length, next(self._order))
-            if len(self._heap) == MOST_TRACKS and key < self._heap[0][:3]:
-                continue
+            regions = find_regions(places, scores, int(columns["length"][row]), self._rules)
             own = {name: column[row : row + 1] for name, column in columns.items()}
-            track = Track(own, ids[row][:_ID_BYTES], *_binned(places, scores), regions)
-            if len(self._heap) < MOST_TRACKS:
-                heappush(self._heap, (*key, track))
-            else:
-                heapreplace(self._heap, (*key, track))
+            self.keep(Track(own, ids[row][:_ID_BYTES], *_binned(places, scores), regions))
+
+    def keep(self, track: Track) -> None:
+        """Keep *track*, if it is of those with the most."""
+        bases = sum(region.end - region.start for region in track.regions)
+        item = (bases, int(track.row["length"][0]), next(self._order), track)
+        if len(self._heap) < MOST_TRACKS:
+            heappush(self._heap, item)
+        elif item[:3] > self._heap[0][:3]:
+            heapreplace(self._heap, item)
 
     def in_order(self) -> list[Track]:
         """Return the tracks."""

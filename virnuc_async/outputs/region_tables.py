@@ -5,6 +5,7 @@ Ids have no white space, since a record's id ends there. In BED they are written
 the sequences; in GFF3 what its specification does not allow in them is escaped.
 """
 
+import re
 from itertools import count
 
 from virnuc_async._version import __version__
@@ -21,6 +22,7 @@ _SOURCE = f"virnuc-async_{__version__}"
 # Terms of the Sequence Ontology, SO:0001041 and SO:0001006.
 _VIRAL_SEQUENCE, _PROPHAGE = "viral_sequence", "prophage"
 # Of column 1 (GFF3 specification 1.26); all else is escaped by its code.
+_NUMBER = re.compile(rb"(?<=\tregion_)\d+|(?<=\tID=region_)\d+")  # of a region: in no id is a tab
 _SEQID_LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.:^*$@!+_?-|")
 
 
@@ -50,6 +52,13 @@ def gff3_chunks(reader: RunReader, length: int, rules: RegionRules) -> Chunks:
             facts = f"ID=region_{next(numbers)};kind={region.kind};fragments={region.fragments}"
             lines.append(f"{name}\t{_SOURCE}\t{kind}\t{place}\t{facts}\n")
         yield "".join(lines).encode()
+
+
+def numbered_on(lines: bytes, first: int) -> tuple[bytes, int]:
+    """Return *lines* of either table with their regions numbered from *first* on, and how many these are."""
+    numbers = count(first)
+    text, found = _NUMBER.subn(lambda _: b"%d" % next(numbers), lines)
+    return text, found
 
 
 def _bed_fields(region: Region, number: int) -> tuple[str, ...]:

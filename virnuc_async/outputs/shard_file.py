@@ -1,18 +1,22 @@
 """``shard.json``: that a shard of a run is finished, and what ``merge`` need not read of its store."""
 
+import io
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from virnuc_async.fileio import Directory
+from virnuc_async.runs.output_directory import SHARD_FILE
 from virnuc_async.runs.rows import InvalidRow
 from virnuc_async.runs.totals import Totals
 
+from .columns import Chunks
+from .overview import Overview
 from .samples import COUNTED, Tally
+from .written import ModelFacts
 
-SHARD_FILE = "shard.json"
 _MOST_BYTES = 1 << 30  # a shard may have a million inputs
 _FORMAT = 1
 
@@ -31,6 +35,8 @@ class ShardFile:
     plan: str  # digest
     shard: tuple[int, int]  # its number, and of how many
     command: str  # line
+    model: ModelFacts
+    width: int  # numbers of an embedding
     version: str  # of this program
     totals: Totals  # of its store
     verdicts: dict[str, int]  # of its records that are in tables
@@ -46,8 +52,11 @@ class ShardFile:
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         tally = [[file, *counts.tolist()] for file, counts in self.tally.items()]
-        return asdict(self) | {
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {
             "format": _FORMAT,
+            "model": self.model.to_json(),
+            "totals": self.totals.to_json(),
             "tally": tally,
             "failures": list(map(list, self.failures.items())),
             "files": {name: file._asdict() for name, file in self.files.items()},
@@ -68,8 +77,9 @@ class ShardFile:
             tally = {int(file): np.array(counts, np.int64) for file, *counts in value["tally"]}
             if any(len(counts) != len(COUNTED) for counts in tally.values()):
                 raise ValueError("the counts of an input are missing")
-            changed = {
+            changed: dict[str, Any] = {
                 "shard": (number, of),
+                "model": ModelFacts.from_json(value["model"]),
                 "totals": Totals.from_json(value["totals"]),
                 "tally": tally,
                 "failures": {int(file): int(count) for file, count in value["failures"]},
@@ -83,6 +93,19 @@ class ShardFile:
         """Write it into *directory*, at once or not at all; raises OSError."""
         with directory.atomic_write(SHARD_FILE) as file:
             file.write(json.dumps(self.to_json(), indent=2).encode() + b"\n")
+
+
+def overview_chunks(overview: Overview) -> Chunks:
+    """Yield ``overview.npz``: what a report shows of the shard."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **overview.to_arrays())
+    yield file.getvalue()
+
+
+def add_saved_overview(overview: Overview, content: bytes) -> None:
+    """Add to *overview* what :func:`overview_chunks` gave."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        overview.add_arrays(dict(arrays))
 
 
 def read_shard_file(directory: Directory) -> ShardFile | None:

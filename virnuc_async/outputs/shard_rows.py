@@ -10,16 +10,19 @@ from anyio import from_thread
 
 from virnuc_async._version import __version__
 from virnuc_async.fileio import writing_to
+from virnuc_async.runs.output_directory import OVERVIEW_FILE, SHARD_FILE
 from virnuc_async.runs.session import RunSession
 from virnuc_async.text import plural
 
+from .columns import Chunks
 from .options import OutputOptions
-from .output_files import FILES, FinishedRun, Merging, OutputFile
+from .output_files import FILES, FinishedRun, Merging
 from .samples import count_records
-from .shard_file import SHARD_FILE, RowFile, ShardFile, read_shard_file
+from .shard_file import RowFile, ShardFile, overview_chunks, read_shard_file
 from .summary import device_facts, is_reproducible, session_seconds, versions_used
 from .table_files import TableFiles
 from .verdicts import VERDICT
+from .written import ModelFacts
 
 _ROWS = tuple(file for file in FILES if file.merging is not Merging.ANEW)
 (_FAILED,) = (file for file in FILES if file.name == "failed_files.txt")
@@ -109,6 +112,9 @@ class ShardRows:
         self._files.remove(SHARD_FILE)
         run = self._finished_run()
         written = dict(self._write_rows(run))
+        if run.options.report:
+            self._session.counts.status = f"writing {OVERVIEW_FILE}"
+            written[OVERVIEW_FILE] = self._write_file(OVERVIEW_FILE, overview_chunks(run.overview))
         # It was written while ORFs failed, perhaps in several sessions.
         self._files.make(_FAILED, run, from_thread.check_cancelled)
         known = self._describe(run, written)
@@ -121,13 +127,13 @@ class ShardRows:
         for file in _ROWS:
             if file.is_wanted(run):
                 self._session.counts.status = f"writing {file.name}"
-                yield file.name, self._write_file(file, run)
+                yield file.name, self._write_file(file.name, file.chunks(run))
             elif self._directory.stat(file.name):
                 self._files.remove(file.name)  # of an earlier session
 
-    def _write_file(self, file: OutputFile, run: FinishedRun) -> RowFile:
+    def _write_file(self, name: str, chunks: Chunks) -> RowFile:
         checksum = size = 0
-        with closing(file.chunks(run)) as chunks, self._files.new_file(file.name) as opened:
+        with closing(chunks), self._files.new_file(name) as opened:
             for chunk in chunks:
                 from_thread.check_cancelled()
                 opened.write(chunk)
@@ -142,6 +148,8 @@ class ShardRows:
             plan=self._part.plan,
             shard=(number, of),
             command=self._command,
+            model=ModelFacts.of(session.plan.bundle),
+            width=session.plan.bundle.shapes.classifier.inputs,
             version=__version__,
             totals=totals,
             verdicts=dict(run.contigs),

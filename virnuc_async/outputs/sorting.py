@@ -16,7 +16,8 @@ PIECES = 256  # of a run on disk; one at a time is in memory while runs are merg
 Key = Callable[[str], str]
 
 
-def _before_last_tab(line: str) -> str:
+def before_last_tab(line: str) -> str:
+    """Return what is before the last tab of *line*."""
     return line.rpartition("\t")[0]
 
 
@@ -25,7 +26,7 @@ def sort_lines(
     directory: Directory,
     run_bytes: int = RUN_BYTES,
     pieces: int = PIECES,
-    key: Key = _before_last_tab,
+    key: Key = before_last_tab,
 ) -> Generator[list[str], None, None]:
     """
     Yield the lines of all *blocks*, sorted by their *key*, in lists of many.
@@ -37,8 +38,7 @@ def sort_lines(
         CannotWrite: the temporary file cannot be written
     """
     with temporary_files(directory), directory.temporary_file() as file:
-        runs = _sorted_runs(blocks, file, run_bytes, pieces, key)
-        yield from _merge(list(runs), key)
+        yield from merge_sorted(_sorted_runs(blocks, file, run_bytes, pieces, key), key)
 
 
 def _sorted_runs(
@@ -73,9 +73,17 @@ def _spill(pieces: Iterator[list[str]], file: IO[bytes]) -> Iterator[list[str]]:
     return (read(end - start, start).decode("latin-1").split("\n") for start, end in pairwise(ends))
 
 
-def _merge(runs: list[Iterator[list[str]]], key: Key) -> Iterator[list[str]]:
-    """Yield the lines of sorted *runs*, merged; lines with equal keys come in the order of their runs."""
-    heads = [next(run) for run in runs]
+def merge_sorted(all_runs: Iterable[Iterator[list[str]]], key: Key = before_last_tab) -> Iterator[list[str]]:
+    """
+    Yield the lines of *all_runs*, each sorted by its *key*, merged.
+
+    Lines with equal keys come in the order of their runs. Each of these yields lists of many lines.
+    """
+    runs, heads = list[Iterator[list[str]]](), list[list[str]]()
+    for run in all_runs:
+        if head := next(run, []):
+            runs.append(run)
+            heads.append(head)
     while heads:
         bound, slowest = min((key(head[-1]), number) for number, head in enumerate(heads))
         # The lines that the slowest run has not read yet come after all that are taken here. They

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virnuc_async._version import __version__
 from virnuc_async.fileio import Directory
+from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.runs.failure import Failure
 from virnuc_async.runs.reader import FileLine
 from virnuc_async.runs.session import RunSession
 from virnuc_async.runs.totals import Totals
-from virnuc_async.settings import Precision
+from virnuc_async.settings import Precision, Settings
 from virnuc_async.text import plural
 
 from .columns import Chunks
@@ -120,7 +121,7 @@ def left_out_line(summary: Summary) -> str:
 
 def of_earlier_sessions(summary: Summary) -> Summary:
     """Return the *summary* of a run to which a session has added nothing."""
-    return replace(summary, session=_session_counts(summary.counts, Counter()))
+    return replace(summary, session=session_counts(summary.counts, Counter()))
 
 
 def summarize(session: RunSession, command: str, run: "FinishedRun | None" = None) -> Summary:
@@ -131,17 +132,17 @@ def summarize(session: RunSession, command: str, run: "FinishedRun | None" = Non
     """
     store, plan = session.store, session.plan
     totals = store.reader.totals()
-    counts = _counts(totals, run, session.mates.failures, session.hardware.precision)
+    counts = count_all(totals, run, session.mates.failures, session.hardware.precision)
     return Summary(
         version=__version__,
         command=command,
         settings=_settings_used(session),
         bundle={"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
-        inputs=[_input_facts(file) for file in store.reader.files()],
+        inputs=[input_facts(file) for file in store.reader.files()],
         counts=counts,
         devices=device_facts(session, totals),
         seconds=session_seconds(session, totals),
-        session=_session_counts(counts, session.scored),
+        session=session_counts(counts, session.scored),
         reproducible=is_reproducible(session, totals),
         finished=store.is_finished,
         versions=versions_used(),
@@ -183,13 +184,14 @@ def summarize_again(
     made_by = asdict(run.options) | {"verdict_threshold": run.rule.threshold}
     made_by |= {} if calibrated is None else {"calibrated": calibrated}
     settings = {name: _to_json(made_by.get(name, value)) for name, value in earlier.settings.items()}
-    counts = _counts(run.reader.totals(), run, run.paired.failures, precision)
+    counts = count_all(run.reader.totals(), run, run.paired.failures, precision)
     return replace(earlier, settings=settings, counts=counts)
 
 
-def _counts(
+def count_all(
     totals: Totals, run: "FinishedRun | None", more_failures: Sequence[Failure], precision: Precision
 ) -> dict[str, int]:
+    """Return the counts of a summary: *totals*, and what was counted while tables were made, if any were."""
     counts = {
         "contigs": totals.contigs,
         "fragments": totals.fragments,
@@ -215,18 +217,25 @@ def _counts(
     return counts
 
 
-def _session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str, int]:
+def session_counts(counts: Mapping[str, int], scored: Counter[str]) -> dict[str, int]:
+    """Return which of *counts* a session has *scored*, and which earlier ones had."""
     now = {key: scored[key] for key in ("orfs", "batches")}
     return now | {f"{key}_before": counts[key] - number for key, number in now.items()}
 
 
 def _settings_used(session: RunSession) -> dict[str, Any]:
-    used = {"precision": session.hardware.precision, "tokens_per_batch": session.hardware.budget}
-    rule = session.plan.verdict_rule
-    settings = asdict(session.settings) | used | {"verdict_by": rule.by, "verdict_threshold": rule.threshold}
+    used = replace(
+        session.settings, precision=session.hardware.precision, tokens_per_batch=session.hardware.budget
+    )
+    return settings_facts(used, session.plan.verdict_rule)
+
+
+def settings_facts(settings: Settings, rule: VerdictRule) -> dict[str, Any]:
+    """Return what a summary has of *settings*, with verdicts by *rule*."""
+    values = asdict(settings) | {"verdict_by": rule.by, "verdict_threshold": rule.threshold}
     # What has no effect, and what is of one session's machine.
-    del settings["compile"], settings["temporary_dir"]
-    return {key: _to_json(value) for key, value in settings.items()}
+    del values["compile"], values["temporary_dir"]
+    return {key: _to_json(value) for key, value in values.items()}
 
 
 def _device_facts(
@@ -246,7 +255,8 @@ def _device_facts(
     }
 
 
-def _input_facts(file: FileLine) -> dict[str, Any]:
+def input_facts(file: FileLine) -> dict[str, Any]:
+    """Return what a summary has of an input."""
     return {"path": file.path, "contigs": file.contigs or 0, "status": status(file)}
 
 

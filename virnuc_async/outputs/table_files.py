@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
@@ -22,15 +23,23 @@ class TableFiles:
     """
     Writes and removes files in *directory*; *check* is called before each change, and may raise to stop.
 
+    Messages say that it is at *place*, where its files will be.
+
     Raises, from every method that changes a file:
         CannotWrite: the disk is full, or the directory is read-only
         DirectoryLockedError: another process has taken the directory over
     """
 
-    def __init__(self, directory: Directory, check: Callable[[], None]) -> None:
+    def __init__(self, directory: Directory, check: Callable[[], None], place: Path | None = None) -> None:
         self.directory = directory
+        self._place = place
         self._check = check
         self.made: set[str] = set()  # names of files that were written or removed
+
+    @property
+    def place(self) -> Path:
+        """Where the files are, or will be."""
+        return self._place or self.directory.path
 
     def make(
         self, file: "OutputFile", run: "FinishedRun", before_each: Callable[[], None] = lambda: None
@@ -57,7 +66,7 @@ class TableFiles:
         self.made.add(name)
         inner, _, plain = name.rpartition("/")
         with ExitStack() as stack:
-            stack.enter_context(writing_to(self.directory.path, name))
+            stack.enter_context(writing_to(self.place, name))
             directory = self.directory
             if inner:
                 directory = stack.enter_context(directory.subdirectory(inner))

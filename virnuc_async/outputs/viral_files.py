@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from virnuc_async.errors import UsageError
 from virnuc_async.fileio import Directory, atomic_write, writing_to
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _KEY = "viral sequences"  # in the store: what files somewhere else were left as
 _OPTION = "--viral-fasta"
+
+ViralFacts = Mapping[str, list[int]]  # size and time of a file, by its path
+Inputs = Sequence[Sequence[Any]]  # path and fingerprint of each
 
 
 def require_files(inputs: Sequence[str]) -> None:
@@ -62,20 +65,19 @@ def require_place(place: ViralFasta, inputs: Sequence[str], out_dir: Path) -> No
     if is_written_name(file.name) and os.path.realpath(file.parent) == os.path.realpath(out_dir):
         what = "a run writes a file of this name. Leave it out, or choose another"
         raise UsageError(f"{_OPTION} {file}: {what}")
-    for there in _facts(place):
+    for there in viral_facts(place):
         if any(os.path.exists(path) and os.path.samefile(path, there) for path in inputs):
             raise UsageError(f"{_OPTION}: {there} is an input")
 
 
-def require_free(store: Store, place: ViralFasta | None, overwrite: bool) -> None:
+def require_free(known: ViralFacts, place: ViralFasta | None, overwrite: bool) -> None:
     """
-    Check that files at *place*, if it is not beside the tables, are not there or of the run in *store*.
+    Check that files at *place*, if it is not beside the tables, are not there or as they are *known*.
 
     Raises:
         UsageError: there is another file, which *overwrite* would replace
     """
-    known = store.get_meta(_KEY) or {}
-    for path, facts in _facts(place).items() if not overwrite else ():
+    for path, facts in viral_facts(place).items() if not overwrite else ():
         if facts[0] and known.get(path) != facts:
             raise UsageError(
                 f"{_OPTION}: {path} is there already, and this run has not written it. Choose another name, "
@@ -83,9 +85,26 @@ def require_free(store: Store, place: ViralFasta | None, overwrite: bool) -> Non
             )
 
 
-def are_as_written(store: Store, place: ViralFasta | None) -> bool:
-    """Return whether files at *place*, unless that is beside the tables, are as *store* knows them."""
-    return place is None or place.file is None or _facts(place) == store.get_meta(_KEY)
+def are_as_written(known: ViralFacts, place: ViralFasta | None) -> bool:
+    """Return whether files at *place*, unless that is beside the tables, are as they are *known*."""
+    return place is None or place.file is None or viral_facts(place) == known
+
+
+def kept_viral_facts(store: Store) -> ViralFacts:
+    """Return what *store* knows of viral sequences that are not beside the tables."""
+    return store.get_meta(_KEY) or {}
+
+
+def keep_viral_facts(store: Store, place: ViralFasta | None) -> None:
+    """Make *store* know what is at *place*, if that is not beside the tables."""
+    if place is not None and place.file is not None:
+        store.set_meta(_KEY, viral_facts(place))
+
+
+def stored_inputs(store: Store) -> Inputs:
+    """Return path and fingerprint of each input of the run in *store*."""
+    inputs: Inputs = store.get_meta("identity")["inputs"]
+    return inputs
 
 
 def options_left(options: OutputOptions, directory: Directory) -> OutputOptions:
@@ -101,23 +120,25 @@ def options_left(options: OutputOptions, directory: Directory) -> OutputOptions:
     return replace(options, viral_fasta=None)
 
 
-def check_originals(run: "FinishedRun", store: Store) -> None:
+def check_originals(run: "FinishedRun", inputs: Inputs) -> None:
     """
-    Check that the inputs of *run*, if they are needed again, are there: before any file is replaced.
+    Check that the *inputs* of *run*, if they are needed again, are there: before any file is replaced.
 
     Raises:
         LostInput: one is not, or is not what was scored
     """
     if run.options.viral_fasta is not None:
-        with closing(_originals(run, store)) as originals:
+        with closing(Originals(run.reader, inputs)) as originals:
             originals.check()
 
 
 def write_viral_files(
-    run: "FinishedRun", store: Store, files: TableFiles, before_each: Callable[[], None]
+    run: "FinishedRun", inputs: Inputs, files: TableFiles, before_each: Callable[[], None]
 ) -> str:
     """
     Write the viral sequences of *run* where its options say, *files* being where its tables are.
+
+    They are read from its *inputs*.
 
     Return how many are in which file; remove what is not wanted beside the tables. *before_each* may raise to
     stop; then, and after any other error, everything is as it was.
@@ -130,34 +151,28 @@ def write_viral_files(
     if place is not None:
         beside = place.file is None
         open_file = files.new_file if beside else partial(_new_file, Path(place.file or "").parent)
-        with ExitStack() as opened, closing(_originals(run, store)) as originals:
+        with ExitStack() as opened, closing(Originals(run.reader, inputs)) as originals:
 
             def open_packed(name: str) -> BinaryIO:
                 return opened.enter_context(packed_by_name(opened.enter_context(open_file(name)), name))
 
             viral = ViralFiles(_names(place), open_packed, place.original_headers)
             write_viral_sequences(run, originals, viral, before_each)
-        where = files.directory.path if beside else Path(place.file or "").parent
+        where = files.place if beside else Path(place.file or "").parent
         counts = viral.counts.items()
         text = ", ".join(f"{plural(count, 'record')} in {where / name}" for name, count in counts)
         written = set(viral.counts) if beside else set()
-        if not beside:
-            store.set_meta(_KEY, _facts(place))
     for name in VIRAL_FILES:
         if name not in written and files.directory.stat(name) is not None:
             files.remove(name)
     return text
 
 
-def _originals(run: "FinishedRun", store: Store) -> Originals:
-    return Originals(run.reader, store.get_meta("identity")["inputs"])
-
-
 def _names(place: ViralFasta) -> Mapping[Kind, str]:
     return file_names(os.path.basename(place.file or "viral"))
 
 
-def _facts(place: ViralFasta | None) -> dict[str, list[int]]:
+def viral_facts(place: ViralFasta | None) -> dict[str, list[int]]:
     """Return size and time of each file at *place*, if that is not beside the tables."""
     found: dict[str, list[int]] = {}
     if place is not None and place.file is not None:

@@ -12,7 +12,7 @@ from virnuc_async.runs.saved_embeddings import are_saved, certify_saved
 from virnuc_async.runs.session import RunSession
 
 from .embeddings import save_features
-from .layout import write_layout
+from .layout import remove_earlier_layout, write_layout
 from .options import OutputOptions
 from .output_files import FILES, REPORT_FILES, SUMMARY_FILE, FinishedRun
 from .summary import (
@@ -25,7 +25,16 @@ from .summary import (
     summary_text,
 )
 from .table_files import SUMMARY, TableFiles
-from .viral_files import are_as_written, check_originals, options_left, require_free, write_viral_files
+from .viral_files import (
+    are_as_written,
+    check_originals,
+    keep_viral_facts,
+    kept_viral_facts,
+    options_left,
+    require_free,
+    stored_inputs,
+    write_viral_files,
+)
 from .written import ModelFacts, Written, paths_digest
 
 
@@ -59,12 +68,13 @@ class OutputWriter:
         counts = self._session.counts
         counts.status = "writing tables"
         run = await on_disk(self._finished_run)
-        await on_disk(check_originals, run, self._store)
+        await on_disk(check_originals, run, stored_inputs(self._store))
         for file in FILES:
             counts.status = f"writing {file.name}"
             await on_disk(self._files.make, file, run, from_thread.check_cancelled)
         await on_disk(self._write_viral_sequences, run)
-        await on_disk(write_layout, run, self._store, self._files, from_thread.check_cancelled)
+        await on_disk(write_layout, run, self._files, from_thread.check_cancelled)
+        await on_disk(lambda: remove_earlier_layout(run, Written.of(self._store), self._files))
         await on_disk(self._write_or_remove_embeddings)
         await on_disk(self._files.make, SUMMARY_FILE, run)
         if await on_disk(self._write_reports, run):
@@ -82,7 +92,8 @@ class OutputWriter:
             UsageError: there is another file where viral sequences are to be written
         """
         settings = self._session.settings
-        await self._session.on_disk(require_free, self._store, settings.viral_fasta, settings.overwrite)
+        place, overwrite = settings.viral_fasta, settings.overwrite
+        await self._session.on_disk(lambda: require_free(kept_viral_facts(self._store), place, overwrite))
 
     @contextmanager
     def partial_summary_on_failure(self) -> Iterator[None]:
@@ -120,7 +131,7 @@ class OutputWriter:
         if changes:
             self._log.info("{}: writing the tables of this finished run again", "; ".join(changes))
             return None
-        is_same = are_as_written(self._store, self._session.settings.viral_fasta)
+        is_same = are_as_written(kept_viral_facts(self._store), self._session.settings.viral_fasta)
         if not is_same or written.files != self._files.facts(written.files):
             self._log.info("this run is finished, but some of its files have changed: writing them again")
             return None
@@ -168,7 +179,9 @@ class OutputWriter:
     def _write_viral_sequences(self, run: FinishedRun) -> None:
         counts = self._session.counts
         status, counts.status = counts.status, "writing viral sequences"
-        if text := write_viral_files(run, self._store, self._files, from_thread.check_cancelled):
+        inputs = stored_inputs(self._store)
+        if text := write_viral_files(run, inputs, self._files, from_thread.check_cancelled):
+            keep_viral_facts(self._store, run.options.viral_fasta)
             self._log.info("viral sequences: {}", text)
         counts.status = status
 

@@ -12,18 +12,15 @@ from virnuc_async.errors import ForeignDirectoryError, NoRun, UsageError
 from virnuc_async.fileio import USE_ANOTHER_DIRECTORY, Directory, atomic_directory, atomic_write, writing_to
 from virnuc_async.models.bundle import Bundle, find
 from virnuc_async.models.verdict_rule import VerdictRule, rule_for
-from virnuc_async.runs.mate_check import PairedFiles, files_with_mates, mates_by_flags, verify_mates
+from virnuc_async.runs.mate_check import find_pairs
 from virnuc_async.runs.output_directory import STORE, is_written_name, require_free_names
-from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.store import Store, open_finished
 from virnuc_async.sequences.decompression import packed_by_name
 from virnuc_async.sequences.inputs import open_alignments
-from virnuc_async.sequences.mates import find_mates
 from virnuc_async.settings import (
     CallRules,
     Format,
     LabelRules,
-    Pairing,
     Precision,
     Settings,
     VerdictBy,
@@ -31,13 +28,22 @@ from virnuc_async.settings import (
 
 from .calls import CALLS_TABLE, call_chunks
 from .formats import require_formats
-from .layout import require_free_layout, write_layout
+from .layout import remove_earlier_layout, require_free_layout, write_layout
 from .options import RULES, OutputOptions
 from .output_files import FILES, REPORT_FILES, SUMMARY_FILE, FinishedRun, OutputFile
 from .read_labels import label_chunks
 from .summary import Summary, read_summary, summarize_again
 from .table_files import TableFiles
-from .viral_files import check_originals, options_left, require_free, require_place, write_viral_files
+from .viral_files import (
+    check_originals,
+    keep_viral_facts,
+    kept_viral_facts,
+    options_left,
+    require_free,
+    require_place,
+    stored_inputs,
+    write_viral_files,
+)
 from .written import ModelFacts, Written
 
 _REPEAT = "Repeat the command that began it"
@@ -93,8 +99,8 @@ def write_tables(
         _require_summary(store, written)
         if place := run.options.viral_fasta:
             require_place(place, store.reader.paths(), output or directory)
-            require_free(store, place, overwrite=False)
-        check_originals(run, store)
+            require_free(kept_viral_facts(store), place, overwrite=False)
+        check_originals(run, stored_inputs(store))
         if output is not None:
             if run.options.layout:
                 require_free_layout(output, store.reader.paths())
@@ -261,7 +267,7 @@ def _finished_run(
         options,
         model.length,
         rule,
-        partial(_find_pairs, written.flagged, options.pairs),
+        partial(find_pairs, pairing=options.pairs, flagged=written.flagged),
         summarize or partial(_summarize, store, _is_used(model, options)),
     )
 
@@ -312,14 +318,6 @@ def _verdicts(before: OutputOptions, given: Mapping[str, Any]) -> dict[str, Any]
     return {"threshold": settings.threshold, "verdict_by": settings.verdict_score, "fpr": settings.fpr}
 
 
-def _find_pairs(flagged: list[int] | None, pairing: Pairing, reader: RunReader) -> PairedFiles:
-    paths = reader.paths()
-    mates = find_mates(paths, pairing)
-    if pairing == Pairing.AUTO:
-        mates = mates_by_flags(mates, files_with_mates(paths) if flagged is None else flagged)
-    return verify_mates(mates, reader, pairing, lambda: None)
-
-
 def _summarize(store: Store, calibrated: bool | None, run: FinishedRun) -> Summary:
     precision = Precision(store.get_meta("identity")["precision"])
     return summarize_again(read_summary(store.directory), precision, calibrated, run)
@@ -330,8 +328,12 @@ def _make_all(files: TableFiles, run: FinishedRun, store: Store, before_each: Ca
     for file in FILES:
         before_each(f"writing {file.name}")
         files.make(file, run)
-    text = write_viral_files(run, store, files, partial(before_each, "writing viral sequences"))
-    write_layout(run, store, files, partial(before_each, "writing tables of each input"))
+    note_viral = partial(before_each, "writing viral sequences")
+    text = write_viral_files(run, stored_inputs(store), files, note_viral)
+    keep_viral_facts(store, run.options.viral_fasta)
+    write_layout(run, files, partial(before_each, "writing tables of each input"))
+    if files.directory is store.directory:
+        remove_earlier_layout(run, Written.of(store), files)
     for file in (SUMMARY_FILE, *REPORT_FILES):
         files.make(file, run)
     return text

@@ -264,7 +264,7 @@ class Database:
     def _remove_journal(self) -> None:
         """Remove the journal, unless it is needed to take back what was not finished."""
         with suppress(OSError):
-            if not any(self._journal_header()[:_MARK_BYTES]):
+            if not needs_journal(self.directory, self._name):
                 self.directory.unlink(self._journal)
 
     def execute(self, query: str, *values: Any) -> None:
@@ -344,6 +344,14 @@ class Database:
             f"its {STORE} is damaged ({what}). {plural(len(batches), 'finished batch', 'es')} in it can be "
             "recovered: use --repair to keep these and compute the rest again, or --overwrite to start over",
         )
+
+
+def needs_journal(directory: Directory, name: str = STORE) -> bool:
+    """Return whether what was not finished must be taken back with the journal of the file *name*."""
+    if directory.stat(name + JOURNAL) is None:
+        return False
+    with directory.open(name + JOURNAL) as file:
+        return any(file.read(_MARK_BYTES))
 
 
 @contextmanager

@@ -76,6 +76,25 @@ def mates_by_flags(mates: Iterable[Mates], files: Iterable[int]) -> list[Mates]:
     return sorted([*mates, *(Mates(number, number) for number in files if number not in named)])
 
 
+def find_pairs(
+    reader: RunReader,
+    pairing: Pairing,
+    flagged: Iterable[int] | None,
+    before_each: Callable[[], None] = lambda: None,
+) -> PairedFiles:
+    """
+    Return which files of the finished run that *reader* reads are paired.
+
+    *flagged* are files of alignments, as for :func:`mates_by_flags`; None: they are looked at again.
+    *before_each* is as for :func:`verify_mates`.
+    """
+    paths = reader.paths()
+    mates = find_mates(paths, pairing)
+    if pairing == Pairing.AUTO:
+        mates = mates_by_flags(mates, files_with_mates(paths) if flagged is None else flagged)
+    return verify_mates(mates, reader, pairing, before_each)
+
+
 def files_with_mates(paths: Sequence[str]) -> list[int]:
     """Return which of *paths*, by number, are alignments whose first read has a mate, by its flags."""
     return [number for number, path in enumerate(paths) if is_regular(path) and has_mates(path)]

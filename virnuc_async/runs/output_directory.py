@@ -15,6 +15,9 @@ DAMAGED = f"{STORE}.damaged"  # the copy that a repair makes before it replaces 
 OPENING = ".open-"  # begins the names under which SQLite opens a file, for a moment
 FEATURES = "merged_features.partial"  # while a run proceeds
 MERGED_FEATURES = "merged_features.pt"
+SHARD_FILE = "shard.json"  # of the part of a run that a shard is
+OVERVIEW_FILE = "overview.npz"  # and what a report shows of it
+MERGED = "merge.json"  # where the tables of all shards are
 PREDICTIONS, HIGHEST_SCORES = "prediction_results.txt", "prediction_results_highestscore.csv"
 # Of every run.
 TABLES = (
@@ -40,6 +43,9 @@ OUTPUT_FILES = (
     MERGED_FEATURES,
     FEATURES,
     "summary.json",
+    SHARD_FILE,
+    OVERVIEW_FILE,
+    MERGED,
     "report.html",
     "virnuc_mqc.json",
     "virnuc_statistics_mqc.json",

@@ -37,7 +37,7 @@ from .failure import Failure
 from .identity import Identity, describe_differences, has_corrected_inputs
 from .lock import Lock
 from .meta import ENDING, get_meta, remove_meta, set_meta
-from .output_directory import OPENING, OUTPUT_FILES, STORE, claim_directory, remove_merged
+from .output_directory import MERGED, OPENING, OUTPUT_FILES, STORE, claim_directory, remove_merged
 from .reader import RunReader
 from .repair import Recovered, repair_store
 from .rows import BatchKey, BatchRow, FailedOrf, FileEnd, WindowRow
@@ -70,6 +70,9 @@ def open_finished(directory: Path, temporary_dir: Path | None = None) -> "Store"
     if not directory.is_dir():
         is_file = directory.exists()
         raise NoRun(str(directory), "a file, not a directory" if is_file else "there is no such directory")
+    if (directory / MERGED).is_file():
+        reason = "its tables were merged from the shards of a run, and there is no store that has all of it"
+        raise NoRun(str(directory), f"{reason}. Plan the run with other options to have other tables")
     if not (directory / STORE).is_file():
         raise NoRun(str(directory), f"contains no run of this program: there is no {STORE}")
     with ExitStack() as undo:

@@ -1,6 +1,6 @@
 """The totals of a run: what a finished one is sealed with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import fsum, isfinite
@@ -33,6 +33,21 @@ class Totals:
         return asdict(self)
 
     @classmethod
+    def of_parts(cls, parts: Sequence[Self]) -> Self:
+        """Return the totals of a run that consists of *parts*."""
+        devices: dict[str, list[DeviceTotals]] = {}
+        for part in parts:
+            for name, sums in part.devices.items():
+                devices.setdefault(name, []).append(sums)
+        reused = [part.reused for part in parts if part.reused is not None]
+        return cls(
+            **{name: sum(getattr(part, name) for part in parts) for name in _COUNTS},
+            is_split=any(part.is_split for part in parts),
+            devices={name: _added(devices[name]) for name in sorted(devices)},
+            reused=sum(reused) if reused else None,
+        )
+
+    @classmethod
     def from_json(cls, value: Any) -> Self:
         """Return what :meth:`to_json` gave; raises InvalidRow."""
         if type(value) is not dict or value.keys() != cls.__dataclass_fields__.keys():
@@ -47,6 +62,11 @@ class Totals:
 
 
 _COUNTS = ("windows", "contigs", "fragments", "batches", "scores", "failures", "recomputed")
+
+
+def _added(sums: Sequence[DeviceTotals]) -> DeviceTotals:
+    batches, orfs, tokens, seconds = zip(*sums, strict=True)
+    return sum(batches), sum(orfs), sum(tokens), fsum(seconds)
 
 
 def _is_count(value: Any) -> bool:
