@@ -17,7 +17,8 @@ from virnuc_async.runs.store import Store
 FORMATS = ("--format", "tsv,parquet,jsonl")
 EVERYTHING = ("--embeddings", "--calls", "--regions", "--pairs", "interleaved", *FORMATS)
 VIRAL = {name for name in OUTPUT_FILES if name.startswith("viral")}
-FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", DAMAGED, *VIRAL}
+OF_SHARDS = {"shard.json", "overview.npz", "merge.json"}
+FINISHED = {*OUTPUT_FILES, STORE} - {"merged_features.partial", DAMAGED, *VIRAL, *OF_SHARDS}
 
 
 @pytest.fixture

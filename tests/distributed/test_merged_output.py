@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,14 +230,9 @@ def test_commands_on_finished_runs_say_that_this_is_none(command: tuple[str, ...
     assert "its tables were merged from the shards of a run" in ended.err
 
 
-@pytest.mark.parametrize(
-    "change",
-    [lambda path: None, lambda path: shutil.rmtree(path / "shards")],
-    ids=["shards", "no shards"],
-)
-def test_predict_into_it_is_refused(change: Callable[[Path], object], path: Path, scored: Sharded) -> None:
-    merge_shards(path)
-    change(path)
-    ended = run("predict", scored.paths[0], path, "--devices", "cpu")
-    assert ended.code == 1
+def test_predict_into_it_is_refused(path: Path, scored: Sharded, tmp_path: Path) -> None:
+    merge_shards(path, tmp_path / "out")
+    for place in (path, tmp_path / "out"):
+        ended = run("predict", scored.paths[0], place, "--devices", "cpu")
+        assert (ended.code, ended.out) == (1, "")
     assert "and no run of this program" in ended.err
