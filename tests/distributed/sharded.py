@@ -6,21 +6,23 @@ from pathlib import Path
 
 from fakes import Rules, fake_devices
 
-from virnuc_async import pipeline
+from virnuc_async._version import __version__
 from virnuc_async.distributed.plan import SHARDS, PlannedFile, PlannedSegment, RunPlan, Shard, write_plan
 from virnuc_async.distributed.planned_settings import planned_settings
+from virnuc_async.distributed.shard import run_shard
+from virnuc_async.engine import choose
 from virnuc_async.errors import InputError
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.outputs.shard_rows import ShardPart, ShardRows, ShardSummary
+from virnuc_async.outputs.shard_rows import ShardSummary
 from virnuc_async.outputs.summary import Summary
-from virnuc_async.runs.input_windows import InputFiles
+from virnuc_async.pipeline import execute
 from virnuc_async.runs.plan import Plan
-from virnuc_async.runs.session import RunSession
 from virnuc_async.sequences.inputs import InputVersion, kind_by_name, read_contigs
 from virnuc_async.sequences.segments import SeekPoint
 from virnuc_async.settings import Precision, Settings
 
 WINDOW, SEGMENT, TOKENS = 15, 2_000, 400
+MACHINE = Settings(devices=("cpu",))
 
 
 class Sharded:
@@ -30,23 +32,25 @@ class Sharded:
         self, directory: Path, bundle: Bundle, paths: Sequence[Path], settings: Settings | None = None
     ) -> None:
         self.bundle, self.paths = bundle, [str(path) for path in paths]
-        self.settings = replace(settings or Settings(), tokens_per_batch=TOKENS, precision=Precision.FP32)
+        machine = {"model": bundle.directory, "tokens_per_batch": TOKENS, "precision": Precision.FP32}
+        self.settings = replace(settings or Settings(), **machine)
         self.one, self.run = directory / "one", directory / "run"
         self.rules = Rules()
 
     async def score_at_once(self) -> Summary:
-        plan = self._plan(self.settings)
-        return await pipeline.execute(plan, self.one, self.rules.scorer)
+        paths = tuple(self.paths)
+        plan = Plan(paths, self.settings, self.bundle, fake_devices(1), window=WINDOW, segment=SEGMENT)
+        return await execute(plan, self.one, self.rules.scorer)
 
     def make_plan(self) -> RunPlan:
         """Return the plan of the shards, which is written into ``run``."""
         files, segments = list[PlannedFile](), list[PlannedSegment]()
         ids = b"".join(_read(self.paths, files, segments))
         plan = RunPlan(
-            version="1",
+            version=__version__,
             model=self.bundle.name,
             fingerprint=self.bundle.fingerprint,
-            devices="cpu",
+            devices=choose(MACHINE)[0].kind,
             precision="fp32",
             tokens_per_batch=TOKENS,
             window=WINDOW,
@@ -62,23 +66,12 @@ class Sharded:
 
     async def score_shards(self, count: int) -> list[ShardSummary]:
         """Score all *count* shards, the last one first."""
-        run_plan = self.make_plan()
+        self.make_plan()
         shards = (Shard(number, count) for number in reversed(range(count)))
-        return [await self.score_shard(run_plan, shard) for shard in shards if run_plan.span(shard)]
+        return [await self.score_shard(shard) for shard in shards]
 
-    async def score_shard(self, run_plan: RunPlan, shard: Shard) -> ShardSummary:
-        span = run_plan.span(shard)
-        assert span is not None
-        plan = replace(self._plan(run_plan.settings_on(Settings())), span=span)
-        part = ShardPart(run_plan.digest, shard, run_plan.is_utf8)
-        files = InputFiles(read_contigs)
-        async with RunSession.open(plan, self.run / SHARDS / shard.name, files) as session:
-            if not session.is_finished:
-                await pipeline._score(session, self.rules.scorer)
-            return await ShardRows(part, session, "").write_all()
-
-    def _plan(self, settings: Settings) -> Plan:
-        return Plan(tuple(self.paths), settings, self.bundle, fake_devices(1), window=WINDOW, segment=SEGMENT)
+    async def score_shard(self, shard: Shard) -> ShardSummary:
+        return await run_shard(self.run, shard, MACHINE, make_scorer=self.rules.scorer)
 
 
 def _read(paths: Sequence[str], files: list[PlannedFile], segments: list[PlannedSegment]) -> Iterator[bytes]:
