@@ -146,11 +146,11 @@ def _require_planned_ends(window: Window, part: PlannedPart) -> None:
         if (file.contigs, reason) != (planned.contigs, planned.failure):
             now, before = (_end(*end) for end in ((file.contigs, reason), (planned.contigs, planned.failure)))
             hint = "If this was a disk or a network, run the same command again; else plan the run again"
-            raise PlanMismatch(part.run, [f"{file.path}: {now}; as planned, {before}. {hint}"])
+            raise PlanMismatch(part.run, [f"{file.path}: {now}; as planned: {before}. {hint}"])
 
 
 def _end(contigs: int, reason: str | None) -> str:
-    return f"{plural(contigs, 'record')}, " + ("to its end" if reason is None else f"then {reason}")
+    return reason or f"{plural(contigs, 'record')} to its end"
 
 
 def _windows(plan: Plan, read: Reader, reading: Reading) -> Generator[Window, None, None]:

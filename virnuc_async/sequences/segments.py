@@ -7,9 +7,9 @@ number of the run is that of the segment and the number in it, packed: stores of
 together without renumbering, and an input of one segment has the numbers 0, 1, 2, ...
 """
 
-from collections.abc import Sequence
+import json
 from dataclasses import astuple, dataclass
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 SEGMENT_BASES: Final = (
     64_000_000  # at least; small enough for a shard of minutes, large enough for full batches
@@ -80,14 +80,14 @@ class InputSpan:
         first = self.first_record if file == self.first_file else 0
         return range(first, self.end[1] if self.end is not None and file == self.end[0] else records)
 
-    def to_json(self) -> list[Any]:
-        """Return what JSON can hold."""
-        return list(astuple(self))
+    def to_json(self) -> str:
+        """Return it as JSON text."""
+        return json.dumps(astuple(self))
 
     @classmethod
-    def from_json(cls, value: Sequence[Any]) -> Self:
+    def from_json(cls, text: str) -> Self:
         """Return what :meth:`to_json` gave; raises ValueError or TypeError if it makes no sense."""
-        segment, contig, file, record, seek, end = value
+        segment, contig, file, record, seek, end = json.loads(text)
         point, (end_file, end_record) = SeekPoint(*seek), end or (0, 0)
         counts = (segment, contig, file, record, *point[:-1], end_file, end_record)
         if not all(type(count) is int and count >= 0 for count in counts):
