@@ -15,17 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from object_stores import Bucket
 from plans import planned
-from running import python
+from running import python, some_reads
+from support import fasta
 
 from virnuc_async.distributed.plan import SHARDS, RunPlan, Shard, write_plan
+from virnuc_async.distributed.planning import make_plan
+from virnuc_async.distributed.shard import run_shard
 from virnuc_async.distributed.status import RunStatus, ShardState, ShardStatus, ranges, read_status
 from virnuc_async.distributed.storage import RemoteRun
+from virnuc_async.engine.replica import Replica
 from virnuc_async.errors import NoPlan
 from virnuc_async.fileio import Directory
 from virnuc_async.outputs.shard_file import ShardFile
 from virnuc_async.runs.lock import LOCK, Lock
 from virnuc_async.runs.progress_file import NAME as PROGRESS
 from virnuc_async.runs.totals import Totals
+from virnuc_async.settings import Settings
 
 LENGTHS = [[1000] * 8, [1000, 2000]]  # ten segments, of 11,000 bases
 NOW = "2026-11-29T12:00:00+00:00"
@@ -334,3 +339,26 @@ def test_a_run_in_an_object_store(bucket: Bucket, tmp_path: Path) -> None:
     (division,) = read_status(url, tmp_path / "elsewhere").divisions
     assert division.numbers(ShardState.DONE) == [1]
     assert division.shards[5] == ShardStatus(5, ShardState.MISSING)
+
+
+async def test_of_real_shards(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(fasta(some_reads(12, 300).items()))
+    run, settings = tmp_path / "run", Settings(devices="cpu", threads=1)
+    await make_plan(tmp_path / "a.fa", run, settings, segment_bases=1800)
+    seen: list[ShardStatus] = []
+
+    def look_and_make(*arguments: Any) -> Replica:
+        (division,) = read_status(run).divisions
+        seen.append(division.shards[1])
+        return Replica(*arguments)
+
+    await run_shard(run, Shard(1, 2), settings, make_scorer=look_and_make)
+    assert [one.state for one in seen] == [ShardState.RUNNING]
+    (division,) = read_status(run).divisions
+    assert (division.of, division.share, division.numbers(ShardState.DONE)) == (2, 0.5, [1])
+    done = division.shards[1]
+    assert (done.host, done.pid) == (os.uname().nodename, os.getpid())
+    assert done.orfs
+    await run_shard(run, Shard(0, 2), settings)
+    (division,) = read_status(run).divisions
+    assert (division.share, division.numbers(ShardState.DONE)) == (1.0, [0, 1])

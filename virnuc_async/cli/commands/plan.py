@@ -1,6 +1,7 @@
 """``plan``: what the shards of a run on many machines must agree on."""
 
 import shlex
+import time
 from argparse import Namespace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = f"{PROGRAM} plan reads.fq.gz run/ --for-device H200"
 _MOST_SHARDS = 1000  # that are proposed: schedulers take so many tasks of an array
+_LEAST_LEFT = 10.0  # seconds of work that are worth saying
 _EXAMPLES = """\
 examples:
   python -m virnuc_async plan contigs.fa run/
@@ -116,7 +118,7 @@ def run(options: Namespace) -> int:
 
 def _shown() -> "Callable[[PlanProgress], None]":
     """Return a function that shows how far a plan is, as a run shows it."""
-    from virnuc_async.log import PROGRESS, logger
+    from virnuc_async.log import PROGRESS, duration, logger
     from virnuc_async.runs.progress import Counts
 
     class Reading(Counts):
@@ -126,12 +128,14 @@ def _shown() -> "Callable[[PlanProgress], None]":
             """Return what is kept if it ends now."""
             return "nothing was written"
 
-    counts = Reading()
+    counts, started = Reading(), time.monotonic()
 
     def show(progress: "PlanProgress") -> None:
         share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
         files = f"{progress.files_done:,} of {plural(progress.files, 'file')}"
-        counts.status = f"reading: {files}, {share:.0%} of {progress.bytes / 1e9:,.2f} GB"
+        left = (time.monotonic() - started) * (1 - share) / share if share else 0.0
+        ahead = f", {duration(left)} left" if left > _LEAST_LEFT else ""
+        counts.status = f"reading: {files}, {share:.0%} of {progress.bytes / 1e9:,.2f} GB{ahead}"
         logger.bind(counts=counts).log(PROGRESS, "{}", counts.status)
 
     return show
