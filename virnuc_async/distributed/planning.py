@@ -1,5 +1,6 @@
 """How a run of many machines is planned: all that its shards must agree on is decided here, once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
@@ -256,10 +257,9 @@ class _Planner:
             segmenting.add_file(number, scan.lengths(), scan.seek_point)
         segments, files = segmenting.segments(), tuple(map(_planned_file, scans))
         self._report(scans)
-        for number, path in enumerate(self._run.paths):
-            count = sum(segment.file == number for segment in segments)
-            if count > _MOST_SKIMMED and is_plain_gzip(path):
-                self._messages.log.warning(_PLAIN_GZIP, path)
+        for number, count in Counter(segment.file for segment in segments).items():
+            if count > _MOST_SKIMMED and is_plain_gzip(self._run.paths[number]):
+                self._messages.log.warning(_PLAIN_GZIP, self._run.paths[number])
         is_utf8 = all(scan.is_utf8 and _is_utf8(scan.path) for scan in scans)
         return replace(self._draft, files=files, segments=segments, flagged=flagged, is_utf8=is_utf8)
 
