@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from release_check import NEEDS, OF_NO_COMMAND
+from release_check import FASTER, NEEDS, OF_NO_COMMAND
 from running import ROOT
 
 from virnuc_async import __version__
@@ -23,7 +23,7 @@ DEFINITION = (ROOT / "containers" / "virnuc-async.def").read_text("utf-8")
 INSTALL = ROOT / "containers" / "install.sh"
 EXTRAS = PROJECT["optional-dependencies"]
 # What conda calls packages of PyPI that have another name there.
-CONDA_NAMES = {"torch": "pytorch", "duckdb": "python-duckdb", "ray": "ray-core"}
+CONDA_NAMES = {"torch": "pytorch", "duckdb": "python-duckdb", "ray": "ray-core", "zlib-ng": "python-zlib-ng"}
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:
@@ -103,7 +103,7 @@ def test_each_step_that_a_container_runs_exists() -> None:
 def test_the_extra_of_everything_has_all_that_commands_need() -> None:
     (everything,) = EXTRAS["all"]
     (names,) = re.findall(r"virnuc-async\[(.+)\]", everything)
-    assert set(names.split(",")) == set(EXTRAS) - OF_NO_COMMAND
+    assert set(names.split(",")) == set(EXTRAS) - OF_NO_COMMAND | FASTER
 
 
 def test_messages_name_extras_that_exist() -> None:
@@ -128,7 +128,7 @@ def conda_requirement(requirement: str) -> str:
 
 
 def test_the_recipe_requires_what_the_package_requires() -> None:
-    users = [line for name in sorted(set(EXTRAS) - OF_NO_COMMAND) for line in EXTRAS[name]]
+    users = [line for name in sorted(set(EXTRAS) - OF_NO_COMMAND | FASTER) for line in EXTRAS[name]]
     expected = {conda_requirement(line) for line in (*PROJECT["dependencies"], *users)}
     python = f"python {PROJECT['requires-python']}"
     assert set(recipe()["requirements"]["run"]) == {python, *expected}

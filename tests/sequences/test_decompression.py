@@ -20,6 +20,7 @@ from sequence_files import (
 )
 
 from virnuc_async.errors import BrokenInput, NotSequences
+from virnuc_async.sequences import decompression
 from virnuc_async.sequences.decompression import DAMAGED, GzipText, decompressed
 from virnuc_async.sequences.fastx import Contig, Limits
 from virnuc_async.sequences.inputs import read_contigs
@@ -185,7 +186,7 @@ def test_what_comes_before_a_break_does_not_depend_on_how_it_is_read(form: Form)
         text = as_fastq(some_records(count, seed=count))
         packed = damage(form.pack(text) + form.pack(text[:999]), rng)
         found, error = text_and_error(io.BufferedReader(io.BytesIO(packed)))
-        for piece, size in ((7, 100), (777, 1), (4096, 3000), (1 << 20, 77)):
+        for piece, size in ((7, 100), (777, 9), (4096, 3000), (1 << 20, 77)):
             raw = io.BufferedReader(InPieces(packed, piece), 100 * piece)
             assert text_and_error(raw, size) == (found, error)
 
@@ -226,3 +227,26 @@ def test_a_place_is_in_the_member_that_the_text_is_in():
         raw.seek(offset)
         assert text_and_error(raw) == (text[position - skip :], None)
     assert offsets == {0, sum(map(len, members[:3])), sum(map(len, members[:4]))}
+
+
+def test_damage_is_the_same_with_zlib_ng_and_without(monkeypatch: pytest.MonkeyPatch):
+    assert decompression.zlib_ng
+    rng = random.Random(6)
+    members = [
+        gzip.compress(as_fastq(some_records(count, seed=count)), count % 10) for count in (1, 5, 29, 96)
+    ]
+    for _ in range(150):
+        damaged = damage(b"".join(rng.choices(members, k=3)), rng)
+        size = rng.choice([10, 1000, 1 << 18])
+        fast = text_and_error(io.BufferedReader(io.BytesIO(damaged)), size)
+        with monkeypatch.context() as context:
+            context.setattr(decompression, "zlib_ng", None)
+            assert text_and_error(io.BufferedReader(io.BytesIO(damaged)), size) == fast
+
+
+def test_what_can_be_read_twice_is_decompressed_by_zlib_ng():
+    packed = gzip.compress(as_fastq(some_records(90)))
+    for raw, name in ((io.BytesIO(packed), "zlib_ng"), (InPieces(packed, 999), "zlib")):
+        stream = GzipText(io.BufferedReader(raw))
+        assert stream.read1(4) == b"@r0\n"
+        assert type(stream._inflate).__module__.partition(".")[0] == name

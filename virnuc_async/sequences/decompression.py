@@ -21,6 +21,11 @@ try:
 except ImportError:
     from backports import zstd
 
+try:
+    from zlib_ng import zlib_ng
+except ImportError:
+    zlib_ng = None  # type: ignore[assignment, unused-ignore]
+
 # Whoever packs a file decides how much memory it takes to unpack it. These limits accept what the
 # usual options write, xz's largest dictionaries aside: zstd's --long=31 is 2 GiB.
 _XZ_MEMORY = 1 << 30
@@ -32,6 +37,7 @@ _LONGEST_MATCH = 258  # bytes of text that a few bits stand for
 _RECOVERED_BYTES = 1 << 12  # compressed, that are tried at once in front of damage
 _GZIP = b"\x1f\x8b"
 _ENDS_EARLY = "Compressed file ended before the end-of-stream marker was reached"
+_FAST_ERROR: Any = zlib_ng.error if zlib_ng else ()
 _GZIP_REASONS = {  # instead of zlib's
     "incorrect data check": "CRC check failed",
     "incorrect length check": "Incorrect length of data produced",
@@ -54,18 +60,22 @@ class GzipText(io.RawIOBase):
     Members of gzip, one after the other, as one text: all of it that comes before a break.
 
     That does not depend on how the file is read, nor on where in it: it is the text that zlib can decompress.
+    zlib-ng, if it is installed, decompresses what can be read twice: of damaged data it may return some bytes
+    less than zlib, which then decompresses the member again.
     """
 
     def __init__(self, raw: io.BufferedReader) -> None:
         self._raw = raw
         self._packed = b""  # bytes that were read, and not decompressed yet
         self._read = raw.tell() if raw.seekable() else 0  # of the file
+        self._is_fast = zlib_ng is not None and raw.seekable()
         self._text = b""  # that was decompressed, and not returned yet
         self._size = 0  # of all text that was decompressed
         self._error: BaseException | None = None  # behind it
         self._members = deque[tuple[int, int]]()  # where they begin: in the text, and in the file
         self._inflate: Any = None  # of the current member
         self._is_new = True  # the member is not begun
+        self._again = 0  # bytes of its text that were returned before, and are decompressed again
         self._has_begun = False
 
     def read1(self, size: int, /) -> bytes:
@@ -99,13 +109,18 @@ class GzipText(io.RawIOBase):
             size = max(
                 size, _LONGEST_MATCH
             )  # of which a part may not be returned yet: there is no other call
-        before = None if self._is_new else self._inflate.copy()
+        before = None if self._is_new or self._is_fast else self._inflate.copy()
         try:
-            self._text = self._inflate.decompress(packed, size)
+            text = self._inflate.decompress(packed, size)
+        except _FAST_ERROR:
+            self._begin_again()
+            return
         except zlib.error as error:
             self._error = _as_gzip_says(error)
-            self._text = b"".join(_text_before_error(before or _new_gzip_member(), packed))
+            text = b"".join(_text_before_error(before or zlib.decompressobj(31), packed))
         self._is_new = False
+        self._text = text[self._again :]
+        self._again -= len(text) - len(self._text)
         self._size += len(self._text)
         self._packed = self._inflate.unconsumed_tail or self._inflate.unused_data
         if self._inflate.eof:
@@ -122,9 +137,20 @@ class GzipText(io.RawIOBase):
         self._packed = head
         if head.startswith(_GZIP):
             self._members.append((self._size, self._read - len(head)))
-            self._inflate, self._is_new = _new_gzip_member(), True
+            self._new_member()
         elif head and self._error is None:
             self._error = gzip.BadGzipFile(f"Not a gzipped file ({head[:2]!r})")
+
+    def _begin_again(self) -> None:
+        """Begin the current member again, without zlib-ng from here on."""
+        begin, self._read = self._members[-1]
+        self._raw.seek(self._read)
+        self._packed, self._error, self._is_fast = b"", None, False
+        self._again = self._size - begin
+        self._new_member()
+
+    def _new_member(self) -> None:
+        self._inflate, self._is_new = (zlib_ng if self._is_fast else zlib).decompressobj(31), True
 
     def _read_packed(self) -> bytes:
         """Return what can be read; nothing at the end, or if it cannot be read, which is raised later."""
@@ -135,10 +161,6 @@ class GzipText(io.RawIOBase):
             return b""
         self._read += len(packed)
         return packed
-
-
-def _new_gzip_member() -> Any:
-    return zlib.decompressobj(31)
 
 
 def _as_gzip_says(error: zlib.error) -> Exception:
