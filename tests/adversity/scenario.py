@@ -29,11 +29,13 @@ from virnuc_async.runs.blocks import SCORE
 from virnuc_async.runs.output_directory import STORE
 from virnuc_async.runs.plan import Plan
 from virnuc_async.sequences.inputs import read_contigs
+from virnuc_async.sequences.segments import SEGMENT_BASES
 from virnuc_async.settings import Settings
 
 from .faults import Bug, FailingOrfs, FaultPlan, Session, Source, World, make_bundle, make_sources
 from .simulated import Disk, Loop, no_space, no_space_in_store, without_threads
 
+_SMALL_SEGMENT = 1_000  # bases: of a few records, and of one
 _MEMORY = Path("/dev/shm")
 _FAILED, _FEATURES = "failed_files.txt", "merged_features.pt"
 _FAILURES = {
@@ -64,7 +66,8 @@ class Workspace:
         self.features = cache(self._features)
 
     def plan(self, source: Source, settings: Settings, devices: int, window: int) -> Plan:
-        return Plan(source.paths, settings, self.bundle, fake_devices(devices), window)
+        segment = _SMALL_SEGMENT if window % 2 else SEGMENT_BASES
+        return Plan(source.paths, settings, self.bundle, fake_devices(devices), window, segment=segment)
 
     def calm_run(self, source: Source, faults: FailingOrfs, keep: str = "") -> "Results":
         """
