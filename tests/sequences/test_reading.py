@@ -17,6 +17,7 @@ from virnuc_async.models.bundle import find
 from virnuc_async.sequences.inputs import read_contigs
 from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.reading import FileKind, Place, Reading
+from virnuc_async.sequences.segments import ALL, START, InputSpan, SeekPoint
 from virnuc_async.sequences.tokens import OrfTokenizer
 from virnuc_async.sequences.windows import Cut, Window, form_windows
 
@@ -27,12 +28,11 @@ def bases(count: int, seed: int = 0) -> bytes:
     return bytes(random.Random(seed).choices(b"ACG", k=count))  # without a stop
 
 
-def windows(paths: list[Path], size: int = 400) -> list[Window]:
+def windows(paths: list[Path], size: int = 400, span: InputSpan = ALL) -> list[Window]:
     reading, names = Reading(), [str(path) for path in paths]
     read = partial(read_contigs, open_file=reading.watch(partial(open, mode="rb")))
-    return list(
-        form_windows(names, read, Cut(LENGTH, size), OrfTokenizer(find("tiny-500").tokenizer()), reading)
-    )
+    tokenizer = OrfTokenizer(find("tiny-500").tokenizer())
+    return list(form_windows(names, read, Cut(LENGTH, size), tokenizer, reading, span))
 
 
 def fasta(records: int, each: int) -> bytes:
@@ -97,6 +97,29 @@ def test_a_place_is_where_the_records_of_a_window_are_from(
     assert formed[-1].place == Place(1)
     places = [window.place for window in formed]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("has_place", [False, True])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_what_is_read_of_a_part_begins_with_its_first_record(
+    pack: Callable[[bytes], bytes], has_place: bool, tmp_path: Path
+) -> None:
+    """Of the rest of a file, whether it is found by its place or behind all that is before it."""
+    letters = [bases(1000, seed) for seed in range(50)]
+    text = b"".join(b">contig_%d\n%b\n" % (number, letters[number % 50]) for number in range(5000))
+    path = tmp_path / "in.fa"
+    path.write_bytes(pack(text))
+    begin = text.index(b">contig_3999\n")
+    place = (begin, 0) if pack is bytes else (0, begin)
+    seek = SeekPoint(3999, *place, 2 * 3999 + 1) if has_place else START
+    formed = windows([path], 1000, InputSpan(0, 4000, 0, 4000, seek))
+    assert formed[0].contigs[0].id == b"contig_4000"
+    shares = [window.place.offset / path.stat().st_size for window in formed[:-1]]
+    expected = [0.2 * number / len(formed) for number in range(1, len(formed))]
+    # What is read at a time, and not yet parsed, is a tenth of the compressed file.
+    assert shares == pytest.approx(expected, abs=0.25)
+    assert max(shares) < 0.45
+    assert formed[-1].place == Place(1)
 
 
 def test_a_long_record_is_read_as_its_windows_are_formed(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ It is asked a few times a megabyte, not for each record.
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from .decompression import READ_BYTES
-from .fastx import DEFAULT_LIMITS
+from .fastx import DEFAULT_LIMITS, Contig
 from .files import OpenFile, file_size
 from .inputs import split_extensions
 
@@ -75,6 +76,7 @@ class Reading:
         self._at_once = 0  # bytes of it that are read at a time, at most
         self._letters = 0  # of it so far
         self._parsed = self._read = 0  # bytes of it that have been parsed at least, and those that were read
+        self._before = 0  # bytes of it that are before its first record
 
     def watch(self, open_file: OpenFile) -> OpenFile:
         """Return an *open_file* that lets this know how far the file is that it opened last."""
@@ -92,7 +94,15 @@ class Reading:
     def begin(self, file: int, room: int) -> None:
         """Begin *file*, where the current block has *room* for so many letters."""
         self.place, self._raw, self._room = Place(file), None, room
-        self._letters = self._parsed = self._read = self._size = 0
+        self._letters = self._parsed = self._read = self._size = self._before = 0
+
+    def from_first(self, contigs: Iterator[Contig]) -> Iterator[Contig]:
+        """Yield *contigs*, which begin amid the current file: its bytes count from the first one on."""
+        for contig in contigs:
+            self._before = max(0, self._bytes_read() - self._at_once)
+            yield contig
+            break
+        yield from contigs
 
     def renew(self) -> int:
         """Begin a block; return the room for letters in it."""
@@ -116,10 +126,10 @@ class Reading:
     def end(self, file: int) -> Place:
         """End *file*, and return where that is; what follows is of the next one."""
         self.place, self._raw = Place(file + 1), None
-        return Place(file, self._size)
+        return Place(file, self._size - self._before)
 
     def _bytes_read(self) -> int:
         # A pipe does not know.
         with suppress(OSError, ValueError):
-            return 0 if self._raw is None else self._raw.tell()
+            return 0 if self._raw is None else self._raw.tell() - self._before
         return 0

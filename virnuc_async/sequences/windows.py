@@ -231,8 +231,11 @@ def _group_records(source: _Source, segment_bases: int, reading: Reading) -> Ite
     for file, path in source.files():
         first, failure = records.end - source.first_record(file), None
         reading.begin(file, room)
+        contigs = source.records(file, path)
+        if source.first_record(file):
+            contigs = reading.from_first(contigs)
         try:
-            for contig in source.records(file, path):
+            for contig in contigs:
                 used = len(contig.bases) + len(contig.id) + _RECORD_BASES
                 is_full = left <= 0
                 if is_full or (records.contigs and used > room):
