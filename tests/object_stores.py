@@ -91,5 +91,8 @@ class Bucket(NamedTuple):
     def get(self, key: str) -> bytes:
         return bytes(obstore.get(open_store(self.root), key).bytes())
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
         return sorted(meta["path"] for meta in obstore.list(open_store(self.root)).collect())
+
+    def delete(self, key: str) -> None:
+        obstore.delete(open_store(self.root), key)

@@ -436,7 +436,7 @@ async def test_a_plan_in_an_object_store(bucket: Bucket, tmp_path: Path, logged:
     settings = Settings(temporary_dir=tmp_path / "here")
     plan = await make_plan(path, f"{url}/", settings, for_device="T4", segment_bases=SMALL)
     elsewhere = RemoteRun(url, tmp_path / "there")
-    assert elsewhere.fetch_plan() == plan
+    assert elsewhere.require_plan().plan == plan
     assert await make_plan(path, url, settings, for_device="T4", segment_bases=SMALL) == plan
     assert f"INFO: {url} has this plan already" in logged
     # Another machine, which has no part of the run.
@@ -446,9 +446,10 @@ async def test_a_plan_in_an_object_store(bucket: Bucket, tmp_path: Path, logged:
     assert caught.value.path == url
     settings = replace(settings, overwrite=True)
     other = await make_plan(path, url, settings, for_device="T4", segment_bases=999)
-    assert elsewhere.fetch_plan() == other
-    elsewhere.directory.joinpath(SHARDS, "00000-of-00002").mkdir(parents=True)
-    elsewhere.publish("00000-of-00002", other.digest)
+    fetched = elsewhere.require_plan()
+    assert fetched.plan == other
+    fetched.directory.joinpath(SHARDS, "00000-of-00002").mkdir(parents=True)
+    elsewhere.publish(fetched, "00000-of-00002")
     with pytest.raises(RunMismatchError, match="1 shard of that run began already"):
         await make_plan(path, url, settings, for_device="T4", segment_bases=SMALL)
 

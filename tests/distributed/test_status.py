@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from support import fasta
 
 from virnuc_async.distributed.plan import SHARDS, RunPlan, Shard, write_plan
 from virnuc_async.distributed.planning import make_plan
+from virnuc_async.distributed.run_place import RunPlace
 from virnuc_async.distributed.shard import run_shard
 from virnuc_async.distributed.status import RunStatus, ShardState, ShardStatus, ranges, read_status
 from virnuc_async.distributed.storage import RemoteRun
@@ -27,6 +29,7 @@ from virnuc_async.engine.replica import Replica
 from virnuc_async.errors import NoPlan
 from virnuc_async.fileio import Directory
 from virnuc_async.outputs.shard_file import ShardFile
+from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.lock import LOCK, Lock
 from virnuc_async.runs.progress_file import NAME as PROGRESS
 from virnuc_async.runs.totals import Totals
@@ -55,6 +58,8 @@ def finish(path: Path, plan: RunPlan, number: int, of: int = 10) -> None:
         plan=plan.digest,
         shard=(number, of),
         command="",
+        model=ModelFacts(500, None),
+        width=0,
         version="1.0",
         totals=Totals(),
         verdicts={},
@@ -323,22 +328,48 @@ def test_it_imports_no_torch() -> None:
 def test_a_run_in_an_object_store(bucket: Bucket, tmp_path: Path) -> None:
     plan, url = planned(LENGTHS, 1000), f"{bucket.root}/run"
     worker = RemoteRun(url, tmp_path / "worker")
-    write_plan(plan, worker.directory)
-    assert worker.publish_plan()
-    for number, digest in ((1, plan.digest), (3, "f" * 64)):
-        shard_directory(worker.directory, number)
-        assert worker.publish(Shard(number, 10).name, digest)
-    progress(shard_directory(worker.directory, 5), "failed", 0.5, message="why")
-    # Of the worker's own machine: what is not published is known as well.
-    (division,) = read_status(url, tmp_path / "worker").divisions
-    assert (division.of, division.share) == (10, round((1000 + 500) / 11_000, 4))
-    assert division.shards[1] == ShardStatus(1, ShardState.DONE, 1.0)
-    another = ShardStatus(3, ShardState.FAILED, message="it is a shard of another plan")
-    assert division.shards[3] == another
+    write_plan(plan, tmp_path)
+    assert worker.publish_plan(tmp_path)
+    run = worker.require_plan()
+    for number, of_plan in ((1, plan), (3, planned(LENGTHS, 2000))):
+        finish(shard_directory(run.directory, number), of_plan, number)
+        assert worker.publish(run, Shard(number, 10).name)
+    failing, working = (shard_directory(run.directory, number) for number in (5, 7))
+    with suppress(ZeroDivisionError), worker.announced(failing.name, failing):
+        progress(failing, "failed", 0.5, message="why")
+        raise ZeroDivisionError
+    with Directory(working) as directory, worker.announced(working.name, working, 0.01):
+        lock = Lock(directory)
+        progress(working, "running", 0.25)
+        while f"run/{SHARDS}/{working.name}/{PROGRESS}" not in bucket.objects():
+            time.sleep(0.01)
+        (division,) = read_status(url, tmp_path / "elsewhere").divisions
+        lock.release()
+    assert (division.of, division.share) == (10, round((1000 + 500 + 250) / 11_000, 4))
+    assert division.shards[1].state is ShardState.DONE
+    another = ShardState.FAILED, "it is a shard of another plan"
+    assert (division.shards[3].state, division.shards[3].message) == another
     assert (division.shards[5].state, division.shards[5].message) == (ShardState.FAILED, "why")
+    assert (division.shards[7].state, division.shards[7].share) == (ShardState.RUNNING, 0.25)
+    # The signs of a worker that has ended well are gone.
     (division,) = read_status(url, tmp_path / "elsewhere").divisions
-    assert division.numbers(ShardState.DONE) == [1]
-    assert division.shards[5] == ShardStatus(5, ShardState.MISSING)
+    assert division.shards[7] == ShardStatus(7, ShardState.MISSING)
+
+
+def test_a_worker_elsewhere_that_was_killed_is_seen_by_the_age_of_its_last_sign(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    write_plan(planned(LENGTHS, 1000), tmp_path)
+    worker = RemoteRun(f"{bucket.root}/run", tmp_path / "worker")
+    worker.publish_plan(tmp_path)
+    working = shard_directory(worker.require_plan().directory, 3)
+    lock_as(working, host="elsewhere")
+    bucket.put(f"run/{SHARDS}/{working.name}/{LOCK}", (working / LOCK).read_bytes())
+    with RunPlace(worker.url, tmp_path / "worker").seen() as (_, directory):
+        written = (directory / SHARDS / working.name / LOCK).stat().st_mtime
+    assert abs(written - time.time()) < 5  # by the server's clock
+    (division,) = read_status(worker.url, tmp_path / "worker").divisions
+    assert division.shards[3].state is ShardState.RUNNING
 
 
 async def test_of_real_shards(tmp_path: Path) -> None:

@@ -19,8 +19,15 @@ from object_stores import IMPATIENT, Answer, Bucket, Fault, fails, refuses, s3_s
 from plans import planned
 from support import ROOT
 
-from virnuc_async.distributed.plan import PLAN, SHARDS, RunPlan, write_plan
-from virnuc_async.distributed.storage import PUBLISHED, Published, RemoteRun, missing_shards
+from virnuc_async.distributed.plan import PLAN, SHARDS, RunPlan, read_plan, write_plan
+from virnuc_async.distributed.storage import (
+    PUBLISHED,
+    Fetched,
+    Published,
+    RemoteRun,
+    StoredFile,
+    missing_shards,
+)
 from virnuc_async.errors import CannotWrite, NoPlan, ShardsMissing, UsageError
 from virnuc_async.runs.lock import LOCK
 
@@ -32,34 +39,55 @@ def plan_of(count: int = 5) -> RunPlan:
     return planned([[1000] * count], 1000)
 
 
-def worker(bucket: Bucket, scratch: Path, files: dict[str, bytes] | None = None) -> RemoteRun:
-    """Return a run as a worker has it that has finished a shard, of these files."""
-    run = RemoteRun(f"{bucket.root}/a/run/", scratch, IMPATIENT)
-    directory = run.directory / SHARDS / NAME
-    directory.mkdir(parents=True)
-    for name, content in (files or {}).items():
-        (directory / name).write_bytes(content)
-    return run
+class Worker:
+    """A worker with a disk of its own, that has finished a shard with these files."""
+
+    def __init__(self, bucket: Bucket, scratch: Path, files: dict[str, bytes]) -> None:
+        self.run = RemoteRun(f"{bucket.root}/a/run/", scratch, IMPATIENT)
+        self.fetched = Fetched(plan_of(), self.run.workplace("plan"))
+        self.place = self.fetched.directory / SHARDS / NAME
+        self.place.mkdir(parents=True)
+        for name, content in files.items():
+            (self.place / name).write_bytes(content)
+
+    def publish(self) -> bool:
+        return self.run.publish(self.fetched, NAME)
+
+    def published(self) -> Published:
+        """Return what is published, which there must be."""
+        found = self.run.published(NAME)
+        assert found is not None
+        return found
+
+
+def fetched(run: RemoteRun, found: Published, *names: str) -> dict[str, bytes]:
+    """Return the files of a published shard, fetched."""
+    place = run.fetch(found, run.workplace("reader"), names or None)
+    assert place == run.workplace("reader") / SHARDS / NAME
+    return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
 @contextmanager
-def faulty(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[Bucket]:
+def faulty(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> Iterator[Bucket]:
     """Reach a new bucket by a server that has *fault*."""
     with s3_server(fault) as url:
-        other = Bucket.create(url)
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        yield other
+        yield Bucket.create(url)
 
 
-def of_object(method: str, name: str, answer: Answer, times: int = 1000) -> Fault:
-    """Return a fault that gives *answer* to so many requests of *method* for an object called *name*."""
+def of_object(method: str, name: str, other: Answer, times: int = 1000, does_it: bool = False) -> Fault:
+    """
+    Return a fault of so many requests of *method* for an object called *name*.
+
+    They are answered as *other* does; with *does_it*, what they ask for is done before.
+    """
     left = [times]
 
-    def fault(environ: dict[str, Any], _: Answer) -> Answer | None:
+    def fault(environ: dict[str, Any], answer: Answer) -> Answer | None:
         if environ["REQUEST_METHOD"] != method or not environ["PATH_INFO"].endswith(name) or not left[0]:
             return None
         left[0] -= 1
-        return answer
+        return _answers_and_then(answer, other) if does_it else other
 
     return fault
 
@@ -68,39 +96,28 @@ def of_object(method: str, name: str, answer: Answer, times: int = 1000) -> Faul
 
 
 def test_a_plan_is_there_once(bucket: Bucket, tmp_path: Path):
-    one, other = (worker(bucket, tmp_path / name) for name in "ab")
-    write_plan(plan_of(5), one.directory)
-    write_plan(plan_of(6), other.directory)
-    assert one.publish_plan()
-    assert not other.publish_plan()
-    assert (other.fetch_plan(), other.fetch_plan().digest) == (plan_of(5), plan_of(5).digest)
-    write_plan(plan_of(6), other.directory)
-    assert other.publish_plan(overwrite=True)
-    assert one.fetch_plan() == plan_of(6)
-    assert bucket.keys() == [f"a/run/{PLAN}"]
-
-
-def test_another_plan_is_another_run_on_this_machine(bucket: Bucket, tmp_path: Path):
-    run = worker(bucket, tmp_path)
-    write_plan(plan_of(6), run.directory)
-    run.publish_plan()
-    (run.directory / SHARDS / NAME / STORE).write_bytes(b"store")
-    assert run.fetch_plan() == plan_of(6)
-    assert (run.directory / SHARDS / NAME / STORE).read_bytes() == b"store"
-    bucket.put(f"a/run/{PLAN}", _plan_text(plan_of(7), tmp_path))
-    assert run.fetch_plan() == plan_of(7)
-    assert not (run.directory / SHARDS).exists()
-
-
-def _plan_text(plan: RunPlan, scratch: Path) -> bytes:
-    write_plan(plan, scratch / "other")
-    return (scratch / "other" / PLAN).read_bytes()
+    run = RemoteRun(f"{bucket.root}/a/run", tmp_path)
+    places = {count: run.workplace(f"plan {count}") for count in (5, 6)}
+    for count, place in places.items():
+        write_plan(plan_of(count), place)
+    assert run.fetch_plan() is None
+    assert run.publish_plan(places[5])
+    assert not run.publish_plan(places[6])
+    found = run.require_plan()
+    assert (found.plan, read_plan(found.directory)) == (plan_of(5), plan_of(5))
+    assert bucket.objects() == [f"a/run/{PLAN}"]
+    # Another plan has another directory, so that nothing of the first one is taken for it.
+    assert run.publish_plan(places[6], overwrite=True)
+    other = run.require_plan()
+    assert other.plan == plan_of(6)
+    assert other.directory != found.directory
+    assert RemoteRun(run.url, tmp_path).require_plan() == other
 
 
 def test_a_run_without_a_plan_says_how_to_make_one(bucket: Bucket, tmp_path: Path):
     url = f"{bucket.root}/a/run"
     with pytest.raises(NoPlan) as raised:
-        RemoteRun(url, tmp_path).fetch_plan()
+        RemoteRun(url, tmp_path).require_plan()
     assert str(raised.value) == (
         f"{url}: contains no plan.json. Plan the run first: virnuc-async plan INPUT ... {url}"
     )
@@ -127,138 +144,118 @@ def test_a_run_is_in_an_object_store(url: str):
 
 def test_what_is_published_is_fetched_as_it_was(bucket: Bucket, tmp_path: Path):
     files = {STORE: os.urandom(20 << 20), PREDICTIONS: b"a\tb\n", "shard.json": b"{}", "empty.tsv": b""}
-    run = worker(bucket, tmp_path / "a", {**files, LOCK: b"me", ".hidden": b"x", ".x.partial": b"x"})
-    assert run.shards() == []
-    assert run.published(NAME) is None
-    assert run.publish(NAME, "digest")
-    found = run.published(NAME)
-    assert found is not None
-    assert (found.plan, found.shard, {name: file.bytes for name, file in found.files.items()}) == (
-        "digest",
-        NAME,
-        {name: len(content) for name, content in files.items()},
-    )
+    worker = Worker(bucket, tmp_path / "a", {**files, LOCK: b"me", ".hidden": b"x", ".x.partial": b"x"})
+    assert worker.run.shards() == []
+    assert worker.run.published(NAME) is None
+    assert worker.publish()
+    found = worker.published()
+    sizes = {name: len(content) for name, content in files.items()}
+    assert {name: file.bytes for name, file in found.files.items()} == sizes
+    assert (found.plan, found.shard) == (plan_of().digest, NAME)
     place = f"a/run/{SHARDS}/{NAME}"
-    assert bucket.keys() == sorted(
-        [f"{place}/{PUBLISHED}", *(f"{place}/{found.attempt}/{name}" for name in files)]
-    )
-    other = RemoteRun(run.url, tmp_path / "b")
+    keys = [f"{place}/{PUBLISHED}", *(f"{place}/{found.attempt}/{name}" for name in files)]
+    assert bucket.objects() == sorted(keys)
+    other = RemoteRun(worker.run.url, tmp_path / "b")
     assert other.shards() == [NAME]
-    directory = other.fetch(found)
-    assert directory == other.directory / SHARDS / NAME
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
-    run.forget(NAME)
-    assert not (run.directory / SHARDS / NAME).exists()
+    assert fetched(other, found, "shard.json", "not there") == {"shard.json": b"{}"}
+    assert fetched(other, found) == files
 
 
-def test_some_files_are_fetched_alone(bucket: Bucket, tmp_path: Path):
-    run = worker(bucket, tmp_path / "a", {STORE: b"store", "shard.json": b"{}"})
-    run.publish(NAME, "digest")
-    found = run.published(NAME)
-    assert found is not None
-    directory = RemoteRun(run.url, tmp_path / "b").fetch(found, ["shard.json"])
-    assert [path.name for path in directory.iterdir()] == ["shard.json"]
+def test_what_was_fetched_is_not_fetched_again(bucket: Bucket, tmp_path: Path):
+    worker = Worker(bucket, tmp_path, {STORE: b"store", PREDICTIONS: b"rows"})
+    worker.publish()
+    found = worker.published()
+    fetched(worker.run, found)
+    keys = bucket.objects()
+    for key in keys:
+        bucket.delete(key)
+    assert fetched(worker.run, found) == {STORE: b"store", PREDICTIONS: b"rows"}
+    (worker.run.workplace("reader") / SHARDS / NAME / STORE).write_bytes(b"st0re")
+    with pytest.raises(ShardsMissing):
+        fetched(worker.run, found)
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_of_workers_that_race_one_publishes(count: int, bucket: Bucket, tmp_path: Path):
     contents = [{STORE: b"of worker %d" % number, PREDICTIONS: b"%d\n" % number} for number in range(count)]
-    runs = [worker(bucket, tmp_path / str(number), files) for number, files in enumerate(contents)]
+    workers = [Worker(bucket, tmp_path / str(number), files) for number, files in enumerate(contents)]
     begin = threading.Barrier(count)
 
-    def publish(run: RemoteRun) -> bool:
+    def publish(worker: Worker) -> bool:
         begin.wait()
-        return run.publish(NAME, "digest")
+        return worker.publish()
 
     with ThreadPoolExecutor(count) as threads:
-        done = list(threads.map(publish, runs))
+        done = list(threads.map(publish, workers))
     assert sorted(done) == [False] * (count - 1) + [True]
-    reader = RemoteRun(runs[0].url, tmp_path / "reader")
-    found = reader.published(NAME)
-    assert found is not None
-    directory = reader.fetch(found)
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == contents[done.index(True)]
+    reader = RemoteRun(workers[0].run.url, tmp_path / "reader")
+    assert fetched(reader, workers[0].published()) == contents[done.index(True)]
     # The others have deleted what they wrote.
-    assert len(bucket.keys()) == 1 + len(contents[0])
+    assert len(bucket.objects()) == 1 + len(contents[0])
+
+
+def _answers_and_then(answer: Answer, other: Answer) -> Answer:
+    """Return what does as *answer* says, and answers as *other* does."""
+
+    def both(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        list(answer(environ, lambda *_: None))
+        return other(environ, start_response)
+
+    return both
 
 
 def test_an_answer_that_is_lost_is_no_other_worker(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fault(environ: dict[str, Any], answer: Answer) -> Answer | None:
-        if environ["REQUEST_METHOD"] != "PUT" or not environ["PATH_INFO"].endswith(PUBLISHED) or lost:
-            return None
-        lost.append(True)
-
-        def answer_and_fail(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-            list(answer(environ, lambda *_: None))
-            return fails(environ, start_response)
-
-        return answer_and_fail
-
-    lost: list[bool] = []
-    with faulty(bucket, monkeypatch, fault) as other:
-        run = worker(other, tmp_path, {STORE: b"store"})
-        assert run.publish(NAME, "digest")
-        assert lost
-        found = run.published(NAME)
-        assert found is not None
-        assert other.get(f"a/run/{SHARDS}/{NAME}/{found.attempt}/{STORE}") == b"store"
+    with faulty(monkeypatch, of_object("PUT", PUBLISHED, fails, times=1, does_it=True)) as other:
+        worker = Worker(other, tmp_path, {STORE: b"store"})
+        assert worker.publish()
+        assert fetched(worker.run, worker.published()) == {STORE: b"store"}
 
 
 def test_a_shard_that_may_be_published_keeps_its_files(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fault(environ: dict[str, Any], answer: Answer) -> Answer | None:
-        if environ["REQUEST_METHOD"] != "PUT" or not environ["PATH_INFO"].endswith(PUBLISHED):
-            return None
-
-        def answer_and_fail(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-            list(answer(environ, lambda *_: None))
-            return refuses(environ, start_response)
-
-        return answer_and_fail
-
-    with faulty(bucket, monkeypatch, fault) as other:
-        run = worker(other, tmp_path / "a", {STORE: b"store"})
+    with faulty(monkeypatch, of_object("PUT", PUBLISHED, refuses, does_it=True)) as other:
+        worker = Worker(other, tmp_path, {STORE: b"store"})
         with pytest.raises(CannotWrite):
-            run.publish(NAME, "digest")
+            worker.publish()
         # The next worker finds it, with all that it names.
-        found = RemoteRun(run.url, tmp_path / "b").published(NAME)
-        assert found is not None
-        assert (RemoteRun(run.url, tmp_path / "b").fetch(found) / STORE).read_bytes() == b"store"
+        assert fetched(worker.run, worker.published()) == {STORE: b"store"}
 
 
 def test_a_bucket_that_refuses_is_said_and_nothing_is_published(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    with faulty(bucket, monkeypatch, of_object("PUT", PREDICTIONS, refuses)) as other:
-        run = worker(other, tmp_path, {STORE: b"store", PREDICTIONS: b"rows"})
+    with faulty(monkeypatch, of_object("PUT", PREDICTIONS, refuses)) as other:
+        worker = Worker(other, tmp_path, {STORE: b"store", PREDICTIONS: b"rows"})
         with pytest.raises(CannotWrite) as raised:
-            run.publish(NAME, "digest")
+            worker.publish()
         assert "the server refuses it: 403 Forbidden (AccessDenied: Access Denied)" in str(raised.value)
         assert "Set in the environment: AWS_ACCESS_KEY_ID" in str(raised.value)
-        assert raised.value.path.startswith(f"{run.url}/{SHARDS}/{NAME}/")
-        assert other.keys() == []
-        assert (run.directory / SHARDS / NAME / STORE).read_bytes() == b"store"
+        assert raised.value.path.startswith(f"{worker.run.url}/{SHARDS}/{NAME}/")
+        assert other.objects() == []
+        assert (worker.place / STORE).read_bytes() == b"store"
 
 
 def test_broken_transfers_are_repeated(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with faulty(bucket, monkeypatch, of_object("PUT", STORE, fails, times=2)) as other:
-        run = worker(other, tmp_path, {STORE: b"store"})
-        assert run.publish(NAME, "digest")
+    with faulty(monkeypatch, of_object("PUT", STORE, fails, times=2)) as other:
+        assert Worker(other, tmp_path, {STORE: b"store"}).publish()
 
 
 _PUBLISH = """
 import sys
 from pathlib import Path
-from virnuc_async.distributed.storage import RemoteRun
-RemoteRun(sys.argv[1], Path(sys.argv[2])).publish(sys.argv[3], "digest")
+from virnuc_async.distributed.storage import Fetched, RemoteRun
+from plans import planned
+run = RemoteRun(sys.argv[1], Path(sys.argv[2]))
+run.publish(Fetched(planned([[1000] * 5], 1000), run.workplace("plan")), sys.argv[3])
 """
 
 
+@pytest.mark.parametrize("name", [PUBLISHED, STORE])
 def test_a_worker_that_is_killed_while_it_publishes_leaves_nothing_that_counts(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     reached, go_on = threading.Event(), threading.Event()
 
@@ -267,22 +264,19 @@ def test_a_worker_that_is_killed_while_it_publishes_leaves_nothing_that_counts(
         go_on.wait(30)
         return fails(environ, start_response)
 
-    with faulty(bucket, monkeypatch, of_object("PUT", PUBLISHED, hangs, times=1)) as other:
-        first = worker(other, tmp_path / "a", {STORE: b"of the first", "only-here": b""})
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PUBLISH, first.url, str(tmp_path / "a"), NAME], cwd=ROOT
-        )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'distributed'}")
+    with faulty(monkeypatch, of_object("PUT", name, hangs, times=1)) as other:
+        first = Worker(other, tmp_path / "a", {STORE: b"of the first", "only-here": b""})
+        words = [sys.executable, "-c", _PUBLISH, first.run.url, str(tmp_path / "a"), NAME]
+        process = subprocess.Popen(words)
         assert reached.wait(30)
         process.kill()
         process.wait()
         go_on.set()
-        assert first.published(NAME) is None
-        second = worker(other, tmp_path / "b", {STORE: b"of the second"})
-        assert second.publish(NAME, "digest")
-        found = second.published(NAME)
-        assert found is not None
-        directory = RemoteRun(first.url, tmp_path / "c").fetch(found)
-        assert {path.name: path.read_bytes() for path in directory.iterdir()} == {STORE: b"of the second"}
+        assert first.run.published(NAME) is None
+        second = Worker(other, tmp_path / "b", {STORE: b"of the second"})
+        assert second.publish()
+        assert fetched(second.run, second.published()) == {STORE: b"of the second"}
 
 
 # What is read is not trusted
@@ -290,22 +284,20 @@ def test_a_worker_that_is_killed_while_it_publishes_leaves_nothing_that_counts(
 
 @pytest.mark.parametrize("content", [b"of another", b"stor", b""])
 def test_what_is_not_what_was_published_is_refused(content: bytes, bucket: Bucket, tmp_path: Path):
-    run = worker(bucket, tmp_path / "a", {STORE: b"store"})
-    run.publish(NAME, "digest")
-    found = run.published(NAME)
-    assert found is not None
+    worker = Worker(bucket, tmp_path, {STORE: b"store"})
+    worker.publish()
+    found = worker.published()
     bucket.put(f"a/run/{SHARDS}/{NAME}/{found.attempt}/{STORE}", content)
-    reader = RemoteRun(run.url, tmp_path / "b")
     with pytest.raises(ShardsMissing, match="is not what was published: run the shard again"):
-        reader.fetch(found)
-    assert list((reader.directory / SHARDS / NAME).iterdir()) == []
+        fetched(worker.run, found)
+    assert list((worker.run.workplace("reader") / SHARDS / NAME).iterdir()) == []
 
 
 def test_a_file_that_is_gone_is_named(bucket: Bucket, tmp_path: Path):
-    run = worker(bucket, tmp_path / "a", {STORE: b"store"})
-    found = Published("digest", NAME, "0" * 32, {STORE: (5, "0")})  # type: ignore[dict-item]
+    worker = Worker(bucket, tmp_path, {STORE: b"store"})
+    found = Published("digest", NAME, "0" * 32, {STORE: StoredFile(5, "0")})
     with pytest.raises(ShardsMissing, match=f"{SHARDS}/{NAME}/{'0' * 32}/{STORE}: there is no such object"):
-        run.fetch(Published.from_json(json.dumps(_published(found)).encode()))
+        fetched(worker.run, found)
 
 
 def _published(found: Published, **others: Any) -> dict[str, Any]:
@@ -372,24 +364,21 @@ def test_names_in_the_bucket_that_are_no_shards_are_left_alone(bucket: Bucket, t
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file somebody else's")
 def test_a_directory_of_somebody_else_is_not_used(bucket: Bucket, tmp_path: Path):
     run = RemoteRun(f"{bucket.root}/a/run", tmp_path)
-    os.chown(run.directory, 12345, -1)
+    os.chown(run.workplace("a").parent, 12345, -1)
     with pytest.raises(CannotWrite, match="belongs to another user"):
-        _ = RemoteRun(f"{bucket.root}/a/run", tmp_path).directory
+        RemoteRun(f"{bucket.root}/a/run", tmp_path).workplace("a")
 
 
 # Which shards are there
 
 
-def test_shards_that_are_missing_are_named(bucket: Bucket, tmp_path: Path):
-    run = RemoteRun(f"{bucket.root}/a/run", tmp_path)
-    some = Published("digest", "", "0" * 32, {})
-    assert missing_shards(run, plan_of(3), {}) == ["no shard of it is published"]
-    assert missing_shards(run, plan_of(3), {"00001-of-00003": some}) == [
+def test_shards_that_are_missing_are_named():
+    assert missing_shards(plan_of(3), []) == ["no shard of it is published"]
+    assert missing_shards(plan_of(3), ["00001-of-00003"]) == [
         "shard 0/3: not published",
         "shard 2/3: not published",
     ]
     # Shards without a segment need not be there.
-    names = [f"{number:05}-of-00005" for number in range(3)]
-    assert missing_shards(run, plan_of(3), dict.fromkeys(names, some)) == []
-    both = {"00001-of-00003": some, "00001-of-00004": some}
-    assert missing_shards(run, plan_of(3), both) == ["there are several sets of shards"]
+    assert missing_shards(plan_of(3), [f"{number:05}-of-00005" for number in range(3)]) == []
+    both = ["00001-of-00003", "00001-of-00004"]
+    assert missing_shards(plan_of(3), both) == ["there are several sets of shards"]

@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from range_server import RangeServer
 from range_server import serving as serving_ranges
 from sequence_files import EACH_FORM, Form, as_fasta, as_fastq, some_records, until_failure
 from serving import Fault, Server, ends_after, hangs_after, resets_after, serving, status, whole
+from support import ROOT
 
 from virnuc_async.errors import BrokenInput, InputChanged, MissingInputs, UnreadableInput, UsageError
 from virnuc_async.sequences import object_stores, scan
@@ -108,7 +111,7 @@ async def test_blocks_of_urls_are_read_ahead_too(bucket: Bucket):
 def test_names_of_objects_are_taken_as_they_are(bucket: Bucket):
     for name in ("a b.fa", "a%20b.fa", "é#?~.fa", "deep/er/a+b=c.fa"):
         assert list(read_contigs(bucket.put(name, as_fasta(RECORDS)))) == RECORDS
-    assert bucket.keys() == ["a b.fa", "a%20b.fa", "deep/er/a+b=c.fa", "é#?~.fa"]
+    assert bucket.objects() == ["a b.fa", "a%20b.fa", "deep/er/a+b=c.fa", "é#?~.fa"]
 
 
 def test_names_on_web_servers_are_quoted(server: Server):
@@ -413,3 +416,20 @@ def test_what_is_missing_can_be_skipped_and_what_is_named_twice_is_read_once(buc
     assert listed.paths == (url, f"{bucket.root}/gone.fa")
     assert listed.notices[-1].text.startswith(f"named more than once, read once: {url} and {url}")
     assert list_inputs([url, url], allow_duplicates=True).paths == (url, url)
+
+
+_READ = """
+import sys
+from virnuc_async.sequences.remote import RemoteFile, look_up
+look_up(sys.argv[1:])
+for url in sys.argv[1:]:
+    file = RemoteFile(url)
+    file.readinto(bytearray(10))  # the next block is in flight when the process ends
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_well_while_requests_are_in_flight(large: tuple[bytes, str]):
+    command = [sys.executable, "-c", _READ, *(f"{large[1]}/{number}" for number in range(5))]
+    processes = [subprocess.run(command, cwd=ROOT, capture_output=True, check=False) for _ in range(30)]
+    assert {(done.returncode, done.stderr) for done in processes} == {(0, b"")}

@@ -3,7 +3,6 @@
 import os
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virnuc_async.errors import UsageError
@@ -14,7 +13,7 @@ from .earlier_options import apply_earlier_options, describe_without_effect
 from .environment import command_line, prepare_torch
 from .exit_codes import DONE
 from .options import settings_from
-from .parser import PROGRAM, CommandParser, path
+from .parser import PROGRAM, CommandParser, path_text
 from .signals import run_until_stopped
 
 if TYPE_CHECKING:
@@ -36,9 +35,9 @@ def add_shard_options(group: Any) -> None:
     """Add the options of a shard."""
     group.add_argument(
         "--plan",
-        type=path,
+        type=path_text,
         metavar="RUN",
-        help="the directory of a run that 'plan' has planned: score one shard of it, there",
+        help="the directory or URL of a run that 'plan' has planned: score one shard of it, there",
     )
     group.add_argument(
         "--shard",
@@ -63,10 +62,10 @@ def run_planned(parser: CommandParser, options: Namespace) -> int:
     return DONE
 
 
-async def _score(run: Path, shard: "Shard", settings: Settings) -> "ShardSummary":
-    from virnuc_async.distributed.shard import run_shard
+async def _score(run: str, shard: "Shard", settings: Settings) -> "ShardSummary":
+    from virnuc_async.distributed.remote_shard import score_shard
 
-    return await run_shard(run, shard, settings, command=command_line())
+    return await score_shard(run, shard, settings, command=command_line())
 
 
 def _require_shard(options: Namespace) -> None:

@@ -2,19 +2,12 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
 from virnuc_async.errors import CannotWrite, UsageError
-from virnuc_async.sequences.object_stores import (
-    PATIENCE,
-    Patience,
-    locate,
-    open_store,
-    translated_errors,
-    wait_for,
-)
+from virnuc_async.sequences.object_stores import PATIENCE, Patience, locate, open_store, translated_errors
 from virnuc_async.sequences.remote import RemoteFile
 
 _PART_BYTES, _MOST_PARTS = 8 << 20, 9000  # of an upload: stores take 10,000 parts
@@ -54,6 +47,13 @@ class Objects:
             raise ValueError(f"it has more than {most:,} bytes")
         return content
 
+    def read_dated(self, name: str, most: int) -> tuple[bytes, float]:
+        """Return the content of a small object, and when it was written; raises what :meth:`read` does."""
+        with RemoteFile(f"{self.url}/{name}", self._patience) as file:
+            if file.size > most:
+                raise ValueError(f"it has more than {most:,} bytes")
+            return file.readall(), file.modified.timestamp()
+
     def blocks(self, name: str) -> Iterator[bytes]:
         """Yield the content of an object; raises OSError."""
         with self._open(name) as file:
@@ -70,54 +70,35 @@ class Objects:
 
     def upload(self, name: str, path: Path) -> None:
         """Write an object with the content of a file; raises CannotWrite."""
-        obstore, size = import_module("obstore"), path.stat().st_size
-
-        async def put() -> None:
-            part = max(_PART_BYTES, size // _MOST_PARTS + 1)
-            await obstore.put_async(self._store, self._key(name), path, chunk_size=part)
-
+        part = max(_PART_BYTES, path.stat().st_size // _MOST_PARTS + 1)
         with self._writing(name):
-            wait_for(put())
+            import_module("obstore").put(self._store, self._key(name), path, chunk_size=part)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects as far as possible."""
         obstore = import_module("obstore")
-
-        async def delete() -> None:
-            for name in names:
-                try:
-                    await obstore.delete_async(self._store, self._key(name))
-                except (obstore.exceptions.BaseError, FileNotFoundError):
-                    continue  # it is in nobody's way
-
-        wait_for(delete())
+        for name in names:
+            # What stays is in nobody's way.
+            with suppress(obstore.exceptions.BaseError, FileNotFoundError):
+                obstore.delete(self._store, self._key(name))
 
     def directories(self, name: str) -> list[str]:
         """Return the names of what is like directories right below *name*, sorted; raises OSError."""
-        obstore = import_module("obstore")
-
-        async def ask() -> list[str]:
-            found = await obstore.list_with_delimiter_async(self._store, self._key(name))
-            return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
-
         with translated_errors(self.url):
-            return wait_for(ask())
+            found = import_module("obstore").list_with_delimiter(self._store, self._key(name))
+        return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found["common_prefixes"])
 
     def _open(self, name: str) -> io.BufferedReader:
         return io.BufferedReader(RemoteFile(f"{self.url}/{name}", self._patience), RemoteFile.BUFFER_BYTES)
 
     def _put(self, name: str, content: bytes, mode: str) -> bool:
         obstore = import_module("obstore")
-
-        async def put() -> bool:
+        with self._writing(name):
             try:
-                await obstore.put_async(self._store, self._key(name), content, mode=mode)
+                obstore.put(self._store, self._key(name), content, mode=mode)
             except obstore.exceptions.AlreadyExistsError:
                 return False
-            return True
-
-        with self._writing(name):
-            return wait_for(put())
+        return True
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

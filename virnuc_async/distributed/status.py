@@ -26,11 +26,9 @@ from virnuc_async.text import is_printable
 
 from .plan import SHARDS, RunPlan, Shard
 from .run_place import RunPlace
-from .storage import Published, RemoteRun
 
 VERSION = 1  # of the form that as_dict has
 
-_OF_ANOTHER_PLAN = "it is a shard of another plan"
 _NAME = re.compile(r"(\d{5})-of-(\d{5})")
 _MOST_BYTES = 1 << 22  # of a progress.json: it has a few lines for each device
 _AT_ONCE = 32  # directories: those of a network file system take milliseconds each
@@ -122,24 +120,20 @@ def read_status(run: str | Path, temporary_dir: Path | None = None) -> RunStatus
     """
     Return how far the shards of *run* are, a directory or a URL in an object store.
 
-    There, a shard is known when it is published, and on the machine that works on it: its part of the run is
-    below *temporary_dir*.
+    Of a URL, what is needed for that is copied below *temporary_dir* for a moment.
 
     Raises:
         UsageError: the URL names no place for a run
         NoPlan: there is none, or one that cannot be read
         ShardsMissing: what is published cannot be read
     """
-    place = RunPlace(str(run), temporary_dir)
-    plan = place.read_plan()
-    found = dict(_begun_here(place.directory, plan.digest))
-    if place.remote is not None:
-        found |= _published(place.remote, plan.digest)
+    with RunPlace(str(run), temporary_dir).seen() as (plan, directory):
+        found = dict(_begun(directory, plan.digest))
     counts = sorted({shard.of for shard in found if shard.number < shard.of})
     return RunStatus(plan, tuple(_division(plan, of, found) for of in counts))
 
 
-def _begun_here(run: Path, digest: str) -> Iterator[tuple[Shard, ShardStatus]]:
+def _begun(run: Path, digest: str) -> Iterator[tuple[Shard, ShardStatus]]:
     """Yield how far each shard is that has begun in the directory *run*."""
     with suppress(FileNotFoundError), Directory(run / SHARDS) as shards:
         names = [name for name in map(_NAME.fullmatch, shards.names()) if name]
@@ -148,21 +142,6 @@ def _begun_here(run: Path, digest: str) -> Iterator[tuple[Shard, ShardStatus]]:
             for shard, status in pool.map(lambda name: _read(shards, name, clock, digest), names):
                 if status:
                     yield shard, status
-
-
-def _published(run: RemoteRun, digest: str) -> dict[Shard, ShardStatus]:
-    """Return the shards of *run* that are published."""
-    names = [name for name in map(_NAME.fullmatch, run.shards()) if name]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        published = pool.map(lambda name: run.published(name[0]), names)
-        found = zip((Shard(int(name[1]), int(name[2])) for name in names), published, strict=True)
-        return {shard: _of_published(shard, one, digest) for shard, one in found if one}
-
-
-def _of_published(shard: Shard, published: Published, digest: str) -> ShardStatus:
-    if published.plan == digest:
-        return ShardStatus(shard.number, ShardState.DONE, 1.0)
-    return ShardStatus(shard.number, ShardState.FAILED, message=_OF_ANOTHER_PLAN)
 
 
 def _division(plan: RunPlan, of: int, found: Mapping[Shard, ShardStatus]) -> ShardsStatus:
@@ -220,7 +199,7 @@ def _state(
     if known is not None:
         if (known.plan, known.shard) == (digest, tuple(shard)):
             return ShardState.DONE, None
-        return ShardState.FAILED, _OF_ANOTHER_PLAN
+        return ShardState.FAILED, "it is a shard of another plan"
     owner = owner_of(directory)
     lock = directory.stat(LOCK) if owner else None
     if owner is not None and lock is not None:

@@ -11,21 +11,22 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from uuid import uuid4
 
-from virnuc_async.errors import CannotWrite, NoPlan, ShardsMissing
+from virnuc_async.errors import CannotWrite, NoPlan, PlanMismatch, RunMismatchError, ShardsMissing
 from virnuc_async.fileio import atomic_write, create_new, fsync_and_rename, sha256, writing_to
 from virnuc_async.runs.lock import LOCK
 from virnuc_async.sequences.object_stores import PATIENCE, Patience
 
+from .announcing import INTERVAL, MOST_BYTES, SIGNS, announced
 from .objects import Objects
 from .plan import PLAN, SHARDS, RunPlan, Shard, read_plan
 
@@ -84,12 +85,19 @@ class Published:
         return found
 
 
+class Fetched(NamedTuple):
+    """The plan of a run, and a directory of this machine that stands for the run, with its ``plan.json``."""
+
+    plan: RunPlan
+    directory: Path
+
+
 class RemoteRun:
     """
-    The run at *url*, and a directory of this machine, below *temporary_dir*, that stands for it.
+    The run at *url*, and directories of this machine for it, below *temporary_dir*.
 
-    That has the same name whenever this user has to do with this run on this machine, so that a worker that
-    comes again resumes.
+    These have the same names whenever this user has to do with this run on this machine, so that a worker
+    that comes again resumes.
 
     Raises:
         UsageError: *url* names no place for a run
@@ -103,76 +111,72 @@ class RemoteRun:
     def __repr__(self) -> str:
         return f"<RemoteRun {self.url}>"
 
-    @cached_property
-    def directory(self) -> Path:
+    def workplace(self, name: str) -> Path:
         """
-        The directory on this machine that stands for the run.
+        Return the directory of this machine that is called *name* for this run; it is made if it is missing.
 
         Raises:
             CannotWrite: it cannot be made, or belongs to somebody else
         """
-        name = f"virnuc-async-{os.getuid()}-{hashlib.sha256(self.url.encode()).hexdigest()[:16]}"
-        path = self._scratch / name
+        path = self._scratch / f"virnuc-async-{os.getuid()}-{_short_hash(self.url.encode())}"
         with writing_to(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Whoever made it can write there what would be published.
             if path.is_symlink() or path.stat().st_uid != os.getuid():
-                raise CannotWrite(str(path), "belongs to another user. Choose another --temporary-dir")
-        return path
+                raise CannotWrite(str(path), "belongs to another user. Set TMPDIR to another directory")
+            (path / name).mkdir(exist_ok=True)
+        return path / name
 
-    def fetch_plan(self) -> RunPlan:
+    def fetch_plan(self) -> Fetched | None:
         """
-        Copy the plan of the run into the directory, and return it.
-
-        Raises:
-            NoPlan: there is none, or it cannot be read
-            CannotWrite: the disk is full
-        """
-        try:
-            content = self._objects.read(PLAN, _LARGEST_PLAN)
-        except FileNotFoundError as error:
-            how = f"virnuc-async plan INPUT ... {self.url}"
-            raise NoPlan(self.url, f"contains no {PLAN}. Plan the run first: {how}") from error
-        except (OSError, ValueError) as error:
-            raise NoPlan(self.url, _reason(error)) from error
-        before = self._known_plan()
-        with writing_to(self.directory), atomic_write(self.directory / PLAN) as file:
-            file.write(content)
-        try:
-            plan = read_plan(self.directory)
-        except NoPlan as error:
-            raise NoPlan(self.url, error.reason.replace(str(self.directory), self.url)) from error
-        if before != plan:
-            shutil.rmtree(self.directory / SHARDS, ignore_errors=True)
-        return plan
-
-    def find_plan(self) -> RunPlan | None:
-        """
-        Do what :meth:`fetch_plan` does if there is a plan, else return None.
+        Return the plan of the run, if there is one, copied to this machine; each plan has a directory there.
 
         Raises:
             NoPlan: it cannot be read
             CannotWrite: the disk is full
         """
         try:
-            return self.fetch_plan()
-        except NoPlan as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+            content = self._objects.read(PLAN, _LARGEST_PLAN)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise NoPlan(self.url, _reason(error)) from error
+        directory = self.workplace(_short_hash(content))
+        with writing_to(directory), atomic_write(directory / PLAN) as file:
+            file.write(content)
+        with self.named(directory):
+            return Fetched(read_plan(directory), directory)
 
-    def publish_plan(self, overwrite: bool = False) -> bool:
+    def require_plan(self) -> Fetched:
+        """Return what :meth:`fetch_plan` does; raise NoPlan if there is no plan, too."""
+        fetched = self.fetch_plan()
+        if fetched is None:
+            how = f"virnuc-async plan INPUT ... {self.url}"
+            raise NoPlan(self.url, f"contains no {PLAN}. Plan the run first: {how}")
+        return fetched
+
+    def publish_plan(self, directory: Path, overwrite: bool = False) -> bool:
         """
-        Copy the plan from the directory to the run; false if there is one already and not *overwrite*.
+        Copy the plan in *directory* to the run; false if there is one already and not *overwrite*.
 
         Raises:
             CannotWrite: the store refuses
         """
-        content = (self.directory / PLAN).read_bytes()
+        content = (directory / PLAN).read_bytes()
         if not overwrite:
             return self._objects.create(PLAN, content)
         self._objects.write(PLAN, content)
         return True
+
+    @contextmanager
+    def named(self, directory: Path) -> Iterator[None]:
+        """Let errors about the run in *directory*, which stands for this one, be about this one."""
+        try:
+            yield
+        except (NoPlan, PlanMismatch, RunMismatchError, ShardsMissing) as error:
+            error.path = error.path.replace(str(directory), self.url)
+            error.reason = error.reason.replace(str(directory), self.url)
+            raise
 
     def shards(self) -> list[str]:
         """
@@ -204,15 +208,15 @@ class RemoteRun:
             raise ShardsMissing(self.url, [f"{name}: {_reason(error)}"]) from error
         return found
 
-    def publish(self, shard: str, plan: str) -> bool:
+    def publish(self, fetched: Fetched, shard: str) -> bool:
         """
-        Publish the finished *shard* of the plan with this digest; false if another worker was first.
+        Publish the finished *shard*, by its name; false if another worker was first.
 
         Raises:
             CannotWrite: the store refuses
         """
         attempt = uuid4().hex
-        directory = self.directory / SHARDS / shard
+        directory = fetched.directory / SHARDS / shard
         paths = {path.name: path for path in sorted(directory.iterdir()) if _is_result(path)}
         names = {name: f"{SHARDS}/{shard}/{attempt}/{name}" for name in paths}
         try:
@@ -221,7 +225,8 @@ class RemoteRun:
         except CannotWrite:
             self._objects.delete(names.values())
             raise
-        content = Published(plan, shard, attempt, dict(zip(paths, uploaded, strict=True))).to_json()
+        files = dict(zip(paths, uploaded, strict=True))
+        content = Published(fetched.plan.digest, shard, attempt, files).to_json()
         # If this fails, it may be there nevertheless: what it names stays.
         if self._objects.create(f"{SHARDS}/{shard}/{PUBLISHED}", content):
             return True
@@ -232,9 +237,9 @@ class RemoteRun:
         self._objects.delete(names.values())
         return False
 
-    def fetch(self, found: Published, names: Iterable[str] | None = None) -> Path:
+    def fetch(self, found: Published, directory: Path, names: Iterable[str] | None = None) -> Path:
         """
-        Copy the files of a published shard, or those of *names*, into the directory; return where they are.
+        Copy the files of a published shard, or those of *names*, below *directory*; return where they are.
 
         Those that are there already are not copied again.
 
@@ -242,23 +247,27 @@ class RemoteRun:
             ShardsMissing: one is missing, or not what was published
             CannotWrite: the disk is full
         """
-        directory = self.directory / SHARDS / found.shard
-        with writing_to(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-        wanted = found.files if names is None else {name: found.files[name] for name in names}
+        place = directory / SHARDS / found.shard
+        with writing_to(place):
+            place.mkdir(parents=True, exist_ok=True)
+        wanted = found.files if names is None else {n: found.files[n] for n in names if n in found.files}
         with ThreadPoolExecutor(_FILES_AT_ONCE, "fetch") as threads:
-            list(threads.map(partial(self._download, found, directory), wanted.items()))
-        return directory
+            list(threads.map(partial(self._download, found, place), wanted.items()))
+        return place
 
-    def forget(self, shard: str) -> None:
-        """Remove what this machine has of *shard*."""
-        shutil.rmtree(self.directory / SHARDS / shard, ignore_errors=True)
+    def announced(
+        self, shard: str, directory: Path, interval: float = INTERVAL
+    ) -> AbstractContextManager[None]:
+        """Let ``status`` see that *shard* is worked on in *directory*, until the end of the block."""
+        return announced(self._objects, f"{SHARDS}/{shard}", directory, interval)
 
-    def _known_plan(self) -> RunPlan | None:
-        try:
-            return read_plan(self.directory)
-        except NoPlan:
-            return None
+    def signs(self, shard: str) -> dict[str, tuple[bytes, float]]:
+        """Return the signs of life of who works on *shard*: their content, and when they were written."""
+        found = {}
+        for name in SIGNS:
+            with suppress(OSError, ValueError):
+                found[name] = self._objects.read_dated(f"{SHARDS}/{shard}/{name}", MOST_BYTES)
+        return found
 
     def _upload(self, name: str, path: Path) -> StoredFile:
         found = StoredFile(path.stat().st_size, sha256(path))
@@ -291,6 +300,10 @@ class RemoteRun:
             raise ShardsMissing(self.url, [f"{name}: {_reason(error)}"]) from error
 
 
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _is_result(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and path.name != LOCK and bool(_NAME.fullmatch(path.name))
 
@@ -299,11 +312,12 @@ def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def missing_shards(run: RemoteRun, plan: RunPlan, published: dict[str, Published]) -> list[str]:
-    """Return a text for each shard of the run that is not published."""
-    counts = {int(name[-5:]) for name in published}
+def missing_shards(plan: RunPlan, published: Iterable[str]) -> list[str]:
+    """Return a text for each shard that is not among the *published* ones, by their names."""
+    names = set(published)
+    counts = {int(name[-5:]) for name in names}
     if len(counts) != 1:
         return ["no shard of it is published" if not counts else "there are several sets of shards"]
     (count,) = counts
     shards = (Shard(number, count) for number, part in enumerate(plan.divide(count)) if part)
-    return [f"shard {shard}: not published" for shard in shards if shard.name not in published]
+    return [f"shard {shard}: not published" for shard in shards if shard.name not in names]

@@ -5,12 +5,10 @@ obstore is an optional dependency, imported when there is a URL. Credentials are
 environment: a URL with a password or a signature is refused, since URLs are in logs and tables.
 """
 
-import asyncio
 import errno
 import re
-import threading
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -22,6 +20,8 @@ from urllib.parse import quote, unquote
 from virnuc_async.errors import UsageError
 
 _T = TypeVar("_T")
+
+REQUESTS: Final = 32  # that are waited for at the same time
 
 _WEB = ("http", "https")
 _SERVICES = {
@@ -191,21 +191,11 @@ def _reason(text: str) -> str:
     return " ".join(first.split())[:_LONGEST_REASON]
 
 
-_loop_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+# Not by obstore's functions for an event loop: their threads call Python, and a process that ends meanwhile
+# aborts. These threads are waited for, as those of any pool; what is open is closed before.
+_threads = ThreadPoolExecutor(REQUESTS, "object stores")
 
 
-def submit(coroutine: Coroutine[Any, Any, _T]) -> "Future[_T]":
-    """Start *coroutine* in the event loop of this module, which has its own thread; return its future."""
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            # A daemon: a program that ends waits for no server.
-            threading.Thread(target=_loop.run_forever, name="object stores", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, _loop)
-
-
-def wait_for(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Return what *coroutine* does, which runs in the event loop of this module."""
-    return submit(coroutine).result()
+def submit(request: Callable[..., _T], *arguments: Any) -> "Future[_T]":
+    """Call *request*, which waits for a server and for nothing else, in a thread of this module."""
+    return _threads.submit(request, *arguments)

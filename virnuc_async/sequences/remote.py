@@ -5,13 +5,14 @@ The delay of a distant server counts once and not for each block: blocks to come
 current one is parsed. A request that fails is repeated, and goes on to be for the object that was opened.
 """
 
-import asyncio
 import errno
 import io
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -23,12 +24,10 @@ from .object_stores import (
     open_store,
     submit,
     translated_errors,
-    wait_for,
 )
 
 FIRST_BYTES, BLOCK_BYTES = 1 << 20, 4 << 20  # of the first block, doubled until it is one of the others
 BLOCKS = 8  # in flight, at most: one when a file is opened, and one more with each that was taken
-_LOOK_UPS = 32  # at once
 _ATTEMPTS = 5  # at an answer that breaks off; obstore repeats requests that are not answered
 
 Meta = dict[str, Any]  # what obstore says of an object
@@ -43,28 +42,22 @@ def remote_signature(url: str, patience: Patience = PATIENCE) -> tuple[int | str
         OSError: there is none, or the server does not say
     """
     where = _locate_object(url)
-    return _signature(wait_for(_head(open_store(where.root, patience), where, url)))
+    return _signature(_head(open_store(where.root, patience), where, url))
 
 
 def look_up(urls: Iterable[str]) -> dict[str, OSError | None]:
     """Return why each of *urls* cannot be read, None if it can; many are asked for at once."""
 
-    async def look_up_all() -> dict[str, OSError | None]:
-        room = asyncio.Semaphore(_LOOK_UPS)
+    def look_up_one(url: str) -> OSError | None:
+        try:
+            where = locate(url)
+            _head(open_store(where.root), where, url)
+        except OSError as error:
+            return error
+        return None
 
-        async def look_up_one(url: str) -> OSError | None:
-            async with room:
-                try:
-                    where = locate(url)
-                    await _head(open_store(where.root), where, url)
-                except OSError as error:
-                    return error
-            return None
-
-        names = list(dict.fromkeys(urls))
-        return dict(zip(names, await asyncio.gather(*map(look_up_one, names)), strict=True))
-
-    return wait_for(look_up_all())
+    found = {url: submit(look_up_one, url) for url in dict.fromkeys(urls)}
+    return {url: future.result() for url, future in found.items()}
 
 
 def list_directory(url: str) -> list[str]:
@@ -76,13 +69,8 @@ def list_directory(url: str) -> list[str]:
     """
     where = locate(url)
     store, obstore = open_store(where.root), import_module("obstore")
-
-    async def ask() -> dict[str, Any]:
-        answer: dict[str, Any] = await obstore.list_with_delimiter_async(store, where.key.rstrip("/") or None)
-        return answer
-
     with translated_errors(url):
-        found = wait_for(ask())
+        found: dict[str, Any] = obstore.list_with_delimiter(store, where.key.rstrip("/") or None)
     if not found["objects"] and not found["common_prefixes"]:
         raise FileNotFoundError(errno.ENOENT, "there is nothing under it")
     # The place itself may be an object: programs make one so that a directory is seen.
@@ -106,8 +94,9 @@ class RemoteFile(io.RawIOBase):
         self._where = _locate_object(url)
         self._store = open_store(self._where.root, patience)
         self._patience = patience
-        self._meta: Meta = wait_for(_head(self._store, self._where, url))
+        self._meta: Meta = _head(self._store, self._where, url)
         self.signature = _signature(self._meta)
+        self.modified: datetime = self._meta["last_modified"]  # by the server's clock
         self.size: int = self._meta["size"]
         self._position = self._behind = 0  # of the next byte to read, and behind the last that was asked for
         self._block_bytes, self._width = FIRST_BYTES, 1
@@ -164,11 +153,9 @@ class RemoteFile(io.RawIOBase):
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes from the first to before the second number of each of *ranges*; all at once."""
 
-        async def read_all() -> list[Any]:
-            return await asyncio.gather(*(self._fetch(start, end) for start, end in ranges))
-
+        blocks = [submit(self._fetch, start, end) for start, end in ranges]
         with translated_errors(self.url):
-            return [bytes(content) for content in wait_for(read_all())]
+            return [bytes(block.result()) for block in blocks]
 
     def close(self) -> None:
         """End all requests."""
@@ -179,7 +166,7 @@ class RemoteFile(io.RawIOBase):
     def _ask_ahead(self) -> None:
         while len(self._blocks) < self._width and self._behind < self.size:
             start, self._behind = self._behind, min(self._behind + self._block_bytes, self.size)
-            self._blocks.append(_Block(start, self._behind, submit(self._fetch(start, self._behind))))
+            self._blocks.append(_Block(start, self._behind, submit(self._fetch, start, self._behind)))
             self._block_bytes = min(2 * self._block_bytes, BLOCK_BYTES)
 
     def _drop_blocks(self) -> None:
@@ -188,7 +175,7 @@ class RemoteFile(io.RawIOBase):
         self._blocks.clear()
         self._block_bytes, self._width = FIRST_BYTES, 1
 
-    async def _fetch(self, start: int, end: int) -> Any:
+    def _fetch(self, start: int, end: int) -> Any:
         """Return the bytes from *start* to before *end* of the object as it was when it was opened."""
         obstore = import_module("obstore")
         options: dict[str, Any] = {"range": (start, end)}
@@ -199,17 +186,17 @@ class RemoteFile(io.RawIOBase):
         if version:
             options["version"] = version
         for attempt in range(_ATTEMPTS):
-            answer = await obstore.get_async(self._store, self._where.key, options=options)
+            answer = obstore.get(self._store, self._where.key, options=options)
             if _signature(answer.meta) != self.signature:
                 raise obstore.exceptions.PreconditionError(self.url)
             try:
-                content = await answer.bytes_async()
+                content = answer.bytes()
                 if len(content) == end - start:
                     return content
             except obstore.exceptions.GenericError:
                 if attempt == _ATTEMPTS - 1:
                     raise
-            await asyncio.sleep(min(self._patience.pause * 2**attempt, self._patience.longest_pause))
+            time.sleep(min(self._patience.pause * 2**attempt, self._patience.longest_pause))
         raise obstore.exceptions.GenericError("the server sends less than it announces")
 
 
@@ -228,9 +215,9 @@ def _locate_object(url: str) -> Location:
     return where
 
 
-async def _head(store: Any, where: Location, url: str) -> Meta:
+def _head(store: Any, where: Location, url: str) -> Meta:
     with translated_errors(url):
-        found: Meta = await import_module("obstore").head_async(store, where.key)
+        found: Meta = import_module("obstore").head(store, where.key)
     return found
 
 

@@ -8,13 +8,14 @@ from virnuc_async.cli.console import run_log, status_lines
 from virnuc_async.cli.environment import command_line, temporary_dir
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import add_verbosity_options
-from virnuc_async.cli.parser import add_command, path
+from virnuc_async.cli.parser import add_command, path, path_text
 from virnuc_async.cli.signals import sigterm_interrupts
 
 _EXAMPLES = """\
 examples:
   python -m virnuc_async merge RUN/
   python -m virnuc_async merge RUN/ out/
+  python -m virnuc_async merge s3://bucket/run/ out/
 
 Writes the files that 'predict' writes on one machine, byte for byte, when all shards of the plan in RUN/ are
 finished: else it names those that are not, and writes nothing. The shards are only read. If an input failed,
@@ -28,7 +29,7 @@ def add_parser(commands: Any) -> None:
         commands, "merge", "write the tables of a run of which all shards are done", _EXAMPLES
     )
     parser.add_argument(
-        "run_dir", type=path, metavar="RUN", help="the directory with the plan and its shards"
+        "run_dir", type=path_text, metavar="RUN", help="the directory or URL with the plan and its shards"
     )
     parser.add_argument(
         "out_dir",
@@ -45,11 +46,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: Namespace) -> int:
     """Merge, and return whether every input could be used."""
-    from virnuc_async.distributed.merge import merge_shards
+    from virnuc_async.distributed.remote_merge import merge_run
 
     status = status_lines(options.quiet, at_once=False)
     with run_log(options, may_draw=False), sigterm_interrupts(), status as report_status:
-        summary = merge_shards(
+        summary = merge_run(
             options.run_dir,
             options.out_dir,
             before_each=_changes_of(report_status),
