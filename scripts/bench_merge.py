@@ -39,12 +39,12 @@ from virnuc_async.models.verdict_rule import VerdictRule
 from virnuc_async.outputs.options import OutputOptions
 from virnuc_async.outputs.output_files import FILES, FinishedRun, Merging
 from virnuc_async.outputs.samples import count_records
-from virnuc_async.outputs.shard_file import RowFile, ShardFile
+from virnuc_async.outputs.shard_file import RowFile, ShardFile, overview_chunks
 from virnuc_async.outputs.verdicts import VERDICT
 from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.blocks import CONTIG, SCORE
 from virnuc_async.runs.database import create_tables, values_of
-from virnuc_async.runs.output_directory import STORE
+from virnuc_async.runs.output_directory import OVERVIEW_FILE, STORE
 from virnuc_async.runs.read_only import ReadOnlyDatabase
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.runs.rows import BatchRow, FileEnd, MetaRow, WindowRow
@@ -59,10 +59,9 @@ WINDOW, BATCH = 4096, 60  # ORFs: a batch has about 3,072 tokens
 PATH = "/data/project/SRR12345678.fastq.gz"
 
 
-def make_run(run: Path, orfs: int, shards: int, report: bool) -> None:
+def make_run(run: Path, orfs: int, shards: int) -> None:
     """Write the plan of a run of about *orfs* ORFs, and its *shards*."""
     records = orfs // ORFS // shards
-    settings = Settings(report=report)
     plan = RunPlan(
         version="0",
         model="made up",
@@ -72,7 +71,7 @@ def make_run(run: Path, orfs: int, shards: int, report: bool) -> None:
         tokens_per_batch=3072,
         window=WINDOW,
         segment_bases=records * BASES,
-        settings=planned_settings(settings),
+        settings=planned_settings(Settings()),
         flagged=[],
         is_utf8=True,
         files=(PlannedFile(PATH, None, 0, records * shards, records * shards * BASES, READS, None),),
@@ -107,7 +106,7 @@ def _make_shard(run: Path, plan: RunPlan, shard: Shard) -> None:
             store.executemany(f"INSERT INTO {name} {values_of(rows[0])}", rows)
         store.execute("COMMIT")
     with Directory(directory) as own, closing(ReadOnlyDatabase(directory, own)) as database:
-        options = OutputOptions(report=bool(plan.settings["report"]))
+        options = OutputOptions()
         made = FinishedRun(RunReader(StoreRows(database)), options, 500, VerdictRule())
         made.is_utf8 = True
         files = dict(_row_files(made, directory))
@@ -170,6 +169,9 @@ def _row_files(run: FinishedRun, directory: Path) -> Iterator[tuple[str, RowFile
                 opened.write(chunk)
                 size, checksum = size + len(chunk), crc32(chunk, checksum)
         yield file.name, RowFile(size, checksum)
+    content = b"".join(overview_chunks(run.overview))
+    (directory / OVERVIEW_FILE).write_bytes(content)
+    yield OVERVIEW_FILE, RowFile(len(content), crc32(content))
 
 
 def merge(run: Path, out: Path) -> dict[str, Any]:
@@ -214,10 +216,10 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(place: Path, orfs: int, shards: int, report: bool) -> dict[str, Any]:
+def measure(place: Path, orfs: int, shards: int) -> dict[str, Any]:
     """Return what merging a run of so many *orfs* takes."""
     run, out = place / "run", place / "out"
-    make_run(run, orfs, shards, report)
+    make_run(run, orfs, shards)
     command = [sys.executable, __file__, "--merge", str(run), str(out)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     copied, size = copy(out, place / "copy")
@@ -225,7 +227,6 @@ def measure(place: Path, orfs: int, shards: int, report: bool) -> dict[str, Any]
     return {
         "ORFs": count,
         "shards": shards,
-        "report": report,
         "bytes written": size,
         "merged in, s": round(found["seconds"], 2),
         "CPU, s": round(found["CPU"], 2),
@@ -253,10 +254,9 @@ def main(arguments: list[str]) -> None:
     results = []
     for orfs in options.orfs:
         for shards in options.shards:
-            for report in (False, True):
-                with TemporaryDirectory(dir=options.directory) as place:
-                    results.append(measure(Path(place), int(orfs), shards, report))
-                    print(json.dumps(results[-1]), file=sys.stderr)
+            with TemporaryDirectory(dir=options.directory) as place:
+                results.append(measure(Path(place), int(orfs), shards))
+                print(json.dumps(results[-1]), file=sys.stderr)
     print(table([{name: value for name, value in row.items() if name != "steps, s"} for row in results]))
     if options.output:
         save(options.output, facts(arguments) | {"results": results})

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import jsonschema
 import pytest
+from running import predict, run
 from sharded import Sharded, tables
 from support import ROOT
 
@@ -192,3 +193,29 @@ async def test_ids_that_are_not_utf8_make_binary_columns_in_every_shard(
     assert tables(sharded.run, *PARTS) == tables(sharded.one, *PARTS)
     assert str(parquet.read_table(sharded.run / "contigs.parquet").schema.field("contig").type) == "binary"
     assert (sharded.run / "contigs.tsv").read_bytes().splitlines()[-1].startswith(b"\xff\t")
+
+
+async def test_inputs_without_records_give_tables_of_a_header(tmp_path: Path, bundle: Bundle) -> None:
+    empty = [tmp_path / "empty.fa", tmp_path / "also.fa"]
+    for path in empty:
+        path.write_bytes(b"")
+    sharded = Sharded(tmp_path, bundle, empty, ALL)
+    one = await sharded.score_at_once()
+    await sharded.score_shards(3)
+    summary = merge_shards(sharded.run)
+    assert tables(sharded.run, *PARTS) == tables(sharded.one, *PARTS)
+    assert summary.counts == one.counts
+    assert (sharded.run / "contigs.tsv").read_bytes().count(b"\n") == 1
+
+
+def test_the_commands_plan_predict_and_merge(tmp_path: Path) -> None:
+    inputs = [write_fasta(tmp_path / "a.fa", [("a", 1_200), ("b", 900)]), *write_mates(tmp_path, 4)]
+    assert predict(*inputs, tmp_path / "one").code == 0
+    assert run("plan", *inputs, tmp_path / "run", "--devices", "cpu").code == 0
+    for number in (1, 0):
+        shard = ("--plan", tmp_path / "run", "--shard", f"{number}/2")
+        assert run("predict", *shard, "--devices", "cpu").code == 0
+        ended = run("merge", tmp_path / "run")
+        assert ended.code == number
+    assert "shard 0/2: missing" not in ended.err
+    assert tables(tmp_path / "run") == tables(tmp_path / "one")

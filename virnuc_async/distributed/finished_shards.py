@@ -71,7 +71,12 @@ def find_shards(run: Path, plan: RunPlan) -> list[FinishedShard]:
 
 
 def _shards_in(directory: Path) -> list[Shard]:
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ShardsMissing(str(directory), [f"it cannot be read: {error.strerror}"]) from error
     found = filter(None, map(_NAME.fullmatch, names))
     return [Shard(int(name["number"]), int(name["of"])) for name in found]
 

@@ -1,6 +1,7 @@
 """The stores of all shards of a run as one: rows are numbered in the whole run, and none is changed."""
 
 import json
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import DamagedStore
 from virnuc_async.fileio import Directory
+from virnuc_async.runs.output_directory import FEATURES
 from virnuc_async.runs.read_only import ReadOnlyDatabase
 from virnuc_async.runs.rows import BatchRow, WindowRow
 from virnuc_async.runs.store_rows import StoreRows
@@ -41,7 +43,6 @@ class ShardStores:
 
     Raises, from every method:
         DamagedStore: a part of a store cannot be read, or makes no sense
-        OSError: a store is not there any more
     """
 
     changes = 0
@@ -117,8 +118,7 @@ class ShardStores:
     def _store(self, number: int) -> Iterator[StoreRows]:
         opened = self._opened.pop(number, None)
         if opened is None:
-            database = ReadOnlyDatabase(self._shards[number].directory, self.scratch)
-            opened = _Opened(database, StoreRows(database))
+            opened = self._open(number)
         self._opened[number] = opened  # the last one that was used
         opened.users += 1
         try:
@@ -126,6 +126,14 @@ class ShardStores:
         finally:
             opened.users -= 1
             self._close_unused()
+
+    def _open(self, number: int) -> _Opened:
+        place = self._shards[number].directory
+        try:
+            database = ReadOnlyDatabase(place, self.scratch)
+        except OSError as error:
+            raise DamagedStore(str(place), f"its store cannot be read: {error.strerror}") from error
+        return _Opened(database, StoreRows(database))
 
     def _close_unused(self) -> None:
         for number in list(self._opened):
@@ -140,9 +148,18 @@ class ShardStores:
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
         found = [np.empty((0, width), np.float32)]
         for start, end in zip(starts, [*starts[1:], len(orfs)], strict=True):
-            with self._store(int(shards[start])) as rows, rows.embeddings(width) as embeddings:
-                found.append(embeddings.read(orfs[start:end]))
+            with self._store(int(shards[start])) as rows:
+                found.append(_read_embeddings(rows, orfs[start:end], width))
         return np.concatenate(found)
+
+
+def _read_embeddings(rows: StoreRows, orfs: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+    try:
+        with rows.embeddings(width, os.O_RDONLY) as embeddings:
+            return embeddings.read(orfs)
+    except OSError as error:
+        reason = f"its {FEATURES} cannot be read: {error.strerror}"
+        raise DamagedStore(str(rows.directory), reason) from error
 
 
 class _Embeddings:
@@ -152,5 +169,5 @@ class _Embeddings:
         self._stores, self._width = stores, width
 
     def read(self, orfs: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return those of *orfs*, which are in order, by their numbers; raises OSError."""
+        """Return those of *orfs*, which are in order, by their numbers."""
         return self._stores.read_embeddings(orfs, self._width)

@@ -42,13 +42,13 @@ class EmbeddingRows:
 
     @classmethod
     @contextmanager
-    def open(cls, directory: Directory, width: int, places: Places) -> Iterator[Self]:
+    def open(cls, directory: Directory, width: int, places: Places, flags: int) -> Iterator[Self]:
         """
-        Open the file, which is created if it does not exist.
+        Open the file with *flags* of the operating system.
 
         *places* returns how many rows are before that of each ORF, given the numbers of the ORFs.
         """
-        file = directory.opener(FEATURES, os.O_RDWR | os.O_CREAT)
+        file = directory.opener(FEATURES, flags)
         try:
             yield cls(file, width, places)
         finally:

@@ -1,5 +1,6 @@
 """Where a reader of a run finds its rows: in one store, or in any other place that has the same ones."""
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Protocol
@@ -128,9 +129,9 @@ class StoreRows:
         return int(next(self._database.rows("SELECT COUNT(*) FROM windows WHERE number >= ?", first))[0])
 
     @contextmanager
-    def embeddings(self, width: int) -> Iterator[EmbeddingRows]:
-        """Open the embeddings, each of *width* numbers."""
-        with EmbeddingRows.open(self.directory, width, self._places) as opened:
+    def embeddings(self, width: int, flags: int = os.O_RDWR | os.O_CREAT) -> Iterator[EmbeddingRows]:
+        """Open the embeddings, each of *width* numbers, with *flags* of the operating system."""
+        with EmbeddingRows.open(self.directory, width, self._places, flags) as opened:
             yield opened
 
     def forget_places(self) -> None:
