@@ -7,7 +7,6 @@ The shards are made up: reads of 150 bases with two ORFs each, in stores and row
 import argparse
 import json
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +22,6 @@ from zlib import crc32
 import numpy as np
 from measured import facts, save, table
 
-from virnuc_async.distributed.merge import merge_shards
 from virnuc_async.distributed.plan import (
     SHARDS,
     PlannedFile,
@@ -56,6 +54,15 @@ from virnuc_async.settings import Settings
 
 BASES, ORFS = 150, 2  # of a read
 WINDOW, BATCH = 4096, 60  # ORFs: a batch has about 3,072 tokens
+# What the system says of memory for a child counts its parent's as well: the process looks itself.
+_MERGE = """
+import json, re, sys, time
+from pathlib import Path
+from virnuc_async.cli.main import main
+assert main(sys.argv[1:]) == 0
+memory = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+print(json.dumps([time.process_time(), 1024 * int(memory[1])]))
+"""
 PATH = "/data/project/SRR12345678.fastq.gz"
 
 
@@ -174,28 +181,13 @@ def _row_files(run: FinishedRun, directory: Path) -> Iterator[tuple[str, RowFile
     yield OVERVIEW_FILE, RowFile(len(content), crc32(content))
 
 
-def merge(run: Path, out: Path) -> dict[str, Any]:
-    """Merge a run; return seconds, by what was done, and bytes of memory."""
-    seconds: dict[str, float] = {}
-    last = ["", time.perf_counter()]
-
-    def before_each(status: str) -> None:
-        now = time.perf_counter()
-        seconds[last[0]] = seconds.get(last[0], 0.0) + now - last[1]
-        last[:] = status, now
-
-    base = _peak_bytes()
-    began, cpu = time.perf_counter(), time.process_time()
-    merge_shards(run, out, before_each=before_each)
-    before_each("")
-    took = time.perf_counter() - began
-    return {
-        "seconds": took,
-        "CPU": time.process_time() - cpu,
-        "bytes": _peak_bytes(),
-        "more": _peak_bytes() - base,
-        "steps": {name: round(value, 2) for name, value in seconds.items() if name},
-    }
+def merge(run: Path, out: Path) -> tuple[float, float, int]:
+    """Merge a run with the command; return its seconds, those of the CPU, and bytes of memory at most."""
+    command = [sys.executable, "-c", _MERGE, "merge", str(run), str(out), "--quiet"]
+    began = time.perf_counter()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    took, (cpu, memory) = time.perf_counter() - began, json.loads(printed)
+    return took, cpu, memory
 
 
 def copy(out: Path, to: Path) -> tuple[float, int]:
@@ -212,30 +204,23 @@ def copy(out: Path, to: Path) -> tuple[float, int]:
     return time.perf_counter() - began, size
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measure(place: Path, orfs: int, shards: int) -> dict[str, Any]:
     """Return what merging a run of so many *orfs* takes."""
     run, out = place / "run", place / "out"
     make_run(run, orfs, shards)
-    command = [sys.executable, __file__, "--merge", str(run), str(out)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    seconds, cpu, memory = merge(run, out)
     copied, size = copy(out, place / "copy")
     count = ORFS * read_plan(run).records
     return {
         "ORFs": count,
         "shards": shards,
         "bytes written": size,
-        "merged in, s": round(found["seconds"], 2),
-        "CPU, s": round(found["CPU"], 2),
+        "merged in, s": round(seconds, 2),
+        "CPU, s": round(cpu, 2),
         "copied in, s": round(copied, 2),
-        "us an ORF beyond copying": round((found["seconds"] - copied) / count * 1e6, 3),
-        "CPU us an ORF": round(found["CPU"] / count * 1e6, 3),
-        "bytes of memory": found["bytes"],
-        "of these, while merging": found["more"],
-        "steps, s": found["steps"],
+        "us an ORF beyond copying": round((seconds - copied) / count * 1e6, 3),
+        "CPU us an ORF": round(cpu / count * 1e6, 3),
+        "bytes of memory": memory,
     }
 
 
@@ -246,18 +231,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--directory", type=Path, help="where runs are made (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="write JSON there")
-    parser.add_argument("--merge", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.merge:
-        print(json.dumps(merge(*options.merge)))
-        return
     results = []
     for orfs in options.orfs:
         for shards in options.shards:
             with TemporaryDirectory(dir=options.directory) as place:
                 results.append(measure(Path(place), int(orfs), shards))
                 print(json.dumps(results[-1]), file=sys.stderr)
-    print(table([{name: value for name, value in row.items() if name != "steps, s"} for row in results]))
+    print(table(results))
     if options.output:
         save(options.output, facts(arguments) | {"results": results})
 

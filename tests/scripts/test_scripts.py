@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import bench_attention
+import bench_merge
 import bench_pipeline
 import bench_segments
 import bench_shards
@@ -200,3 +201,13 @@ def test_pictures_of_a_terminal_are_of_a_run(tmp_path: Path, capsys: pytest.Capt
         assert str(tmp_path.parent) not in text
         # Nothing is fetched when one is looked at.
         assert "url(http" not in text
+
+
+@pytest.mark.slow
+def test_merging_shards_that_are_made_up(tmp_path: Path) -> None:
+    found = bench_merge.measure(tmp_path, 30_000, 3)
+    assert (found["ORFs"], found["shards"]) == (30_000, 3)
+    predictions = tmp_path / "out" / "prediction_results.txt"
+    assert predictions.read_bytes().count(b"\n") == 30_001
+    assert found["bytes written"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert 40_000_000 < found["bytes of memory"] < 400_000_000
