@@ -16,6 +16,7 @@ from sharded import Sharded, tables
 from support import ROOT
 
 from virnuc_async.distributed.merge import merge_shards
+from virnuc_async.errors import UsageError
 from virnuc_async.models.bundle import Bundle
 from virnuc_async.settings import CallRules, Format, Layout, RegionRules, Settings, ViralFasta
 
@@ -219,3 +220,16 @@ def test_the_commands_plan_predict_and_merge(tmp_path: Path) -> None:
         assert ended.code == number
     assert "shard 0/2: missing" not in ended.err
     assert tables(tmp_path / "run") == tables(tmp_path / "one")
+
+
+async def test_viral_sequences_may_be_anywhere(scored: Sharded, merged: Path, tmp_path: Path) -> None:
+    settings = Settings(viral_fasta=ViralFasta(str(tmp_path / "found.fa.gz")), threshold=0.4, report=False)
+    sharded = Sharded(tmp_path, scored.bundle, [*map(Path, scored.paths)], settings)
+    await sharded.score_shards(2)
+    for _ in range(2):  # its own file is replaced
+        merge_shards(sharded.run)
+        text = gzip.decompress((tmp_path / "found.fa.gz").read_bytes())
+        assert text == (merged / "viral.fasta").read_bytes()
+    (tmp_path / "found.fa.gz").write_bytes(b"of somebody else")
+    with pytest.raises(UsageError, match=r"found\.fa\.gz is there already"):
+        merge_shards(sharded.run)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from virnuc_async.outputs.output_files import FinishedRun
-from virnuc_async.outputs.shard_file import ShardFile
+from virnuc_async.outputs.shard_file import SECONDS, ShardFile
 from virnuc_async.outputs.summary import Summary, count_all, input_facts, session_counts, settings_facts
 from virnuc_async.settings import Precision, Settings
 
@@ -26,10 +26,8 @@ def summarize(plan: RunPlan, shards: Sequence[ShardFile], command: str, run: Fin
         counts=counts,
         devices=_devices(shards),
         # Of all machines together.
-        seconds={
-            name: round(sum(shard.seconds[name] for shard in shards), 3)
-            for name in ("total", "load", "model")
-        },
+        # Of all machines together.
+        seconds={name: round(sum(shard.seconds[name] for shard in shards), 3) for name in SECONDS},
         session=session_counts(counts, Counter()),
         reproducible=all(shard.reproducible for shard in shards),
         finished=True,

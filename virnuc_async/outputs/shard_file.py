@@ -19,6 +19,8 @@ from .written import ModelFacts
 
 _MOST_BYTES = 1 << 30  # a shard may have a million inputs
 _FORMAT = 1
+SECONDS = ("total", "load", "model")
+_TYPES = {"plan": str, "command": str, "version": str, "host": str, "width": int, "reproducible": bool}
 
 
 class RowFile(NamedTuple):
@@ -77,7 +79,13 @@ class ShardFile:
             tally = {int(file): np.array(counts, np.int64) for file, *counts in value["tally"]}
             if any(len(counts) != len(COUNTED) for counts in tally.values()):
                 raise ValueError("the counts of an input are missing")
+            if not all(type(value[name]) is kind for name, kind in _TYPES.items()):
+                raise ValueError("a value is of another type")
             changed: dict[str, Any] = {
+                "verdicts": {str(name): int(count) for name, count in value["verdicts"].items()},
+                "devices": [dict(device) for device in value["devices"]],
+                "seconds": {name: float(value["seconds"][name]) for name in SECONDS},
+                "versions": {name: str(value["versions"][name]) for name in ("python", "torch")},
                 "shard": (number, of),
                 "model": ModelFacts.from_json(value["model"]),
                 "totals": Totals.from_json(value["totals"]),
