@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_runs import Sample, joined, stored, write_records
+from sharded import tables
 
 from virnuc_async import Settings
-from virnuc_async.distributed.plan import Shard, read_plan, write_plan
+from virnuc_async.distributed.merge import merge_shards
+from virnuc_async.distributed.plan import SHARDS, Shard, read_plan, write_plan
 from virnuc_async.errors import DirectoryLockedError, PlanMismatch, RunMismatchError, UsageError
 from virnuc_async.fileio import Directory
 from virnuc_async.runs.lock import Lock
@@ -38,11 +40,14 @@ def mixed(directory: Path) -> list[Path]:
 
 
 def assert_is_the_run(sample: Sample, count: int) -> None:
-    """Check that the shards have the rows of the run in one piece."""
-    shards = sample.shards(count)
+    """Check that the shards have the rows of the run in one piece, and that its tables are made of them."""
+    shards, merged = sample.shards(count), sample.directory / f"merged_of_{count}"
     assert stored(shards) == stored([sample.one])
     for name in ROW_FILES:
         assert joined(shards, name) == (sample.one / name).read_bytes()
+    merge_shards(sample.run, merged)
+    assert tables(merged) == tables(sample.one)
+    shutil.rmtree(sample.run / SHARDS)  # of one division alone
 
 
 @pytest.fixture(scope="module")

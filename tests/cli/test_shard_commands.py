@@ -30,7 +30,7 @@ def shard(place: Path, which: str, *options: str | Path) -> tuple[int, str]:
 
 def test_shards_with_inputs_that_failed_are_done_and_merge_says_so(planned: Path, model: Bundle) -> None:
     assert [shard(planned, f"{number}/2")[0] for number in (1, 0)] == [0, 0]
-    assert "two.fa: line 3" in log(planned / "shards" / "00001-of-00002")
+    assert "two.fa: line 4" in log(planned / "shards" / "00001-of-00002")
     assert run("merge", planned).code == 2
     one = planned.with_name("out")
     inputs = [planned.with_name(name) for name in ("one.fa", "two.fa")]
