@@ -139,7 +139,7 @@ is_begun = lambda record: "reading: 0 of" in record["message"]
 logger.add(lambda _: os.kill(os.getpid(), signal.{name}), filter=is_begun)
 print(main(["plan", {str(tmp_path / "a.fa")!r}, {str(tmp_path / "run")!r}, "--for-device", "T4"]))
 """
-    (tmp_path / "a.fa").write_text(fasta(some_reads(20_000, 500).items()))
+    (tmp_path / "a.fa").write_text(">a\n" + "ACGT" * 5_000_000)
     *_, stopping, ended, found = python(script).splitlines()
     assert (stopping, ended, found) == ("Stopping ...", "Interrupted: nothing was written.", str(code))
     assert not (tmp_path / "run").exists()
@@ -212,6 +212,9 @@ print("torch" in sys.modules)
 def test_kinds_of_devices(reads: Path, tmp_path: Path) -> None:
     kinds = run("devices", "--kinds").out.splitlines()
     assert kinds[-1].startswith("CPU (")
-    assert run("plan", reads, tmp_path / "run", "--for-device", kinds[-1]).code == 0
-    plan = read_plan(tmp_path / "run")
-    assert (plan.devices, plan.precision, plan.tokens_per_batch) == (kinds[-1], "fp32", 2048)
+    ways = (["--for-device", kinds[-1]], ["--for-device", "cpu"], ["--devices", "cpu"])
+    for number, words in enumerate(ways):
+        directory = tmp_path / str(number)
+        assert run("plan", reads, directory, *words).code == 0
+        plan = read_plan(directory)
+        assert (plan.devices, plan.precision, plan.tokens_per_batch) == (kinds[-1], "fp32", 2048)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import bases, planned
 
@@ -33,6 +33,7 @@ def altered(plan: RunPlan, run: Path, **values: Any) -> str:
     return damaged(run).partition("is damaged (")[2].partition("). Plan")[0]
 
 
+@settings(max_examples=40)
 @given(Files, st.integers(1, 5000))
 def test_a_plan_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], size: int

@@ -407,6 +407,18 @@ async def test_several_files_are_read_at_the_same_time(tmp_path: Path) -> None:
     assert [(scan.path, scan.bases) for scan in scans] == [(str(one), 4), (str(two), 2)]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_as_many_threads_as_are_asked_for(threads: int, tmp_path: Path, run: Path) -> None:
+    paths = [write(tmp_path / f"{n}.fa", b">a\n" + b"ACGT" * 20_000 + b"\n") for n in range(9)]
+    workers: list[int] = []
+
+    def count(_: PlanProgress) -> None:
+        workers.append(sum("AnyIO worker" in thread.name for thread in threading.enumerate()))
+
+    await planned(*paths, run=run, settings=Settings(threads=threads), on_progress=count)
+    assert workers[-1] == threads
+
+
 async def test_a_scan_that_is_cancelled_ends(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fa", b">a\n" + b"ACGTACGTACGTACGTACGTACGTACGTACGT\n" * 300_000)
     size = path.stat().st_size

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from object_stores import Bucket
 from plans import planned
 from running import python, some_reads
 from support import fasta
 
+from virnuc_async.distributed.merge import merge_shards
 from virnuc_async.distributed.plan import SHARDS, RunPlan, Shard, write_plan
 from virnuc_async.distributed.planning import make_plan
 from virnuc_async.distributed.run_place import RunPlace
@@ -31,6 +32,7 @@ from virnuc_async.fileio import Directory
 from virnuc_async.outputs.shard_file import ShardFile
 from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.lock import LOCK, Lock
+from virnuc_async.runs.output_directory import MERGED
 from virnuc_async.runs.progress_file import NAME as PROGRESS
 from virnuc_async.runs.totals import Totals
 from virnuc_async.settings import Settings
@@ -146,6 +148,19 @@ def test_a_shard_of_something_else(wrong: str, tmp_path: Path, plan: RunPlan) ->
     assert (found.message or "").startswith(expected)
 
 
+def test_a_shard_whose_files_are_made_again(tmp_path: Path, plan: RunPlan) -> None:
+    path = shard_directory(tmp_path, 3)
+    finish(path, plan, 3)
+    lock_as(path, 5, boot="another")
+    assert only(tmp_path).state is ShardState.DONE
+    (path / LOCK).unlink()
+    with Directory(path) as directory:
+        lock = Lock(directory)
+        assert only(tmp_path).state is ShardState.RUNNING
+        lock.release()
+    assert only(tmp_path).state is ShardState.DONE
+
+
 def test_a_shard_that_runs_here(tmp_path: Path, plan: RunPlan) -> None:
     path = shard_directory(tmp_path, 3)
     with Directory(path) as directory:
@@ -168,6 +183,7 @@ def test_a_shard_that_was_killed_here(tmp_path: Path, plan: RunPlan) -> None:
 import os, signal
 from pathlib import Path
 from virnuc_async.fileio import Directory
+from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.lock import Lock
 lock = Lock(Directory(Path({str(path)!r})))
 os.kill(os.getpid(), signal.SIGKILL)
@@ -224,6 +240,7 @@ Json = st.recursive(
 KEYS = ("state", "share", "updated", "message", "process", "orfs", "devices")
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from(KEYS), Json) | Json)
 def test_any_progress_is_read(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     run = tmp_path_factory.mktemp("run")
@@ -374,8 +391,8 @@ def test_a_worker_elsewhere_that_was_killed_is_seen_by_the_age_of_its_last_sign(
 
 async def test_of_real_shards(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_text(fasta(some_reads(12, 300).items()))
-    run, settings = tmp_path / "run", Settings(devices="cpu", threads=1)
-    await make_plan(tmp_path / "a.fa", run, settings, segment_bases=1800)
+    run, on_cpu = tmp_path / "run", Settings(devices="cpu", threads=1)
+    await make_plan(tmp_path / "a.fa", run, on_cpu, segment_bases=1800)
     seen: list[ShardStatus] = []
 
     def look_and_make(*arguments: Any) -> Replica:
@@ -383,13 +400,18 @@ async def test_of_real_shards(tmp_path: Path) -> None:
         seen.append(division.shards[1])
         return Replica(*arguments)
 
-    await run_shard(run, Shard(1, 2), settings, make_scorer=look_and_make)
+    await run_shard(run, Shard(1, 2), on_cpu, make_scorer=look_and_make)
     assert [one.state for one in seen] == [ShardState.RUNNING]
     (division,) = read_status(run).divisions
     assert (division.of, division.share, division.numbers(ShardState.DONE)) == (2, 0.5, [1])
     done = division.shards[1]
     assert (done.host, done.pid) == (os.uname().nodename, os.getpid())
     assert done.orfs
-    await run_shard(run, Shard(0, 2), settings)
+    await run_shard(run, Shard(0, 2), on_cpu)
     (division,) = read_status(run).divisions
     assert (division.share, division.numbers(ShardState.DONE)) == (1.0, [0, 1])
+    assert not read_status(run).is_merged
+    merge_shards(run)
+    assert read_status(run).is_merged
+    (run / MERGED).write_text("[]")
+    assert not read_status(run).is_merged

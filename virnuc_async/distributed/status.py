@@ -18,9 +18,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virnuc_async.fileio import Directory
+from virnuc_async.fileio import Directory, read_json
 from virnuc_async.outputs.shard_file import read_shard_file
+from virnuc_async.outputs.table_files import SUMMARY
 from virnuc_async.runs.lock import LEASE_DURATION, LOCK, Owner, owner_of
+from virnuc_async.runs.output_directory import MERGED
 from virnuc_async.runs.progress_file import NAME as PROGRESS_FILE
 from virnuc_async.text import is_printable
 
@@ -30,7 +32,7 @@ from .run_place import RunPlace
 VERSION = 1  # of the form that as_dict has
 
 _NAME = re.compile(r"(\d{5})-of-(\d{5})")
-_MOST_BYTES = 1 << 22  # of a progress.json: it has a few lines for each device
+_MOST_BYTES = 1 << 28  # of a file: merge.json may have a million names
 _AT_ONCE = 32  # directories: those of a network file system take milliseconds each
 
 
@@ -84,6 +86,7 @@ class RunStatus:
 
     plan: RunPlan
     divisions: tuple[ShardsStatus, ...]
+    is_merged: bool = False  # whether the tables of all shards are in its directory
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, as outputs/schemas/status.schema.json describes it."""
@@ -94,6 +97,7 @@ class RunStatus:
             "version": VERSION,
             "plan": {"digest": plan.digest, **facts, **counts, "segments": len(plan.segments)},
             "divisions": [{**asdict(one), "counts": one.counts} for one in self.divisions],
+            "merged": self.is_merged,
         }
 
 
@@ -128,9 +132,18 @@ def read_status(run: str | Path, temporary_dir: Path | None = None) -> RunStatus
         ShardsMissing: what is published cannot be read
     """
     with RunPlace(str(run), temporary_dir).seen() as (plan, directory):
-        found = dict(_begun(directory, plan.digest))
+        found, is_merged = dict(_begun(directory, plan.digest)), _is_merged(directory, plan.digest)
     counts = sorted({shard.of for shard in found if shard.number < shard.of})
-    return RunStatus(plan, tuple(_division(plan, of, found) for of in counts))
+    divisions = tuple(_division(plan, of, found) for of in counts)
+    return RunStatus(plan, divisions, is_merged)
+
+
+def _is_merged(run: Path, digest: str) -> bool:
+    """Whether a merge has written all tables of the plan with this *digest* into the directory *run*."""
+    with suppress(OSError, ValueError, RecursionError, AttributeError):
+        # The summary is the last file that a merge writes.
+        return (run / SUMMARY).is_file() and read_json(run / MERGED, _MOST_BYTES).get("plan") == digest
+    return False
 
 
 def _begun(run: Path, digest: str) -> Iterator[tuple[Shard, ShardStatus]]:
@@ -192,6 +205,9 @@ def _state(
     directory: Directory, shard: Shard, clock: _Clock, digest: str, progress: "_Progress"
 ) -> tuple[ShardState, str | None]:
     """Return what the shard in *directory* does, and why, if that is not what it should do."""
+    owner = owner_of(directory)
+    if owner is not None and owner.is_alive:
+        return ShardState.RUNNING, None
     try:
         known = read_shard_file(directory)
     except ValueError as error:
@@ -200,7 +216,6 @@ def _state(
         if (known.plan, known.shard) == (digest, tuple(shard)):
             return ShardState.DONE, None
         return ShardState.FAILED, "it is a shard of another plan"
-    owner = owner_of(directory)
     lock = directory.stat(LOCK) if owner else None
     if owner is not None and lock is not None:
         why_dead = _why_dead(owner, clock.age(lock.st_mtime))

@@ -51,6 +51,8 @@ def run(options: Namespace) -> int:
         print(f"No shard has begun. Next: {PROGRAM} predict --plan {directory} --shard NUMBER/COUNT")
     for division in status.divisions:
         _print_division(division, directory)
+    if status.is_merged:
+        print(f"Merged: the tables are in {directory}")
     return DONE
 
 
