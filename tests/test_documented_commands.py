@@ -14,7 +14,10 @@ from virnuc_async.cli.main import _parser
 from virnuc_async.errors import UsageError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_COMMANDS = "predict|tables|report|calls|label-reads|train|evaluate|calibrate|models|devices|completion|help"
+_COMMANDS = (
+    "predict|tables|report|calls|label-reads|train|evaluate|calibrate|models|devices|completion|help|"
+    "plan|status|merge"
+)
 _PROGRAM = re.compile(rf"(?<!['\w-])(?:python -m virnuc_async|virnuc-async)\s+((?:{_COMMANDS})\b.*)")
 _PLACEHOLDERS = re.compile(r"\$\([^)]*\)|\$\{?\w+\}?|\.\.\.")
 _OPTIONAL = re.compile(r"\[[^\]]*\]")

@@ -23,16 +23,17 @@ else:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-# What needs a GPU, a server, the files of a published model, or an image.
+# What needs a GPU, a server, the files of a published model, an image, or a scheduler.
 _NOT_HERE = (
     "download",
     "import",
     "--gpus",
     "cuda:0",
+    "auto/100",
     "/opt/virnuc-async/share/virnuc-async/metagenome.fa.gz",
 )
 _MODELS = ("virnucpro-500", "my-model", "my-tiny")
-_SYNTAX = {"FILE", "DIR", "INPUT", "OUT_DIR", "COMMAND"}
+_SYNTAX = {"FILE", "DIR", "INPUT", "OUT_DIR", "COMMAND", "RUN", "RUN_DIR"}
 
 
 def contigs(seed: int, count: int = 4) -> str:
@@ -116,7 +117,8 @@ def _write_alignments() -> None:
 
 
 def can_run_here(words: list[str]) -> bool:
-    return not set(_NOT_HERE) & set(words) and not _SYNTAX & set(words)
+    named = {*_NOT_HERE, *_SYNTAX} & {*words}
+    return not named and not any("://" in word for word in words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

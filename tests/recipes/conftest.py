@@ -6,12 +6,25 @@ RECIPE_TOOLS; then a missing tool is a failure. Elsewhere a test that needs one 
 """
 
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from recipe_files import OPTIONS, PATH, TOOLS, Note, Shell, read_tables, write_contigs
+from recipe_files import (
+    OPTIONS,
+    PATH,
+    PLANNED,
+    TOOLS,
+    Note,
+    Shell,
+    Tables,
+    compute_in_segments,
+    read_tables,
+    write_contigs,
+)
 from running import predict
 from support import ROOT
 
@@ -50,7 +63,11 @@ def tool() -> Callable[[str], str]:
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     """A shell in a directory of its own."""
-    work, programs = tmp_path / "work", tmp_path / "programs"
+    return make_shell(tmp_path)
+
+
+def make_shell(place: Path) -> Shell:
+    work, programs = place / "work", place / "programs"
     work.mkdir()
     programs.mkdir()
     shell = Shell(work, programs)
@@ -66,8 +83,19 @@ def contigs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(contigs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(contigs: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """The tables of a run on *contigs* that nothing interrupts, without the path of the input."""
     out = tmp_path_factory.mktemp("undisturbed")
     assert predict(contigs, out, *OPTIONS, "--calls").code == 0
     return read_tables(out, contigs)
+
+
+@pytest.fixture(scope="session")
+def in_segments(contigs: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """The tables of a run on *contigs* by one machine in several segments, without the path of the input."""
+    shell = make_shell(tmp_path_factory.mktemp("in_segments"))
+    compute_in_segments(shell)
+    shell.run(f"virnuc-async predict {contigs} out --devices cpu {PLANNED}")
+    with closing(sqlite3.connect(shell.directory / "out" / "run.sqlite3")) as store:
+        assert store.execute("SELECT COUNT(*) FROM windows").fetchall() == [(6,)]  # one in each segment
+    return read_tables(shell.directory / "out", contigs)

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,11 @@ OPTIONS = ("--devices", "cpu", "--tokens-per-batch", "1024")
 TOOLS = os.environ.get("RECIPE_TOOLS", "")
 PATH = os.pathsep.join(filter(None, (TOOLS, os.environ["PATH"])))
 TABLES = ("contigs.tsv", "fragments.tsv", "contig_calls.tsv")
+SHARDS = 3  # in place of the hundred of the recipes
+PLANNED = "--calls --tokens-per-batch 1024"  # of plan
 
 Note = Callable[[str], None]
+Tables = dict[str, bytes]
 
 
 class Shell:
@@ -73,17 +77,34 @@ def write_contigs(path: Path, count: int) -> Path:
     return path
 
 
-def commands(heading: str) -> str:
-    """Return the first block of commands below *heading* in the README of the recipes."""
+def commands(heading: str, number: int = 0) -> str:
+    """Return block *number*, from 0, of the commands below *heading* in the README of the recipes."""
+    return blocks(heading)[number]
+
+
+def blocks(heading: str) -> list[str]:
+    """Return all blocks of commands below *heading* in the README of the recipes."""
     text = (RECIPES / "README.md").read_text()
-    block = re.search(
-        rf"^## {re.escape(heading)}\n(?:(?!^## ).*\n)*?```\n((?:.*\n)*?)```$", text, re.MULTILINE
-    )
-    assert block, f"no commands below {heading}"
-    return block[1]
+    section = re.search(rf"^## {re.escape(heading)}\n((?:(?!^## ).*\n)*)", text, re.MULTILINE)
+    assert section, f"no section {heading}"
+    return re.findall(r"^```\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
 
 
-def read_tables(directory: Path, *paths: Path | str) -> dict[str, bytes]:
+def few_shards(text: str) -> str:
+    """Return the commands or a file of a recipe for three shards on the CPU, with the tests' options."""
+    text = text.replace("0-99", f"0-{SHARDS - 1}").replace("100", str(SHARDS))
+    words = ("--for-device", "cpu", *PLANNED.split())
+    return re.sub(r"--for-device([^\w-]+)[\w-]+", lambda found: found[1].join(words), text)
+
+
+def compute_in_segments(shell: Shell) -> None:
+    """Let the program of *shell* compute in short segments, so that a small input has several, on the CPU."""
+    script = Path(__file__).with_name("short_segments.py")
+    shell.add("virnuc-async", f'exec "{sys.executable}" "{script}" "$@"')
+    shell.environment["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def read_tables(directory: Path, *paths: Path | str) -> Tables:
     """Return the tables in *directory*, with the names of inputs replaced."""
     tables = {name: (directory / name).read_bytes() for name in TABLES}
     for path in paths:

@@ -3,18 +3,19 @@
 import re
 from pathlib import Path
 
-from recipe_files import RECIPES
+from recipe_files import RECIPES, blocks
 
 README = (RECIPES / "README.md").read_text()
 HERE = Path(__file__).parent
 
 
 def test_every_block_of_commands_is_run_by_a_test() -> None:
-    blocks = re.findall(r"^## (.*)\n(?:(?!^## ).*\n)*?^```$", README, re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    found = {(heading, number) for heading in headings for number in range(len(blocks(heading)))}
+    assert len(found) == README.count("\n```\n") / 2
     tests = "".join(path.read_text() for path in HERE.glob("test_*.py"))
-    assert blocks == re.findall(r"^## (\w+)$", README, re.MULTILINE)
-    assert len(blocks) == README.count("\n```\n") / 2
-    assert {name for name in blocks if f'commands("{name}")' in tests} == set(blocks)
+    run = re.findall(r'commands\("([\w ]+)"(?:, (\d))?\)', tests)
+    assert {(heading, int(number or 0)) for heading, number in run} == found
 
 
 def test_links_lead_to_files_and_headings() -> None:

@@ -8,11 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recipe_files import EXAMPLE, OPTIONS, RECIPES, TABLES, Note, Shell, commands, read_tables
+from recipe_files import (
+    EXAMPLE,
+    OPTIONS,
+    PLANNED,
+    RECIPES,
+    SHARDS,
+    TABLES,
+    Note,
+    Shell,
+    Tables,
+    commands,
+    compute_in_segments,
+    read_tables,
+)
 from running import log, wait_until
 
 pytestmark = [pytest.mark.recipes, pytest.mark.timeout(180)]
 CALL = "exec snakemake --cores 1 --rerun-incomplete --printshellcmds"
+SHARDED = f"{CALL} --snakefile shards.smk"
 
 
 @pytest.fixture
@@ -27,15 +41,16 @@ def workflow(shell: Shell, tool: Callable[[str], str], contigs: Path) -> Shell:
 
 def configure(shell: Shell, runtime: int, margin: int) -> None:
     """Write config.yaml, in JSON."""
-    config = {"samples": {"a": "contigs.fa"}, "options": " ".join(OPTIONS), "gpus": 0}
+    config = {"samples": {"a": "contigs.fa"}, "options": " ".join(OPTIONS), "gpus": 0, "shards": SHARDS}
     (shell.directory / "config.yaml").write_text(json.dumps(config | {"runtime": runtime, "margin": margin}))
 
 
-def kill_in_the_middle(shell: Shell, kill: Callable[[int], None]) -> tuple[int, str]:
-    """Start Snakemake, kill something after some batches, and return its code and what it prints."""
-    run = shell.directory / "runs" / "a"
-    with shell.start(CALL) as process:
-        wait_until(lambda: " batch 0.3 " in log(run), process)
+def kill_in_the_middle(
+    shell: Shell, kill: Callable[[int], None], call: str = CALL, run: str = "runs/a"
+) -> tuple[int, str]:
+    """Start Snakemake, kill something after some batches of *run*; return its code and what it prints."""
+    with shell.start(call) as process:
+        wait_until(lambda: " batch 0.3 " in log(shell.directory / run), process)
         kill(process.pid)
         assert process.stdout
         printed = process.stdout.read()
@@ -43,7 +58,7 @@ def kill_in_the_middle(shell: Shell, kill: Callable[[int], None]) -> tuple[int, 
 
 
 def test_a_job_that_is_killed_is_retried_and_resumes(
-    workflow: Shell, undisturbed: dict[str, bytes], note: Note
+    workflow: Shell, undisturbed: Tables, note: Note
 ) -> None:
     run = workflow.directory / "runs" / "a"
 
@@ -58,7 +73,7 @@ def test_a_job_that_is_killed_is_retried_and_resumes(
 
 
 def test_a_workflow_that_is_killed_resumes_with_the_next_call(
-    workflow: Shell, undisturbed: dict[str, bytes], note: Note
+    workflow: Shell, undisturbed: Tables, note: Note
 ) -> None:
     code, _ = kill_in_the_middle(workflow, lambda pid: os.killpg(pid, signal.SIGKILL))
     assert code == -signal.SIGKILL
@@ -70,7 +85,7 @@ def test_a_workflow_that_is_killed_resumes_with_the_next_call(
     note("Snakemake: everything killed, snakemake called again, byte-identical")
 
 
-def assert_resumed(workflow: Shell, undisturbed: dict[str, bytes]) -> None:
+def assert_resumed(workflow: Shell, undisturbed: Tables) -> None:
     session = json.loads((workflow.directory / "runs" / "a" / "summary.json").read_bytes())["session"]
     assert session["orfs_before"] > 0
     assert session["orfs"] > 0
@@ -94,3 +109,60 @@ def test_the_commands_of_the_readme(workflow: Shell, note: Note) -> None:
     table = (workflow.directory / "results" / "metagenome" / "contigs.tsv").read_text()
     assert table.count("\n") == 61
     note("Snakemake: snakemake --lint; the commands of the README, run for real")
+
+
+@pytest.fixture
+def sharded(workflow: Shell) -> Shell:
+    """A shell in a copy of the workflow, that computes in short segments."""
+    compute_in_segments(workflow)
+    path = workflow.directory / "config.yaml"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": PLANNED.removeprefix("--calls ")}))
+    return workflow
+
+
+def assert_shard_resumed(sharded: Shell, in_segments: Tables, shard: int) -> None:
+    place = sharded.directory / "runs" / "a" / "shards"
+    assert "resuming after" in (place / f"{shard:05}-of-00003" / "run.log").read_text()
+    assert read_tables(sharded.directory / "results" / "a", sharded.directory / "contigs.fa") == in_segments
+
+
+def test_a_shard_that_is_killed_is_retried_and_resumes(
+    sharded: Shell, in_segments: Tables, note: Note
+) -> None:
+    name = "runs/a/shards/00000-of-00003"
+
+    def kill(_: int) -> None:
+        lock = json.loads((sharded.directory / name / "run.lock").read_text())
+        os.kill(lock["pid"], signal.SIGKILL)
+
+    code, printed = kill_in_the_middle(sharded, kill, SHARDED, name)
+    assert code == 0, printed
+    assert "Trying to restart job" in printed
+    assert_shard_resumed(sharded, in_segments, 0)
+    assert "Nothing to be done" in sharded.run(SHARDED)
+    note("Snakemake, shards.smk: a shard killed, retried by Snakemake, byte-identical to one machine")
+
+
+def test_a_workflow_of_shards_that_is_killed_resumes_with_the_next_call(
+    sharded: Shell, in_segments: Tables, note: Note
+) -> None:
+    name = "runs/a/shards/00000-of-00003"
+    code, _ = kill_in_the_middle(sharded, lambda pid: os.killpg(pid, signal.SIGKILL), SHARDED, name)
+    assert code == -signal.SIGKILL
+    assert sorted(os.listdir(sharded.directory / "runs" / "a" / "done")) == ["plan"]
+    sharded.run("snakemake --snakefile shards.smk --unlock")
+    printed = sharded.run(SHARDED)
+    assert "virnuc-async plan" not in printed  # once for all
+    assert_shard_resumed(sharded, in_segments, 0)
+    note("Snakemake, shards.smk: everything killed, snakemake called again, byte-identical to one machine")
+
+
+def test_the_commands_for_shards(sharded: Shell, note: Note) -> None:
+    assert "Congratulations" in sharded.run("snakemake --snakefile shards.smk --lint 2>&1")
+    config = (RECIPES / "snakemake" / "config.yaml").read_text().replace("shards: 16", "shards: 2")
+    (sharded.directory / "config.yaml").write_text(config.replace("gpus: 1", "gpus: 0"))
+    shutil.copy(EXAMPLE, sharded.directory)
+    sharded.run(commands("Snakemake", 1))
+    table = (sharded.directory / "results" / "metagenome" / "contigs.tsv").read_text()
+    assert table.count("\n") == 61
+    note("Snakemake, shards.smk: snakemake --lint; the commands of the README, run for real")

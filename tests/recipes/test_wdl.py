@@ -5,25 +5,41 @@ Those programs are viral-pipelines and viral-ngs of the Broad Institute: their c
 """
 
 import json
+import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pysam
 import pytest
-from recipe_files import OPTIONS, RECIPES, Note, Shell, commands, contigs
+from object_stores import Bucket
+from recipe_files import (
+    OPTIONS,
+    PLANNED,
+    RECIPES,
+    SHARDS,
+    TABLES,
+    Note,
+    Shell,
+    commands,
+    compute_in_segments,
+    contigs,
+)
+from recipe_files import Tables as RecipeTables
 from running import predict
 from support import ROOT, fasta
 
 pandas = pytest.importorskip("pandas")
-pytestmark = [pytest.mark.recipes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.recipes, pytest.mark.timeout(180)]
 WDL = RECIPES / "wdl" / "virnuc_async.wdl"
+SHARDS_WDL = RECIPES / "wdl" / "virnuc_async_shards.wdl"
 MODEL = ROOT / "virnuc_async" / "models" / "tiny-500"
 MODEL_TAR = {"model_tar": "model.tar"}
+OTHER_OUTPUTS = {"predictions_tsv", "highestscore_tsv", "pairs_tsv", "summary_json"}
 OUTPUTS = ("contigs.tsv", "fragments.tsv", "contig_calls.tsv", "pairs.tsv")
 # Of the tasks that are replaced: github.com/broadinstitute/viral-pipelines, tasks_metagenomics.wdl, 2026.
 GPU = dict.fromkeys(("accelerator_type", "gpu_type", "vm_size"), "String?") | dict.fromkeys(
@@ -53,14 +69,17 @@ REPLACED = {
 
 
 @pytest.fixture
-def wdl(shell: Shell, tool: Callable[[str], str]) -> Shell:
+def wdl(shell: Shell, tool: Callable[[str], str]) -> Iterator[Shell]:
     """A shell with the WDL file, the shipped model in a tar file, and a miniwdl that needs no containers."""
     tool("miniwdl")
     shutil.copy(WDL, shell.directory)
+    shutil.copy(SHARDS_WDL, shell.directory)
     with tarfile.open(shell.directory / "model.tar", "w") as tar:
         tar.add(MODEL, "tiny-500")
     shell.environment["MINIWDL__SCHEDULER__CONTAINER_BACKEND"] = "bare"
-    return shell
+    yield shell
+    for path in shell.directory.rglob("PLACE"):  # where a container would have had it
+        shutil.rmtree(path.read_text().strip(), ignore_errors=True)
 
 
 class Tables(NamedTuple):
@@ -72,8 +91,13 @@ class Tables(NamedTuple):
 
 def run_task(shell: Shell, task: str, **inputs: object) -> dict[str, Any]:
     """Run a task and return its outputs."""
+    return run_wdl(shell, f"{WDL.name} --task {task}", inputs)
+
+
+def run_wdl(shell: Shell, what: str, inputs: dict[str, object]) -> dict[str, Any]:
+    """Run a task or a workflow and return its outputs."""
     (shell.directory / "inputs.json").write_text(json.dumps(inputs))
-    out = shell.run(f"miniwdl run {WDL.name} --task {task} -i inputs.json 2> log.txt || (cat log.txt; false)")
+    out = shell.run(f"miniwdl run {what} -i inputs.json 2> log.txt || (cat log.txt; false)")
     return {name.split(".")[1]: value for name, value in json.loads(out)["outputs"].items()}
 
 
@@ -249,3 +273,55 @@ def test_bam_fastq_and_fasta_of_the_same_reads_give_the_same_tables(tmp_path: Pa
     assert results[0]["pairs.tsv"].count(b"\n") == 11
     assert results[0] == results[1] == results[2]
     note("Tables of BAM, FASTQ and FASTA of the same read pairs: byte-identical but for the name of the file")
+
+
+def run_shards(wdl: Shell, *paths: Path, **inputs: object) -> dict[str, Any]:
+    """Run the workflow of shards on the CPU and return its outputs."""
+    given = {"reads_inputs": list(map(str, paths)), "shards": SHARDS, "device": "cpu", "options": PLANNED}
+    return run_wdl(wdl, SHARDS_WDL.name, given | MODEL_TAR | inputs)
+
+
+def test_a_workflow_of_shards(
+    wdl: Shell, request: pytest.FixtureRequest, in_segments: RecipeTables, note: Note
+) -> None:
+    compute_in_segments(wdl)
+    path = request.getfixturevalue("contigs")
+    outputs = run_shards(wdl, path)
+    assert {*outputs} == {*(f"{name.split('.')[0]}_tsv" for name in TABLES), *OTHER_OUTPUTS}
+    found = {name: Path(outputs[f"{name.split('.')[0]}_tsv"]).read_bytes() for name in TABLES}
+    (place,) = {*re.findall(rb"/tmp/virnuc-async-\w{16}/", found["contigs.tsv"])}
+    assert {
+        name: table.replace(place + b"contigs.fa", b"INPUT") for name, table in found.items()
+    } == in_segments
+    assert Path(outputs["predictions_tsv"]).read_text().count("\n") > 300
+    note("WDL, shards: miniwdl check --strict; run by miniwdl, byte-identical to one machine")
+
+
+def test_urls_are_read_where_they_are(
+    bucket: Bucket, wdl: Shell, request: pytest.FixtureRequest, in_segments: RecipeTables, note: Note
+) -> None:
+    compute_in_segments(wdl)
+    wdl.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    url = bucket.put("reads/contigs.fa", request.getfixturevalue("contigs").read_bytes())
+    outputs = run_shards(wdl, urls=[url])
+    found = {name: Path(outputs[f"{name.split('.')[0]}_tsv"]).read_bytes() for name in TABLES}
+    assert {name: table.replace(url.encode(), b"INPUT") for name, table in found.items()} == in_segments
+    note("WDL, shards of an object of a local S3 server: byte-identical to one machine")
+
+
+def test_inputs_of_the_same_name_are_refused(wdl: Shell) -> None:
+    for place in ("a", "b"):
+        (wdl.directory / place).mkdir()
+        (wdl.directory / place / "same.fa").write_text(">a\nACGT\n")
+    inputs = {"reads_inputs": ["a/same.fa", "b/same.fa"], "device": "cpu"}
+    (wdl.directory / "inputs.json").write_text(json.dumps(inputs))
+    printed = wdl.run(f"miniwdl run --verbose {SHARDS_WDL.name} -i inputs.json 2>&1 || true")
+    assert "these are there more than once: same.fa" in printed
+
+
+def test_the_commands_for_shards(wdl: Shell, note: Note) -> None:
+    write_bam(wdl.directory / "reads.bam", contigs(3), [4] * 3)
+    wdl.run(commands("WDL", 1))
+    table = (wdl.directory / "many" / "out" / "contigs_tsv" / "contigs.tsv").read_text()
+    assert table.count("\n") == 4
+    note("WDL, shards: the commands of the README")
