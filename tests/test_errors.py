@@ -1,6 +1,7 @@
 """Every error has a text, its facts as fields, and its place in the tree of the docstring."""
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -323,3 +324,10 @@ def test_exit_codes_are_those_of_the_docstring() -> None:
 
 def test_stages_are_those_of_the_file() -> None:
     assert [str(stage) for stage in Stage] == ["Input", "DNABERT-S", "ESM-2", "Classifier", "Output"]
+
+
+@pytest.mark.parametrize("error", [error for error, _ in TEXTS])
+def test_errors_are_the_same_in_another_process(error: VirnucError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert repr((again.args, vars(again))) == repr((error.args, vars(error)))

@@ -153,3 +153,18 @@ def test_without_a_command_the_help_is_shown(command: str, message: str) -> None
 def test_predict_without_names() -> None:
     message = "name an input and an output directory. For example: virnuc-async predict contigs.fa out/"
     assert run("predict") == (64, "", f"virnuc-async: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--shards 3",
+            "--shards is the number of shards on a Ray cluster: name that, as in "
+            "virnuc-async predict reads.fq.gz out/ --ray auto --shards 3",
+        ),
+        ("--ray auto --shards 0", "--shards must be at least 1, not 0"),
+    ],
+)
+def test_shards_of_a_cluster(arguments: str, message: str) -> None:
+    assert run("predict", "a.fa", "out", *arguments.split()) == (64, "", f"virnuc-async: {message}\n")

@@ -4,15 +4,15 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
 from fake_work import FakeWork
+from ray_nodes import ENVIRONMENT, Nodes, until
 
 from virnuc_async.distributed.cluster_progress import ClusterCounts
 from virnuc_async.distributed.dealing import Limits
@@ -27,27 +27,19 @@ pytest.importorskip("ray", reason="the extra [ray] is not installed")
 IMPATIENT = Patience(answers=0.1, nodes=0.5, progress=0.2, silence=15, no_worker=10, stopping=10)
 
 
-class Nodes:
-    """A cluster of processes of this machine, and a thread that deals shards to it."""
+class Dealt(Nodes):
+    """A cluster, and the shards that are dealt to it, as files of *place*."""
 
     def __init__(self, place: Path) -> None:
+        super().__init__()
         self.place = place
-        head = {"num_cpus": 0, "include_dashboard": False}
-        self.cluster = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
         self.stop = Event()
-
-    def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1)
-
-    def kill(self, node: Any) -> None:
-        self.cluster.remove_node(node, allow_graceful=False)
 
     def deal(self, count: int, seconds: float = 0.0) -> dict[Shard, str]:
         """Deal so many shards, each of so many seconds; return those that are set aside."""
-        environment = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), os.environ["PYTHONPATH"]))}
         shards = [Shard(number, count) for number in range(count)]
         self.counts = ClusterCounts(dict.fromkeys(shards, 100))
-        with connect(self.cluster.address, environment) as cluster:
+        with connect(self.address, ENVIRONMENT) as cluster:
             work = FakeWork(self.place, seconds)
             find = partial(slots, wants_gpus=False, cpu_workers=0, threads=1)
             limits = Limits(first_pause=0.5)
@@ -65,20 +57,13 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    made = Nodes(tmp_path)
+def nodes(tmp_path: Path) -> Iterator[Dealt]:
+    made = Dealt(tmp_path)
     yield made
-    made.cluster.shutdown()
+    made.shutdown()
 
 
-def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def test_every_shard_is_done_once_by_workers_that_stay(nodes: Nodes) -> None:
+def test_every_shard_is_done_once_by_workers_that_stay(nodes: Dealt) -> None:
     nodes.add()
     nodes.add()
     assert nodes.deal(8, seconds=0.3) == {}
@@ -91,7 +76,7 @@ def test_every_shard_is_done_once_by_workers_that_stay(nodes: Nodes) -> None:
     assert not [worker for worker in nodes.workers() if os.path.exists(f"/proc/{worker}")]
 
 
-def test_a_shard_that_kills_three_workers_is_set_aside_and_the_others_finish(nodes: Nodes) -> None:
+def test_a_shard_that_kills_three_workers_is_set_aside_and_the_others_finish(nodes: Dealt) -> None:
     nodes.add()
     (nodes.place / "kill-1").touch()
     assert nodes.deal(4) == {Shard(1, 4): "3 workers died with it; the last: its process ended"}
@@ -99,7 +84,7 @@ def test_a_shard_that_kills_three_workers_is_set_aside_and_the_others_finish(nod
     assert nodes.begun() == Counter({0: 1, 1: 3, 2: 1, 3: 1})
 
 
-def test_errors_and_bugs_are_tried_again_and_then_named(nodes: Nodes) -> None:
+def test_errors_and_bugs_are_tried_again_and_then_named(nodes: Dealt) -> None:
     nodes.add()
     (nodes.place / "fail-0").touch()
     (nodes.place / "bug-2").touch()
@@ -111,7 +96,7 @@ def test_errors_and_bugs_are_tried_again_and_then_named(nodes: Nodes) -> None:
     assert len(nodes.workers()) == 1  # the worker was none the worse for it
 
 
-def test_a_worker_whose_device_is_lost_is_started_anew(nodes: Nodes) -> None:
+def test_a_worker_whose_device_is_lost_is_started_anew(nodes: Dealt) -> None:
     nodes.add()
     (nodes.place / "unusable-0").touch()
     assert nodes.deal(2) == {}
@@ -119,7 +104,7 @@ def test_a_worker_whose_device_is_lost_is_started_anew(nodes: Nodes) -> None:
     assert len(nodes.workers()) == 2
 
 
-def test_shards_of_a_node_that_is_killed_go_to_one_that_is_added(nodes: Nodes) -> None:
+def test_shards_of_a_node_that_is_killed_go_to_one_that_is_added(nodes: Dealt) -> None:
     first = nodes.add()
     found: list[Any] = []
     thread = Thread(target=lambda: found.append(nodes.deal(6, seconds=1.0)))
@@ -134,7 +119,7 @@ def test_shards_of_a_node_that_is_killed_go_to_one_that_is_added(nodes: Nodes) -
     assert sum(nodes.begun().values()) <= 7
 
 
-def test_a_slow_worker_gets_fewer_shards_and_a_silent_one_is_ended(nodes: Nodes) -> None:
+def test_a_slow_worker_gets_fewer_shards_and_a_silent_one_is_ended(nodes: Dealt) -> None:
     nodes.add()
     nodes.add()
     (nodes.place / "stop-0").touch()
@@ -150,7 +135,7 @@ def test_a_slow_worker_gets_fewer_shards_and_a_silent_one_is_ended(nodes: Nodes)
     assert not os.path.exists(f"/proc/{slow}")
 
 
-def test_a_held_lock_is_left_for_later_and_then_waited_for(nodes: Nodes) -> None:
+def test_a_held_lock_is_left_for_later_and_then_waited_for(nodes: Dealt) -> None:
     nodes.add()
     (nodes.place / "lock-0").write_text(str(os.getpid()))
     assert nodes.deal(3) == {}
@@ -158,7 +143,7 @@ def test_a_held_lock_is_left_for_later_and_then_waited_for(nodes: Nodes) -> None
     assert order == [0, 1, 2, 0]
 
 
-def test_nodes_of_another_version_get_no_shard_and_are_named_in_the_end(nodes: Nodes) -> None:
+def test_nodes_of_another_version_get_no_shard_and_are_named_in_the_end(nodes: Dealt) -> None:
     nodes.add()
     (nodes.place / "unfit").touch()
     with pytest.raises(ClusterError, match=r" cpu: .* is not as planned: version: 1 -> 2"):
@@ -166,7 +151,7 @@ def test_nodes_of_another_version_get_no_shard_and_are_named_in_the_end(nodes: N
     assert nodes.begun() == Counter()
 
 
-def test_when_it_is_stopped_it_ends_with_the_shards_that_run(nodes: Nodes) -> None:
+def test_when_it_is_stopped_it_ends_with_the_shards_that_run(nodes: Dealt) -> None:
     nodes.add()
     thread = Thread(target=lambda: nodes.deal(3, seconds=60))
     thread.start()

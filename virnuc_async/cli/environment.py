@@ -4,12 +4,15 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from secrets import token_hex
 
 from virnuc_async.fileio import Directory
 from virnuc_async.settings import user_path
 
 from .parser import PROGRAM
 
+# Of what is set for torch here, or by the user: what processes on other machines need as well.
+_FOR_WORKERS = ("OMP_WAIT_POLICY", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 OTHER_PROGRAMS = ("virnucpro_cli.py",)  # that are built on this one
 
 
@@ -65,6 +68,16 @@ def prepare_torch(options: Namespace) -> None:
     hide_other_gpus(options.gpus)
     place_triton_cache(cache_from(options))
     do_without_compiler_cache()
+
+
+def prepare_ray(address: str) -> dict[str, str]:
+    """Set the environment that Ray reads; return that of the processes that it starts for us."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray does in its next version
+    if address == "local":
+        # Other users of this machine could have a cluster run what they like as this user.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", token_hex(32)
+    return {name: os.environ[name] for name in _FOR_WORKERS if name in os.environ}
 
 
 def hide_other_gpus(gpus: tuple[int, ...]) -> None:

@@ -77,6 +77,7 @@ class ClusterCounts(Counts):
         self.workers: dict[str, WorkerProgress] = {}
         self.shards_done = 0
         self._bases = {shard: max(1, count) for shard, count in bases.items()}
+        self._all_bases = max(1, sum(self._bases.values()))
         self._bases_done = 0
         self._orfs_done = 0  # of shards that are done
         self._marks: deque[_Mark] = deque()
@@ -100,13 +101,18 @@ class ClusterCounts(Counts):
         for shard, current in self._running():
             bases += self._bases[shard] * (current.share or 0.0)
             orfs += current.orfs
-        self._share = max(self._share or 0.0, bases / max(1, sum(self._bases.values())))
+        self._share = max(self._share or 0.0, bases / self._all_bases)
         self.done = Work(orfs, 0)
         self.devices = {row.name: row for row in _rows([*self.workers.values()])}
         if not self._marks or now - self._marks[-1].time >= _MARK_SECONDS:
             self._marks.append(_Mark(now, self._share))
             while now - self._marks[0].time > _SPEED_SECONDS:
                 self._marks.popleft()
+
+    @property
+    def stage_of_first(self) -> str:
+        """What the first worker does that has told it, in words."""
+        return next((current.stage for _, current in self._running()), "")
 
     @property
     def is_all_done(self) -> bool:

@@ -117,7 +117,7 @@ class Dealing:
             self._workers[worker].is_away = True
 
     def shut(self, worker: str, reason: str) -> None:
-        """Give *worker*, which is known, no shard any more."""
+        """Keep *worker*, which is known, from getting another shard."""
         self._workers[worker].is_shut_out = True
         self.shut_out[worker] = reason
 

@@ -34,6 +34,7 @@ class Patience:
     shown: float = 0.5  # between two lines of progress
     nodes: float = 2.0  # between two looks at which there are
     progress: float = 1.0  # between two questions how far a worker is; more, if there are many
+    place: float = 30.0  # for a worker that waits for its place, before another is started elsewhere
     reopening: float = 1.0  # before a worker whose process has ended is called again
     silence: float = 180.0  # after which a worker that does not answer is taken for dead
     no_worker: float = 300.0  # without any that may do a shard
@@ -99,9 +100,10 @@ class _Worker:
 
 class RayDealer:
     """
-    Gives *work* on the shards of *counts* to actors, in the slots that *find_slots* finds on each node.
+    Deals *work* on the shards of *counts* to actors, in the slots that *find_slots* finds on each node.
 
-    :meth:`run` blocks its thread; ``last_seen`` is a time at which it did not.
+    There are no more workers than shards. :meth:`run` blocks its thread; ``last_seen`` is a time at which it
+    did not. ``last_answer`` is that of the shard that was done last.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class RayDealer:
         self.counts = counts
         self.dealing = Dealing(counts.shards, limits)
         self.last_seen = self._hopeful = time.monotonic()
+        self.last_answer: Answer | None = None
         self._cluster = cluster
         self._find_slots = find_slots
         self._work = pickle.dumps(work)
@@ -153,10 +156,13 @@ class RayDealer:
         now = time.monotonic()
         if now >= self._next_show:
             self._next_show = now + self._patience.shown
-            working = any(worker.state is _State.WORKING for worker in self._workers.values())
-            self.counts.status = "loading the model" if working else "waiting for workers"
+            self.counts.status = self.counts.stage_of_first or self._status()
             self.counts.refresh(now)
             logger.bind(counts=self.counts).log(PROGRESS, "{}", self.counts.line(now))
+
+    def _status(self) -> str:
+        is_opening = any(worker.state is _State.OPENING for worker in self._workers.values())
+        return "starting workers" if is_opening else "waiting for workers"
 
     def _check_hope(self, now: float) -> None:
         """Raise ClusterError if there was no worker for too long; one that waits for its place is hope."""
@@ -175,11 +181,20 @@ class RayDealer:
         for worker in [one for one in self._workers.values() if one.slot.node.id not in nodes]:
             self._lose_node_of(worker, now)
         for slot in (slot for node in nodes.values() for slot in self._find_slots(node)):
-            if slot.name not in self._workers:
+            if slot.name not in self._workers and self._has_room(now):
                 progress = WorkerProgress(slot.node.id, self._free_label(slot), slot.node.host)
                 worker = _Worker(slot, self._cluster.start(slot, self._work), progress, since=now)
                 self._workers[slot.name], self.counts.workers[slot.name] = worker, progress
                 worker.open(now)
+
+    def _has_room(self, now: float) -> bool:
+        """Whether there are fewer workers than shards; one that has waited for its place does not count."""
+        count = sum(
+            worker.state is not _State.OPENING or now - worker.since < self._patience.place
+            for worker in self._workers.values()
+            if worker.state is not _State.SHUT_OUT
+        )
+        return count < self.dealing.total
 
     def _free_label(self, slot: Slot) -> str:
         label, taken = slot.label, {worker.label for worker in self._workers.values()}
@@ -285,7 +300,7 @@ class RayDealer:
             self._shut_out(worker, reason, now)
 
     def _shut_out(self, worker: _Worker, reason: str, now: float) -> None:
-        """Give *worker* no more shards, and free its place."""
+        """Free the place of *worker*, which gets no more shards."""
         self._end_task(worker, Ending.DIED, worker.reason, now)
         logger.warning("{} gets no shards: {}", worker.label, reason)
         worker.reason = reason
@@ -296,6 +311,7 @@ class RayDealer:
     def _finish(self, worker: _Worker, answer: Answer, now: float) -> None:
         """Note how *worker* has ended with its shard."""
         worker.progress.current = answer.progress or worker.progress.current
+        self.last_answer = answer if answer.ending is Ending.DONE else self.last_answer
         self._end_task(worker, answer.ending, answer.reason, now)
         if worker.name in self.dealing.shut_out:
             self._shut_out(worker, self.dealing.shut_out[worker.name], now)

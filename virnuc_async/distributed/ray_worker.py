@@ -29,6 +29,7 @@ class Answer:
     reason: str = ""  # why it is not done
     is_unusable: bool = False  # whether the actor can do no other shard, and must be started anew
     progress: RunProgress | None = None  # the last of the shard
+    error: VirnucError | None = None  # of work that is done when it fails
 
 
 class ShardWork(Protocol):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 
 def first_error(error: BaseException) -> BaseException:
@@ -34,6 +35,16 @@ class VirnucError(Exception):
     """The base of all errors of this package; *exit_code* is that of the command."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how it is made again in another process: its constructor may take something else."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[VirnucError], args: tuple[Any, ...], facts: dict[str, Any]) -> VirnucError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class _PathError(VirnucError):

@@ -14,6 +14,7 @@ from virnuc_async.cli.environment import prepare_torch
 from virnuc_async.cli.exit_codes import DONE, INCOMPLETE
 from virnuc_async.cli.options import add_device_options, add_verbosity_options
 from virnuc_async.cli.parser import PROGRAM, CommandParser, add_command, path, seconds
+from virnuc_async.cli.ray_options import add_ray_options, check_ray_options, run_on_cluster
 from virnuc_async.cli.run_options import (
     add_input_options,
     add_result_options,
@@ -33,6 +34,7 @@ examples:
   zcat reads.fq.gz | python -m virnuc_async predict - out/ --devices cpu,cpu
   python -m virnuc_async predict contigs.fa out/ --reuse-features old_run/ --model virnucpro-500
   python -m virnuc_async predict --plan run/ --shard 3/100
+  python -m virnuc_async predict reads.fq.gz out/ --model virnucpro-500 --ray auto
 
 Inputs are FASTA or FASTQ files, plain or compressed (gz, bz2, xz, zst), BAM, CRAM or SAM, directories
 of them, or - for standard input. The last name is the output directory.
@@ -61,6 +63,7 @@ def add_parser(commands: Any) -> None:
     )
     add_device_options(parser.add_argument_group("devices"))
     add_shard_options(parser.add_argument_group("shards"))
+    add_ray_options(parser.add_argument_group("clusters"))
     add_verbosity_options(parser)
     add_earlier_options(parser)
     parser.set_defaults(run=partial(run, parser), interrupted=INTERRUPTED, prints_result=False)
@@ -89,10 +92,14 @@ def run(parser: CommandParser, options: Namespace) -> int:
     apply_earlier_options(options)
     if options.plan is not None or options.shard is not None:
         return run_planned(parser, options)
+    check_ray_options(options)
     inputs, out_dir = inputs_and_directory(options, "an output", _EXAMPLE)
     settings = run_settings(options, reuse_features=options.reuse_features, repair=options.repair)
     prepare_torch(options)
     with run_log(options, may_draw=not options.no_progress):
         note(describe_without_effect(options))
-        summary = run_interruptibly(inputs, out_dir, settings, options.max_seconds)
+        if options.ray is not None:
+            summary = run_on_cluster(options, inputs, out_dir, settings)
+        else:
+            summary = run_interruptibly(inputs, out_dir, settings, options.max_seconds)
     return INCOMPLETE if summary.counts["failures"] else DONE
