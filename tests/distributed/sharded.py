@@ -126,7 +126,7 @@ def tables(directory: Path, *but: str) -> dict[str, bytes]:
 
 
 def is_table(path: Path) -> bool:
-    return path.parts[0] != SHARDS and path.name not in _NO_TABLES and not path.name.startswith(".")
+    return path.parts[0] != SHARDS and path.parts[0][0] != "." and path.name not in _NO_TABLES
 
 
 _NO_TABLES = frozenset(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from half_made import half_made
 from running import run
 from sharded import Sharded, tables
 from support import fasta
@@ -236,3 +237,32 @@ def test_predict_into_it_is_refused(path: Path, scored: Sharded, tmp_path: Path)
         ended = run("predict", scored.paths[0], place, "--devices", "cpu")
         assert (ended.code, ended.out) == (1, "")
     assert "and no run of this program" in ended.err
+
+
+# Merges, and waits in the middle of it for a line from standard input.
+MERGER = """
+import sys
+from pathlib import Path
+from virnuc_async.distributed.merge import merge_shards
+
+def wait(status):
+    if status == "writing contigs.tsv":
+        print("half made", flush=True)
+        sys.stdin.readline()
+
+merge_shards(Path(sys.argv[1]), before_each=wait)
+"""
+
+
+def test_what_a_killed_merge_left_is_removed(path: Path) -> None:
+    merge_shards(path)
+    before = tables(path)
+    with half_made(MERGER, path):
+        (staging,) = path.glob(".tables.*")
+        assert (staging / "prediction_results.txt").exists()
+        with pytest.raises(DirectoryLockedError):
+            merge_shards(path)
+    assert tables(path) == before
+    merge_shards(path)
+    assert names(path) == NOT_MERGED | TABLES
+    assert tables(path) == before
