@@ -18,7 +18,16 @@ from support import ROOT
 from virnuc_async.distributed.merge import merge_shards
 from virnuc_async.errors import UsageError
 from virnuc_async.models.bundle import Bundle
-from virnuc_async.settings import CallRules, Format, Layout, RegionRules, Settings, ViralFasta
+from virnuc_async.settings import (
+    CallRules,
+    Format,
+    Layout,
+    Pairing,
+    RegionRules,
+    Settings,
+    VerdictBy,
+    ViralFasta,
+)
 
 PARTS = ("predictions.parquet", "contigs.parquet", "fragments.parquet")
 REGIONS = RegionRules(open_score=0.3, close_score=0.2, min_length=500, min_contig=500, smoothing=0)
@@ -233,3 +242,18 @@ async def test_viral_sequences_may_be_anywhere(scored: Sharded, merged: Path, tm
     (tmp_path / "found.fa.gz").write_bytes(b"of somebody else")
     with pytest.raises(UsageError, match=r"found\.fa\.gz is there already"):
         merge_shards(sharded.run)
+
+
+async def test_short_records_and_files_that_should_be_interleaved(tmp_path: Path, bundle: Bundle) -> None:
+    reads = [(f"r{number // 2}/{number % 2 + 1}", 150 + 61 * number % 500) for number in range(30)]
+    inputs = [write_fasta(tmp_path / "reads.fa", reads), *mixed_inputs(tmp_path)]
+    settings = Settings(min_length=400, pairs=Pairing.INTERLEAVED, verdict_by=VerdictBy.MEAN, report=False)
+    sharded = Sharded(tmp_path, bundle, inputs, settings)
+    one = await sharded.score_at_once()
+    await sharded.score_shards(6)
+    summary = merge_shards(sharded.run)
+    assert tables(sharded.run) == tables(sharded.one)
+    assert summary.counts == one.counts
+    assert summary.counts["pairs"] == 15
+    assert summary.counts["failures"] > 1
+    assert min(summary.counts[f"short_{kind}"] for kind in ("contigs", "pairs")) > 0
