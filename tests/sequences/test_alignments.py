@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from running import log, predict, run, tables
 from support import read_table
@@ -16,6 +17,8 @@ from virnuc_async.sequences.alignments import Notes
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import has_mates, open_records, read_contigs
 from virnuc_async.sequences.listing import list_inputs
+from virnuc_async.sequences.scan import scan_file
+from virnuc_async.sequences.segments import START, SeekPoint
 
 pysam = pytest.importorskip("pysam", reason="the extra [bam] is not installed")
 
@@ -288,3 +291,30 @@ def test_the_text_of_an_aligned_record_is_as_it_was_sequenced(tmp_path: Path) ->
     with open_records(str(path)) as records:
         found = [b"".join(records.text) for _ in records.contigs()]
     assert found == [b"@a\nCGTT\n+\nLKJI\n", b'@b\nAC\n+\n""\n']
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+def test_reads_from_one_on(mode: str, tmp_path: Path) -> None:
+    reads = [*READS[:50], ("twice", "AACC", SECONDARY), *READS[50:]]
+    path = write(tmp_path / "reads", reads, mode)
+    for number in (0, 1, 50, 299, 300):
+        said: list[str] = []
+        notes = Notes()
+        notes.listener = said.append
+        assert until_failure(path, start=SeekPoint(number), notes=notes) == (contigs(READS)[number:], None)
+        assert said == [f"{path}: left out 1 secondary record, which repeat reads"]
+    scan = scan_file(str(path))
+    assert (scan.records, scan.kind, scan.failure, scan.notes) == (300, "reads", None, tuple(said))
+    assert [*np.concatenate([*scan.lengths()])] == [len(bases) for _, bases in READS]
+    assert scan.seek_point(250) == START
+
+
+def test_a_file_of_alignments_that_breaks_does_so_from_any_read_on(tmp_path: Path) -> None:
+    path = write(tmp_path / "reads", READS * 9)
+    path.write_bytes(path.read_bytes()[:-300])
+    found, failure = until_failure(path)
+    assert 1 < len(found) < 2700
+    scan = scan_file(str(path))
+    assert (scan.records, str(scan.failure)) == (len(found), str(failure))
+    again, same = until_failure(path, start=SeekPoint(len(found) - 1))
+    assert (again, str(same)) == (found[-1:], str(failure))

@@ -1,15 +1,20 @@
 """Reading from a seek point: the records and the error of the whole file, from there on."""
 
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio import to_thread
 from sequence_files import FORMS, as_fasta, as_fastq, some_records
 
 from virnuc_async.errors import BrokenInput, InputChanged, InputError
+from virnuc_async.sequences import inputs
 from virnuc_async.sequences.fastx import Contig
 from virnuc_async.sequences.inputs import InputVersion, read_contigs, unchanged
+from virnuc_async.sequences.readahead import ReadAhead
 from virnuc_async.sequences.segments import START, SeekPoint
 
 Text = Callable[[list[Contig]], bytes]
@@ -99,3 +104,36 @@ def test_a_file_that_is_another_one_is_not_read_from_its_middle(tmp_path: Path) 
     path.write_bytes(as_fastq(RECORDS[::-1]))
     with pytest.raises(InputChanged):
         next(read(str(path), start))
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+async def test_a_file_that_is_read_ahead_is_entered(is_far: bool, tmp_path: Path, monkeypatch) -> None:
+    paths = [str(tmp_path / name) for name in "abc"]
+    text = as_fastq(RECORDS)
+    packed = gzip.compress(text[:2000]) + gzip.compress(text[2000:])
+    for path in paths:
+        Path(path).write_bytes(packed)
+    monkeypatch.setattr(inputs, "_LONG_SKIP", 1000 if is_far else 1 << 28)
+    start = points(as_fastq, RECORDS)[20]
+    begin = len(gzip.compress(text[:2000])) if not is_far else 0
+    start = start._replace(offset=begin, skip=start.offset - (2000 if begin else 0))
+    opened: list[io.BufferedReader] = []
+
+    def open_file(path: str) -> io.BufferedReader:
+        opened.append(ahead.open(path))
+        return opened[-1]
+
+    ahead = ReadAhead(paths)
+
+    def read() -> list[Contig]:
+        found = [*read_contigs(paths[0], start, open_file=open_file)]
+        return [*found, *(one for path in paths[1:] for one in read_contigs(path, open_file=open_file))]
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ahead.run)
+        await anyio.wait_all_tasks_blocked()
+        assert await to_thread.run_sync(read) == [*RECORDS[20:], *RECORDS, *RECORDS]
+        tasks.cancel_scope.cancel()
+    # The first file is opened again, directly, by the same opener; the others are read ahead as ever.
+    assert [type(file.raw) is io.FileIO for file in opened] == [False, True, False, False]
+    assert all(file.closed for file in opened)

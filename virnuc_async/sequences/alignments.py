@@ -25,6 +25,7 @@ from virnuc_async.text import plural
 
 from .decompression import DAMAGED
 from .fastx import Contig, describe_error
+from .segments import START, SeekPoint
 
 _BAM, _CRAM = b"BAM\1", b"CRAM"
 _SAM = re.compile(
@@ -114,9 +115,11 @@ class AlignmentParser:
         quality = '"' * len(bases) if scores is None else "".join(chr(33 + score) for score in scores)
         return f"@{self._last.query_name or ''}".encode(), f"\n{bases}\n+\n{quality}\n".encode()
 
-    def contigs(self) -> Generator[Contig, None, None]:
+    def contigs(self, start: SeekPoint = START) -> Generator[Contig, None, None]:
         """
-        Yield the bases of every primary record in order, as they were sequenced; say what is left out.
+        Yield the bases of every primary record in order, as they were sequenced, from that of *start* on.
+
+        Those before it are read, too, and passed over. It is noted what the file has that is left out.
 
         Raises:
             UnreadableInput: pysam is not installed
@@ -124,10 +127,13 @@ class AlignmentParser:
         """
         with closing(self.all_records()) as records:
             for record in records:
-                if contig := self._contig(record):
+                if not self._is_primary(record):
+                    continue
+                if self.records >= start.record:
+                    contig = self._contig(record)
                     self._last = record
                     yield contig
-                    self.records += 1
+                self.records += 1
         if self._left_out:
             counts = " and ".join(plural(count, f"{what} record") for what, count in self._left_out.items())
             self._note(f"{self.path}: left out {counts}, which repeat reads")
@@ -162,10 +168,14 @@ class AlignmentParser:
             self.references = tuple(zip(file.references, file.lengths, strict=True))
             yield from file.fetch(until_eof=True)
 
-    def _contig(self, record: Any) -> Contig | None:
+    def _is_primary(self, record: Any) -> bool:
+        """Return whether *record* is not left out; count it if it is."""
         if record.flag & (_SECONDARY | _SUPPLEMENTARY):
             self._left_out["supplementary" if record.flag & _SUPPLEMENTARY else "secondary"] += 1
-            return None
+            return False
+        return True
+
+    def _contig(self, record: Any) -> Contig:
         bases = (record.get_forward_sequence() or "").encode("ascii")
         if b"=" in bases:
             reason = "a base is '=', the same as in the reference. Convert the file first: samtools fastq"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -22,6 +21,7 @@ from .remote import RemoteFile
 from .segments import START, SeekPoint
 
 STDIN = "-"
+_LONG_SKIP = 1 << 28  # bytes of text that are worth more speed, which who can seek in the file has
 _STREAM: list[int | str] = ["stream"]  # in the place of a fingerprint
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # blocks of a file that are hashed, and the bytes of each
@@ -83,20 +83,14 @@ def read_contigs(
         BrokenInput: the file breaks half way, or changed while it was read; the records before
             the break were yielded
     """
-    with open_input(path, stdin, open_file, start.offset) as opened:
+    with open_input(path, stdin, open_file, start) as opened:
         notes = Notes() if notes is None else notes
         parser = parser_of(path, opened, first_word, limits, notes)
         try:
-            yield from _contigs_from(parser, start)
+            yield from parser.contigs(start)
         finally:
             if kind := kind_of(parser):
                 notes.kinds[path] = kind
-
-
-def _contigs_from(parser: FastxParser | AlignmentParser, start: SeekPoint) -> Iterator[Contig]:
-    if isinstance(parser, AlignmentParser):
-        return islice(parser.contigs(), start.record, None)
-    return parser.contigs(start)
 
 
 def read_headers(path: str) -> Iterator[Contig]:
@@ -286,9 +280,11 @@ def has_mates(path: str) -> bool:
 
 
 @contextmanager
-def open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: int = 0) -> Iterator[Opened]:
+def open_input(
+    path: str, stdin: BinaryIO | None, open_file: OpenFile, start: SeekPoint = START
+) -> Iterator[Opened]:
     """
-    Open *path*, or *stdin* if that is meant, and find out what it is.
+    Open *path*, or *stdin* if that is meant, where *start* is in it, and find out what it is.
 
     Raises:
         UnreadableInput: it cannot be opened
@@ -300,8 +296,8 @@ def open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: i
             raw = stack.enter_context(_standard_input(stdin) if path == STDIN else open_file(path))
             # Before its text is read, which takes the bytes: what a file is shows at its very beginning.
             alignments = alignment_format(raw)
-            if offset:
-                raw = stack.enter_context(_seek(raw, path, offset))
+            if start.offset or start.skip >= _LONG_SKIP:
+                raw = stack.enter_context(_seek(raw, path, start.offset, open_file))
             text = stack.enter_context(decompressed(raw))
         except IsADirectoryError as error:
             raise UnreadableInput(path, _why_no_files(path)) from error
@@ -310,11 +306,12 @@ def open_input(path: str, stdin: BinaryIO | None, open_file: OpenFile, offset: i
         yield Opened(raw, text, partial(_has_changed, path, raw, before), alignments)
 
 
-def _seek(raw: io.BufferedReader, path: str, offset: int) -> io.BufferedReader:
+def _seek(raw: io.BufferedReader, path: str, offset: int, reopen: OpenFile) -> io.BufferedReader:
     """Return *raw* at *offset* of the file; opened directly if it is read ahead, which goes forward only."""
-    if not raw.seekable():
-        raw.close()
-        raw = open_file(path)
+    for open_again in (reopen, open_file):
+        if not raw.seekable():
+            raw.close()
+            raw = open_again(path)  # a file that was read ahead is so once
     raw.seek(offset)
     return raw
 

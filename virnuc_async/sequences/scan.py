@@ -10,7 +10,7 @@ import threading
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -23,7 +23,7 @@ from virnuc_async.fileio import Directory
 
 from .alignments import AlignmentParser
 from .decompression import GzipText
-from .fastx import DEFAULT_LIMITS, Contig, FastxParser, Limits, first_word
+from .fastx import DEFAULT_LIMITS, FastxParser, Limits, first_word
 from .files import OpenFile, open_file
 from .inputs import READS, InputVersion, Opened, kind_of, open_input, parser_of
 from .plain_fastq import FastqParts, Part
@@ -202,7 +202,7 @@ class _Scanner:
         """Read all records of *parser*, which is at the current place."""
         mark, at = START, self._at
         try:
-            with closing(_contigs(parser, at)) as contigs:
+            with closing(parser.contigs(at._replace(skip=0))) as contigs:
                 for contig in contigs:
                     self._lengths.add(len(contig.bases))
                     if self._is_utf8 and not contig.id.isascii():
@@ -228,11 +228,6 @@ class _Scanner:
             _lengths=self._lengths,
             _marks=self._marks,
         )
-
-
-def _contigs(parser: FastxParser | AlignmentParser, at: SeekPoint) -> Generator[Contig, None, None]:
-    """Return the records of *parser*, the text of which begins with the one that is *at* a place."""
-    return parser.contigs(at._replace(skip=0)) if isinstance(parser, FastxParser) else parser.contigs()
 
 
 def _is_utf8(text: bytes) -> bool:
