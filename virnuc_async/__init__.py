@@ -17,14 +17,21 @@ from typing import TYPE_CHECKING, Any
 from virnuc_async._version import __version__
 
 if TYPE_CHECKING:
+    from virnuc_async.distributed.merge import (
+        merge_shards,
+    )
     from virnuc_async.distributed.plan import (
         RunPlan,
+        Shard,
     )
     from virnuc_async.distributed.planning import (
         make_plan,
     )
     from virnuc_async.distributed.scanning import (
         PlanProgress,
+    )
+    from virnuc_async.distributed.shard import (
+        run_shard,
     )
     from virnuc_async.errors import (
         AmbiguousFeatures,
@@ -91,6 +98,9 @@ if TYPE_CHECKING:
     )
     from virnuc_async.log import (
         logger,
+    )
+    from virnuc_async.outputs.shard_rows import (
+        ShardSummary,
     )
     from virnuc_async.outputs.summary import (
         Summary,
@@ -184,6 +194,8 @@ __all__ = [
     "ScorerClosed",
     "ScorerProgress",
     "Settings",
+    "Shard",
+    "ShardSummary",
     "ShardsMissing",
     "SharedSequences",
     "Stage",
@@ -203,7 +215,9 @@ __all__ = [
     "__version__",
     "logger",
     "make_plan",
+    "merge_shards",
     "run_pipeline",
+    "run_shard",
 ]
 
 # All others are errors.
@@ -225,6 +239,10 @@ _MODULE_OF = dict.fromkeys(__all__, "errors") | {
     "VerdictBy": "settings",
     "PlanProgress": "distributed.scanning",
     "RunPlan": "distributed.plan",
+    "Shard": "distributed.plan",
+    "ShardSummary": "outputs.shard_rows",
+    "merge_shards": "distributed.merge",
+    "run_shard": "distributed.shard",
     "logger": "log",
     "make_plan": "distributed.planning",
     "run_pipeline": "pipeline",

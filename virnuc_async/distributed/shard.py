@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 from anyio import to_thread
@@ -16,14 +17,14 @@ from virnuc_async.pipeline import MakeScorer, execute_and_write, files_read_ahea
 from virnuc_async.runs.plan import Plan, PlannedInput, PlannedPart
 from virnuc_async.runs.run_progress import RunProgress
 from virnuc_async.sequences.segments import NOTHING
-from virnuc_async.settings import Settings
+from virnuc_async.settings import Settings, local_path
 
 from .plan import SHARDS, RunPlan, Shard, read_plan
 
 
 async def run_shard(
-    run: Path,
-    shard: Shard,
+    run: str | PathLike[str],
+    shard: Shard | str,
     settings: Settings | None = None,
     *,
     command: Sequence[str] = (),
@@ -31,7 +32,7 @@ async def run_shard(
     make_scorer: MakeScorer | None = None,
 ) -> ShardSummary:
     """
-    Score *shard* of the run that is planned in the directory *run*, and write the rows of its records there.
+    Score *shard*, such as "3/100", of the run that is planned in the directory *run*; write its rows there.
 
     What changes a result is planned; *settings* are of this machine: devices, directories, *overwrite* and
     *repair*. Resumes the shard, and leaves it as it is when it is finished. A shard with inputs that failed
@@ -44,7 +45,8 @@ async def run_shard(
         what :func:`virnuc_async.run_pipeline` raises
     """
     require_asyncio()
-    settings = settings or Settings()
+    run, settings = local_path(run, "the run directory"), settings or Settings()
+    shard = Shard.parse(shard) if isinstance(shard, str) else shard
     if settings.reuse_features is not None:
         raise UsageError("a shard cannot reuse features: run the whole input on one machine for that")
     planned = await to_thread.run_sync(read_plan, run)
