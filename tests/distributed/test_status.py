@@ -8,9 +8,12 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,12 +32,9 @@ from virnuc_async.distributed.storage import RemoteRun
 from virnuc_async.engine.replica import Replica
 from virnuc_async.errors import NoPlan
 from virnuc_async.fileio import Directory
-from virnuc_async.outputs.shard_file import ShardFile
-from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.lock import LOCK, Lock
 from virnuc_async.runs.output_directory import MERGED
 from virnuc_async.runs.progress_file import NAME as PROGRESS
-from virnuc_async.runs.totals import Totals
 from virnuc_async.settings import Settings
 
 LENGTHS = [[1000] * 8, [1000, 2000]]  # ten segments, of 11,000 bases
@@ -54,28 +54,24 @@ def shard_directory(run: Path, number: int, of: int = 10) -> Path:
     return path
 
 
+@cache
+def finished_shard() -> dict[str, Any]:
+    """What a real shard that is finished says in its shard.json."""
+    with TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        (run.parent / "a.fa").write_text(fasta(some_reads(1, 90).items()))
+        on_cpu = Settings(devices="cpu", threads=1)
+        anyio.run(make_plan, run.parent / "a.fa", run, on_cpu)
+        anyio.run(run_shard, run, Shard(0, 1), on_cpu)
+        (path,) = run.glob("shards/*/shard.json")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
 def finish(path: Path, plan: RunPlan, number: int, of: int = 10) -> None:
     """Write the shard.json of a shard that is finished into *path*."""
-    done = ShardFile(
-        plan=plan.digest,
-        shard=(number, of),
-        command="",
-        model=ModelFacts(500, None),
-        width=0,
-        version="1.0",
-        totals=Totals(),
-        verdicts={},
-        tally={},
-        failures={},
-        devices=[],
-        host="node1",
-        seconds={},
-        versions={},
-        reproducible=True,
-        files={},
-    )
-    with Directory(path) as directory:
-        done.write(directory)
+    value = finished_shard() | {"plan": plan.digest, "shard": [number, of]}
+    (path / "shard.json").write_text(json.dumps(value))
 
 
 def progress(path: Path, state: str, share: float | None, **more: Any) -> None:
@@ -183,7 +179,6 @@ def test_a_shard_that_was_killed_here(tmp_path: Path, plan: RunPlan) -> None:
 import os, signal
 from pathlib import Path
 from virnuc_async.fileio import Directory
-from virnuc_async.outputs.written import ModelFacts
 from virnuc_async.runs.lock import Lock
 lock = Lock(Directory(Path({str(path)!r})))
 os.kill(os.getpid(), signal.SIGKILL)
