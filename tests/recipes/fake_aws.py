@@ -74,8 +74,7 @@ def run(definition: dict[str, Any], request: dict[str, Any], task: int) -> int:
     values = definition.get("parameters", {}) | request.get("parameters", {})
     words = [values[word[5:]] if word.startswith("Ref::") else word for word in command]
     words = [word.replace("/data", f"{os.getcwd()}/data") for word in words]
-    (place,) = container["mountPoints"]
-    assert place["containerPath"] == "/data"
+    assert all(place["containerPath"] == "/data" for place in container.get("mountPoints", ()))
     is_array = "arrayProperties" in request
     number = {"AWS_BATCH_JOB_ARRAY_INDEX": str(task)} if is_array else {}
     return subprocess.run(words, env=os.environ | number, stdout=sys.stderr).returncode

@@ -1,12 +1,14 @@
 """Kubernetes and AWS Batch: their files as the makers' schemas have them, and run by stand-ins."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from object_stores import Bucket
 from recipe_files import (
     RECIPES,
     SHARDS,
@@ -78,6 +80,20 @@ def test_aws_batch(aws: Shell, in_segments: Tables, note: Note) -> None:
     assert {path.name: path.read_text() for path in jobs.iterdir()} == {"0": "0", "1": "0" * SHARDS, "2": "0"}
     assert merged(aws) == in_segments
     note("AWS Batch: requests checked by AWS's library; the commands of the README, byte-identical")
+
+
+def test_aws_batch_with_a_bucket_alone(bucket: Bucket, aws: Shell, in_segments: Tables, note: Note) -> None:
+    aws.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    url = bucket.put("metagenome.fa.gz", (aws.directory / "data" / "metagenome.fa.gz").read_bytes())
+    for path in aws.directory.glob("*.json"):
+        definition = json.loads(path.read_text().replace("/data/", f"{bucket.root}/"))
+        del definition["containerProperties"]["volumes"], definition["containerProperties"]["mountPoints"]
+        path.write_text(json.dumps(definition))
+    *computed, _, _ = few_shards(commands("AWS Batch")).replace("/data/", f"{bucket.root}/").splitlines()
+    aws.run("\n".join(computed))
+    aws.run(f"virnuc-async merge {bucket.root}/run results/")
+    assert read_tables(aws.directory / "results", url) == in_segments
+    note("AWS Batch without a file system, on a local S3 server: byte-identical to one machine")
 
 
 def test_aws_batch_merges_nothing_without_a_shard(aws: Shell) -> None:
