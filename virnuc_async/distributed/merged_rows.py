@@ -1,4 +1,4 @@
-"""Files of all shards as one: their rows one behind the other, or merged by their order; none is decoded."""
+"""Files of all shards as one: their rows, as they are, one behind the other or merged by their order."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -69,20 +69,22 @@ def files_of(run: Path, shards: Sequence[FinishedShard], name: str) -> list[Shar
     return [ShardRowFile(run, shard, name) for shard in shards]
 
 
-def concatenated(files: Sequence[ShardRowFile], header_lines: int) -> Chunks:
+def concatenated(files: Sequence[ShardRowFile], header_lines: int, block_bytes: int = _BLOCK_BYTES) -> Chunks:
     """Yield the rows of all *files*, behind the header of the first one."""
     for number, file in enumerate(files):
-        with closing(_without_header(file.blocks(), header_lines)) as blocks:
+        with closing(_without_header(file.blocks(block_bytes), header_lines)) as blocks:
             header = next(blocks)
             if not number:
                 yield header
             yield from blocks
 
 
-def concatenated_regions(files: Sequence[ShardRowFile], header_lines: int) -> Chunks:
+def concatenated_regions(
+    files: Sequence[ShardRowFile], header_lines: int, block_bytes: int = _BLOCK_BYTES
+) -> Chunks:
     """Yield what :func:`concatenated` does, of tables of regions: these are numbered through."""
     first = 1
-    with closing(concatenated(files, header_lines)) as blocks:
+    with closing(concatenated(files, header_lines, block_bytes)) as blocks:
         for lines in _whole_lines(blocks):
             text, found = numbered_on(lines, first)
             first += found
@@ -118,13 +120,14 @@ def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def merged(files: Sequence[ShardRowFile], header_lines: int, memory: int = _READ_AHEAD) -> Chunks:
+def merged(files: Sequence[ShardRowFile], header_lines: int, block_bytes: int | None = None) -> Chunks:
     """
     Yield the rows of all *files*, each sorted by what is before the last tab, in that order.
 
-    Rows that are equal in this are in the order of the shards. About *memory* bytes of lines are read ahead.
+    Rows that are equal in this are in the order of the shards. Of each file *block_bytes* are in memory, by
+    default so many that memory does not grow with the number of files.
     """
-    size = max(_MIN_PIECE, min(_BLOCK_BYTES, memory // max(1, len(files))))
+    size = block_bytes or max(_MIN_PIECE, min(_BLOCK_BYTES, _READ_AHEAD // max(1, len(files))))
     with ExitStack() as opened:
         blocks = [
             opened.enter_context(closing(_without_header(file.blocks(size), header_lines))) for file in files
