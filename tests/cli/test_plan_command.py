@@ -178,6 +178,19 @@ def test_status(reads: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_status_of_a_run_that_is_done(reads: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    assert run("plan", reads, directory, "--devices", "cpu", "--segment-bases", "5000").code == 0
+    for number in (0, 1):
+        done = run("predict", "--plan", directory, "--shard", f"{number}/2", "--devices", "cpu")
+        assert done.code == 0
+    _, counts, following = run("status", directory).out.splitlines()
+    assert counts == "2 shards: 2 done; 100% done"
+    assert following == f"All are done. Next: virnuc-async merge {directory}"
+    assert run("merge", directory).code == 0
+    assert run("status", directory).out.splitlines()[2] == f"Merged: the tables are in {directory}"
+
+
 def test_status_of_many_shards_is_short(reads: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     assert run("plan", reads, directory, *T4, "--segment-bases", "100").code == 0

@@ -50,18 +50,17 @@ def run(options: Namespace) -> int:
     if not status.divisions:
         print(f"No shard has begun. Next: {PROGRAM} predict --plan {directory} --shard NUMBER/COUNT")
     for division in status.divisions:
-        _print_division(division, directory)
-    if status.is_merged:
-        print(f"Merged: the tables are in {directory}")
+        _print_division(division, directory, status.is_merged)
     return DONE
 
 
-def _print_division(division: "ShardsStatus", directory: str) -> None:
+def _print_division(division: "ShardsStatus", directory: str, is_merged: bool) -> None:
     from virnuc_async.distributed.status import ShardState as State
     from virnuc_async.distributed.status import ranges
 
+    share = f"{division.share:.1%}".replace(".0%", "%")
     counts = ", ".join(f"{count:,} {state}" for state, count in division.counts.items() if count)
-    print(f"{plural(division.of, 'shard')}: {counts}; {division.share:.1%} done")
+    print(f"{plural(division.of, 'shard')}: {counts}; {share} done")
     shown = (State.FAILED, State.STOPPED, State.RUNNING)
     rows = [_row(shard) for state in shown for shard in division.shards if shard.state is state]
     if rows:
@@ -71,6 +70,8 @@ def _print_division(division: "ShardsStatus", directory: str) -> None:
     if left := division.numbers(State.STOPPED, State.FAILED, State.MISSING):
         command = f"{PROGRAM} predict --plan {directory} --shard NUMBER/{division.of}"
         print(f"To be run: {ranges(left)}, each with: {command}")
+    elif is_merged:
+        print(f"Merged: the tables are in {directory}")
     elif not division.numbers(State.RUNNING):
         print(f"All are done. Next: {PROGRAM} merge {directory}")
 
