@@ -11,7 +11,7 @@ in columns, since a row for each of a hundred million ORFs takes longer than to 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -304,23 +304,8 @@ class Store:
             self._rows = StoreRows(self._database)
             self.reader = RunReader(self._rows)
             with self._transaction("EXCLUSIVE"):
-                self._create_or_check(overwrite)
+                _create_or_check(self._database, overwrite)
             undo.pop_all()
-
-    def _create_or_check(self, overwrite: bool) -> None:
-        is_ours = has_tables(self._database, overwrite)
-        if is_ours and not overwrite:
-            return
-        outputs = [name for name in OUTPUT_FILES if self.directory.stat(name) and name != _LOG]
-        if outputs and not overwrite:
-            raise self._database.damage(f"it is empty, and there is {outputs[0]}")
-        written = (self.get_meta("written") if is_ours else None) or {}
-        for name in self._database.tables():
-            self._database.execute(f"DROP TABLE {name}")
-        create_tables(self._database.connection)
-        for name in OUTPUT_FILES if is_ours else ():
-            self.directory.unlink(name)
-        remove_merged(self.directory, written.get("files", ()))
 
     def _set_file_ends(self, number: int, files: Sequence[FileRow]) -> None:
         window = self.reader.window(number)
@@ -330,18 +315,9 @@ class Store:
 
     def _failed_orf(self, batch: Batch, row: int, stage: Stage, message: str) -> FailedOrf:
         contig, fragment, frame = batch.origins[row].tolist()
-        file, name = self._locate_contig(contig, batch.window)
+        file, name = self._rows.locate_contig(contig, batch.window)
         text = orf_id(name, fragment, frame) + b": " + message.encode()
         return FailedOrf(int(batch.orfs[row]), file, str(stage), os.fsdecode(text))
-
-    def _locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
-        """Return file and id of a record that begins in *window* or before."""
-        with closing(self._rows.windows_back(window)) as windows:
-            for found in windows:
-                if len(found.contigs) and found.contigs["number"][0] <= contig:
-                    row = contig - int(found.contigs["number"][0])
-                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
-        raise self._database.damage("records are missing")
 
     def _write_embeddings(self, done: "ScoredBatch", rows: Rows) -> bytes:
         """
@@ -352,6 +328,24 @@ class Store:
         with writing_to(self.directory.path), self.embeddings(rows.shape[1]) as file:
             file.write(done.batch.orfs, rows)
         return fingerprints(np.delete(rows, list(done.failures), 0)).tobytes()
+
+
+def _create_or_check(database: Database, overwrite: bool) -> None:
+    """Create the tables, where there are none or with *overwrite*; else check that they are ours."""
+    directory = database.directory
+    is_ours = has_tables(database, overwrite)
+    if is_ours and not overwrite:
+        return
+    outputs = [name for name in OUTPUT_FILES if directory.stat(name) and name != _LOG]
+    if outputs and not overwrite:
+        raise database.damage(f"it is empty, and there is {outputs[0]}")
+    written = (get_meta(database, "written") if is_ours else None) or {}
+    for name in database.tables():
+        database.execute(f"DROP TABLE {name}")
+    create_tables(database.connection)
+    for name in OUTPUT_FILES if is_ours else ():
+        directory.unlink(name)
+    remove_merged(directory, written.get("files", ()))
 
 
 def _remove_leftovers(directory: Directory) -> None:

@@ -111,11 +111,6 @@ class StoreRows:
         query = "SELECT * FROM windows WHERE number BETWEEN ? AND ? ORDER BY number"
         return self._database.decoded(WindowRow.decode, query, first, last)
 
-    def windows_back(self, last: int) -> Generator[WindowRow, None, None]:
-        """Yield each window up to number *last*, the last one first."""
-        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
-        return self._database.decoded(WindowRow.decode, query, last)
-
     def last_windows(self) -> list[WindowRow]:
         """Return the last window of each segment, in order."""
         query = (
@@ -123,6 +118,16 @@ class StoreRows:
         )
         with closing(self._database.decoded(WindowRow.decode, query)) as windows:
             return sorted(windows, key=lambda window: window.number)
+
+    def locate_contig(self, contig: int, window: int) -> tuple[int, bytes]:
+        """Return file and id of a record that begins in *window* or before."""
+        query = "SELECT * FROM windows WHERE number <= ? ORDER BY number DESC"
+        with closing(self._database.decoded(WindowRow.decode, query, window)) as windows:
+            for found in windows:
+                if len(found.contigs) and found.contigs["number"][0] <= contig:
+                    row = contig - int(found.contigs["number"][0])
+                    return int(found.contigs["file"][row]), found.ids.split(b"\n")[row]
+        raise self.damage("records are missing")
 
     def window_count(self, first: int = 0) -> int:
         """Return the number of windows from number *first* on."""
