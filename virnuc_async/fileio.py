@@ -213,13 +213,9 @@ class Directory:
         finally:
             os.close(file)
 
-    def rename(self, old: str, new: str) -> None:
-        """Rename the file *old*; a file that is called *new* is replaced."""
-        os.replace(old, new, src_dir_fd=self._handle, dst_dir_fd=self._handle)
-
-    def move_to(self, other: "Directory", name: str) -> None:
-        """Move the file *name* into the directory *other*, where it replaces one of that name."""
-        os.replace(name, name, src_dir_fd=self._handle, dst_dir_fd=other._handle)
+    def rename(self, old: str, new: str, into: "Directory | None" = None) -> None:
+        """Rename the file *old*, *into* another directory if given; a file called *new* is replaced."""
+        os.replace(old, new, src_dir_fd=self._handle, dst_dir_fd=(into or self)._handle)
 
     def link(self, old: str, new: str) -> None:
         """Add the name *new*, which must be free, to the file *old*."""

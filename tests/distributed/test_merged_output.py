@@ -149,15 +149,15 @@ def test_what_was_interrupted_while_files_were_replaced_is_not_finished_and_is_d
     merge_shards(path)
     before = tables(path)
     moved = []
-    move = Directory.move_to
+    rename = Directory.rename
 
-    def stops(directory: Directory, other: Directory, name: str) -> None:
-        if moved:
+    def stops(directory: Directory, old: str, new: str, into: Directory | None = None) -> None:
+        if into is not None and moved:
             raise KeyboardInterrupt
-        moved.append(name)
-        move(directory, other, name)
+        moved.extend([new] * (into is not None))
+        rename(directory, old, new, into)
 
-    monkeypatch.setattr(Directory, "move_to", stops)
+    monkeypatch.setattr(Directory, "rename", stops)
     with pytest.raises(KeyboardInterrupt):
         merge_shards(path)
     monkeypatch.undo()

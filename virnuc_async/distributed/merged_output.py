@@ -120,7 +120,7 @@ class MergedOutput:
         for name in sorted(names - {SUMMARY}):
             _move(staged, self.directory, name)
         self.directory.sync()
-        staged.move_to(self.directory, SUMMARY)
+        staged.rename(SUMMARY, SUMMARY, self.directory)
         self.directory.sync()
         self._files = names
 
@@ -181,12 +181,12 @@ def _move(staged: Directory, directory: Directory, name: str) -> None:
     if not inner:
         if directory.stat(name) is not None and not directory.is_file(name):
             directory.remove(name)
-        staged.move_to(directory, name)
+        staged.rename(name, name, directory)
         return
     if directory.is_file(inner):
         directory.unlink(inner)
     with staged.subdirectory(inner) as source, directory.subdirectory(inner) as target:
-        source.move_to(target, plain)
+        source.rename(plain, plain, target)
         target.sync()
 
 
