@@ -91,8 +91,8 @@ class Parameters:
     operations_per_batch: float = _parameter(4.4, "flushed writes", "measured: storage.json")
 
     deal_seconds: float = _parameter(0.005, "s of the driver a shard", "assumed")
-    open_seconds: float = _parameter(2.0, "s to open a shard", "assumed")
-    skim_megabases: float = _parameter(100.0, "Mb/s of plain gzip that is read over", "assumed")
+    open_seconds: float = _parameter(1.2, "s to open a shard", "measured: shards.json, without a model")
+    skim_megabases: float = _parameter(368.0, "Mb/s of plain gzip read over", "measured: scan.json, FASTQ")
     rebuild_orfs: float = _parameter(25_000.0, "ORFs/s of windows built again", "measured: simulated.json")
     tables: str = _choice({"text": "as text, in one file each", "parquet": "as Parquet, a part a shard"})
     store_bytes: float = _parameter(93.7, "bytes of store an ORF", "measured: storage.json, long names")
@@ -101,9 +101,9 @@ class Parameters:
     parquet_bytes: float = _parameter(33.6, "bytes of Parquet an ORF", "measured: storage.json, three tables")
     parquet_microseconds: float = _parameter(5.8, "us to write an ORF's Parquet", "measured: storage.json")
 
-    plan_megabases: float = _parameter(50.0, "Mb/s that a core plans", "assumed")
+    plan_megabases: float = _parameter(135.0, "Mb/s that a core plans", "measured: scan.json, FASTQ")
     plan_cores: int = _parameter(16, "cores that plan, one for each file", "assumed")
-    merge_microseconds: float = _parameter(1.0, "us an ORF to merge", "assumed")
+    merge_microseconds: float = _parameter(0.75, "us an ORF to merge", "measured: merge.json")
 
     @property
     def bases(self) -> float:
@@ -315,6 +315,7 @@ class Simulation:
         self._parts = {part.shard: part for part in parts_of(parameters)}
         self._dealing = Dealing(self._parts, replace(_LIMITS, lost_nodes=parameters.attempts))
         self._gpus = [Gpu(number, self._draw_speed()) for number in range(parameters.gpus)]
+        self._waiting = len(self._parts)
         self._idle: deque[tuple[Gpu, int]] = deque()
         self._storage = Shared(parameters.bandwidth * GIGA, parameters.stream * GIGA)
         self._scoring = Shared(1.0, 1.0)
@@ -412,9 +413,11 @@ class Simulation:
 
     def _deal_to(self, gpu: Gpu, now: float) -> bool:
         """Give *gpu* a shard, and return whether there is one for it."""
-        task = self._dealing.take(gpu.worker, now)
+        # Asking takes as long as there are workers.
+        task = self._dealing.take(gpu.worker, now) if self._waiting else None
         if task is None:
             return False
+        self._waiting -= 1
         gpu.part = self._parts[task.shard]
         gpu.turn_to(Spent.OPENING, now)
         self._driver_is_free = max(now, self._driver_is_free) + self._of.deal_seconds
@@ -430,8 +433,9 @@ class Simulation:
 
     def _end(self, worker: str, ending: Ending, now: float) -> None:
         """Note how *worker* has ended with its shard; one that is not done is dealt again, after a pause."""
-        self._dealing.ended(worker, ending, "", now)
-        if ending is not Ending.DONE:
+        shard = self._dealing.ended(worker, ending, "", now).shard
+        if ending is not Ending.DONE and shard not in self._dealing.set_aside:
+            self._waiting += 1
             for pause in (0.0, *_PAUSES):
                 self._at(now + pause, self._deal)
 

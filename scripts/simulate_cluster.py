@@ -20,9 +20,9 @@ from measured import facts, save, table
 
 # Each study: what is varied, in every combination. The rest is as the parameters have it.
 STUDIES: Mapping[str, Mapping[str, Sequence[Any]]] = {
-    "seeds": {"seed": range(10)},
+    "seeds": {"segment_megabases": (64.0, 16.0), "seed": range(10)},
     "GPUs": {"gpus": (1, 10, 100, 300, 1000, 3000, 10_000)},
-    "segments": {"gpus": (100, 1000, 10_000), "segment_megabases": (4.0, 16.0, 64.0, 256.0)},
+    "segments": {"gpus": (100, 1000, 10_000), "segment_megabases": (4.0, 8.0, 16.0, 32.0, 64.0)},
     "shards": {"gpus": (10, 100, 1000), "segments_per_shard": (1, 4, 12, 100)},
     "bandwidth": {"gpus": (100, 1000, 10_000), "bandwidth": (1.0, 5.0, 20.0, 100.0)},
     "format": {"gpus": (10, 100, 1000), "files": (1, 16, 128), "format": ("gzip", "bgzf")},
@@ -33,10 +33,10 @@ STUDIES: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "store": ("scratch", "shared"),
     },
     "tables": {"gpus": (10, 100, 1000), "tables": ("text", "parquet")},
-    "workers": {"gpus": (100, 1000), "segments_per_shard": (1, 4), "workers": ("kept", "job")},
-    "speed": {"orfs_per_second": (190.0, 809.0, 2026.0), "gpus": (100, 1000)},
+    "workers": {"gpus": (100, 1000), "segments_per_shard": (1, 13), "workers": ("kept", "job")},
+    "speed": {"orfs_per_second": (162.0, 809.0, 2026.0), "gpus": (100, 1000)},
     "commits": {"gpus": (100, 1000, 10_000), "operations": (2000.0, 20_000.0), "store": ("shared",)},
-    "5 GB": {"orfs": (67e6,), "gigabytes": (5.0,), "files": (2,), "gpus": (1, 10, 100, 1000)},
+    "5 GB": {"orfs": (67e6,), "gigabytes": (5.0,), "files": (2,), "gpus": (1, 10, 30, 100)},
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import simulate
 from cluster_model import Gpu, Outcome, Parameters, Shared, Simulation, Spent, parts_of, plan_of
 from simulate_cluster import STUDIES
+from support import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
 # Twenty GPUs with ten shards each, much of which is lost.
@@ -210,3 +211,20 @@ def test_the_picture_shows_all_time_of_every_point(tmp_path: Path) -> None:
     texts = [one.text for one in svg.iter(f"{SVG}text")]
     assert {"1 GPU", "1,200 GPUs", "without a shard"} <= set(texts)
     assert f"{of[1]['efficiency']:.1%} in {of[1]['shards_minutes'] / 60:.1f} hours" in texts
+
+
+def test_what_is_published_is_what_the_model_says() -> None:
+    benchmarks = ROOT / "docs" / "benchmarks"
+    published = json.loads((benchmarks / "cluster-simulated.json").read_text())
+    for one in fields(Parameters):
+        found, source = published["parameters"][one.name], one.metadata["source"]
+        assert (found["value"], found["source"]) == (one.default, source)
+        if source.startswith("measured: ") and ".json" in source:
+            assert (benchmarks / source.removeprefix("measured: ").split(",")[0]).is_file()
+    (point,) = [one for one in published["points"] if (one["study"], one.get("gpus")) == ("GPUs", 1000)]
+    outcome = run(Parameters())
+    assert point["efficiency"] == pytest.approx(outcome.efficiency)
+    assert point["efficiency_of_held"] == pytest.approx(outcome.efficiency_of_held)
+    assert outcome.efficiency_of_held > 0.95
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    assert f"{100 * outcome.efficiency:.1f} % | {100 * outcome.efficiency_of_held:.1f} % |" in page
