@@ -99,8 +99,7 @@ def test_a_place_is_where_the_records_of_a_window_are_from(
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("has_place", [False, True])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(("pack", "has_place"), [(bytes, True), (gzip.compress, False)])
 def test_what_is_read_of_a_part_begins_with_its_first_record(
     pack: Callable[[bytes], bytes], has_place: bool, tmp_path: Path
 ) -> None:
