@@ -65,9 +65,9 @@ async def make_plan(
     Plan a run of *inputs* that many machines share, write ``plan.json`` into *run*, and return the plan.
 
     *run* is a directory, or a URL in an object store; *inputs* are as for run_pipeline, but no streams. The
-    devices are of the kind *for_device*: "cpu" as this machine's, a card such as "H200", or a kind in full; by
-    default as this machine's devices. Every file is read once, several at a time. The same plan is not made
-    again, and another one is not replaced without ``Settings.overwrite``.
+    devices are of the kind *for_device*: "cpu" as this machine's, a card such as "H200", or a kind in full;
+    by default as this machine's devices. Every file is read once, several at a time. The same plan is not
+    made again, and another one is not replaced without ``Settings.overwrite``.
 
     Raises:
         UsageError: of the arguments, or an input can be read only once
