@@ -1,5 +1,6 @@
 """Files of many shards as one, wherever the blocks end in which they are read."""
 
+import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,3 +115,13 @@ def test_a_file_that_is_not_what_was_written_is_named(
     (tmp_path / "1" / "x.tsv").unlink()
     with pytest.raises(ShardsMissing, match=r"shard 1/2: its x\.tsv cannot be read: No such file"):
         list(make(files, 1))
+
+
+@pytest.mark.parametrize("count", [33, 70])
+def test_many_sorted_files_are_merged_in_groups(count: int) -> None:
+    rng = random.Random(count)
+    rows = [(f"r{rng.randrange(300)}", rng.choice(["True", "False"])) for _ in range(9 * count)]
+    shards = [rows[first : first + 9] for first in range(0, len(rows), 9)]
+    contents = [b"head\n" + text(sorted(part, key=lambda row: row[0])) for part in shards]
+    expected = sorted(rows, key=lambda row: row[0])
+    assert made(merged, contents, 1, 40) == b"head\n" + text(expected)

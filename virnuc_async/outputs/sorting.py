@@ -11,6 +11,7 @@ from virnuc_async.fileio import Directory
 from virnuc_async.runs.scratch import temporary_files
 
 RUN_BYTES = 64 << 20  # of lines that are sorted in memory
+_FAN_IN = 32  # runs that are merged at once
 PIECES = 256  # of a run on disk; one at a time is in memory while runs are merged
 
 Key = Callable[[str], str]
@@ -79,13 +80,22 @@ def merge_sorted(all_runs: Iterable[Iterator[list[str]]], key: Key = before_last
 
     Lines with equal keys come in the order of their runs. Each of these yields lists of many lines.
     """
+    runs = list(all_runs)
+    # Each list of one run that is read costs a look at all other runs: of many, some are merged first.
+    while len(runs) > _FAN_IN:
+        runs = [_merge(runs[first : first + _FAN_IN], key) for first in range(0, len(runs), _FAN_IN)]
+    return _merge(runs, key)
+
+
+def _merge(all_runs: Iterable[Iterator[list[str]]], key: Key) -> Iterator[list[str]]:
     runs, heads = list[Iterator[list[str]]](), list[list[str]]()
     for run in all_runs:
         if head := next(run, []):
             runs.append(run)
             heads.append(head)
+    ends = [key(head[-1]) for head in heads]
     while heads:
-        bound, slowest = min((key(head[-1]), number) for number, head in enumerate(heads))
+        bound, slowest = min((end, number) for number, end in enumerate(ends))
         # The lines that the slowest run has not read yet come after all that are taken here. They
         # may have the key *bound*: lines of later runs with that key wait for them.
         ready = []
@@ -95,5 +105,7 @@ def merge_sorted(all_runs: Iterable[Iterator[list[str]]], key: Key = before_last
             del head[:end]
         yield ready if len(heads) == 1 else sorted(ready, key=key)
         heads[slowest] = next(runs[slowest], [])
-        if not heads[slowest]:
-            del heads[slowest], runs[slowest]
+        if heads[slowest]:
+            ends[slowest] = key(heads[slowest][-1])
+        else:
+            del heads[slowest], runs[slowest], ends[slowest]

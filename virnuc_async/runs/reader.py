@@ -120,6 +120,8 @@ class RunReader:
 
     def failures_by_file(self) -> Counter[int]:
         """Return how many failures each input has, by its number."""
+        if not self._may_have_failures():
+            return Counter()
         counts = Counter(place.end.number for place in self._locate_files() if place.end.reason is not None)
         counts.update(file for file, *_ in self._failed_orfs())
         return counts
@@ -165,6 +167,8 @@ class RunReader:
 
     def failures(self) -> Iterator[Failure]:
         """Yield every failure of the run, in the order of the input."""
+        if not self._may_have_failures():
+            return
         paths = self.paths()
         ends = (place.end for place in self._locate_files())
         files = ((end.number, -1, Stage.INPUT, end.reason) for end in ends if end.reason is not None)
@@ -215,6 +219,11 @@ class RunReader:
     def batches(self, window: int) -> list[BatchRow]:
         """Return what there is of *window*, in any order."""
         return self._rows.batches(window)
+
+    def _may_have_failures(self) -> bool:
+        """Return False if it is known, without reading every batch, that there is none."""
+        sealed = self._sealed()
+        return sealed is None or bool(sealed.failures)
 
     def _failed_orfs(self) -> Iterator[tuple[int, int, str, str]]:
         """Yield the file, the number, the stage and the message of each ORF that failed, in order."""
