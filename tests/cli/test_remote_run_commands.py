@@ -25,13 +25,17 @@ def test_a_run_in_a_bucket_has_the_tables_of_one_machine(
     planned = run("plan", url, place, "--devices", "cpu")
     assert planned.code == 0, planned.err
     assert f"predict --plan {place} --shard 0/1" in planned.out
+    assert planned.out.endswith(f"Then: virnuc-async merge {place} OUT/\n")
     assert run("merge", place, tmp_path / "out").code == 1
     scored = predict("--plan", place, "--shard", "0/1")
     assert (scored.code, f"published: {bucket.root}/run/shards/00000-of-00001" in scored.err) == (0, True)
     again = predict("--plan", place, "--shard", "0/1")
     assert (again.code, "shard 0/1 is published already" in again.err) == (0, True)
     status = run("status", place)
-    assert (status.code, "1 shard: 1 done; 100.0% done" in status.out) == (0, True)
+    assert (
+        status.code,
+        f"1 shard: 1 done; 100% done\nAll are done. Next: virnuc-async merge {place} OUT/\n" in status.out,
+    ) == (0, True)
     no_place = run("merge", place)
     assert (no_place.code, f"merge {place} OUT/" in no_place.err) == (64, True)
     assert run("merge", place, tmp_path / "out").code == 0

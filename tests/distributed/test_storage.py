@@ -143,7 +143,7 @@ def test_a_run_is_in_an_object_store(url: str):
 
 
 def test_what_is_published_is_fetched_as_it_was(bucket: Bucket, tmp_path: Path):
-    files = {STORE: os.urandom(20 << 20), PREDICTIONS: b"a\tb\n", "shard.json": b"{}", "empty.tsv": b""}
+    files = {STORE: os.urandom(9 << 20), PREDICTIONS: b"a\tb\n", "shard.json": b"{}", "empty.tsv": b""}
     worker = Worker(bucket, tmp_path / "a", {**files, LOCK: b"me", ".hidden": b"x", ".x.partial": b"x"})
     assert worker.run.shards() == []
     assert worker.run.published(NAME) is None
@@ -253,7 +253,7 @@ run.publish(Fetched(planned([[1000] * 5], 1000), run.workplace("plan")), sys.arg
 """
 
 
-@pytest.mark.parametrize("name", [PUBLISHED, STORE])
+@pytest.mark.parametrize("name", [PUBLISHED, pytest.param(STORE, marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_while_it_publishes_leaves_nothing_that_counts(
     name: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -53,6 +53,8 @@ class Patience(NamedTuple):
 
 
 PATIENCE: Final = Patience()
+# At the start of a command, when somebody waits to be told of a wrong name.
+LITTLE_PATIENCE: Final = Patience(20.0, connect_seconds=5.0, retries=3, retry_seconds=20.0, pause=0.5)
 
 
 class Location(NamedTuple):

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from .object_stores import (
+    LITTLE_PATIENCE,
     PATIENCE,
     Location,
     Patience,
@@ -51,7 +52,7 @@ def look_up(urls: Iterable[str]) -> dict[str, OSError | None]:
     def look_up_one(url: str) -> OSError | None:
         try:
             where = locate(url)
-            _head(open_store(where.root), where, url)
+            _head(open_store(where.root, LITTLE_PATIENCE), where, url)
         except OSError as error:
             return error
         return None
@@ -68,7 +69,7 @@ def list_directory(url: str) -> list[str]:
         OSError: it cannot be listed
     """
     where = locate(url)
-    store, obstore = open_store(where.root), import_module("obstore")
+    store, obstore = open_store(where.root, LITTLE_PATIENCE), import_module("obstore")
     with translated_errors(url):
         found: dict[str, Any] = obstore.list_with_delimiter(store, where.key.rstrip("/") or None)
     if not found["objects"] and not found["common_prefixes"]:

@@ -18,7 +18,7 @@ from virnuc_async.cli.run_options import (
     run_settings,
 )
 from virnuc_async.cli.signals import run_until_stopped
-from virnuc_async.text import plural
+from virnuc_async.text import is_url, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,5 +155,5 @@ def _result(plan: "RunPlan", directory: str) -> list[str]:
         f"Planned: {plural(plan.records, 'record')}, {plan.bases / 1e6:,.1f} Mb, of {files}; {segments}",
         f"Devices: {plan.devices}, {plan.precision.upper()}, {plan.tokens_per_batch:,} tokens per batch",
         f"Next{each}: {PROGRAM} predict --plan {run} --shard {shard}{fewer}",
-        f"Then: {PROGRAM} merge {run}",
+        f"Then: {PROGRAM} merge {run}{' OUT/' if is_url(directory) else ''}",
     ]

@@ -9,7 +9,7 @@ from virnuc_async.cli.console import print_table
 from virnuc_async.cli.environment import temporary_dir
 from virnuc_async.cli.exit_codes import DONE
 from virnuc_async.cli.parser import PROGRAM, add_command, path_text
-from virnuc_async.text import escape_control_chars, plural
+from virnuc_async.text import escape_control_chars, is_url, plural
 
 if TYPE_CHECKING:
     from virnuc_async.distributed.status import ShardsStatus, ShardStatus
@@ -73,7 +73,7 @@ def _print_division(division: "ShardsStatus", directory: str, is_merged: bool) -
     elif is_merged:
         print(f"Merged: the tables are in {directory}")
     elif not division.numbers(State.RUNNING):
-        print(f"All are done. Next: {PROGRAM} merge {directory}")
+        print(f"All are done. Next: {PROGRAM} merge {directory}{' OUT/' if is_url(directory) else ''}")
 
 
 def _row(shard: "ShardStatus") -> tuple[str, ...]:
