@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from sequence_files import (
+    EACH_BLOCK,
     EACH_FORM,
     FORMS,
     Form,
@@ -117,6 +118,21 @@ def test_a_device_that_fails_at_once():
     with pytest.raises(UnreadableInput) as caught:
         next(read_contigs("-", stdin=Failing(b"")))
     assert str(caught.value) == "-: Input/output error"
+
+
+@EACH_BLOCK
+@pytest.mark.parametrize(
+    ("content", "records", "says"),
+    [
+        (b"@a\nAC\n+\nII\n@b\nGT\n+\nII\r@c\rA", 2, "breaks after 2 records: Input/output error"),
+        (b"@a\nAC\n+\nII\n@b\nGT\n+\nIII\rI", 1, "line 8: the quality line is not as long as the bases"),
+        (b"@a\nAC\n+\nII\n@b\nGT\n+\nII", 1, "breaks after 1 record: Input/output error"),
+        (b">a\nAC\n>b\rGT\r>c\rA", 2, "breaks after 2 records: Input/output error"),
+    ],
+)
+def test_complete_lines_before_a_failure_count(content: bytes, records: int, says: str, block: int):
+    found, failure = until_failure(read_contigs("-", stdin=Failing(content), limits=Limits(block)))
+    assert (len(found), str(failure)) == (records, f"-: {says}")
 
 
 # What changes while it is read

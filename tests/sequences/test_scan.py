@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def test_lengths_on_the_disk(tmp_path: Path) -> None:
             assert lengths.tolist() == [len(record.bases) for record in RECORDS]
             assert lengths.dtype == np.int64
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_scanned_by_several_threads(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(12)]
+    for number, path in enumerate(paths):
+        path.write_bytes(gzip.compress(as_fastq(RECORDS[number : number * 40])))
+    with Directory(tmp_path) as scratch, Spill(scratch) as spill, ThreadPoolExecutor(4) as threads:
+        scans = list(threads.map(lambda path: scan_file(str(path), spill), paths))
+        for number, found in enumerate(scans):
+            lengths = [length for block in found.lengths() for length in block.tolist()]
+            assert lengths == [len(record.bases) for record in RECORDS[number : number * 40]]
 
 
 def test_a_file_that_breaks(tmp_path: Path) -> None:
@@ -258,5 +270,8 @@ def test_any_file_has_the_same_tail_from_every_seek_point(packing: str, data: st
         packed = packed[:at] + (bytes([packed[at] ^ 1 << bit]) + packed[at + 1 :] if bit < 8 else b"")
     path = tmp_path / "file"
     path.write_bytes(packed)
-    limits = Limits(block=data.draw(st.sampled_from([1, 9, 100, 1000, 1 << 18])), record=900, id=50)
-    check(path, scan_file(str(path), limits=limits), limits)
+    # They need not be read in blocks of the size of the scan's.
+    scanned, read = (
+        Limits(block=data.draw(st.sampled_from([1, 9, 100, 1000, 1 << 18])), record=900, id=50) for _ in "ab"
+    )
+    check(path, scan_file(str(path), limits=scanned), read)

@@ -107,6 +107,7 @@ class FastxParser:
         self._has_lone_cr = False  # so far
         self._line = 1  # of the record that is being read
         self.mark = START  # in the text: the first record that was complete with the current block
+        self._why_broken = ""
         self._position = 0  # bytes of the text before the record that is being read; FASTQ: before its block
         # Of the record that was read last. FASTA: its text without ">", and the letters of its header.
         # FASTQ: its lines, and whether they have their ends.
@@ -174,12 +175,16 @@ class FastxParser:
             if held:
                 self._has_lone_cr = True
                 yield held
-            raise BrokenInput(self.path, self.records, describe_error(error)) from error
+            raise self._broken(describe_error(error)) from error
         if held:
             self._has_lone_cr = True
             yield held
         if skip or self._has_changed():
-            raise BrokenInput(self.path, self.records, "it changed while it was being read")
+            raise self._broken("it changed while it was being read")
+
+    def _broken(self, reason: str) -> BrokenInput:
+        self._why_broken = reason
+        return BrokenInput(self.path, self.records, reason)
 
     def _skip_blank(self, blocks: Iterator[bytes]) -> bytes:
         """Return the beginning of the text without the blank lines before it; nothing if there is no more."""
@@ -258,14 +263,20 @@ class FastxParser:
             raise TooLarge(self.path, self._line, reason)
 
     def _whole_lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the text in blocks of whole lines."""
+        """Yield the text in blocks of whole lines; before a break, all that are complete."""
         begun = io.BytesIO()  # a line may be longer than many blocks
-        for block in blocks:
-            end = block.rfind(b"\n") + 1 or block.rfind(b"\r") + 1
-            if end:
-                yield _take_text(begun, [block[:end]])
-            begun.write(block[end:])
-            self._check_size(begun.tell())
+        try:
+            for block in blocks:
+                end = block.rfind(b"\n") + 1 or block.rfind(b"\r") + 1
+                if end:
+                    yield _take_text(begun, [block[:end]])
+                begun.write(block[end:])
+                self._check_size(begun.tell())
+        except BrokenInput as error:
+            text = begun.getvalue()
+            if end := text.rfind(b"\r") + 1:
+                yield text[:end]
+            raise self._broken(self._why_broken) from error.__cause__
         if begun.tell():
             yield begun.getvalue()
 
