@@ -13,7 +13,7 @@ from virnuc_async.cli.environment import prepare_ray
 from virnuc_async.cli.main import main
 from virnuc_async.distributed.ray_cluster import Node, connect, slots
 from virnuc_async.distributed.ray_runner import OnRay, number_of_shards, run_on_ray
-from virnuc_async.errors import UsageError
+from virnuc_async.errors import ClusterError, UsageError
 from virnuc_async.sequences.segments import START
 from virnuc_async.settings import Settings
 
@@ -111,3 +111,18 @@ def test_nothing_is_sent_and_nobody_else_may_use_the_cluster_of_this_machine(
     prepare_ray("local")
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("nonsense", "is no address: local, auto, HOST:PORT or ray://HOST:PORT"),
+        ("host:port", "is no address"),
+        ("127.0.0.1:1", "cannot be reached: .*refused"),
+        ("ray://127.0.0.1:1", "cannot be reached: .*refused"),
+    ],
+)
+def test_a_cluster_that_is_not_there(address: str, message: str) -> None:
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    with pytest.raises(ClusterError, match=message), connect(address, {}):
+        pass

@@ -6,6 +6,7 @@ call is only ever waited for together with others, for a time.
 """
 
 import logging
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,8 @@ from virnuc_async.errors import ClusterError, UsageError
 from .ray_worker import ShardWorker
 
 LOCAL, AUTO = "local", "auto"
+_CLIENT = "ray://"
+_CONNECT_SECONDS = 10.0
 
 # The node of a cluster on this machine has an address that other machines cannot reach; Ray takes the usual
 # one of the loopback for one of its own to look up.
@@ -162,6 +165,7 @@ def connect(
     ray = _ray()
     with ExitStack() as stack:
         options: dict[str, Any] = {"address": address}
+        _require_reachable(address)
         if address == LOCAL:
             place = stack.enter_context(_temporary_directory(scratch))
             options |= {
@@ -197,6 +201,19 @@ def slots(node: Node, wants_gpus: bool, cpu_workers: int, threads: int | None) -
     count = cpu_workers or (max(1, node.cpus // threads) if threads else 1)
     each = min(threads or node.cpus, max(1, node.cpus // count))
     return [Slot(node, number, each, 0) for number in range(min(count, node.cpus))]
+
+
+def _require_reachable(address: str) -> None:
+    """Check that somebody listens at *address*: Ray would try for minutes, and then end this process."""
+    if address in (LOCAL, AUTO):
+        return
+    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        raise ClusterError(address, f"is no address: {LOCAL}, {AUTO}, HOST:PORT or {_CLIENT}HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(address, f"cannot be reached: {error}") from error
 
 
 def _ray() -> Any:
