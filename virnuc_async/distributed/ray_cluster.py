@@ -162,7 +162,7 @@ def connect(
         UsageError: Ray is not installed
         ClusterError: there is no cluster, or it cannot be used
     """
-    ray = _ray()
+    ray = require_ray()
     with ExitStack() as stack:
         options: dict[str, Any] = {"address": address}
         _require_reachable(address)
@@ -216,7 +216,8 @@ def _require_reachable(address: str) -> None:
         raise ClusterError(address, f"cannot be reached: {error}") from error
 
 
-def _ray() -> Any:
+def require_ray() -> Any:
+    """Return the module ray; raise UsageError if it is not installed."""
     try:
         return import_module("ray")
     except ImportError:

@@ -32,9 +32,11 @@ from virnuc_async.text import is_url, plural
 from .cluster_progress import ClusterCounts
 from .merge import merge_shards
 from .plan import SHARDS, RunPlan, Shard, read_plan
-from .ray_cluster import LOCAL, Node, RayCluster, Slot, connect, slots
+from .planning import make_plan
+from .ray_cluster import LOCAL, Node, RayCluster, Slot, connect, require_ray, slots
 from .ray_dealer import Patience, RayDealer
-from .ray_work import Planning, Scoring
+from .ray_work import Planning, Scoring, as_of_run
+from .scanning import PlanProgress
 
 CPU, _EVERY_GPU = "cpu", "cuda"  # names of devices
 _SHARD_NAME = re.compile(r"[0-9]{5}-of-[0-9]{5}")
@@ -75,6 +77,9 @@ async def run_on_ray(
         what make_plan and merge_shards raise
     """
     run = _RayRun(inputs, out_dir, settings, on, command)
+    require_ray()
+    if run.is_here:
+        await run.plan_here()
     set_aside = await _in_thread(run.deal, run)
     if set_aside:
         raise ShardsMissing(str(run.place), _named(set_aside))
@@ -125,7 +130,23 @@ class _RayRun:
         self._command = command
         self._dealer: RayDealer | None = None
         # On this machine no node comes later.
-        self._patience = Patience(no_worker=5.0) if on.address == LOCAL else Patience()
+        self._patience = Patience(no_worker=5.0) if self.is_here else Patience()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the cluster is this machine alone."""
+        return self._on.address == LOCAL
+
+    async def plan_here(self) -> None:
+        """Plan the run on this machine, whose devices do it: what is wrong shows before Ray is started."""
+        counts = ClusterCounts({})
+
+        def tell(progress: PlanProgress) -> None:
+            counts.status = as_of_run(progress).stage
+            logger.bind(counts=counts).log(PROGRESS, "{}", counts.status)
+
+        segment = self._on.segment_bases
+        await make_plan(self._inputs, self.place, self._settings, segment_bases=segment, on_progress=tell)
 
     def deal(self, stop: Event) -> dict[Shard, str]:
         """Plan the run and do all of its shards; return those that cannot be done, with the reasons."""
@@ -138,7 +159,8 @@ class _RayRun:
                 threads=self._settings.threads,
             )
             settings = replace(self._settings, devices=() if wants_gpus else ("cpu",), gpus=())
-            self._plan(cluster, find, settings, stop)
+            if not self.is_here:
+                self._plan(cluster, find, settings, stop)
             if stop.is_set():
                 return {}
             plan = read_plan(self.place)
@@ -178,7 +200,7 @@ class _RayRun:
         """Whether the workers are GPUs: if that is asked for or planned, else if there are any."""
         if self._settings.devices:
             return self._settings.devices[0] != CPU
-        if (self.place / PLAN).exists() and not self._settings.overwrite:
+        if self.is_here or ((self.place / PLAN).exists() and not self._settings.overwrite):
             return not is_cpu_kind(read_plan(self.place).devices)
         return any(node.gpus for node in cluster.nodes())
 

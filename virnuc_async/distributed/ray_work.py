@@ -38,7 +38,7 @@ class Planning:
         """Plan the run; an error of ours is the result, since another node would find the same."""
 
         def tell(progress: PlanProgress) -> None:
-            on_progress(_as_of_run(progress))
+            on_progress(as_of_run(progress))
 
         try:
             await make_plan(
@@ -110,7 +110,8 @@ class Scoring:
         return None if owner is None or owner.is_alive is False else owner
 
 
-def _as_of_run(progress: PlanProgress) -> RunProgress:
+def as_of_run(progress: PlanProgress) -> RunProgress:
+    """Return how far a plan is, as a run tells it."""
     share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
     files = f"{progress.files_done:,} of {plural(progress.files, 'file')}"
     stage = f"planning: {files}, {share:.0%} of {progress.bytes / 1e9:,.2f} GB"
