@@ -81,14 +81,14 @@ def test_a_shard_begins_where_its_segment_does(
     is_packed: bool, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(scan, "_MARK_BYTES", 1000)
-    text, records = as_fasta(some_records(900)), some_records(900)
-    members = [gzip.compress(text[begin : begin + 20_000]) for begin in range(0, len(text), 20_000)]
+    text, records = as_fasta(some_records(3000)), some_records(3000)
+    members = [gzip.compress(text[begin : begin + 60_000]) for begin in range(0, len(text), 60_000)]
     content = b"".join(members) if is_packed else text
     (tmp_path / "reads").write_bytes(content)
     here, there = scan_file(str(tmp_path / "reads")), scan_file(url := bucket.put("reads", content))
     assert (there.records, there.bases, there.size) == (here.records, here.bases, here.size)
     assert there.version.fingerprint == here.version.fingerprint
-    points = [there.seek_point(record) for record in (1, 450, 899)]
+    points = [there.seek_point(record) for record in (1, 1500, 2999)]
     for point in points:
         assert list(read_contigs(url, point)) == records[point.record :]
     assert points[-1].offset > 0
