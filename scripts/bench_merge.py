@@ -81,7 +81,7 @@ def make_run(run: Path, orfs: int, shards: int) -> None:
         settings=planned_settings(Settings()),
         flagged=[],
         is_utf8=True,
-        files=(PlannedFile(PATH, None, 0, records * shards, records * shards * BASES, READS, None),),
+        files=(PlannedFile(PATH, PATH, None, 0, records * shards, records * shards * BASES, READS, None),),
         segments=tuple(
             PlannedSegment(0, at * records, at * records, records, records * BASES) for at in range(shards)
         ),

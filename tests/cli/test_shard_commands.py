@@ -107,3 +107,27 @@ def test_options_of_the_machine_and_the_session(planned: Path, tmp_path: Path) -
     code, said = shard(planned, "0/2", "--overwrite", "--quiet")
     assert code == 0
     assert log(planned / "shards" / "00000-of-00002").count("this shard is finished already") <= 1
+
+
+def test_inputs_keep_the_names_that_they_were_given(
+    tmp_path: Path, model: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables have relative paths as they were given, wherever shards are scored and merged."""
+    (tmp_path / "reads").mkdir()
+    (tmp_path / "one.fa").write_text(fasta([("one", _BASES)]))
+    (tmp_path / "reads" / "two.fa").write_text(fasta([("two", _BASES)]) + ">protein\nMKLVINGKTLKGEIT\n")
+    options = ("--model", model.directory, "--devices", "cpu", "--viral-fasta")
+    monkeypatch.chdir(tmp_path)
+    assert run("plan", "./one.fa", "reads", "run", *options).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert shard(tmp_path / "run", "0/1")[0] == 0
+    assert run("merge", tmp_path / "run").code == 2
+    monkeypatch.chdir(tmp_path)
+    assert predict("./one.fa", "reads", "out", *options).code == 2
+    assert b"\t./one.fa\t" in (tmp_path / "out" / "contigs.tsv").read_bytes()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    same = names - {"run.sqlite3", "run.log", "progress.json", "summary.json", "report.html"}
+    assert {"contigs.tsv", "samples.tsv", "failed_files.txt", "viral.fasta"} <= same
+    for name in same - {"virnuc_statistics_mqc.json", "virnuc_mqc.json"}:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name

@@ -34,7 +34,7 @@ def planned(
 
 def _file(path: str, lengths: Sequence[int]) -> PlannedFile:
     total, kind = sum(lengths), "contigs" if lengths else None
-    return PlannedFile(path, [total, "0" * 64], total, len(lengths), total, kind, None)
+    return PlannedFile(path, path, [total, "0" * 64], total, len(lengths), total, kind, None)
 
 
 def segments(lengths: Sequence[Sequence[int]], segment_bases: int) -> list[PlannedSegment]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fakes import Rules, fake_devices
+from batch_scorer import BatchRules
+from fakes import fake_devices
 
 from virnuc_async._version import __version__
 from virnuc_async.distributed.plan import SHARDS, PlannedFile, PlannedSegment, RunPlan, Shard, write_plan
@@ -35,7 +36,7 @@ class Sharded:
         machine = {"model": bundle.directory, "tokens_per_batch": TOKENS, "precision": Precision.FP32}
         self.settings = replace(settings or Settings(), **machine)
         self.one, self.run = directory / "one", directory / "run"
-        self.rules = Rules()
+        self.rules = BatchRules()
 
     async def score_at_once(self) -> Summary:
         paths = tuple(self.paths)
@@ -97,6 +98,7 @@ def _read(paths: Sequence[str], files: list[PlannedFile], segments: list[Planned
         version = InputVersion.of(path)
         files.append(
             PlannedFile(
+                path,
                 path,
                 version.fingerprint,
                 Path(path).stat().st_size,

@@ -130,7 +130,7 @@ class _Merge:
             if file.merging is not Merging.ANEW and file.is_wanted(self.run):
                 files_of(self._path, self._shards, file.name)
         if self._viral is not None:
-            require_place(self._viral, self.run.reader.paths(), out)
+            require_place(self._viral, [file.path for file in self._plan.files], out)
         check_originals(self.run, self._inputs)
 
     def write(self, output: MergedOutput) -> Summary:

@@ -41,6 +41,7 @@ class PlannedFile:
     """An input, as it was when the plan was made."""
 
     path: str  # absolute, or a URL
+    name: str  # as it was named, which is what tables have
     fingerprint: list[int | str] | None  # of InputVersion; None: it cannot be read
     size: int  # bytes, as it lies on the disk
     records: int  # that were read
@@ -358,6 +359,7 @@ _PLAN_CHECKS: dict[str, Check] = {
 }
 _FILE_CHECKS: dict[str, Check] = {
     "path": plan_values.path,
+    "name": plan_values.name,
     "fingerprint": optional(plan_values.fingerprint),
     "size": plan_values.number,
     "records": plan_values.number,

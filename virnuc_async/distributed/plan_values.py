@@ -44,6 +44,13 @@ def path(label: str, value: Any) -> str:
     return value
 
 
+def name(label: str, value: Any) -> str:
+    """Return *value*, the path of a file as somebody has named it."""
+    if type(value) is not str or not value or "\0" in value:
+        raise ValueError(f"{label} is {value!r:.99}")
+    return value
+
+
 def fingerprint(label: str, value: Any) -> list[int | str]:
     """Return *value*, what the content of a file is known by."""
     if type(value) is not list or not all(type(part) in (int, str) for part in value):

@@ -131,7 +131,8 @@ def _whole_run(inputs: Sequence[str], run: Path, settings: Settings) -> Plan:
         require_place(settings.viral_fasta, paths, run)
     if settings.layout and not (run / PLAN).exists():
         require_free_layout(run, paths)
-    plan = Plan(paths, settings, find(settings.model, settings.cache_dir), notices=listed.notices)
+    bundle = find(settings.model, settings.cache_dir)
+    plan = Plan(paths, settings, bundle, notices=listed.notices, names=listed.paths)
     _ = plan.verdict_rule  # before anything is read: the model may not have the threshold
     return plan
 
@@ -153,15 +154,15 @@ def _draft(run: Plan, for_device: str | None, segment_bases: int) -> RunPlan:
         settings=planned_settings(run.settings),
         flagged=[],
         is_utf8=True,
-        files=tuple(map(_unread_file, run.paths, versions)),
+        files=tuple(map(_unread_file, run.paths, run.named, versions)),
         segments=(),
         notices=[[notice.level, notice.text] for notice in run.notices],
     )
 
 
-def _unread_file(path: str, version: InputVersion) -> PlannedFile:
+def _unread_file(path: str, name: str, version: InputVersion) -> PlannedFile:
     size = version.fingerprint[0] if version.fingerprint else 0
-    return PlannedFile(path, version.fingerprint, int(size), 0, 0, None, None)
+    return PlannedFile(path, name, version.fingerprint, int(size), 0, 0, None, None)
 
 
 def _devices(run: Plan, name: str | None) -> PlannedDevices:
@@ -204,6 +205,7 @@ def _identity(plan: RunPlan) -> dict[str, Any]:
         "model": f"{plan.model} ({plan.fingerprint})",
         "directory or name of the model": plan.settings["model"],
         "inputs": [[file.path, file.fingerprint] for file in plan.files],
+        "names of inputs": [[file.name] for file in plan.files],
         "version": plan.version,
         "devices": plan.devices,
         "precision": plan.precision,
@@ -255,12 +257,12 @@ class _Planner:
         segmenting = Segmenting(self._draft.segment_bases)
         for number, scan in enumerate(scans):
             segmenting.add_file(number, scan.lengths(), scan.seek_point)
-        segments, files = segmenting.segments(), tuple(map(_planned_file, scans))
+        segments, files = segmenting.segments(), tuple(map(_planned_file, scans, self._run.named))
         self._report(scans)
         for number, count in Counter(segment.file for segment in segments).items():
             if count > _MOST_SKIMMED and is_plain_gzip(self._run.paths[number]):
                 self._messages.log.warning(_PLAIN_GZIP, self._run.paths[number])
-        is_utf8 = all(scan.is_utf8 and _is_utf8(scan.path) for scan in scans)
+        is_utf8 = all(scan.is_utf8 for scan in scans) and all(map(_is_utf8, self._run.named))
         return replace(self._draft, files=files, segments=segments, flagged=flagged, is_utf8=is_utf8)
 
     def _report(self, scans: Sequence[FileScan]) -> None:
@@ -279,10 +281,11 @@ class _Planner:
                 self._messages.log_failure(Failure(scan.path, Stage.INPUT, scan.failure.reason))
 
 
-def _planned_file(scan: FileScan) -> PlannedFile:
+def _planned_file(scan: FileScan, name: str) -> PlannedFile:
     failure = None if scan.failure is None else str(scan.failure.reason)
     return PlannedFile(
         scan.path,
+        name,
         scan.version.fingerprint,
         scan.size or 0,
         scan.records,

@@ -124,7 +124,7 @@ class _RayRun:
     ) -> None:
         _require_shared(inputs, str(out_dir))
         self.place = Path(os.path.abspath(out_dir))
-        self._inputs = [_whole_path(name) for name in inputs]
+        self._inputs = inputs
         self._settings = _of_any_machine(settings, on.address)
         self._on = on
         self._command = command
@@ -210,7 +210,7 @@ class _RayRun:
         dealer = RayDealer(
             cluster,
             find,
-            Planning(self._inputs, self.place, settings, self._on.segment_bases),
+            Planning(self._inputs, os.getcwd(), self.place, settings, self._on.segment_bases),
             counts,
             self._patience,
         )
@@ -269,10 +269,6 @@ def _require_shared(inputs: Sequence[str], out_dir: str) -> None:
         raise UsageError("standard input can be read only once, and every shard reads it: name a file")
     if is_url(out_dir):
         raise UsageError(f"with --ray, the output is a directory that all nodes see, not a URL: {out_dir}")
-
-
-def _whole_path(name: str) -> str:
-    return name if is_url(name) else os.path.abspath(name)
 
 
 def _shard_names(place: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What the actors of a Ray cluster do: plan a run, and score its shards."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from anyio import to_thread
 
 from virnuc_async import engine
-from virnuc_async.errors import DirectoryLockedError, NoDevicesLeft, PlanMismatch, VirnucError
+from virnuc_async.errors import DirectoryLockedError, NoDevicesLeft, PlanMismatch, UsageError, VirnucError
 from virnuc_async.fileio import Directory
 from virnuc_async.runs.lock import Owner, owner_of
 from virnuc_async.runs.run_progress import RunProgress
@@ -27,6 +28,7 @@ class Planning:
     """Plans a run, on a node that has the devices which will do it: the only shard is the whole."""
 
     inputs: Sequence[str]
+    directory: str  # that they are named from
     run: Path
     settings: Settings
     segment_bases: int
@@ -40,6 +42,12 @@ class Planning:
         def tell(progress: PlanProgress) -> None:
             on_progress(as_of_run(progress))
 
+        try:
+            # Of a process that plans and does nothing else. What is named from there must be on each node.
+            os.chdir(self.directory)
+        except OSError as error:
+            reason = f"the inputs are named from {self.directory}, which this node does not have"
+            return Answer(Ending.DONE, error=UsageError(f"{reason}: {error.strerror}"))
         try:
             await make_plan(
                 self.inputs, self.run, self.settings, segment_bases=self.segment_bases, on_progress=tell

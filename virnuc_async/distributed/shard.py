@@ -90,6 +90,7 @@ def _plan(
         window=planned.window,
         on_progress=on_progress,
         segment=planned.segment_bases,
+        names=tuple(file.name for file in planned.files),
         part=part,
     )
     _ = plan.verdict_rule  # before anything is computed: the model may not have the threshold

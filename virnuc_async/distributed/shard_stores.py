@@ -68,7 +68,7 @@ class ShardStores:
     def meta(self, key: str) -> Any:
         """Return what is known of the run under *key*, or None."""
         if key == "paths":
-            return [file.path for file in self._plan.files]
+            return [file.name for file in self._plan.files]
         if key == "kinds":
             return [file.kind for file in self._plan.files]
         return self._sealed if key == "finished" else None

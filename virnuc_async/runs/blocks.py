@@ -1,7 +1,8 @@
 """Scores and records in columns, and the ids of ORFs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,12 @@ class Block:
     contigs: NDArray[np.void]  # CONTIG
     ids: bytes  # of the contigs, a line each
     scores: NDArray[np.void]  # SCORE
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return consecutive blocks as one."""
+        contigs, scores = ([getattr(part, name) for part in parts] for name in ("contigs", "scores"))
+        return cls(np.concatenate(contigs), b"".join([part.ids for part in parts]), np.concatenate(scores))
 
     @property
     def rows(self) -> NDArray[np.int64]:

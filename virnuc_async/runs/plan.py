@@ -66,7 +66,13 @@ class Plan:
     on_progress: Callable[[RunProgress], None] | None = None  # called while the run proceeds, and at its end
     notices: tuple[Notice, ...] = ()  # of what is left out of the directories that were named
     segment: int = SEGMENT_BASES  # bases
+    names: tuple[str, ...] = ()  # of *paths* in tables, if they are other ones
     part: PlannedPart | None = None  # that this is of a run of several shards
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What tables call the inputs."""
+        return self.names or self.paths
 
     @property
     def span(self) -> InputSpan:

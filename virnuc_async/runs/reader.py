@@ -96,12 +96,12 @@ class RunReader:
             for window in windows:
                 parts.append(window)
                 if window.ids:
-                    complete, last = self._concatenate(parts).split_last()
+                    complete, last = self._joined(parts).split_last()
                     parts = [last]
                     if complete.ids:
                         yield complete
         if parts and parts[0].ids:
-            yield self._concatenate(parts)
+            yield self._joined(parts)
 
     def ids(self, file: int) -> Iterator[list[bytes]]:
         """Yield the ids of all records of *file* that were read, a window at a time, without their scores."""
@@ -296,12 +296,8 @@ class RunReader:
             self._require(self._sealed() is None, "batches are missing")
         return batches, scores
 
-    def _concatenate(self, parts: Sequence[Block]) -> Block:
-        block = Block(
-            np.concatenate([part.contigs for part in parts]),
-            b"".join([part.ids for part in parts]),
-            np.concatenate([part.scores for part in parts]),
-        )
+    def _joined(self, parts: Sequence[Block]) -> Block:
+        block = Block.joined(parts)
         self._require(block.is_complete(), "records or ORFs are missing")
         return block
 

@@ -257,7 +257,7 @@ class RunSession:
             self.is_finished = False
             bound = self._bind_hardware(identity, known)
             self.store.drop_batches(lost)
-        self._check = WindowCheck(self.store, bound, self.plan.paths, self._changes, self.messages)
+        self._check = WindowCheck(self.store, bound, self.plan.named, self._changes, self.messages)
 
     def _bind_hardware(self, identity: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
         """Decide what the run is computed with, as it is *known*, and bind the store to the whole."""
@@ -266,7 +266,7 @@ class RunSession:
         else:
             self.hardware = decide_hardware(self.plan, self._devices or choose_devices(self.plan), known)
         bound = {**identity, "embeddings": self.keeps_embeddings, **self.hardware.as_identity()}
-        self.store.bind_run(bound, self.plan.paths)
+        self.store.bind_run(bound, self.plan.named)
         return bound
 
     def _find_lost_embeddings(self) -> list[BatchKey]:
