@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,21 @@ def test_a_changed_file_is_detected(part: str, tmp_path: Path):
         bundle.check()
     changed = f"{part} has changed or is damaged (sha256 {sha256(path)[:12]})"
     assert str(caught.value) == f"{tmp_path / 'b'} is not a usable bundle: {changed}"
+
+
+def test_what_was_checked_is_not_read_again_until_it_is_written(tmp_path: Path):
+    bundle, path = make(tmp_path / "b"), tmp_path / "b" / bundles.PARTS[0]
+    bundle.check_once()
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"e", b"E", 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    bundle.check_once()  # as far as can be seen, nothing was written
+    with pytest.raises(BadBundle):
+        bundle.check()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    for _ in range(2):
+        with pytest.raises(BadBundle):
+            bundle.check_once()
 
 
 @pytest.mark.parametrize("part", bundles.PARTS)

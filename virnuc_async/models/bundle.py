@@ -44,6 +44,9 @@ MAX_TOKENIZER_SIZE = 1 << 24  # bytes; the published one has 170,000
 _MAX_LAYERS, _MAX_DIMENSION = 1_000, 1 << 20
 _SHIPPED = Path(__file__).parent
 
+# Of the bundles that this process has checked: checksums and signatures of their files, by directory.
+_checked: dict[Path, tuple[Mapping[str, str], Mapping[str, Any]]] = {}
+
 Entry = TypeVar("Entry", Calibration, ContigScore)
 
 
@@ -85,6 +88,17 @@ class Bundle:
                 raise BadBundle(
                     str(self.directory), f"{name} has changed or is damaged (sha256 {found[:12]})"
                 )
+
+    def check_once(self) -> None:
+        """
+        Check all files as :meth:`check` does, unless this process has and none was written since.
+
+        A process that does one run after the other would read gigabytes for each.
+        """
+        now = {name: _signature(self.directory / name) for name in self.checksums}
+        if _checked.get(self.directory) != (self.checksums, now):
+            self.check()
+            _checked[self.directory] = (self.checksums, now)
 
     def signatures(self) -> dict[str, tuple[int, ...] | None]:
         """Return what changes when one of the files that decide the scores is written or replaced."""

@@ -140,7 +140,7 @@ class RunSession:
         """
         self.counts.status = "checking the model's files"
         # It only reads: a caller that is cancelled need not wait for gigabytes.
-        await to_thread.run_sync(self.plan.bundle.check, abandon_on_cancel=True)
+        await to_thread.run_sync(self.plan.bundle.check_once, abandon_on_cancel=True)
         self.counts.load()
         end = 0  # the number behind the last window
         async for window in self._windows.each(self._tasks):
