@@ -238,7 +238,7 @@ class Shared:
         self._uses = count()
 
     def set_capacity(self, capacity: float, now: float) -> None:
-        """Have *capacity* from *now* on."""
+        """Set *capacity* from *now* on."""
         self._advance(now)
         self._capacity = capacity
         self._look_ahead()
@@ -404,7 +404,7 @@ class Simulation:
             self._idle.append((gpu, gpu.life))
 
     def _deal(self, now: float) -> None:
-        """Give what can be dealt to those that wait."""
+        """Deal what there is to those that wait."""
         while self._idle:
             gpu, life = self._idle.popleft()
             if gpu.life == life and not self._deal_to(gpu, now):
@@ -412,7 +412,7 @@ class Simulation:
                 return
 
     def _deal_to(self, gpu: Gpu, now: float) -> bool:
-        """Give *gpu* a shard, and return whether there is one for it."""
+        """Deal *gpu* a shard, and return whether there is one for it."""
         # Asking takes as long as there are workers.
         task = self._dealing.take(gpu.worker, now) if self._waiting else None
         if task is None:
