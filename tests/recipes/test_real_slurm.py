@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 from recipe_files import (
@@ -74,12 +75,12 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def real_slurm(shell: Shell, tmp_path: Path) -> Iterator[Shell]:
+def real_slurm(shell: Shell) -> Iterator[Shell]:
     """A shell in a directory with the scripts, and a Slurm that runs them on this machine."""
     for script in (RECIPES / "slurm").iterdir():
         shutil.copy(script, shell.directory)
-    place, host = tmp_path / "slurm", socket.gethostname()
-    for path in (place, place / "state", place / "spool"):
+    place, host = Path(mkdtemp("slurm", dir="/tmp")), socket.gethostname()  # the name of a socket is short
+    for path in (place / "state", place / "spool"):
         path.mkdir()
     place.chmod(0o755)
     (place / "munge.key").write_bytes(os.urandom(1024))
@@ -104,6 +105,7 @@ def real_slurm(shell: Shell, tmp_path: Path) -> Iterator[Shell]:
     finally:
         for name in ("slurmd", "slurmctld", "munged"):
             stop(place / f"{name}.pid")
+        shutil.rmtree(place)
 
 
 def free_ports(count: int) -> list[int]:
@@ -141,7 +143,7 @@ def test_a_shard_is_requeued_and_the_tables_wait_for_it(
     logs = "".join(path.read_text() for path in where.glob(f"*-{array}_0.log"))
     assert "is requeued" in logs
     assert "resuming after" in logs
-    assert read_tables(where / "results", where / "metagenome.fa.gz") == in_segments
+    assert read_tables(where / "results", "metagenome.fa.gz") == in_segments
     note("Slurm itself: plan, an array of shards, one of them requeued, merge; byte-identical to one machine")
 
 

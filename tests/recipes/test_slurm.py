@@ -178,7 +178,7 @@ def test_the_commands_for_shards(slurm: Shell, contigs: Path, in_segments: Table
         ["virnuc-async", "merge", "run/"],
     ]
     assert "DependencyNeverSatisfied" not in printed
-    assert read_tables(slurm.directory / "results", slurm.directory / "metagenome.fa.gz") == in_segments
+    assert read_tables(slurm.directory / "results", "metagenome.fa.gz") == in_segments
     assert not list(slurm.directory.glob("virnuc-async-*"))  # TMPDIR is gone
     note("Slurm: plan, an array of shards, merge; byte-identical to one machine, with a fake sbatch")
 

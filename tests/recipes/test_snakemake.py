@@ -123,7 +123,7 @@ def sharded(workflow: Shell) -> Shell:
 def assert_shard_resumed(sharded: Shell, in_segments: Tables, shard: int) -> None:
     place = sharded.directory / "runs" / "a" / "shards"
     assert "resuming after" in (place / f"{shard:05}-of-00003" / "run.log").read_text()
-    assert read_tables(sharded.directory / "results" / "a", sharded.directory / "contigs.fa") == in_segments
+    assert read_tables(sharded.directory / "results" / "a", "contigs.fa") == in_segments
 
 
 def test_a_shard_that_is_killed_is_retried_and_resumes(

@@ -164,15 +164,14 @@ def test_features_that_change_while_they_are_read_are_refused(at: int, tmp_path:
 async def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
     bench: PipelineHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Bundle.check
+    real = Bundle.check_once
 
-    def check_and_replace(bundle: Bundle, *names: str) -> None:
-        real(bundle, *names)
-        if not names:
-            path = bundle.directory / "classifier.safetensors"
-            written(path.with_name("other"), path.read_bytes()).replace(path)
+    def check_and_replace(bundle: Bundle) -> None:
+        real(bundle)
+        path = bundle.directory / "classifier.safetensors"
+        written(path.with_name("other"), path.read_bytes()).replace(path)
 
-    monkeypatch.setattr(Bundle, "check", check_and_replace)
+    monkeypatch.setattr(Bundle, "check_once", check_and_replace)
     with pytest.raises(BadBundle, match=r"classifier\.safetensors changed while the model was loaded"):
         await bench.run()
     monkeypatch.undo()
