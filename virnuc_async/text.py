@@ -28,6 +28,15 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def is_utf8(text: bytes) -> bool:
+    """Return whether *text* is UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def is_printable(text: object) -> TypeGuard[str]:
     """Return whether *text* is a string that a terminal shows as it is."""
     return isinstance(text, str) and text.isprintable()

@@ -1,5 +1,6 @@
 """How a run of many machines is planned: all that its shards must agree on is decided here, once."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from virnuc_async.sequences.listing import is_stdin, list_inputs
 from virnuc_async.sequences.scan import FileScan, Spill
 from virnuc_async.sequences.segments import SEGMENT_BASES
 from virnuc_async.settings import Settings, user_path, user_paths, whole
-from virnuc_async.text import plural
+from virnuc_async.text import is_utf8, plural
 
 from .plan import PlannedFile, RunPlan
 from .planned_devices import CPU, PlannedDevices, devices_here, stated_devices
@@ -262,8 +263,10 @@ class _Planner:
         for number, count in Counter(segment.file for segment in segments).items():
             if count > _MOST_SKIMMED and is_plain_gzip(self._run.paths[number]):
                 self._messages.log.warning(_PLAIN_GZIP, self._run.paths[number])
-        is_utf8 = all(scan.is_utf8 for scan in scans) and all(map(_is_utf8, self._run.named))
-        return replace(self._draft, files=files, segments=segments, flagged=flagged, is_utf8=is_utf8)
+        are_utf8 = all(map(is_utf8, map(os.fsencode, self._run.named))) and all(
+            scan.is_utf8 for scan in scans
+        )
+        return replace(self._draft, files=files, segments=segments, flagged=flagged, is_utf8=are_utf8)
 
     def _report(self, scans: Sequence[FileScan]) -> None:
         """Log what a run will say of these files; raise NoRecords if it would."""
@@ -293,14 +296,6 @@ def _planned_file(scan: FileScan, name: str) -> PlannedFile:
         scan.kind,
         failure,
     )
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _scratch(temporary_dir: Path | None, directory: Path) -> Directory:

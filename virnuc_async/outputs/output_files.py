@@ -20,6 +20,7 @@ from virnuc_async.runs.mate_check import PairedFiles
 from virnuc_async.runs.reader import RunReader
 from virnuc_async.sequences.inputs import CONTIGS, READS
 from virnuc_async.settings import CallRules, Format, RegionRules
+from virnuc_async.text import is_utf8
 
 from .calls import CALLS_TABLE, call_chunks
 from .columns import Chunks
@@ -96,7 +97,7 @@ class FinishedRun:
         """Whether all ids of records and paths of inputs are UTF-8."""
         paths = self.reader.paths()
         ids = (b"\n".join(block) for file in range(len(paths)) for block in self.reader.ids(file))
-        return all(map(_is_utf8, chain(map(os.fsencode, paths), ids)))
+        return all(map(is_utf8, chain(map(os.fsencode, paths), ids)))
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -125,14 +126,6 @@ class FinishedRun:
     def summary(self) -> Summary:
         """The facts of the run, once the tables of contigs and pairs are made."""
         return self._summarize(self)
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class Merging(Enum):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from virnuc_async.errors import InputChanged, InputError
 from virnuc_async.fileio import Directory
+from virnuc_async.text import is_utf8
 
 from .alignments import AlignmentParser
 from .decompression import GzipText
@@ -194,7 +195,7 @@ class _Scanner:
             self._lengths.extend(lengths)
             self._kind = READS
             if self._is_utf8 and not part.text.isascii():
-                self._is_utf8 = all(_is_utf8(first_word(header[1:])) for header in part.headers)
+                self._is_utf8 = all(is_utf8(first_word(header[1:])) for header in part.headers)
         records, size, lines = self._lengths.records, begin.skip + len(part.text), part.lines.size // 2
         self._at = SeekPoint(records, 0, size, begin.line + lines)
 
@@ -206,7 +207,7 @@ class _Scanner:
                 for contig in contigs:
                     self._lengths.add(len(contig.bases))
                     if self._is_utf8 and not contig.id.isascii():
-                        self._is_utf8 = _is_utf8(contig.id)
+                        self._is_utf8 = is_utf8(contig.id)
                     if isinstance(parser, FastxParser) and parser.mark is not mark:
                         mark = parser.mark
                         self._marks.add(mark._replace(skip=at.skip + mark.skip), self._place)
@@ -228,14 +229,6 @@ class _Scanner:
             _lengths=self._lengths,
             _marks=self._marks,
         )
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class _Lengths:
